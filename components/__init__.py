@@ -1,0 +1,1 @@
+"""Learned unmasking policies for masked diffusion language models: the library (no Prefect, no DVC in here)."""

@@ -1,0 +1,81 @@
+"""A Hugging Face decoder used as a bidirectional dLLM: LLaDA as native Llama, Dream as native Qwen2.
+
+Every quirk of a model family ends here: the attention mask, the shift by one, the ids that must not be committed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.errors import CheckpointError
+from components.types import Canvas, RowState
+
+
+class TransformerDenoiser:
+    """``model``: a native causal-LM class of transformers. ``shifted``: its logits at i speak of i + 1 (Dream)."""
+
+    stateless = True
+
+    def __init__(self, model: Any, mask_id: int, tokens: int, shifted: bool) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.mask_id = mask_id
+        self.shifted = shifted
+        self.vocabulary: int = model.config.vocab_size
+        self.width: int = model.config.hidden_size
+        self.device: torch.device = model.device
+        undecodable = range(tokens, self.vocabulary)
+        self.forbidden_ids = torch.tensor(sorted({mask_id, *undecodable}), device=self.device)
+
+    def start(self, canvas: Canvas) -> RowState | None:
+        return None
+
+    def hidden(self, canvas: Canvas, state: RowState | None = None) -> tuple[Tensor, RowState | None]:
+        with torch.no_grad():
+            return self.features(canvas.ids_BT, canvas.attend_BT), state
+
+    def features(self, ids_BT: Tensor, attend_BT: Tensor) -> Tensor:
+        """(B, T, D) last hidden states, aligned; with gradients if the caller's mode allows (pretraining)."""
+        hidden_BTD = self.model.model(
+            input_ids=ids_BT,
+            # A four-dimensional mask is taken as it is: keys that are padding are closed, nothing is causal.
+            attention_mask=attend_BT[:, None, None, :].expand(-1, 1, ids_BT.shape[1], -1),
+            position_ids=(attend_BT.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        if self.shifted:
+            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], 1)
+        return hidden_BTD
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model.lm_head(hidden_ND)
+
+
+def probe(denoiser: TransformerDenoiser) -> None:
+    """Checks after loading what would otherwise fail in silence; raises CheckpointError.
+
+    The last token must move the first position's features (transformers stays causal unless told otherwise), padding
+    must not, and every buffer and weight must be finite.
+    """
+    model = denoiser.model
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} holds values that are not finite; the checkpoint did not load whole; "
+                                  f"fetch it again, or compare it with its safetensors files")  # fmt: skip
+    free = next(i for i in range(denoiser.vocabulary) if i != denoiser.mask_id)
+    # Row 1 differs from row 0 in the last token; rows 2 and 3 differ only in what their padding holds.
+    ids_BT = torch.full((4, 6), denoiser.mask_id, device=denoiser.device)
+    attend_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    ids_BT[1, -1] = ids_BT[2, 0] = free
+    attend_BT[2:, 0] = False
+    out_BTD, _ = denoiser.hidden(Canvas(ids_BT, attend_BT, 0), None)
+    first = 1 if denoiser.shifted else 0
+    if torch.equal(out_BTD[0, first], out_BTD[1, first]):
+        raise CheckpointError(f"{type(model).__name__} ignores later tokens: it attends causally, and a dLLM must see "
+                              f"the whole canvas; use transformers >=5.13,<6 and a native decoder class")  # fmt: skip
+    if not torch.allclose(out_BTD[2, 2:], out_BTD[3, 2:], rtol=1e-3, atol=1e-3):
+        raise CheckpointError(f"{type(model).__name__} attends to padding: a row would depend on its batch; "
+                              f"use an attention implementation that honours a 4-D mask (sdpa, eager)")  # fmt: skip

@@ -1,0 +1,53 @@
+"""Advantages and surrogates of both papers, on ragged (row, step) pairs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(reward_R: Tensor, group_R: Tensor, by_std: bool = False) -> Tensor:
+    """(R,) A = R - mean of the row's group (arXiv 2512.09106; arXiv 2510.05725).
+
+    Dividing by the group's standard deviation is an option, and a trap: where all members are right, a difference of
+    one step becomes a full-size advantage.
+    """
+    count = int(group_R.max()) + 1 if len(group_R) else 0
+    ones_R = torch.ones_like(reward_R)
+    size_P = reward_R.new_zeros(count).index_add(0, group_R, ones_R).clamp(min=1)
+    mean_P = reward_R.new_zeros(count).index_add(0, group_R, reward_R) / size_P
+    advantage_R = reward_R - mean_P[group_R]
+    if by_std:
+        variance_P = reward_R.new_zeros(count).index_add(0, group_R, advantage_R**2) / size_P
+        advantage_R = advantage_R / (variance_P[group_R].sqrt() + 1e-4)
+    return advantage_R
+
+
+def pair_weights(row_N: Tensor, length_R: Tensor, weighting: str) -> Tensor:
+    """(N,) weight of each (row, step) pair in the mean over rows: 1/(R T_row) ("row": the papers' 1/T_g, which favours
+    short trajectories per step) or 1/(R L_row) ("constant")."""
+    rows = len(length_R)
+    if weighting == "row":
+        steps_R = torch.zeros(rows, dtype=torch.float32, device=row_N.device).index_add(
+            0, row_N, torch.ones_like(row_N, dtype=torch.float32)
+        )
+        return 1 / (rows * steps_R[row_N])
+    return 1 / (rows * length_R[row_N].to(torch.float32))
+
+
+def clipped(log_prob_N: Tensor, old_N: Tensor, advantage_N: Tensor, clip: float) -> Tensor:
+    """(N,) min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(log_prob - old): one ratio per step, all bits together."""
+    ratio_N = (log_prob_N - old_N).exp()
+    return torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - clip, 1 + clip) * advantage_N)
+
+
+def mixture_log_prob(log_prob_N: Tensor, steered_N: Tensor, members: int, experts: int) -> Tensor:
+    """(N,) expert steering (arXiv 2512.09106, appendix F): rows that an expert drew have the behaviour likelihood
+    G/(G+E) pi(u) + 1/(G+E) delta_expert(u), where delta is 1; other rows keep pi(u)."""
+    if experts == 0:
+        return log_prob_N
+    own = math.log(members / (members + experts))
+    theirs = torch.full_like(log_prob_N, -math.log(members + experts))
+    return torch.where(steered_N, torch.logaddexp(log_prob_N + own, theirs), log_prob_N)

@@ -1,0 +1,177 @@
+"""Paper A's policy (arXiv 2512.09106, section 4 and appendix): one AdaLN transformer block over per-position
+statistics of the frozen model, conditioned per position on the mask bit and the time.
+
+``PAPER`` is the published configuration, 331,265 parameters. The defaults differ where measurement said so: log-odds
+instead of the probability (which is useless near 1 on a linear scale), entropy and margin beside it, and optionally the
+frozen model's hidden states, which enter through a projection that starts at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.errors import SettingsError
+from components.maths.distributions import ActionDistribution, Bernoulli, Categorical
+from components.maths.plackett_luce import DPLS
+from components.types import Needs, Observation
+
+INPUTS = ("confidence", "log_odds", "entropy", "margin", "top")
+ACTIONS = {"bernoulli": Bernoulli, "dpls": DPLS, "categorical": Categorical}
+_SCALE = {"log_odds": 1 / 8}  # brings +-30 to a few units; the others are of order one as they are
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the policy's parameters; stored beside its weights.
+
+    features: width of the frozen model's hidden states, 0 to leave them out. period: of the sinusoidal time embedding
+    (paper: 1, which makes all frequencies equal). bias: the output's first bias (paper: -2, an initial unmasking
+    probability of .12). where: see Needs ("all" re-predicts committed positions, as in the paper). alpha: condition
+    on the speed exponent, one policy for the whole trade-off.
+    """
+
+    inputs: tuple[str, ...] = ("log_odds", "entropy", "margin")
+    top_k: int = 0
+    features: int = 0
+    width: int = 64
+    heads: int = 2
+    inner: int = 256
+    period: float = 1.0
+    bias: float = -2.0
+    where: str = "masked"
+    action: str = "bernoulli"
+    alpha: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.inputs if name not in INPUTS]
+        if unknown or not self.inputs:
+            raise SettingsError(f"policy inputs {self.inputs}: {unknown or 'none'}; there would be nothing to decide "
+                                f"on; choose from {INPUTS}")  # fmt: skip
+        if self.action not in ACTIONS:
+            raise SettingsError(f"policy action {self.action!r} is unknown; choose from {sorted(ACTIONS)}")
+        if self.width % (2 * self.heads):
+            raise SettingsError(f"policy width {self.width} with {self.heads} heads: rotary positions need an even "
+                                f"width per head; use a width divisible by {2 * self.heads}")  # fmt: skip
+        if ("top" in self.inputs) != (self.top_k > 0):
+            raise SettingsError(f"policy inputs {self.inputs} with top_k={self.top_k} do not agree; name the input "
+                                f"top and give top_k >= 1, or neither")  # fmt: skip
+
+
+PAPER = Shape(inputs=("confidence",), width=128, heads=2, inner=512, where="all")
+
+
+def sinusoid(value_B: Tensor, width: int, period: float) -> Tensor:
+    """(B, width): cosines, then sines, at frequencies period^(-i/half)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(period) * torch.arange(half, device=value_B.device) / half)
+    angle = value_B.unsqueeze(-1) * frequency
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def rotate(x_BHLd: Tensor) -> Tensor:
+    """Rotary positions, base 10000, on interleaved pairs; the halves are written back one after the other."""
+    length, size = x_BHLd.shape[-2:]
+    frequency = 10000.0 ** (-torch.arange(0, size, 2, device=x_BHLd.device) / size)
+    angle = torch.arange(length, device=x_BHLd.device).unsqueeze(-1) * frequency
+    cos, sin = angle.cos().to(x_BHLd.dtype), angle.sin().to(x_BHLd.dtype)
+    even, odd = x_BHLd[..., 0::2], x_BHLd[..., 1::2]
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], -1)
+
+
+class Block(nn.Module):
+    """LayerNorm, AdaLN, attention, gate; LayerNorm, AdaLN, feed-forward, gate. The gate is 1 + alpha, so that the
+    zero-initialised modulation leaves an ordinary pre-norm block."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x_BLW: Tensor, condition_B2W: Tensor, bit_BL1: Tensor, attend_B11L: Tensor) -> Tensor:
+        # The modulation depends on (row, mask bit) alone: two vectors per row, laid out per position.
+        open_B1W, closed_B1W = self.modulation(condition_B2W).split(1, 1)
+        g1, b1, a1, g2, b2, a2 = torch.where(bit_BL1, closed_B1W, open_B1W).chunk(6, -1)
+        h = self.norm_1(x_BLW) * (1 + g1) + b1
+        split = (*h.shape[:2], self.heads, -1)
+        q, k, v = (f(h).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(rotate(q), rotate(k), v, attn_mask=attend_B11L)
+        x_BLW = x_BLW + self.out(mixed.transpose(1, 2).reshape(h.shape)) * (1 + a1)
+        h = self.norm_2(x_BLW) * (1 + g2) + b2
+        return x_BLW + self.down(F.gelu(self.up(h))) * (1 + a2)
+
+
+class ConfidencePolicy(nn.Module):
+    """Utilities (B, L) from an Observation; see the module's docstring.
+
+    temperature and scale are test-time knobs of the Bernoulli action (paper: tau_pi and beta); speed is the alpha
+    that a conditioned policy is asked for.
+    """
+
+    def __init__(self, shape: Shape, temperature: float = 1.0, scale: float = 1.0, speed: float = 1.0) -> None:
+        super().__init__()
+        self.shape, self.temperature, self.scale, self.speed = shape, temperature, scale, speed
+        width = shape.width
+        self.stem = nn.Linear(len([i for i in shape.inputs if i != "top"]) + shape.top_k, width)
+        self.bit = nn.Embedding(2, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.block = Block(width, shape.heads, shape.inner)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+        nn.init.constant_(self.head.bias, shape.bias)
+        if shape.features:
+            self.features = nn.Linear(shape.features, width, bias=False)
+            nn.init.zeros_(self.features.weight)
+        if shape.alpha:
+            self.alpha = nn.Linear(1, width)
+            nn.init.zeros_(self.alpha.weight)
+            nn.init.zeros_(self.alpha.bias)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.shape.where, self.shape.top_k, "canvas" if self.shape.features else "none")
+
+    def score(self, obs: Observation) -> Tensor:
+        parts = []
+        for name in self.shape.inputs:
+            value = getattr(obs, "top_BLK" if name == "top" else f"{name}_BL")
+            if value is None:
+                raise ValueError(f"the observation has no {name}; the policy was trained on it; ask for it in Needs")
+            parts.append(value if name == "top" else value.unsqueeze(-1) * _SCALE.get(name, 1.0))
+        weight = self.stem.weight
+        x_BLW = self.stem(torch.cat(parts, -1).to(weight.dtype))
+        if self.shape.features:
+            assert obs.features_BTD is not None
+            states_BLD = obs.features_BTD[:, obs.canvas_start :].to(weight.dtype)
+            x_BLW = x_BLW + self.features(F.layer_norm(states_BLD, states_BLD.shape[-1:]))
+        time_B = obs.step_B.to(weight.dtype) / obs.length_B.to(weight.dtype)
+        condition_BW = self.time(sinusoid(time_B, self.shape.width, self.shape.period))
+        if self.shape.alpha:
+            condition_BW = condition_BW + self.alpha(torch.full_like(time_B, self.speed).unsqueeze(-1))
+        condition_B2W = condition_BW.unsqueeze(1) + self.bit.weight
+        position_L = torch.arange(obs.masked_BL.shape[1], device=weight.device)
+        attend_B11L = (position_L < obs.length_B.unsqueeze(1))[:, None, None, :]
+        attend = attend_B11L.expand(-1, -1, obs.masked_BL.shape[1], -1)
+        x_BLW = self.block(x_BLW, condition_B2W, obs.masked_BL.unsqueeze(-1), attend)
+        return self.head(self.norm(x_BLW)).squeeze(-1)
+
+    forward = score
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        utilities_BL = self.score(obs)
+        if self.shape.action == "bernoulli":
+            return Bernoulli(utilities_BL, obs.eligible_BL, self.temperature, self.scale)
+        return ACTIONS[self.shape.action](utilities_BL, obs.eligible_BL, self.temperature)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "confidence", "shape": asdict(self.shape)}

@@ -1,0 +1,250 @@
+"""The rules that a learned policy is measured against, each exact and safe in a batch: at least one commit per row
+with something eligible, only eligible positions, ties broken by the lowest index.
+
+==================  ============================================================  ==================================
+Quota               a fixed number of positions per step, by a score              LLaDA ``generate.py``, Dream, MaskGIT
+Threshold           every confidence >= min(lambda, the row's best)               Fast-dLLM, arXiv 2505.22618
+Factor              the largest n with (n+1)(1 - c_(n)) < f                       Fast-dLLM, arXiv 2505.22618
+EntropyBound        the largest k with sum H - max H <= gamma                     EB-Sampler, arXiv 2505.24857
+Klass               confident, and stable over the last steps                     KLASS, arXiv 2511.05664
+SoftmaxConfidence   one position ~ softmax(confidence / tau)                      UPO, arXiv 2510.05725
+TopKRandom          one position, uniform over the K most confident               UPO, arXiv 2510.05725
+==================  ============================================================  ==================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from components.errors import SettingsError
+from components.maths.distributions import ActionDistribution, Categorical, Deterministic
+from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
+from components.maths.plackett_luce import PlackettLuce
+from components.types import Needs, Observation
+
+
+def _first(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Deterministic:
+    """The ``count_B`` best eligible positions of each row, at least one."""
+    order_BL, _ = sort_eligible(score_BL, eligible_BL)
+    selected_BL = (rank_of(order_BL) < count_B.clamp(min=1).unsqueeze(-1)) & eligible_BL
+    return Deterministic(selected_BL, eligible_BL, score_BL)
+
+
+def _read(obs: Observation, name: str) -> Tensor:
+    value = getattr(obs, name)
+    if value is None:
+        raise ValueError(f"the observation has no {name}; this rule cannot be applied; ask for it in Needs")
+    return value
+
+
+@dataclass(frozen=True)
+class Quota:
+    """``per_step`` positions a step by ``order``: random, left_to_right, confidence, margin or entropy (lowest first).
+
+    Where it does not divide the block, the steps are as equal as they can be, the larger ones first (LLaDA's
+    schedule): a block of 8 at 3 per step takes 3, 3, 2.
+    """
+
+    order: str
+    per_step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS or self.per_step < 1:
+            raise SettingsError(f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
+                                f"use one of {ORDERS} and at least 1 per step")  # fmt: skip
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        if self.order == "random":
+            return torch.zeros(obs.masked_BL.shape, device=obs.masked_BL.device)
+        if self.order == "left_to_right":
+            return -torch.arange(obs.masked_BL.shape[1], device=obs.masked_BL.device).expand_as(obs.masked_BL).float()
+        value_BL = _read(obs, f"{self.order}_BL")
+        return -value_BL if self.order == "entropy" else value_BL
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        left_B = obs.eligible_BL.sum(-1)
+        steps_B = (left_B + self.per_step - 1) // self.per_step
+        count_B = (left_B + steps_B - 1) // steps_B.clamp(min=1)
+        if self.order == "random":
+            return PlackettLuce(self.score(obs), obs.eligible_BL, count_B)
+        return _first(self.score(obs), obs.eligible_BL, count_B)
+
+
+ORDERS = ("random", "left_to_right", "confidence", "margin", "entropy")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Commit every position with confidence >= min(threshold, the row's best)."""
+
+    threshold: float
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        return _read(obs, "confidence_BL")
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        score_BL = self.score(obs)
+        best_BL = one_hot(masked_argmax(score_BL, obs.eligible_BL), obs.eligible_BL)
+        selected_BL = ((score_BL >= self.threshold) | best_BL) & obs.eligible_BL
+        return Deterministic(selected_BL, obs.eligible_BL, score_BL)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Confidences in descending order: commit the largest n such that (n + 1)(1 - c_(n)) < factor; the best is free."""
+
+    factor: float
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        # The log-odds order positions as the confidence does, and do not saturate at 1.
+        return _read(obs, "log_odds_BL")
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        score_BL = self.score(obs)
+        order_BL, count_B = sort_eligible(score_BL, obs.eligible_BL)
+        doubt_BL = torch.sigmoid(-score_BL.gather(-1, order_BL))
+        n_L = torch.arange(1, score_BL.shape[1] + 1, device=score_BL.device)
+        passes_BL = ((n_L + 1) * doubt_BL < self.factor) & (n_L <= count_B.unsqueeze(-1))
+        # (n + 1)(1 - c_(n)) only grows with n: what passes is a prefix.
+        return _first(score_BL, obs.eligible_BL, passes_BL.sum(-1))
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma."""
+
+    gamma: float
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        return -_read(obs, "entropy_BL")
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        score_BL = self.score(obs)
+        order_BL, count_B = sort_eligible(score_BL, obs.eligible_BL)
+        entropy_BL = -score_BL.gather(-1, order_BL)
+        before_BL = entropy_BL.cumsum(-1) - entropy_BL
+        k_L = torch.arange(1, score_BL.shape[1] + 1, device=score_BL.device)
+        passes_BL = (before_BL <= self.gamma) & (k_L <= count_B.unsqueeze(-1))
+        return _first(score_BL, obs.eligible_BL, passes_BL.sum(-1))
+
+
+@dataclass(frozen=True)
+class Klass:
+    """Commit where confidence > ``threshold`` and KL(p_t || p_{t-1}) < ``kl`` in each of the last ``history`` steps;
+    if there is none, the ``per_step`` most confident."""
+
+    threshold: float
+    kl: float
+    history: int = 2
+    per_step: int = 1
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(drift=self.history)
+
+    def score(self, obs: Observation) -> Tensor:
+        return _read(obs, "confidence_BL")
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        score_BL, drift_BLH = self.score(obs), _read(obs, "drift_BLH")
+        stable_BL = (drift_BLH[..., : self.history] < self.kl).all(-1)
+        sure_BL = (score_BL > self.threshold) & stable_BL & obs.eligible_BL
+        count_B = torch.full_like(obs.step_B, self.per_step)
+        fallback = _first(score_BL, obs.eligible_BL, count_B)
+        selected_BL = torch.where(sure_BL.any(-1, keepdim=True), sure_BL, fallback.selected_BL)
+        return Deterministic(selected_BL, obs.eligible_BL, score_BL)
+
+
+@dataclass(frozen=True)
+class SoftmaxConfidence:
+    """One position from softmax(max_v p(v) / tau): UPO's soft reference, over the largest probability alone (summed
+    over a large vocabulary, as released, it is flat below a confidence of about .59)."""
+
+    tau: float = 0.05
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        return _read(obs, "confidence_BL") / self.tau
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        return Categorical(self.score(obs), obs.eligible_BL)
+
+
+def shortlist(obs: Observation, k: int) -> Tensor:
+    """bool (B, L): the ``k`` most confident eligible positions, or all where there are fewer."""
+    order_BL, _ = sort_eligible(_read(obs, "log_odds_BL"), obs.eligible_BL)
+    return (rank_of(order_BL) < k) & obs.eligible_BL
+
+
+@dataclass(frozen=True)
+class TopKRandom:
+    """One position, uniformly among the ``k`` most confident: UPO's Top-K reference."""
+
+    k: int = 5
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        return torch.zeros(obs.masked_BL.shape, device=obs.masked_BL.device)
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        return Categorical(self.score(obs), shortlist(obs, self.k))
+
+
+@dataclass(frozen=True)
+class SuppressTokens:
+    """Another policy that sees positions predicting one of ``ids`` (end of text, end of turn) as hopeless, so that
+    they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Unlike the
+    released code it also holds when tokens are sampled."""
+
+    policy: Quota | Threshold | Factor | EntropyBound | Klass
+    ids: tuple[int, ...]
+
+    @property
+    def needs(self) -> Needs:
+        return self.policy.needs
+
+    def _seen(self, obs: Observation) -> Observation:
+        token_BL = _read(obs, "token_BL")
+        late_BL = torch.isin(token_BL, torch.tensor(self.ids, device=token_BL.device))
+        changed = {"confidence_BL": 0.0, "log_odds_BL": -1e9, "margin_BL": 0.0, "entropy_BL": 1e9}
+        return replace(obs, **{
+            name: value.masked_fill(late_BL, changed[name])
+            for name, value in obs.tensors().items() if name in changed
+        })  # fmt: skip
+
+    def score(self, obs: Observation) -> Tensor:
+        return self.policy.score(self._seen(obs))
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        return self.policy.distribution(self._seen(obs))
+
+
+HEURISTICS = {
+    "random": lambda value: Quota("random", int(value)),
+    "left_to_right": lambda value: Quota("left_to_right", int(value)),
+    "confidence": lambda value: Quota("confidence", int(value)),
+    "margin": lambda value: Quota("margin", int(value)),
+    "entropy": lambda value: Quota("entropy", int(value)),
+    "threshold": lambda value: Threshold(float(value)),
+    "factor": lambda value: Factor(float(value)),
+    "entropy_bound": lambda value: EntropyBound(float(value)),
+    "klass": lambda value: Klass(float(value), 0.01),
+}
+"""name -> rule from its one number: positions per step, threshold, factor, gamma."""
+
+
+def heuristic(name: str, value: float = 1):
+    """A rule by name, as settings and the command line write it."""
+    if name not in HEURISTICS:
+        raise SettingsError(f"no heuristic {name!r}; nothing could be decoded; known are {', '.join(HEURISTICS)}")
+    return HEURISTICS[name](value)

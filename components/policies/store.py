@@ -1,0 +1,47 @@
+"""A learned policy as a folder: policy.safetensors (weights) and policy.json (what fixes its shape)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from components.errors import CheckpointError
+from components.policies.confidence import ConfidencePolicy, Shape
+
+
+LearnedPolicy = ConfidencePolicy
+
+
+def build(described: dict[str, Any]) -> LearnedPolicy:
+    """A freshly initialised policy from ``policy.describe()``."""
+    kinds = {"confidence": lambda shape: ConfidencePolicy(Shape(**shape | {"inputs": tuple(shape["inputs"])}))}
+    if described.get("kind") not in kinds:
+        raise CheckpointError(f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
+                              f"known are {sorted(kinds)}")  # fmt: skip
+    return kinds[described["kind"]](described["shape"])
+
+
+def save(policy: LearnedPolicy, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
+    for name, write in (
+        ("policy.safetensors", lambda path: save_file(weights, path)),
+        ("policy.json", lambda path: path.write_text(json.dumps(policy.describe(), indent=2, sort_keys=True) + "\n")),
+    ):
+        beside = folder / f".{name}.new"
+        write(beside)
+        beside.replace(folder / name)
+
+
+def load(folder: Path) -> LearnedPolicy:
+    """CheckpointError if the folder is not whole."""
+    try:
+        policy = build(json.loads((folder / "policy.json").read_text()))
+        policy.load_state_dict(load_file(folder / "policy.safetensors"))
+    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with "
+                              f"`dvc repro train`") from error  # fmt: skip
+    return policy.eval()

@@ -1,0 +1,179 @@
+"""``card.md``: the model card that the run writes about its own policy.
+
+What it chooses, what it was trained on, the table against the heuristics, how to load the file, where it is no good,
+and with which settings and code it was made. Everything that varies comes from the run's files; the sentence about
+where the policy is *below* the heuristics is written by the numbers, not by us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from components.reports import table
+from components.reports.cells import Cell
+from components.reports.files import write_text
+
+TRAIN_KEYS = {
+    "commit": "commit",
+    "dirty": "with uncommitted changes",
+    "identity": "identity of settings and dependencies",
+    "started": "training started",
+    "seconds": "seconds of training",
+    "mlflow_run_id": "MLflow run",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says that no table holds.
+
+    name: of the registered model. tasks: what the policy was trained on. denoiser: folder or hub name of the frozen
+    dLLM. prompt: one prompt of the first task, for the example. canvas: its canvas length. inputs: the statistics
+    that the policy reads. parameters: how many it has. objective: in words. file: the ONNX file beside the card.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    denoiser: str
+    prompt: str
+    canvas: int
+    inputs: tuple[str, ...]
+    parameters: int
+    objective: str = "GRPO with reward = correct x speed^alpha, started from a policy that imitates a heuristic"
+    file: str = "policy.onnx"
+
+
+def write(
+    path: str | Path,
+    facts: Facts,
+    run: Mapping[str, Any],
+    cells: Sequence[Cell],
+    transfer: Sequence[Cell] = (),
+    ood: Sequence[Cell] = (),
+) -> Path:
+    """Writes the card. run: stage train's run.json; cells, transfer and ood: the rows of the tables."""
+    return write_text(path, markdown(facts, run, cells, transfer, ood))
+
+
+def markdown(
+    facts: Facts,
+    run: Mapping[str, Any],
+    cells: Sequence[Cell],
+    transfer: Sequence[Cell] = (),
+    ood: Sequence[Cell] = (),
+) -> str:
+    """The card's text."""
+    import yaml
+
+    others = [
+        f"## {title}\n\n{table.markdown(rows)}"
+        for title, rows in (("On other dLLMs and longer canvases", transfer), ("On tasks it never saw", ood))
+        if any(cell.is_policy for cell in rows)
+    ]
+    return Template(_CARD).substitute(
+        name=facts.name,
+        inputs=", ".join(facts.inputs).replace("_", " "),
+        parameters=f"{facts.parameters:,}",
+        tasks=", ".join(facts.tasks),
+        denoiser=facts.denoiser,
+        objective=facts.objective,
+        results=table.markdown(cells),
+        others="".join(f"{part}\n" for part in others),
+        example=example(facts),
+        limits="\n".join(f"- {limit}" for limit in limits(facts, run, [*cells, *transfer, *ood])),
+        provenance=_provenance(run),
+        versions=", ".join(f"{name} {version}" for name, version in sorted(run.get("versions", {}).items())),
+        settings=yaml.safe_dump(run.get("settings", {}), sort_keys=True, allow_unicode=True).strip(),
+    )
+
+
+def example(facts: Facts) -> str:
+    """Python that loads the ONNX file and decodes one prompt with it."""
+    return Template(_EXAMPLE).substitute(
+        denoiser=json.dumps(facts.denoiser),
+        prompt=json.dumps(facts.prompt),
+        canvas=facts.canvas,
+        file=json.dumps(facts.file),
+    )
+
+
+def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[Cell]) -> list[str]:
+    """Sentences on where not to use the policy; those about numbers are drawn from ``cells``."""
+    found = [
+        "It decides when a position is committed, never which token: what the dLLM does not know it cannot mend.",
+        f"It reads {', '.join(facts.inputs).replace('_', ' ')} of one frozen dLLM. Over another dLLM its scores may be "
+        "off; measure before use (the tables above say where that was done).",
+        "NFE counts the dLLM's forward passes. The policy's own forward is extra; beside a large dLLM it is "
+        "small, beside a tiny one it is not.",
+        "Accuracies are those of the listed tasks, splits and prompts, with the verifiers of this repository.",
+    ]
+    if run.get("profile") == "tiny":
+        found.append("The dLLM of profile tiny is trained on puzzles within minutes: this policy is a demonstration of "
+                     "the method, and not for language.")  # fmt: skip
+    worse = [result for result in table.results(cells) if result.difference < 0]
+    if worse:
+        places = "; ".join(
+            f"{r.cell.task} on {r.cell.denoiser} ({r.name}): {table.points(r.difference)}" for r in worse
+        )
+        found.append(f"Below the envelope of the heuristics, in points: {places}. Use the heuristic there.")
+    unfinished = [cell for cell in cells if cell.is_policy and cell.unfinished > 0]
+    if unfinished:
+        places = "; ".join(f"{cell.task} {100 * cell.unfinished:.1f} %" for cell in unfinished)
+        found.append(f"Canvases that were still masked at the step limit, counted as wrong: {places}.")
+    return found
+
+
+def _provenance(run: Mapping[str, Any]) -> str:
+    said = {key: {True: "yes", False: "no"}[run[key]] if isinstance(run[key], bool) else run[key]
+            for key in TRAIN_KEYS if run.get(key) is not None}  # fmt: skip
+    return "\n".join(f"- {TRAIN_KEYS[key]}: {value}" for key, value in said.items())
+
+
+_EXAMPLE = """from components.denoisers import load
+from components.export import OnnxPolicy
+from components.rollout import Job, Options, rollout
+
+denoiser, encoder = load($denoiser)
+job = Job.of([encoder.prompt($prompt)], length=$canvas, block_length=$canvas)
+decoded = rollout(denoiser, OnnxPolicy($file), job, Options(choose="mode"))
+print(encoder.text(decoded.canvas_RL[0]), "in", int(decoded.nfe_R[0]), "forward passes")
+"""
+
+_CARD = """# $name
+
+An unmasking policy for a masked diffusion language model. At each step of decoding it looks at the masked positions of
+the current block and chooses which of them are committed now, at least one. The frozen dLLM alone decides
+what is written there. It reads, per position, $inputs, and has $parameters parameters.
+
+## Trained on
+
+Tasks $tasks, over the frozen dLLM `$denoiser`. $objective. The prompts of the tables below were in none of its
+training splits.
+
+## Results
+
+$results
+$others
+## Load it
+
+```python
+$example```
+
+## Limits
+
+$limits
+
+## How it was made
+
+$provenance
+- versions: $versions
+
+```yaml
+$settings
+```
+"""

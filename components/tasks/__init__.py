@@ -1,0 +1,58 @@
+"""Prompts and verifiable scores. No torch in here; reasoning-gym, datasets and math-verify load at their first use.
+
+``build("sudoku_many", max_clues=8)`` makes a task; ``splits.collect`` draws examples from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+from components.errors import SettingsError
+from components.tasks.arithmetic import Calculation, Countdown, products
+from components.tasks.example import END, Example, Score, Task
+from components.tasks.logic import GraphColor, KnightsKnaves, Queens
+from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
+from components.tasks.text import NumberSorting, SpellBackward
+from components.tasks.text_data import gsm8k, humaneval, math, mbpp
+
+__all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "sudoku_many": SudokuMany,
+    "sudoku_unique": SudokuUnique,
+    "sudoku_long": sudoku_long,
+    "chain_sum": Calculation,
+    "products": products,
+    "countdown": Countdown,
+    "number_sorting": NumberSorting,
+    "spell_backward": SpellBackward,
+    "knights_knaves": KnightsKnaves,
+    "n_queens": Queens,
+    "graph_color": GraphColor,
+    "gsm8k": gsm8k,
+    "math": math,
+    "humaneval": humaneval,
+    "mbpp": mbpp,
+}
+
+
+def build(task: str, /, **knobs: object) -> Task:
+    """The task of this name with its knobs.
+
+    Raises:
+        SettingsError: an unknown task or knob (the known ones are named, and the nearest), or a knob that cannot work.
+    """
+    if task not in TASKS:
+        raise SettingsError(_unknown("task", task, list(TASKS)))
+    known = list(inspect.signature(TASKS[task]).parameters)
+    for knob in knobs:
+        if knob not in known:
+            raise SettingsError(_unknown(f"setting of task {task}", knob, known))
+    return TASKS[task](**knobs)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f"{name!r} is no {what}: nothing would be drawn from it; use one of {', '.join(known)} (nearest: {near[0]})"

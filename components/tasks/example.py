@@ -1,0 +1,142 @@
+"""What a task gives and takes: an example, a score, and the small interface behind which every task stands.
+
+Nothing here knows a puzzle, a tokenizer or a model. Scores are pure functions of (text, example).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from components.errors import DataError
+
+END = "$"  # ends an answer that is shorter than its canvas, and fills the rest of it; in no task's alphabet
+
+
+def address(*parts: object) -> int:
+    """A 63-bit seed for an address such as ``("sudoku_many", seed, index)``; stable across processes and machines."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def canonical(prompt: str) -> str:
+    """The prompt with its Unicode normalised and each run of white space made one blank: what splits hash."""
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with one right answer (a task may accept others). ``metadata`` holds plain JSON values."""
+
+    task: str
+    prompt: str
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def uid(self) -> str:
+        """16 hex digits: the hash of the canonical prompt. Where a prompt wraps a question in instructions
+        (``metadata["question"]``), of the question alone, so that another wording does not move it to another split."""
+        text = canonical(self.metadata.get("question", self.prompt))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Example:
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Score:
+    """``correct`` is 0.0 or 1.0; ``dense`` in [0, 1] says how near the text came, and is 1 where correct is."""
+
+    correct: float
+    dense: float
+
+    def __post_init__(self) -> None:
+        assert self.correct in (0.0, 1.0) and 0.0 <= self.dense <= 1.0 and self.dense >= self.correct, self
+
+
+class Task(Protocol):
+    """Prompts and verifiable scores. ``canvas_length`` is in tokens of a char-level tokenizer, ENDs included (for
+    text tasks a default in tokens of the model's own tokenizer, and ``alphabet`` is empty)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def canvas_length(self) -> int: ...
+
+    @property
+    def alphabet(self) -> str: ...
+
+    def sample(self, index: int, seed: int) -> Example:
+        """The example at an address: the same (index, seed) gives the same example, whatever was drawn before."""
+        ...
+
+    def score(self, text: str, example: Example) -> Score: ...
+
+
+def cut(text: str) -> str:
+    """A decoded text up to the first END, without white space around it."""
+    return text.split(END, 1)[0].strip()
+
+
+def fill(answer: str, canvas_length: int) -> str:
+    """The answer as a whole canvas: ENDs appended.
+
+    Raises:
+        DataError: the answer is longer than the canvas, or holds an END.
+    """
+    if len(answer) > canvas_length or END in answer:
+        raise DataError(
+            f"the answer {answer!r} ({len(answer)} characters) does not fit a canvas of {canvas_length}: "
+            f"it would be cut or end early ({END!r} ends an answer); use a longer canvas or another task setting"
+        )
+    return answer.ljust(canvas_length, END)
+
+
+def canvas_for(characters: int) -> int:
+    """The smallest multiple of 4, at least 8, that holds so many characters: 4 and 8 divide or halve every canvas."""
+    return max(8, -(-characters // 4) * 4)
+
+
+def matching(text: str, gold: str) -> float:
+    """Share of places at which the two agree, over the longer of them: 0 for an empty text, 1 only if equal."""
+    return sum(a == b for a, b in zip(text, gold, strict=False)) / max(len(text), len(gold), 1)
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """JSON lines, written beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text("".join(example.to_json() + "\n" for example in examples), encoding="utf-8")
+    beside.replace(path)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """
+    Raises:
+        DataError: the file is missing, or a line of it is not an example.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not there: no examples can be read from it; run the stage that writes it (prepare)")
+    examples = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                examples.append(Example.from_json(line))
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"{path}, line {number} is not an example ({error}): reading on would drop it in silence; "
+                    "write the file again (stage prepare)"
+                ) from error
+    return examples

@@ -1,0 +1,158 @@
+"""Brings a profile's outputs into MLflow: idempotent, and complete even where DVC skipped the stages.
+
+Outputs are the truth, MLflow a view of them: what the store lacks is added from the files, what it has is left alone.
+Nothing is deleted. The registry is not touched (`registry.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.tracking import mlflow_tracker as entries
+from components.tracking import store
+from components.tracking.model import log_policy
+from components.tracking.tracker import read_json, read_metrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PUBLISHED = (
+    "*/run.json",
+    "*/*/run.json",
+    "train/metrics.jsonl",
+    "evaluate/*.csv",
+    "evaluate/decodes.jsonl",
+    "transfer/*.csv",
+    "ood/*.csv",
+    "plots/**/*.csv",
+    "report/**/*",
+)
+MANIFEST = "published.json"
+
+
+def publish(outputs: Path, root: Path) -> str:
+    """Makes MLflow show what is in `outputs` (`outputs/<profile>`); returns the id of the training run.
+
+    The run is the one that trained (`mlflow_run_id` of train/run.json); a store that does not know it gets it again
+    from train/metrics.jsonl and run.json, tagged `recreated.from`. Then settings, hashes, the figures of
+    all metrics/*.json as `<stage>/<name>`, the files of PUBLISHED and export/policy.onnx are added where they
+    are missing or differ. A second call changes nothing. DataError where nothing was trained.
+    """
+    run = read_json(outputs / "train" / "run.json")
+    uri = store.tracking_uri(root)
+    client = store.connect(uri)
+    with store.lock(uri, "publish"):
+        run_id = _training_run(client, outputs, run)
+        _complete(client, run_id, outputs, run)
+        _upload(client, run_id, outputs)
+        if (outputs / "export" / "policy.onnx").exists():
+            log_policy(client, run_id, outputs / "export" / "policy.onnx")
+        if client.get_run(run_id).info.status != "FINISHED":  # its process could not say so, but its outputs are whole
+            client.set_terminated(run_id, "FINISHED", end_time=_ended(run))
+    return run_id
+
+
+def experiment_name(profile: str) -> str:
+    return f"unmask-{profile}"
+
+
+def _training_run(client: MlflowClient, outputs: Path, run: Mapping[str, Any]) -> str:
+    run_id = run.get("mlflow_run_id")
+    if run_id and entries.is_active(client, run_id):
+        return run_id
+    experiment_id = store.experiment(client, experiment_name(run["profile"]))
+    origin = hashlib.sha256((outputs / "train" / "run.json").read_bytes()).hexdigest()
+    again = client.search_runs([experiment_id], f"tags.`recreated.from` = '{origin}'", max_results=1)
+    if again:
+        return again[0].info.run_id
+    tags = {"recreated.from": origin, "recreated.run_id": str(run_id)}
+    made = client.create_run(experiment_id, start_time=_started(run), run_name=f"train {run['profile']}", tags=tags)
+    return made.info.run_id
+
+
+def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str, Any]) -> None:
+    """Settings, tags, data sets, curves and final figures that the run lacks."""
+    from mlflow.entities import Metric, RunTag
+
+    entries.log_params(client, run_id, run.get("settings", {}))
+    data = client.get_run(run_id).data
+    tags = {key: value for key, value in entries.run_tags(run).items() if data.tags.get(key) != value}
+    known = entries.logged_points(client, run_id)
+    # The files do not say when a round was; all that is added late carries the end of the run.
+    curves = [
+        point
+        for record in read_metrics(outputs / "train" / "metrics.jsonl")
+        for point in entries.metric_entities(
+            {k: v for k, v in record.items() if k != "step"}, record["step"], _ended(run), known
+        )
+    ]
+    now = int(datetime.now().timestamp() * 1000)  # the newest value of a step is the one that is shown
+    figures = [Metric(k, v, now, 0) for k, v in stage_figures(outputs).items() if data.metrics.get(k) != v]
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    entries.log_metrics(client, run_id, curves + figures)
+    _log_data(client, run_id, run.get("dependencies", {}))
+
+
+def stage_figures(outputs: Path) -> dict[str, float]:
+    """The figures of all metrics/*.json, named `<stage>/<path of keys>`; what is not a finite number is left out."""
+    found = {}
+    for path in sorted((outputs / "metrics").glob("*.json")):
+        for key, value in entries.flatten(read_json(path), separator="/", prefix=path.stem):
+            if isinstance(value, int | float):
+                found |= {metric.key: metric.value for metric in entries.metric_entities({key: value}, 0, 0)}
+    return found
+
+
+def _log_data(client: MlflowClient, run_id: str, dependencies: Mapping[str, str]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = client.get_run(run_id).inputs
+    have = {(used.dataset.name, used.dataset.digest) for used in (inputs.dataset_inputs if inputs else [])}
+    used = [
+        DatasetInput(
+            Dataset(path, digest[:36], "local", json.dumps({"uri": path})),
+            [InputTag("mlflow.data.context", "training"), InputTag("sha256", digest)],
+        )
+        for path, digest in dependencies.items()
+        if "data" in Path(path).parts and (path, digest[:36]) not in have
+    ]
+    if used:
+        client.log_inputs(run_id, used)
+
+
+def _upload(client: MlflowClient, run_id: str, outputs: Path) -> None:
+    """Files that the manifest of earlier uploads does not name with this content."""
+    before = _manifest(client, run_id)
+    now = {str(path.relative_to(outputs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(outputs)}
+    changed = [name for name, digest in now.items() if before.get(name) != digest]
+    for name in changed:
+        folder = str(Path(name).parent)
+        client.log_artifact(run_id, str(outputs / name), None if folder == "." else folder)
+    if changed:  # last, so that an upload that broke off is repeated
+        client.log_dict(run_id, before | now, MANIFEST)
+
+
+def _manifest(client: MlflowClient, run_id: str) -> dict[str, str]:
+    if MANIFEST not in {entry.path for entry in client.list_artifacts(run_id)}:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        return json.loads(Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text(encoding="utf-8"))
+
+
+def _files(outputs: Path) -> Iterator[Path]:
+    yield from sorted({path for pattern in PUBLISHED for path in outputs.glob(pattern) if path.is_file()})
+
+
+def _started(run: Mapping[str, Any]) -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(datetime.fromisoformat(run["started"]).timestamp() * 1000)
+
+
+def _ended(run: Mapping[str, Any]) -> int:
+    return _started(run) + int(1000 * run["seconds"])

@@ -1,0 +1,107 @@
+"""Where MLflow keeps runs and models: one SQLite file at the repository's root, or what MLFLOW_TRACKING_URI names.
+
+Everything goes through an explicit client: MLflow's global "active run" and "tracking URI" are not touched, because
+setting them also changes the environment of this process. Importing this module does not import MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Defaults, not orders: what the user has set stays. With MLflow's own (7 retries) a dead server costs 4 minutes a call.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else the absolute `sqlite:///<root>/mlflow.db`, whatever the folder is."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def database(uri: str) -> Path | None:
+    """The file behind an SQLite URI, else None."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve() if uri.startswith("sqlite:///") else None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at `uri`; makes the SQLite file if there is none. SettingsError where it cannot be used."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    path = database(uri)
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that meet on a fresh file race in MLflow's migration, and all but one fail.
+        with lock(uri, "create"):
+            if path is not None:
+                with closing(sqlite3.connect(path)) as connection:
+                    connection.execute("pragma journal_mode=wal")  # persists; writes become three times as fast
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise SettingsError(
+            f"the tracking store {uri} cannot be used ({first_line(error)}); without it nobody would know what this "
+            "run did; start the server, or set MLFLOW_TRACKING_URI to a store that is there, or unset it for the "
+            "SQLite file at the repository's root"
+        ) from error
+    return client
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment `name`, made if there is none.
+
+    Beside an SQLite file, artifacts go to `mlartifacts/<name>/` of the same folder; a server knows its own place.
+    """
+    from mlflow.exceptions import MlflowException
+
+    path = database(client.tracking_uri)
+    place = None if path is None else (path.parent / "mlartifacts" / name).as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+@contextmanager
+def lock(uri: str, purpose: str) -> Iterator[None]:
+    """One process at a time for one purpose. Only for SQLite files: across machines a server is alone to decide."""
+    path = database(uri)
+    if path is None:
+        yield
+        return
+    from filelock import FileLock
+
+    with FileLock(path.with_name(f"{path.name}.{purpose}.lock")):
+        yield

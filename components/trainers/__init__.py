@@ -1,0 +1,1 @@
+"""Training: an embedded dLLM (pretrain), imitation of a reference policy (distil), reinforcement (grpo, upo)."""

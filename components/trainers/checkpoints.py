@@ -1,0 +1,44 @@
+"""Atomic checkpoints without pickle: one safetensors file that holds policy, optimiser and what a resume must know.
+
+Randomness needs no state: every draw is addressed by (seed, round, row, step), see ``rng``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+    """facts: JSON values (round, best score, MLflow run id). The file appears whole or not at all."""
+    tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in facts.pop("best_weights", {}).items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, beside,
+              metadata={"facts": json.dumps(facts)})  # fmt: skip
+    beside.replace(path)
+
+
+def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``."""
+    with safe_open(path, framework="pt") as stored:
+        facts: dict[str, Any] = json.loads(stored.metadata()["facts"])
+        tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    policy.load_state_dict({n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser/"):
+            _, index, key = name.split("/", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    facts["best_weights"] = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+    return facts

@@ -1,0 +1,69 @@
+"""Trains an embedded dLLM with the masked-diffusion objective.
+
+The negative evidence lower bound of a masked diffusion model is, up to the factor L, the mean over a uniform number n
+of masks and a uniform set of that size of the mean cross-entropy at the masked positions (Ou et al. 2024, any-order
+form; LLaDA, eq. 3, has the continuous-time form with 1/t). Drawing n instead of t leaves out the variance of 1/t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.denoisers.transformer import TransformerDenoiser
+from components.rng import generator
+
+
+def mask_some(answer_BL: Tensor, mask_id: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The canvas with a uniform number (1 to L) of uniformly chosen masks per row, and where they are."""
+    rows, length = answer_BL.shape
+    count_B1 = torch.randint(1, length + 1, (rows, 1), generator=source)
+    rank_BL = torch.rand(rows, length, generator=source).argsort(-1).argsort(-1)
+    masked_BL = rank_BL < count_B1
+    return answer_BL.masked_fill(masked_BL, mask_id), masked_BL
+
+
+def loss_of(
+    denoiser: TransformerDenoiser, prompt_BP: Tensor, attend_BP: Tensor, answer_BL: Tensor, source: torch.Generator
+) -> Tensor:
+    """Mean over rows of the mean cross-entropy at the masked positions, in nats per token."""
+    canvas_BL, masked_BL = mask_some(answer_BL, denoiser.mask_id, source)
+    ids_BT = torch.cat([prompt_BP, canvas_BL], 1)
+    attend_BT = torch.cat([attend_BP, torch.ones_like(masked_BL)], 1)
+    hidden_BLD = denoiser.features(ids_BT, attend_BT)[:, prompt_BP.shape[1] :]
+    logits_NV = denoiser.model.lm_head(hidden_BLD[masked_BL])
+    loss_N = F.cross_entropy(logits_NV.float(), answer_BL[masked_BL], reduction="none")
+    weight_N = (1 / masked_BL.sum(-1, keepdim=True)).expand_as(masked_BL)[masked_BL]
+    return (loss_N * weight_N).sum() / len(answer_BL)
+
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def pretrain(
+    denoiser: TransformerDenoiser,
+    batch: Callable[[int], Batch],
+    steps: int,
+    learning_rate: float,
+    warmup: int,
+    seed: int,
+    report: Callable[[int, dict[str, float]], None],
+) -> None:
+    """AdamW with a linear warm-up and a cosine to zero. ``batch(step)`` gives prompt, its attention mask and answer."""
+    model = denoiser.model.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * rate
+        loss = loss_of(denoiser, *batch(step), generator(seed, "pretrain", step))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        report(step, {"loss": float(loss), "gradient_norm": float(norm)})
+    denoiser.model.eval().requires_grad_(False)

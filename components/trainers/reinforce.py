@@ -1,0 +1,232 @@
+"""Reinforcement of a policy over a frozen denoiser: the loop that paper A's GRPO and paper B's UPO share.
+
+Per round: rollouts, scores, rewards, advantages, then ``epochs`` optimiser steps on the recorded (row, step) pairs. The
+frozen model is never run in the update. What differs between the papers is in ``Objective`` and in the policy's
+action distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from components.denoisers.protocol import Denoiser
+from components.maths import objectives
+from components.maths.distributions import Deterministic
+from components.policies.protocol import Policy
+from components.policies.store import LearnedPolicy
+from components.prompts import Prompts
+from components.rewards import REWARDS
+from components.rng import generator, seed_of
+from components.rollout import Job, Options, rollout
+from components.stopwatch import Stopwatch
+from components.types import Rollout, Steps
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximised, and by how much per round.
+
+    alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
+    clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
+    weighting        "row" (1/T_g) or "constant" (1/L).
+    by_std           divide the advantage by the group's standard deviation.
+    pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) in
+                     closed form per step, "ce": -log policy(the deterministic reference's action). Both leave out the
+                     effect of today's action on the states visited later (the KL to go).
+    pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
+    keep_steps       share of the pairs that enters the update (UPO's Algorithm 2), 1.0 for all.
+    """
+
+    alpha: float = 1.0
+    reward: str = "multiplicative"
+    signal: str = "correct"
+    clip: float = 0.5
+    epochs: int = 2
+    weighting: str = "constant"
+    by_std: bool = False
+    pull: float = 0.0
+    divergence: str = "kl"
+    pairs: int = 1024
+    keep_steps: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws)."""
+
+    rounds: int
+    prompts: int
+    group: int
+    learning_rate: float
+    seed: int
+    block_length: int | None
+    experts: int = 0
+    warmup: int = 5
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    force: bool = True
+    cap: str = "canvas"
+    rows: int = 512
+
+
+@dataclass
+class Collected:
+    """One round's experience."""
+
+    job: Job
+    rollout: Rollout
+    steps: Steps
+    reward_R: Tensor
+    correct_R: Tensor
+    dense_R: Tensor
+    advantage_R: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def optimiser_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        policy.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
+    )
+
+
+def collect(
+    policy: LearnedPolicy, expert: Policy | None, denoiser: Denoiser, prompts: Prompts, plan: Plan,
+    objective: Objective, number: int, watch: Stopwatch,
+) -> Collected:  # fmt: skip
+    """Rollouts, scores, rewards and advantages of round ``number``; everything drawn is addressed by it."""
+    source = generator(plan.seed, "reinforce", "prompts", number)
+    chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
+    job = chosen.job(plan.block_length, plan.group, plan.experts)
+    options = Options(seed=seed_of(plan.seed, "reinforce", "rollout", number), force=plan.force, cap=plan.cap,
+                      record=True, widen=plan.experts > 0, rows=plan.rows)  # fmt: skip
+    many: list[Policy] = [policy] if expert is None else [policy, expert]
+    with watch("rollout"):
+        done = rollout(denoiser, many, job, options)
+    with watch("reward"):
+        _, correct_R, dense_R = chosen.scores(job, done)
+        signal_R = correct_R if objective.signal == "correct" else dense_R
+        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, objective.alpha)
+        advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.by_std)
+    assert done.steps is not None
+    found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R)
+    found.metrics = _describe(found)
+    return found
+
+
+def _describe(found: Collected) -> dict[str, float]:
+    own_R = found.job.policy_R == 0  # steered rows stay out of logged rewards
+    reward_R = found.reward_R[own_R]
+    groups = found.job.prompt_R[own_R]
+    spread_R = objectives.group_advantages(reward_R, groups)
+    size = int(groups.max()) + 1
+    std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
+    return {
+        "reward/mean": float(reward_R.mean()),
+        "reward/group_std": float(std_P.mean()),
+        "reward/mixed_groups": float((std_P > 0).float().mean()),
+        "reward/correct": float(found.correct_R[own_R].mean()),
+        "reward/dense": float(found.dense_R[own_R].mean()),
+        "decode/nfe": float(found.rollout.nfe_R.cpu()[own_R].float().mean()),
+        "decode/useful": found.rollout.useful / max(found.rollout.forwards, 1),
+        "decode/finished": float(found.rollout.finished_R.cpu()[own_R].float().mean()),
+    }
+
+
+def update(
+    policy: LearnedPolicy, reference: Policy | None, optimiser: torch.optim.Optimizer, found: Collected, plan: Plan,
+    objective: Objective, number: int,
+) -> dict[str, float]:  # fmt: skip
+    """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did."""
+    steps = found.steps
+    live_N = _live(found, objective, plan, number)
+    weight_N = objectives.pair_weights(steps.row_N, found.job.length_R, objective.weighting) / objective.keep_steps
+    steered_N = (found.job.policy_R > 0)[steps.row_N]
+    old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
+    totals: dict[str, float] = {}
+    for epoch in range(objective.epochs):
+        optimiser.zero_grad(set_to_none=True)
+        sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
+        for chosen in live_N.split(objective.pairs):
+            part = steps.pairs(chosen)
+            loss, seen = surrogate(policy, reference, part, old_N[chosen], found.advantage_R[part.row_N],
+                                   weight_N[chosen], steered_N[chosen], plan, objective)  # fmt: skip
+            loss.backward()
+            for name, value in seen.items():
+                sums[name] += value
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.clip_norm)
+        optimiser.step()
+        if epoch == 0:
+            totals["policy/gradient_norm"] = float(norm)
+            pairs = max(len(live_N), 1)
+            totals |= {"policy/entropy": sums["entropy"] / pairs, "policy/kl": sums["kl"] / pairs}
+        totals["policy/clipped"] = sums["clipped"] / max(len(live_N), 1)
+        totals["policy/loss"] = sums["loss"]
+    return totals
+
+
+def _live(found: Collected, objective: Objective, plan: Plan, number: int) -> Tensor:
+    """The pairs of the update: those with an advantage or, where there is a pull, all; sub-sampled if asked."""
+    steps = found.steps
+    live_N = torch.arange(len(steps.row_N))
+    if objective.pull == 0:
+        live_N = live_N[found.advantage_R[steps.row_N] != 0]
+    if objective.keep_steps < 1:
+        kept = torch.rand(len(live_N), generator=generator(plan.seed, "reinforce", "steps", number))
+        live_N = live_N[kept < objective.keep_steps]
+    return live_N
+
+
+def surrogate(
+    policy: LearnedPolicy, reference: Policy | None, part: Steps, old_n: Tensor, advantage_n: Tensor,
+    weight_n: Tensor, steered_n: Tensor, plan: Plan, objective: Objective,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """Minus the weighted sum over pairs of the clipped term, plus pull x divergence.
+
+    With ratio 1, weighting "constant" and no pull its gradient is the policy gradient of the mean reward, times
+    (1 - 1/G) because the baseline holds the row itself, over L. Weighting "row" divides by T_g instead, clipping and
+    the pull add their own terms: none of these is the gradient of the reward alone.
+    """
+    distribution = policy.distribution(part.observation)
+    log_prob_n = objectives.mixture_log_prob(distribution.log_prob(part.action), steered_n, plan.group, plan.experts)
+    gain_n = objectives.clipped(log_prob_n, old_n, advantage_n, objective.clip)
+    loss = -(weight_n * gain_n).sum()
+    pulled_n = torch.zeros_like(gain_n)
+    if reference is not None:
+        with torch.set_grad_enabled(objective.pull > 0):
+            target = reference.distribution(part.observation)
+            if objective.divergence == "ce" or isinstance(target, Deterministic):
+                pulled_n = -distribution.log_prob(target.mode())
+            else:
+                pulled_n = distribution.kl(target)
+        if objective.pull > 0:
+            loss = loss + objective.pull * (weight_n * pulled_n).sum()
+    with torch.no_grad():
+        ratio_n = (log_prob_n - old_n).exp()
+        beyond = ((ratio_n - 1).abs() > objective.clip).float().sum()
+        entropy = -log_prob_n.sum() if part.action.rank_BL is not None else distribution.entropy().sum()
+    return loss, {"loss": float(loss.detach()), "kl": float(pulled_n.detach().sum()), "entropy": float(entropy),
+                  "clipped": float(beyond)}  # fmt: skip
+
+
+def reinforce(
+    policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective,
+    after: Callable[[int, dict[str, float]], None], optimiser: torch.optim.Optimizer, first: int = 0,
+    reference: Policy | None = None, expert: Policy | None = None,
+) -> None:  # fmt: skip
+    """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves."""
+    for number in range(first, plan.rounds):
+        watch = Stopwatch()
+        rate = min(1.0, (number + 1) / max(plan.warmup, 1)) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * number / plan.rounds)))
+        for group in optimiser.param_groups:
+            group["lr"] = plan.learning_rate * rate
+        policy.eval()
+        found = collect(policy, expert, denoiser, prompts, plan, objective, number, watch)
+        with watch("update"):
+            learnt = update(policy, reference, optimiser, found, plan, objective, number)
+        times = {f"seconds/{name}": value for name, value in watch.seconds.items()}
+        after(number, found.metrics | learnt | times)

@@ -1,0 +1,22 @@
+"""`python -m flows.<name>`: a flag for each parameter of a flow, described and checked by the flow's own schema."""
+
+import argparse
+import json
+from typing import Any
+
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+
+def run_from_command_line(flow: Flow[..., Any], module: str) -> None:
+    """Read the flags, run the flow, print what it returns as JSON. A list is given as JSON: --alphas '[1, 3]'."""
+    summary = (flow.fn.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(f"python -m {module}", description=summary)
+    for name, schema in parameter_schema(flow.fn).properties.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=schema.get("description"))
+    given = {name: _value(text) for name, text in vars(parser.parse_args()).items()}
+    print(json.dumps(flow(**given), indent=2))
+
+
+def _value(text: str) -> Any:
+    return json.loads(text) if text.startswith("[") else text  # Prefect makes numbers and truths of the other texts

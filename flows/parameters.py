@@ -1,0 +1,87 @@
+"""The flat parameters of a flow run, laid over params.yaml.
+
+A flow shows a few typed fields as a form and refuses bad values by their bounds; everything else is params.yaml's,
+whose settings are checked as a whole before anything runs.
+
+Left out: what the settings mean and which combinations work (components/settings.py).
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from components.errors import SettingsError
+
+if TYPE_CHECKING:
+    from components.settings import Settings
+
+Profile = Literal["tiny", "gpu"]
+Seed = Annotated[int | None, Field(ge=0, lt=2**31)]
+Alpha = Annotated[float | None, Field(ge=0, le=100)]
+Rounds = Annotated[int | None, Field(ge=1)]
+LearningRate = Annotated[float | None, Field(gt=0, le=1)]
+Prompts = Annotated[int | None, Field(ge=1)]
+Group = Annotated[int | None, Field(ge=2)]
+
+# flow parameter -> place in the section of the active profile
+PLACES = {
+    "seed": ("train", "seed"),
+    "alpha": ("train", "alpha"),
+    "rounds": ("train", "rounds"),
+    "learning_rate": ("train", "learning_rate"),
+    "prompts_per_round": ("train", "prompts"),
+    "group": ("train", "group"),
+}
+
+
+def merge(text: str, given: Mapping[str, Any]) -> str:
+    """params.yaml's text with the parameters that are not None put in their places; comments stay.
+
+    `given` may hold `profile` and the names in PLACES. Raises SettingsError for a profile that params.yaml lacks.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    params = yaml.load(text)
+    if given.get("profile"):
+        params["profile"] = given["profile"]
+    profile = params["profile"]
+    if profile not in params["profiles"]:
+        raise SettingsError(
+            f"profile={profile!r} is not in params.yaml: there is nothing to run; "
+            f"use one of {', '.join(params['profiles'])}"
+        )
+    for name, (section, key) in PLACES.items():
+        if given.get(name) is not None:
+            params["profiles"][profile].setdefault(section, {})[key] = _plain(given[name])
+    merged = io.StringIO()
+    yaml.dump(params, merged)
+    return merged.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """2e-05 as 2.0e-05: YAML 1.1 readers (PyYAML) take a number without a dot for a string."""
+    mantissa, exponent, power = repr(value).partition("e")
+    if isinstance(value, float) and exponent and "." not in mantissa:
+        return YAML().load(f"{mantissa}.0e{power}")
+    return value
+
+
+def validated(text: str) -> "Settings":
+    """The settings that params.yaml's text stands for. Raises SettingsError if they cannot work."""
+    try:
+        from components.settings import load
+    except ModuleNotFoundError:  # DEVELOPMENT ONLY
+        from types import SimpleNamespace
+
+        return SimpleNamespace(profile=YAML().load(text)["profile"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(text)
+        return load(path)

@@ -1,0 +1,281 @@
+"""The local stack: Prefect server, a worker for each work pool, the deployments, the heartbeat automation, MLflow's UI.
+
+`python -m flows.stack up`, `down`, `status`. Everything it keeps (process ids, logs, Prefect's database) lies under
+.stack/ of the checkout. Ports: --prefect-port and --mlflow-port, or UNMASK_PREFECT_PORT and UNMASK_MLFLOW_PORT.
+
+Left out: several machines (infra/compose.yaml), service managers.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from components.errors import SettingsError
+from flows import worktree
+
+POOLS = ("cpu", "gpu")
+PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
+UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
+
+
+class Stack:
+    """The services of one checkout, known by what .stack/state.json says of them."""
+
+    def __init__(self, checkout: Path, ports: Mapping[str, int]) -> None:
+        self.checkout = checkout
+        self.folder = checkout / ".stack"
+        self.state_file = self.folder / "state.json"
+        state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+        self.processes: dict[str, dict[str, Any]] = state.get("processes", {})
+        self.ports: dict[str, int] = state["ports"] if any(map(self.alive, self.processes)) else dict(ports)
+        self.api = f"http://127.0.0.1:{self.ports['prefect']}/api"
+
+    def environment(self) -> dict[str, str]:
+        """What a shell needs to talk to this stack; the services get it too."""
+        return {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+
+    def commands(self) -> dict[str, list[str]]:
+        """Service -> command line. No MLflow UI where the tracking store is a server that has its own."""
+        from components.tracking.store import tracking_uri
+
+        def local(port: str) -> list[str]:
+            return ["--host", "127.0.0.1", "--port", str(self.ports[port])]
+
+        python, uri = [sys.executable, "-m"], tracking_uri(self.checkout)
+        services = {"prefect": [*python, "prefect", "server", "start", *local("prefect")]}
+        for pool in POOLS:
+            services[f"worker-{pool}"] = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        if not uri.startswith("http"):
+            services["mlflow"] = [
+                *python,
+                "mlflow",
+                "ui",
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                uri,
+                *local("mlflow"),
+            ]
+        return services
+
+    def alive(self, name: str) -> psutil.Process | None:
+        """The process of the service, unless it ended; a stranger that got its number does not count."""
+        known = self.processes.get(name)
+        try:
+            process = psutil.Process(known["pid"]) if known else None
+        except psutil.NoSuchProcess:
+            return None
+        if process is None or known is None or abs(process.create_time() - known["created"]) > 1:
+            return None
+        return process if process.status() != psutil.STATUS_ZOMBIE else None
+
+    def start(self, name: str, command: list[str]) -> None:
+        """Start the service in a session of its own, its output in .stack/<name>.log; nothing if it runs already."""
+        if self.alive(name):
+            return
+        if name in self.ports:
+            _refuse_taken_port(name, self.ports[name])
+        # A shell may have SIGINT ignored, and children inherit that: a worker would then not stop when told to.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        lean = {  # without the second, MLflow starts 8 more processes for jobs that nobody here submits
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "3",
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.checkout,
+                env={**os.environ, **self.environment(), **lean},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes[name] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        _write(self.state_file, json.dumps({"ports": self.ports, "processes": self.processes}, indent=2))
+
+    def wait(self, name: str, ready: Callable[[], bool]) -> None:
+        """Until the service answers. Raises RuntimeError with the end of its log if it ends or takes too long."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end and self.alive(name):
+            if ready():
+                return
+            time.sleep(0.25)
+        log = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-8:]
+        raise RuntimeError(
+            f"{name} did not come up: the stack is of no use without it; see {self.folder / name}.log, which ends\n  "
+            + "\n  ".join(log)
+        )
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One call of Prefect's REST API; None if nobody answers or the answer is an error."""
+        return _http(method, self.api + path, body)
+
+
+def up(stack: Stack) -> None:
+    """Bring up what is not up yet, and say how to use it. Twice is harmless. Takes all down again if it fails."""
+    from components.tracking.store import connect, tracking_uri
+
+    stack.folder.mkdir(exist_ok=True)
+    commands = stack.commands()
+    try:
+        stack.start("prefect", commands["prefect"])
+        if "mlflow" in commands:
+            connect(tracking_uri(stack.checkout))  # makes the database, so that no stage meets MLflow half-way in it
+            stack.start("mlflow", commands["mlflow"])
+        stack.wait("prefect", lambda: stack.ask("GET", "/health") is True)
+        for pool in POOLS:  # a worker makes its pool if it is not there
+            stack.start(f"worker-{pool}", commands[f"worker-{pool}"])
+        for pool in POOLS:
+            stack.wait(f"worker-{pool}", lambda pool=pool: _worker_online(stack, pool))
+        _deploy(stack)
+        if "mlflow" in commands:
+            health = f"http://127.0.0.1:{stack.ports['mlflow']}/health"
+            stack.wait("mlflow", lambda: _http("GET", health) is not None)
+    except BaseException:
+        down(stack)
+        raise
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
+    _write(stack.folder / "env", exports)
+    status(stack)
+    print(f"\nin your shell:  source {stack.folder / 'env'}")
+    print("then:           prefect deployment run train-policy/cpu --watch")
+
+
+def down(stack: Stack) -> None:
+    """End every process of the stack, flow runs included; these end as Crashed and can be retried after the next up."""
+    for name in [f"worker-{pool}" for pool in POOLS]:
+        _end(stack, name)
+    if stack.alive("prefect"):
+        _crash_unfinished(stack)
+    for name in ("prefect", "mlflow"):
+        _end(stack, name)
+    stack.state_file.unlink(missing_ok=True)
+    (stack.folder / "env").unlink(missing_ok=True)
+    print("the stack is down")
+
+
+def status(stack: Stack) -> int:
+    """Print a line per service. Returns 0 if all are up, else 1."""
+    places = {
+        "prefect": f"http://127.0.0.1:{stack.ports['prefect']}",
+        "mlflow": f"http://127.0.0.1:{stack.ports['mlflow']}",
+    }
+    missing = 0
+    for name in stack.commands():
+        process = stack.alive(name)
+        missing += process is None
+        print(f"{name:<12} {f'up, process {process.pid}' if process else 'down':<20} {places.get(name, '')}".rstrip())
+    return int(missing > 0)
+
+
+def _deploy(stack: Stack) -> None:
+    environment = {**os.environ, **stack.environment(), "PREFECT_HOME": str(stack.folder / "prefect")}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    steps = [[*prefect, "deploy", "--all", "--prefect-file", "infra/prefect.yaml"]]
+    if not stack.ask("POST", "/automations/filter", {}):  # this server is the stack's own: any automation is ours
+        steps.append([*prefect, "automation", "create", "--from-file", "infra/heartbeat.yaml"])
+    for step in steps:
+        done = subprocess.run(step, cwd=stack.checkout, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(
+                f"`{' '.join(step[2:])}` ended with code {done.returncode}: nothing can be run without it; it said\n"
+                f"{done.stdout}{done.stderr}"
+            )
+
+
+def _worker_online(stack: Stack, pool: str) -> bool:
+    workers = stack.ask("POST", f"/work_pools/{pool}/workers/filter", {}) or []
+    return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def _crash_unfinished(stack: Stack) -> None:
+    """A run whose worker was stopped would else be Running in the database for ever."""
+    runs = stack.ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": list(UNFINISHED)}}}}) or []
+    state = {"type": "CRASHED", "name": "Crashed", "message": "the local stack was taken down"}
+    for run in runs:
+        stack.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+
+def _end(stack: Stack, name: str) -> None:
+    """Tell the service to stop, wait for it, and kill what is left of it and of its children."""
+    if not (process := stack.alive(name)):
+        return
+    family = [process, *process.children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=20)
+    for survivor in left:
+        try:
+            survivor.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=5)
+
+
+def _refuse_taken_port(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SettingsError(
+                f"port {port} is taken ({error.strerror}): {name} cannot listen there; stop what does, or choose "
+                f"another with --{name}-port or UNMASK_{name.upper()}_PORT"
+            ) from error
+
+
+def _http(method: str, url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError:  # URLError, HTTPError and time-outs are all OSErrors
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def main() -> int:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser("python -m flows.stack", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    parser.add_argument("action", choices=["up", "down", "status"])
+    for name, port in {"prefect": 4200, "mlflow": 5000}.items():
+        default = int(os.environ.get(f"UNMASK_{name.upper()}_PORT", port))
+        parser.add_argument(f"--{name}-port", type=int, default=default, help=f"default {default}")
+    given = parser.parse_args()
+    stack = Stack(worktree.root(Path()), {"prefect": given.prefect_port, "mlflow": given.mlflow_port})
+    return {"up": up, "down": down, "status": status}[given.action](stack) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Flow `sweep`: train-policy for every alpha and seed, one after another, and one table of how they did.
+
+Left out: search (it is a plain grid, at most MOST runs), parallel runs (start deployments for that: each run has its
+own worktree).
+"""
+
+import itertools
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from components.errors import SettingsError
+from flows.command_line import run_from_command_line
+from flows.parameters import Profile
+from flows.train_policy import train_policy
+
+MOST = 32
+
+
+@flow(name="sweep")
+def sweep(
+    alphas: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)] = [1.0],  # noqa: B006
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0],  # noqa: B006
+    profile: Profile | None = None,
+    rounds: Annotated[int | None, Field(ge=1)] = None,
+    promote: bool = False,
+    repository: str = ".",
+) -> list[dict[str, Any]]:
+    """Train a policy for every alpha and every seed; a run that fails does not stop the others.
+
+    Args:
+        alphas: how much speed counts, one policy each
+        seeds: seeds of the training, one policy each
+        profile: which scale of params.yaml to run
+        rounds: rounds of reinforcement learning
+        promote: let every policy try the gate
+        repository: the checkout to work from
+
+    Returns a row per policy. Raises SettingsError for more than 32 of them.
+    """
+    grid = list(itertools.product(alphas, seeds))
+    if len(grid) > MOST:
+        raise SettingsError(
+            f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings: a sweep runs them one by one and "
+            f"would take days; ask for at most {MOST}"
+        )
+    rows = []
+    for alpha, seed in grid:
+        state = train_policy(
+            profile=profile,
+            alpha=alpha,
+            seed=seed,
+            rounds=rounds,
+            promote=promote,
+            repository=repository,
+            return_state=True,
+        )
+        rows.append({"alpha": alpha, "seed": seed, "state": state.name, "message": state.message or ""})
+    create_table_artifact(rows, key="sweep", description="One row per policy")
+    return rows
+
+
+if __name__ == "__main__":
+    run_from_command_line(sweep, "flows.sweep")

@@ -1,0 +1,119 @@
+"""What a flow does, one Prefect task each: look before leaping, open the worktree, run one DVC stage, show, promote.
+
+Left out: the order of it all (train_policy.py). Nothing is cached here: what is up to date is DVC's question.
+"""
+
+import base64
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+
+from flows import parameters, preflight, worktree
+from flows.guard import stream
+
+
+@task(task_run_name="preflight")
+def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
+    """The run's params.yaml and its profile: merged, checked as a whole, and found able to run on this machine.
+
+    `source`: the checkout, or the worktree of a run that is tried again. No retries: the answer would be the same.
+    """
+    text = parameters.merge(worktree.read_at_head(source, "params.yaml"), given)
+    settings = parameters.validated(text)
+    preflight.check_device(settings.profile, os.environ)
+    return text, settings.profile
+
+
+@task(task_run_name="worktree")
+def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
+    """Make or take up the run's worktree, write its params.yaml, and name its stages in order."""
+    log = get_run_logger()
+    if left_behind := worktree.not_carried_over(checkout):
+        log.warning(
+            "%d file(s) of the checkout differ from HEAD and are not part of this run, which works on HEAD: %s; "
+            "commit what should be trained with",
+            len(left_behind),
+            ", ".join(left_behind[:20]),
+        )
+    taken_up = worktree.open_worktree(checkout, path)
+    log.info("%s worktree %s", "taking up" if taken_up else "made", path)
+    (path / "params.yaml").write_text(params)
+    return worktree.stages_in_order(path)
+
+
+@task(task_run_name="{stage}", retries=1, retry_delay_seconds=2)
+def run_stage(stage: str, path: Path, environment: Mapping[str, str]) -> None:
+    """One stage of the DVC graph; skipped by DVC if it is up to date. Its output goes to the flow's log as it comes.
+
+    One retry: training goes on from its last checkpoint, and what fails twice is not bad luck.
+    """
+    command = worktree.dvc("--wait-for-lock", "repro", "--single-item", stage)
+    stream(command, path, environment, get_run_logger().info)
+
+
+@task(task_run_name="results")
+def show(path: Path, profile: str) -> None:
+    """The results as artifacts of the flow run; of skipped stages too, since they are read from the stages' files."""
+    outputs = path / "outputs" / profile
+    create_markdown_artifact(
+        metrics_page(outputs, profile), key=f"{profile}-metrics", description="What the run measured"
+    )
+    picture = outputs / "report" / "pareto.png"
+    if picture.exists():
+        page = f"![Accuracy against forward passes]({data_uri(picture)})\n"
+        create_markdown_artifact(page, key=f"{profile}-pareto", description="Accuracy against forward passes")
+
+
+@task(task_run_name="promote")
+def promote(path: Path, environment: Mapping[str, str], dry_run: bool = False) -> dict[str, Any]:
+    """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
+    lines = deque(maxlen=1)
+    log = get_run_logger().info
+    command = [sys.executable, "-m", "components.cli", "promote", "--json", *(["--dry-run"] if dry_run else [])]
+    stream(command, path, environment, lambda line: (lines.append(line), log(line)))
+    return json.loads(lines[-1])
+
+
+def metrics_page(outputs: Path, profile: str) -> str:
+    """Markdown: the report's own table, then every number in outputs/<profile>/metrics/*.json, a row each."""
+    table = outputs / "report" / "table.md"
+    page = [f"# Profile {profile}", ""]
+    if table.exists():
+        page += [table.read_text().strip(), ""]
+    page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
+    for file in sorted((outputs / "metrics").glob("*.json")):
+        for name, value in _flat(json.loads(file.read_text())):
+            page.append(f"| {file.stem} | {name} | {value:.4g} |")
+    return "\n".join(page) + "\n"
+
+
+def data_uri(picture: Path) -> str:
+    """The PNG itself as an address: the page that shows it need not reach this machine's disk, nor any network."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
+def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
+    """What a stage in the worktree needs to know: the worktree's code, the checkout's tracking store, this Python."""
+    from components.tracking.store import tracking_uri
+
+    joined = {"PYTHONPATH": str(path), "PATH": str(Path(sys.executable).parent)}
+    return {
+        **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
+        "MLFLOW_TRACKING_URI": tracking_uri(checkout),
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def _flat(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{above}{name}", float(value)

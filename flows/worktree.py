@@ -1,0 +1,117 @@
+"""A git worktree of its own for each flow run, with the checkout's DVC cache, and the stages in it in order.
+
+A run must neither see the edits of whoever works in the checkout, nor touch the checkout, nor meet another run. It
+starts from HEAD. A worktree that is there already is taken up again with all that is done in it; that is what makes a
+retry of a flow run cheap.
+
+Left out: Prefect (tasks.py), what the parameters mean (parameters.py).
+"""
+
+import configparser
+import graphlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.errors import DataError
+
+FOLDER = ".worktrees"
+
+
+def root(repository: Path) -> Path:
+    """The top folder of the git checkout that `repository` lies in. Raises DataError if it cannot carry a flow run."""
+    for question in (["--show-toplevel"], ["--verify", "--quiet", "HEAD"]):
+        answer = subprocess.run(["git", "rev-parse", *question], cwd=repository, capture_output=True, text=True)
+        if answer.returncode:
+            raise DataError(
+                f"{repository.resolve()} is not a git repository with a commit: a flow run works in a git worktree "
+                "at HEAD; make a first commit, or run `dvc repro`, which needs none"
+            )
+    return Path(_run(["git", "rev-parse", "--show-toplevel"], repository).strip())
+
+
+def not_carried_over(checkout: Path) -> list[str]:
+    """Files of the checkout that differ from HEAD or are unknown to it, and which a flow run therefore does not see."""
+    lines = _run(["git", "status", "--porcelain", "--untracked-files=normal"], checkout).splitlines()
+    return [name for line in lines if (name := line[3:]) != "dvc.lock"]
+
+
+def path_of(checkout: Path, run_name: str, run_id: str) -> Path:
+    """Where the worktree of this flow run is, or would be: the same for every retry of the run."""
+    return checkout / FOLDER / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', run_name).strip('-.')}-{run_id[:8]}"
+
+
+def read_at_head(checkout: Path, name: str) -> str:
+    """The text of file `name` as committed: uncommitted edits of the checkout do not enter a run."""
+    return _run(["git", "show", f"HEAD:{name}"], checkout)
+
+
+def is_open(path: Path) -> bool:
+    """Whether the worktree is there and whole."""
+    return _last_written(path).exists()
+
+
+def open_worktree(checkout: Path, path: Path) -> bool:
+    """Make the worktree `path` at HEAD, or take up the one that is there. True if it was taken up.
+
+    The checkout's dvc.lock is copied in (it names what the shared cache holds; it may well not be committed), and so
+    is its local DVC configuration, with the cache folder made absolute.
+    """
+    if is_open(path):
+        return True
+    if path.exists():  # a run killed in the middle of the lines below
+        close_worktree(checkout, path)
+    _run(["git", "worktree", "add", "--quiet", "--detach", str(path), "HEAD"], checkout)
+    # The run's parameters are recorded in every run.json: they do not make its code count as edited.
+    _run(["git", "update-index", "--skip-worktree", "params.yaml"], path)
+    if (checkout / "dvc.lock").exists():
+        shutil.copyfile(checkout / "dvc.lock", path / "dvc.lock")
+    local = configparser.RawConfigParser()
+    local.read(checkout / ".dvc" / "config.local")
+    cache = _run(dvc("cache", "dir"), checkout).strip()
+    # autostage: else every stage's log ends with four lines of advice to `git add dvc.lock`
+    local.read_dict({"cache": {"dir": cache}, "core": {"autostage": "true"}})
+    half = path / ".dvc" / "config.half"
+    with half.open("w") as file:
+        local.write(file)
+    half.rename(_last_written(path))
+    return False
+
+
+def close_worktree(checkout: Path, path: Path) -> None:
+    """Remove the worktree with all that is in it; what its stages made stays in the shared DVC cache."""
+    shutil.rmtree(path, ignore_errors=True)
+    _run(["git", "worktree", "prune"], checkout)
+
+
+def stages_in_order(worktree: Path) -> list[str]:
+    """The names of the stages, matrix stages one by one, each after all it depends on: read from DVC's own graph."""
+    dot = _run(dvc("dag", "--dot"), worktree)
+    graph = graphlib.TopologicalSorter({name: () for name in re.findall(r'^"([^"]+)";$', dot, re.MULTILINE)})
+    for before, after in re.findall(r'^"([^"]+)" -> "([^"]+)";$', dot, re.MULTILINE):
+        graph.add(after, before)
+    return list(graph.static_order())
+
+
+def dvc(*arguments: str) -> list[str]:
+    """A DVC command line that runs in this process's own environment, whatever PATH says."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def _last_written(path: Path) -> Path:
+    return path / ".dvc" / "config.local"
+
+
+def _run(command: Sequence[str], cwd: Path) -> str:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise DataError(
+            f"`{' '.join(command)}` in {cwd} ended with code {done.returncode}: {done.stderr.strip()}; "
+            "the flow run cannot work without its answer; run the command by hand to see more"
+        )
+    return done.stdout

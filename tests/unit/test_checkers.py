@@ -1,0 +1,280 @@
+"""Laws of the checkers of free text and of the runner of programs."""
+
+import json
+import os
+import subprocess
+import threading
+
+import pytest
+
+from components.errors import DataError, SettingsError
+from components.tasks import build as build_task
+from components.tasks import programs
+from components.tasks.checkers import last_boxed, math_equal, number_equal, program_in
+from components.tasks.text_data import TextTask, assemble, load_rows
+
+
+def build(name: str, **knobs: object) -> TextTask:
+    task = build_task(name, **knobs)
+    assert isinstance(task, TextTask)
+    return task
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- numbers and mathematics ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (r"so \boxed{18}", True),
+        (r"\boxed{17} no, \boxed{18}", True),
+        (r"\boxed{18} no, \boxed{17}", False),
+        (r"<answer>\boxed{18}</answer>", True),
+        ("<reasoning>16-3=13</reasoning>\n<answer>\n18\n</answer>", True),
+        ("<answer>18", True),
+        ("<answer>$18 dollars</answer>", True),
+        ("<answer>16 + 2 = 18</answer>", True),
+        ("<answer>18.0</answer>", True),
+        ("<answer>+18</answer>", True),
+        ("#### 18", True),
+        ("#### 18\nand so on 19", True),
+        (r"\boxed{\text{18 eggs}}", True),
+        ("<answer>18.00001</answer>", False),
+        ("<answer>-18</answer>", False),
+        ("<answer>18 or 19</answer>", False),
+        ("<answer>18/1</answer>", False),
+        (r"\boxed{\frac{18}{7}}", False),
+        ("<answer>eighteen</answer>", False),
+        ("<answer></answer>", False),
+        ("the answer is 18", False),
+        (r"\boxed{18", False),
+        ("", False),
+    ],
+)
+def test_numeric_answers(text, right):
+    assert number_equal(text, "She sells them.\n#### 18") is right
+
+
+def test_thousands_and_decimals_are_one_number():
+    assert number_equal("<answer>$1,234.50</answer>", "1234.5")
+    assert number_equal(r"\boxed{1{,}234}", "#### 1,234")
+
+
+def test_boxes_close_their_own_braces():
+    assert last_boxed(r"\boxed{1} then \boxed{\frac{a}{b^{2}}}.") == r"\frac{a}{b^{2}}"
+    assert last_boxed(r"\boxed{1} then \boxed{2") == "1"
+    assert last_boxed("none") is None
+
+
+MATHEMATICS = [
+    (r"<answer>\boxed{0.5}</answer>", r"\frac12", True),
+    (r"\boxed{2\sqrt{3}}", r"\sqrt{12}", True),
+    (r"\boxed{x^2+2x+1}", r"(x+1)^2", True),
+    (r"\boxed{13} no, \boxed{12}", "12", True),  # two boxes at once would be the set {12, 13}
+    (r"\boxed{12} no, \boxed{13}", "12", False),
+    (r"\boxed{(x+2)^2}", r"(x+1)^2", False),
+    ("I do not know", "12", False),
+    (r"\boxed{}", "12", False),
+    ("", "12", False),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "right"), MATHEMATICS)
+def test_mathematical_answers(text, gold, right):
+    assert math_equal(text, gold) is right
+
+
+def test_mathematical_answers_in_a_thread():
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.extend(math_equal(t, g) for t, g, _ in MATHEMATICS))
+    thread.start()
+    thread.join()
+    assert verdicts == [right for _, _, right in MATHEMATICS]
+
+
+def test_gold_answers_of_real_formats_are_right(tmp_path):
+    test = write(tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}])
+    task = build("gsm8k", test_path=test)
+    (example,) = task.examples("test")
+    assert example.answer == "<answer>1234</answer>" and "How many?" in example.prompt
+    assert task.score(example.answer, example).correct == task.score("so\n#### 1234", example).dense == 1.0
+    assert task.score("<answer>1235</answer>", example).correct == task.score("", example).correct == 0.0
+
+    row = {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$."}
+    task = build("math", test_path=write(tmp_path / "m.jsonl", [row, row | {"problem": "Two?", "answer": "2"}]))
+    half, two = task.examples("test")
+    assert [half.metadata["gold"], two.metadata["gold"]] == [r"\frac{1}{2}", "2"]
+    assert task.score(half.answer, half).correct == task.score(r"\boxed{0.5}", half).correct == 1.0
+    assert task.score(half.answer, two).correct == 0.0
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path):
+    with pytest.raises(DataError, match="is not there"):
+        build("gsm8k", test_path=str(tmp_path / "none.jsonl")).examples("test")
+    (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"questi')
+    with pytest.raises(DataError, match="line 2 is not a JSON object"):
+        build("gsm8k", test_path=str(tmp_path / "torn.jsonl")).examples("test")
+    with pytest.raises(DataError, match=r"columns \['problem'\] and no 'question'"):
+        build("gsm8k", test_path=write(tmp_path / "other.jsonl", [{"problem": "a"}])).examples("test")
+    with pytest.raises(DataError, match="ends in no '#### number'"):
+        build("gsm8k", test_path=write(tmp_path / "bare.jsonl", [{"question": "a", "answer": "b"}])).examples("test")
+
+
+def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"openai/gsm8k main \(test\) cannot be loaded .* pass test_path=FILE"):
+        load_rows(None, ("openai/gsm8k", "main"), "test")
+
+
+# --- programs -------------------------------------------------------------------------------------------------------
+
+HUMANEVAL = {
+    "task_id": "X/0",
+    "prompt": 'import math\n\n\ndef area(r: float) -> float:\n    """The area of a circle."""\n',
+    "canonical_solution": "    return math.pi * r * r\n",
+    "test": "def check(candidate):\n    assert abs(candidate(1) - 3.14159) < 1e-4\n    assert candidate(0) == 0\n",
+    "entry_point": "area",
+}
+MBPP = {
+    "task_id": 1,
+    "prompt": "Write a function to add two numbers.",
+    "code": "def add(a, b):\n    return a + b",
+    "test_imports": ["import math"],
+    "test_list": ["assert add(1, 2) == 3", "assert add(math.inf, 1) == math.inf"],
+}
+
+
+def confined() -> bool:
+    """Whether this machine can confine programs: asked of the system, not of the library."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", "--mount", "--pid", "--net", "--fork", *user, "mount", "-t", "tmpfs", "none", "/mnt"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+CONFINED = confined()
+UNCONFINED = not CONFINED  # passed as allow_unconfined: where there is confinement, it is what is tested
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_programs_are_not_run_unless_asked_for(name):
+    with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*pass execute=True"):
+        build(name)
+
+
+def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch):
+    monkeypatch.setattr(programs, "_NAMESPACES", "/no/such/unshare")
+    broken = programs.Way("/no/such/unshare")
+    monkeypatch.setattr(programs, "_ROOT", broken)
+    monkeypatch.setattr(programs, "_USER", broken)
+    programs.way.cache_clear()
+    try:
+        with pytest.raises(SettingsError, match=r"cannot be confined on this machine .* allow_unconfined=True"):
+            build("mbpp", execute=True)
+        assert programs.run("assert 1 + 1 == 2", allow_unconfined=True).passed
+        assert not programs.run("assert 1 + 1 == 3", allow_unconfined=True).passed
+    finally:
+        programs.way.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "row"), [("humaneval", HUMANEVAL), ("mbpp", MBPP)])
+def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
+    task = build(name, test_path=write(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
+    (example,) = task.examples("test")
+    assert task.score(example.answer, example).correct == 1.0
+    wrong = example.answer.replace("return", "return 1 +")
+    assert [task.score(text, example).correct for text in (wrong, "", "no program", "import sys; sys.exit(0)")] == [
+        0.0
+    ] * 4
+
+
+def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path):
+    task = build(
+        "humaneval", test_path=write(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
+    )
+    (example,) = task.examples("test")
+    body = "    return math.pi * r * r\n"
+    whole = "def area(r):\n" + body  # relies on the prompt's import
+    for text in (
+        body,
+        whole,
+        f"<answer>\n```python\n{whole}```\n</answer>",
+        f"Wrong: ```python\n1\n```\nRight:\n```\n{whole}",
+    ):
+        assert task.score(text, example).correct == 1.0, assemble(text, example)
+
+
+def test_the_program_of_a_text():
+    assert program_in("```python\na\n```\n```py\nb\n```") == "b\n"
+    assert program_in("see <answer>x = 1</answer>") == "x = 1"
+    assert program_in("x = 2") == "x = 2"
+
+
+def test_a_program_that_does_not_end_is_ended_with_all_it_started():
+    name = f"endless{os.getpid()}"  # what ps calls the program and its child, which hides in a session of its own
+    source = f"""import ctypes, os
+ctypes.CDLL(None).prctl(15, b"{name}", 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+while True:
+    pass"""
+    outcome = programs.run(source, seconds=1.0, allow_unconfined=UNCONFINED)
+    assert (outcome.passed, outcome.reason) == (False, "time")
+    if CONFINED:  # the kernel ends a process namespace with its first process, sessions or not
+        listings = (subprocess.run(["ps", "-eo", "comm"], capture_output=True, text=True).stdout for _ in range(200))
+        assert any(name not in listing for listing in listings)
+
+
+BREAKOUTS = {
+    "leaves early": "import os; os._exit(0)",
+    "leaves through sys.exit": "import sys; sys.exit()",
+    "takes all memory": "x = bytearray(2 * 10**9)",
+    "writes a large file": "open('large', 'wb').write(bytes(9 * 2**20))",
+    "does not parse": "def f(:",
+    "fails its tests": "assert False",
+}
+CONFINED_BREAKOUTS = {
+    "writes outside its folder": "open('{host}/stolen', 'w').write('x')",
+    "writes to the system": "import os; open(os.__file__ + '.x', 'w')",
+    "reads our files": "open('{host}/secret').read()",
+    "reads users": "open('/etc/passwd').read()",
+    "uses the network": "import socket; socket.create_connection(('127.0.0.1', {port}), timeout=5)",
+    "sees other processes": "import os; os.kill({pid}, 0)",
+    "has no end of children": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(9)",
+    "mounts": "import ctypes; assert ctypes.CDLL(None).mount(b'none', b'/usr', b'tmpfs', 0, None) == 0",
+    "reads our environment": "import os; os.environ['PATH']",
+}
+
+
+@pytest.mark.parametrize("name", BREAKOUTS)
+def test_what_goes_wrong_in_a_program_is_a_failed_program(name):
+    assert not programs.run(BREAKOUTS[name], allow_unconfined=UNCONFINED).passed
+
+
+@pytest.mark.parametrize("name", CONFINED_BREAKOUTS)
+def test_a_program_does_not_leave_its_room(name, tmp_path):
+    import socket
+
+    if not CONFINED:  # here the law is the refusal
+        with pytest.raises(SettingsError, match="cannot be confined"):
+            programs.run("pass")
+        return
+    (tmp_path / "secret").write_text("s")
+    tmp_path.chmod(0o777)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = {"host": tmp_path, "port": server.getsockname()[1], "pid": os.getpid()}
+        outcome = programs.run(CONFINED_BREAKOUTS[name].format(**address))
+    assert not outcome.passed and outcome.reason != "time", outcome
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_confined_program_can_do_honest_work():
+    source = "import json, os, sys\nopen('a.txt', 'w').write('x')\nprint('much ' * 5000)\nassert os.listdir('.')"
+    assert programs.run(source, allow_unconfined=UNCONFINED).passed

@@ -1,0 +1,187 @@
+"""The promotion gate: the hull of the heuristics, the bootstrap, and the decision as a table."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.errors import DataError
+from components.tracking.gate import Cell, Evidence, decide, envelope, judge, resample, scores
+
+HEURISTICS = {"0.7": (4.0, 0.40), "0.8": (5.0, 0.65), "0.9": (6.5, 0.90), "1.0": (9.0, 0.97)}
+PROMPTS = 400
+
+sweeps = st.lists(st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+def table(points):
+    return [{"family": "threshold", "nfe": nfe, "accuracy": accuracy} for nfe, accuracy in points]
+
+
+def chain(points, at):
+    """The hull by the textbook's monotone chain, an independent second opinion."""
+    hull = []
+    for point in sorted(points):
+        while (hull and hull[-1][0] == point[0]) or (len(hull) > 1 and _turns_up(hull[-2], hull[-1], point)):
+            hull.pop()
+        hull.append(point)
+    rising = [hull[0]]
+    for point in hull[1:]:
+        if point[1] <= rising[-1][1]:
+            break
+        rising.append(point)
+    return float(np.interp(at, [n for n, _ in rising], [a for _, a in rising]))
+
+
+def _turns_up(a, b, c):
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
+
+
+def cell(family, setting, nfe, accuracy, rng, prompts=PROMPTS):
+    """A rule that is right on each prompt with this chance and takes about this many passes."""
+    spread = rng.integers(-1, 2, prompts)
+    return Cell(family, setting, 16, "mode", (rng.random(prompts) < accuracy).astype(float), nfe + spread)
+
+
+def exact(family, setting, nfe, accuracy, at=0.0, prompts=PROMPTS):
+    """A rule that is right on exactly this share of prompts, the ones from `at` on."""
+    correct = np.roll(np.arange(prompts) < round(accuracy * prompts), round(at * prompts)).astype(float)
+    return Cell(family, setting, 16, "mode", correct, np.full(prompts, float(nfe)))
+
+
+def evidence(accuracy, nfe=5.75, identity="new", prompts="p1", at=0.0):
+    """On these heuristics the envelope at 5.75 passes is (.65 + .90) / 2 = .775."""
+    sweep = tuple(exact("threshold", name, *point) for name, point in HEURISTICS.items())
+    return Evidence(identity, "sudoku", prompts, exact("learned", "", nfe, accuracy, at), sweep)
+
+
+@given(sweeps, st.floats(0.5, 25))
+def test_the_envelope_is_the_upper_concave_hull_of_the_textbook(points, at):
+    assert envelope(table(points), at) == pytest.approx(chain(points, at), abs=1e-6)
+
+
+@given(sweeps, st.lists(st.floats(0.5, 25), min_size=3, max_size=3))
+def test_the_envelope_rises_is_concave_and_lies_above_every_cell(points, at):
+    rows, fastest = table(points), min(nfe for nfe, _ in points)
+    low, middle, high = sorted(at)
+    assert envelope(rows, low) <= envelope(rows, middle) + 1e-9 <= envelope(rows, high) + 2e-9
+    assert all(envelope(rows, nfe) >= accuracy for nfe, accuracy in points)
+    low, high = max(low, fastest), max(high, fastest)
+    assert envelope(rows, (low + high) / 2) >= (envelope(rows, low) + envelope(rows, high)) / 2 - 1e-9
+
+
+@given(sweeps, st.floats(0, 1), st.floats(0.5, 25))
+def test_a_mixture_of_two_cells_adds_nothing(points, share, at):
+    (n1, a1), (n2, a2) = points[0], points[-1]
+    mixture = (share * n1 + (1 - share) * n2, share * a1 + (1 - share) * a2)
+    assert envelope(table([*points, mixture]), at) == pytest.approx(envelope(table(points), at), abs=1e-6)
+
+
+def test_learned_rows_are_no_heuristics_and_a_fast_policy_is_measured_against_the_fastest_rule():
+    rows = table(HEURISTICS.values())
+    above = [{"family": family, "nfe": 1.0, "accuracy": 1.0} for family in ("learned", "distilled")]
+    assert envelope(rows + above, 5.75) == envelope(rows, 5.75) == pytest.approx(0.775)
+    assert envelope(rows, 1.0) == 0.40
+    assert envelope(rows, 99.0) == 0.97
+    with pytest.raises(DataError, match="no heuristic"):
+        envelope(above, 5.0)
+
+
+def test_all_resamples_at_once_are_each_of_them_alone():
+    rng = np.random.default_rng(3)
+    sweep = [cell("threshold", name, *point, rng, prompts=40) for name, point in HEURISTICS.items()]
+    policy = cell("learned", "", 5.5, 0.8, rng, prompts=40)
+    weights = resample(40, 600, seed=1)
+    assert weights.sum(1) == pytest.approx(1)
+    alone = [
+        w @ policy.correct_P - chain([(w @ c.nfe_P, w @ c.correct_P) for c in sweep], w @ policy.nfe_P) for w in weights
+    ]
+    assert scores([policy], sweep, weights)[0] == pytest.approx(alone, abs=1e-9)
+
+
+def test_a_heuristic_never_beats_the_envelope_it_is_part_of():
+    rng = np.random.default_rng(0)
+    sweep = tuple(cell("threshold", name, *point, rng) for name, point in HEURISTICS.items())
+    drawn = scores(sweep, sweep, resample(PROMPTS, 300, seed=2))
+    assert (drawn <= 1e-12).all()
+
+
+def test_the_interval_covers_the_true_score_as_often_as_it_says():
+    truth = 0.83 - envelope(table(HEURISTICS.values()), 5.75)
+    inside = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        sweep = tuple(cell("threshold", name, *point, rng, 200) for name, point in HEURISTICS.items())
+        found = judge(Evidence("a", "t", "p", cell("learned", "", 5.75, 0.83, rng, 200), sweep), resamples=300)
+        inside += found["score_low"] <= truth <= found["score_high"]
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_pairing_is_what_makes_a_small_gain_visible():
+    champion, challenger = evidence(0.85, identity="old"), evidence(0.88)
+    assert judge(challenger, champion)["gain_low"] > 0  # right wherever the champion is, and on 3 % more
+    moved = evidence(0.88, at=0.4)  # as accurate, but right on other prompts
+    assert judge(moved, champion)["gain_low"] < 0
+    assert judge(moved, champion)["gain"] == pytest.approx(judge(challenger, champion)["gain"])
+
+
+def test_to_be_slower_and_as_far_above_the_envelope_is_no_gain():
+    fast, slow = evidence(0.85, nfe=5.75, identity="old"), evidence(0.98, nfe=6.5)  # +7.5 and +8.0 points
+    figures = judge(slow, fast)
+    assert figures["accuracy"] - 0.85 == pytest.approx(0.13)
+    assert figures["gain"] == pytest.approx(0.005)
+    assert not decide(slow, fast).promote
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "promote", "live", "reason"),
+    [
+        (evidence(0.88), None, True, True, "no champion yet"),
+        (evidence(0.70), None, False, False, "not level with the heuristics"),
+        (evidence(0.88), evidence(0.80, identity="old"), True, True, "better than the champion"),
+        (evidence(0.88), evidence(0.88, identity="old"), False, False, "not surely better"),  # a tie
+        (evidence(0.80), evidence(0.88, identity="old"), False, False, "not surely better"),
+        (evidence(0.60), evidence(0.50, identity="old"), False, False, "not level with the heuristics"),
+        (evidence(0.88), evidence(0.88, identity="new"), False, True, "this policy is the champion"),
+        (evidence(0.88), evidence(0.50, identity="old", prompts="p2"), False, False, "other prompts.*re-evaluate"),
+    ],
+)
+def test_decisions(challenger, champion, promote, live, reason):
+    verdict = decide(challenger, champion)
+    assert (verdict.promote, verdict.live) == (promote, live)
+    assert re.search(reason, verdict.reason)
+    assert verdict == decide(challenger, champion), "the same evidence, the same verdict"
+    assert f"{100 * verdict.figures['score']:+.1f} points" in str(verdict)
+
+
+@pytest.mark.parametrize(("low", "promote"), [(-0.011, False), (-0.009, True)])
+def test_up_to_one_point_below_the_envelope_is_forgiven(low, promote):
+    """A policy and a rule that are right on the same prompts: every resample has the same score."""
+    rule = Cell("threshold", "0.9", 16, "mode", np.full(1000, 0.8), np.full(1000, 5.0))
+    policy = replace(rule, family="learned", correct_P=np.full(1000, 0.8 + low))
+    verdict = decide(Evidence("new", "t", "p", policy, (rule,)), None)
+    assert verdict.figures["score_low"] == pytest.approx(low)
+    assert verdict.promote is promote
+
+
+def test_another_frozen_model_is_noticed_by_the_heuristics_it_changes():
+    champion = evidence(0.80, identity="old")
+    other = replace(champion, heuristics=(exact("threshold", "0.7", 4.2, 0.4), *champion.heuristics[1:]))
+    assert "other results" in decide(evidence(0.88), other).reason
+    wider = replace(champion, heuristics=champion.heuristics[1:])  # a sweep that grew since is no obstacle
+    assert decide(evidence(0.88), wider).promote
+
+
+def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
+    found = evidence(0.8)
+    again = Evidence.of(json.loads(json.dumps(found.to_json())))
+    assert again.to_json() == found.to_json()
+    assert judge(again) == judge(found)
+    with pytest.raises(DataError, match="prompts per cell"):
+        replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
+    with pytest.raises(DataError, match="pairs them by prompt"):
+        Cell.of(found.policy.row() | {"nfe": [1.0]})

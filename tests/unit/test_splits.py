@@ -1,0 +1,110 @@
+"""Laws of the splits: a prompt belongs to one, whatever task settings, seed or run it comes from."""
+
+import itertools
+import json
+
+import pytest
+
+from components.errors import DataError, SettingsError
+from components.tasks import TASKS, build
+from components.tasks.example import Example
+from components.tasks.splits import SHARES, SPLITS, answers_seen, collect, collect_all, split_of
+from components.tasks.text_data import TextTask
+
+PUZZLES = [name for name in TASKS if name not in ("gsm8k", "math", "humaneval", "mbpp")]
+COUNTS = {"pretrain": 60, "train": 15, "tune": 6, "gate": 6, "test": 6}
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_splits_are_disjoint_within_and_between_seeds(name):
+    task = build(name)
+    drawn = [collect_all(task, COUNTS, seed) for seed in (0, 1)]
+    for found in drawn:
+        for split, examples in found.items():
+            assert len({example.prompt for example in examples}) == COUNTS[split] == len(examples)
+            assert {split_of(example) for example in examples} == {split}
+    prompts = {split: {e.prompt for found in drawn for e in found[split]} for split in SPLITS}
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not prompts[a] & prompts[b]
+    assert prompts["pretrain"] != {e.prompt for e in drawn[0]["pretrain"]}  # another seed, other prompts
+
+
+def test_a_split_depends_on_its_own_count_and_seed_only():
+    task = build("sudoku_many")
+    together = collect_all(task, COUNTS, 3)
+    for split in SPLITS:
+        assert collect(task, split, COUNTS[split], 3) == together[split]
+        assert collect(task, split, 4, 3) == together[split][:4]
+    assert collect(task, "test", 0, 3) == []
+
+
+def test_other_settings_leave_a_prompt_in_its_split():
+    narrow, wide = build("sudoku_many", min_clues=2, max_clues=2), build("sudoku_many", min_clues=1, max_clues=3)
+    train = {e.prompt for e in collect(narrow, "pretrain", 300, 0)}
+    test = {e.prompt for e in collect(wide, "test", 60, 1)}
+    assert not train & test
+
+
+def test_the_shares_are_kept():
+    task = build("number_sorting")
+    drawn = {e.prompt: split_of(e) for e in (task.sample(index, 5) for index in range(4000))}
+    for split, share in SHARES.items():
+        found = sum(where == split for where in drawn.values()) / len(drawn)
+        assert abs(found - share) < 4 * (share * (1 - share) / len(drawn)) ** 0.5
+    assert sum(SHARES.values()) == pytest.approx(1.0) and tuple(SHARES) == SPLITS
+
+
+def test_a_task_with_too_few_prompts_says_so():
+    task = build("chain_sum", min_digits=1, max_digits=1)  # 200 prompts
+    assert len(collect(task, "pretrain", 120, 0)) == 120
+    with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, asked were 60"):
+        collect(task, "test", 60, 0)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(SettingsError, match="'valid' is no split"):
+        collect(build("sudoku_many"), "valid", 1, 0)
+
+
+def test_the_share_of_answers_seen():
+    seen = [Example("x", "a", "1"), Example("x", "b", "2")]
+    assert answers_seen([Example("x", "c", "1"), Example("x", "d", "3")], seen) == 0.5
+    assert answers_seen([], seen) == 0.0
+    found = collect_all(build("sudoku_many"), {"pretrain": 2000, "test": 50}, 0)
+    assert answers_seen(found["test"], found["pretrain"]) > 0.9  # there are only 288 full grids
+
+
+def gsm8k(train: str, test: str) -> TextTask:
+    task = build("gsm8k", train_path=train, test_path=test)
+    assert isinstance(task, TextTask)
+    return task
+
+
+def rows(path, questions):
+    path.write_text("".join(json.dumps({"question": q, "answer": f"#### {i}"}) + "\n" for i, q in enumerate(questions)))
+    return str(path)
+
+
+def test_a_train_file_is_cut_by_hash_and_never_holds_a_test_prompt(tmp_path):
+    shared = [f"Shared question {i}?" for i in range(30)]
+    train = rows(tmp_path / "train.jsonl", [f"How much is {i} plus 1?" for i in range(400)] + shared + shared)
+    test = rows(tmp_path / "test.jsonl", shared + [f"And {i} minus 1?" for i in range(20)])
+    task = gsm8k(train, test)
+    found = {split: {e.uid for e in task.examples(split)} for split in SPLITS}
+    assert [len(found[split]) for split in ("pretrain", "test")] == [0, 50]
+    assert sum(len(found[split]) for split in ("train", "tune", "gate")) == 400
+    assert all(len(found[split]) >= 5 for split in ("tune", "gate"))
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not found[a] & found[b]
+
+
+def test_finite_tasks_are_drawn_in_an_order_of_the_seed(tmp_path):
+    train = rows(tmp_path / "train.jsonl", [f"How much is {i} plus 1?" for i in range(100)])
+    test = rows(tmp_path / "test.jsonl", [f"And {i} minus 1?" for i in range(20)])
+    task = gsm8k(train, test)
+    assert collect(task, "test", 5, 0) == collect(task, "test", 20, 0)[:5]
+    assert collect(task, "test", 20, 0) != collect(task, "test", 20, 1)
+    assert {e.uid for e in collect(task, "test", 20, 0)} == {e.uid for e in collect(task, "test", 20, 1)}
+    assert task.sample(3, 0) == task.sample(3, 0) and task.sample(3, 0) in task.examples("train")
+    with pytest.raises(DataError, match="the data set has 20"):
+        collect(task, "test", 21, 0)
