@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 
 import psutil
 
-from components.errors import SettingsError
+from components.errors import DataError, SettingsError
 from flows import worktree
+from flows.deploy import POOLS, ask, deploy
 
-POOLS = ("cpu", "gpu")
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 
@@ -51,6 +50,15 @@ class Stack:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+
+    def private(self) -> dict[str, str]:
+        """What only the services get. Without job execution off, MLflow starts 8 more processes for nobody's jobs."""
+        return {
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "3",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
     def commands(self) -> dict[str, list[str]]:
@@ -96,17 +104,11 @@ class Stack:
             _refuse_taken_port(name, self.ports[name])
         # A shell may have SIGINT ignored, and children inherit that: a worker would then not stop when told to.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        lean = {  # without the second, MLflow starts 8 more processes for jobs that nobody here submits
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            "PREFECT_WORKER_QUERY_SECONDS": "3",
-        }
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=self.checkout,
-                env={**os.environ, **self.environment(), **lean},
+                env={**os.environ, **self.environment(), **self.private()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -128,33 +130,31 @@ class Stack:
             + "\n  ".join(log)
         )
 
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """One call of Prefect's REST API; None if nobody answers or the answer is an error."""
-        return _http(method, self.api + path, body)
-
 
 def up(stack: Stack) -> None:
-    """Bring up what is not up yet, and say how to use it. Twice is harmless. Takes all down again if it fails."""
+    """Bring up what is not up yet, and say how to use it. Twice is harmless; a failed start leaves nothing."""
     from components.tracking.store import connect, tracking_uri
 
     stack.folder.mkdir(exist_ok=True)
     commands = stack.commands()
+    was_up = any(map(stack.alive, stack.processes))
     try:
         stack.start("prefect", commands["prefect"])
         if "mlflow" in commands:
             connect(tracking_uri(stack.checkout))  # makes the database, so that no stage meets MLflow half-way in it
             stack.start("mlflow", commands["mlflow"])
-        stack.wait("prefect", lambda: stack.ask("GET", "/health") is True)
-        for pool in POOLS:  # a worker makes its pool if it is not there
+        stack.wait("prefect", lambda: ask(stack.api, "GET", "/health") is True)
+        deploy(stack.checkout, stack.api, stack.environment() | stack.private())
+        for pool in POOLS:
             stack.start(f"worker-{pool}", commands[f"worker-{pool}"])
         for pool in POOLS:
             stack.wait(f"worker-{pool}", lambda pool=pool: _worker_online(stack, pool))
-        _deploy(stack)
         if "mlflow" in commands:
             health = f"http://127.0.0.1:{stack.ports['mlflow']}/health"
-            stack.wait("mlflow", lambda: _http("GET", health) is not None)
+            stack.wait("mlflow", lambda: _answers(health))
     except BaseException:
-        down(stack)
+        if not was_up:  # what ran before, and the flow runs in it, are not to suffer from this call
+            down(stack)
         raise
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
     _write(stack.folder / "env", exports)
@@ -190,32 +190,20 @@ def status(stack: Stack) -> int:
     return int(missing > 0)
 
 
-def _deploy(stack: Stack) -> None:
-    environment = {**os.environ, **stack.environment(), "PREFECT_HOME": str(stack.folder / "prefect")}
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    steps = [[*prefect, "deploy", "--all", "--prefect-file", "infra/prefect.yaml"]]
-    if not stack.ask("POST", "/automations/filter", {}):  # this server is the stack's own: any automation is ours
-        steps.append([*prefect, "automation", "create", "--from-file", "infra/heartbeat.yaml"])
-    for step in steps:
-        done = subprocess.run(step, cwd=stack.checkout, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                f"`{' '.join(step[2:])}` ended with code {done.returncode}: nothing can be run without it; it said\n"
-                f"{done.stdout}{done.stderr}"
-            )
-
-
 def _worker_online(stack: Stack, pool: str) -> bool:
-    workers = stack.ask("POST", f"/work_pools/{pool}/workers/filter", {}) or []
+    workers = ask(stack.api, "POST", f"/work_pools/{pool}/workers/filter", {}) or []
     return any(worker["status"] == "ONLINE" for worker in workers)
 
 
 def _crash_unfinished(stack: Stack) -> None:
     """A run whose worker was stopped would else be Running in the database for ever."""
-    runs = stack.ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": list(UNFINISHED)}}}}) or []
+    runs = (
+        ask(stack.api, "POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": list(UNFINISHED)}}}})
+        or []
+    )
     state = {"type": "CRASHED", "name": "Crashed", "message": "the local stack was taken down"}
     for run in runs:
-        stack.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        ask(stack.api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
 def _end(stack: Stack, name: str) -> None:
@@ -245,18 +233,11 @@ def _refuse_taken_port(name: str, port: int) -> None:
             ) from error
 
 
-def _http(method: str, url: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            text = answer.read().decode()
-    except OSError:  # URLError, HTTPError and time-outs are all OSErrors
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return urllib.request.urlopen(url, timeout=10).status == 200
+    except OSError:
+        return False
 
 
 def _write(path: Path, text: str) -> None:
@@ -273,8 +254,12 @@ def main() -> int:
         default = int(os.environ.get(f"UNMASK_{name.upper()}_PORT", port))
         parser.add_argument(f"--{name}-port", type=int, default=default, help=f"default {default}")
     given = parser.parse_args()
-    stack = Stack(worktree.root(Path()), {"prefect": given.prefect_port, "mlflow": given.mlflow_port})
-    return {"up": up, "down": down, "status": status}[given.action](stack) or 0
+    try:
+        stack = Stack(worktree.root(Path()), {"prefect": given.prefect_port, "mlflow": given.mlflow_port})
+        return {"up": up, "down": down, "status": status}[given.action](stack) or 0
+    except (SettingsError, DataError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def build(
         vocab_size=len(words), hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=positions,
         mask_token_id=words.mask_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-        bos_token_id=None, tie_word_embeddings=False, logits_shifted=layout == "dream", initializer_range=0.02,
+        bos_token_id=None, tie_word_embeddings=False, logits_shifted=layout == "dream",
+        # Measured on 4x4 sudoku, loss after 200 steps: std .02 and theta 10000 .76, .06 .54, .06 and theta 100 .52.
+        initializer_range=0.06, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the classes draw from the global generator
         torch.manual_seed(seed)

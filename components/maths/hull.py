@@ -20,7 +20,7 @@ def upper_hull(nfe: ArrayLike, accuracy: ArrayLike) -> tuple[NDArray[np.float64]
     """The envelope's corners ``(nfe, accuracy)``: both strictly increasing, slopes strictly decreasing.
 
     The first corner is the best accuracy at the smallest NFE, the last the best accuracy of all at the fewest
-    forwards that reach it; outside of them the envelope is level. Andrew's monotone chain over the points sorted by NFE.
+    forwards that reach it; outside of them the envelope is level. Andrew's monotone chain, by rising NFE.
 
     Errors:
         DataError: no point, unequal lengths, or a value that is not finite.

@@ -97,7 +97,9 @@ def clues_of(decode: Decode) -> frozenset[int]:
     """The positions that the prompt gives away: of a grid in the prompt, as long as the canvas, those without a dot."""
     length = len(decode["order"])
     grid = re.search(rf"(?<![\d.])[\d.]{{{length}}}(?![\d.])", str(decode["prompt"]))
-    return frozenset(i for i, sign in enumerate(grid.group()) if sign != ".") if grid else frozenset()
+    if grid is None or grid.group().count(".") < 2:  # one dot: a decimal number
+        return frozenset()
+    return frozenset(i for i, sign in enumerate(grid.group()) if sign != ".")
 
 
 def name_of(decode: Decode) -> str:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 PANELS = {
     "reward/mean": "reward",
-    "reward/accuracy": "accuracy of the rollouts",
+    "reward/correct": "share of right answers",
     "decode/nfe": "forwards per prompt",
     "policy/entropy": "policy entropy",
-    "policy/kl_reference": "KL to the reference",
-    "optim/grad_norm": "gradient norm",
+    "policy/kl": "KL to the reference",
+    "policy/gradient_norm": "gradient norm",
 }
 """The quantities that are drawn, in order: logged name -> title."""
 
@@ -95,8 +95,10 @@ def _panel(ax: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], ti
 
     # Some quantities are logged every few rounds only: few points are drawn as they are.
     window = len(values) // 12
-    ax.plot(steps, values, color=RAW, lw=0.9, marker="." if len(values) < 20 else None)
-    if window > 1:
+    if window < 2:
+        ax.plot(steps, values, color=LINE, lw=1.4, marker=".")
+    else:
+        ax.plot(steps, values, color=RAW, lw=0.9)
         ax.plot(steps, smooth(values, window), color=LINE, lw=1.7)
     ax.set_title(title, fontsize=9, fontweight="normal", color="#222222")
     ax.grid(True)

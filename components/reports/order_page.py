@@ -75,11 +75,9 @@ def _task(
 ) -> str:
     parts = chosen(found, extremes, plain)
     steps = max((last_step(d) for _, some in parts for case in some for d in case.decodes), default=0)
-    every = steps // 24 + 1  # long canvases: a number only here and there
     scale = "".join(
-        f'<i style="background:{step_colour(s, steps)};color:{ink_on(step_colour(s, steps))}">'
-        f"{s if s % every == 0 or s == 1 else ''}</i>"
-        for s in range(1, steps + 1)
+        f'<i style="background:{step_colour(s, steps)};color:{ink_on(step_colour(s, steps))}">{s}</i>'
+        for s in range(1, steps + 1, steps // 24 + 1)  # of a long decode a step here and there
     )
     shown = "".join(
         f"<h3>{_text(heading)}</h3>" + "".join(_case(case, columns, steps) for case in some) for heading, some in parts
@@ -163,7 +161,7 @@ header { position: sticky; top: 0; z-index: 2; background: #fafbfcf2; border-bot
 .bar output { font-variant-numeric: tabular-nums; min-width: 62px; }
 .scale { width: 100%; display: flex; gap: 1px; align-items: center; font-size: 12px; }
 .scale b { font-weight: 400; color: var(--soft); margin-right: 8px; white-space: nowrap; }
-.scale i { font-style: normal; flex: 0 1 25px; height: 18px; min-width: 0; text-align: center; border-radius: 2px; }
+.scale i { font-style: normal; flex: 0 1 28px; height: 18px; min-width: 0; text-align: center; border-radius: 2px; }
 article { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px 14px;
   margin: 10px 0; }
 summary { cursor: pointer; color: var(--soft); font-size: 13px; white-space: nowrap; overflow: hidden;

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.reports import cells as table
+from components.reports import cells as cell_table
 from components.reports.cells import LABELS, Cell
 from components.reports.files import write_figure, write_text
+from components.reports.table import points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 13, "mew": 0.7},
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#222222", "#EFEFEF"
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -56,7 +57,12 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
-COLUMNS = (
+GAP_PLACES: dict[str, dict[str, Any]] = {
+    "left": {"xytext": (-9, 0), "ha": "right", "va": "center"},
+    "right": {"xytext": (9, 0), "ha": "left", "va": "center"},
+    "above": {"xytext": (0, 9), "ha": "center", "va": "bottom"},
+}
+COLUMNS: tuple[str, ...] = (
     "task", "denoiser", "split", "kind", "family", "setting", "block_length", "choose",
     "nfe", "nfe_low", "nfe_high", "accuracy", "accuracy_low", "accuracy_high",
 )  # fmt: skip
@@ -67,7 +73,7 @@ def draw(path: str | Path, cells: Sequence[Cell], columns: int = 3) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = table.groups(cells)
+    found = cell_table.groups(cells)
     across = 2 if len(found) == 4 else min(columns, len(found))
     down = math.ceil(len(found) / across)
     with matplotlib.rc_context(STYLE):
@@ -93,7 +99,7 @@ def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
 
     heuristics = [cell for cell in cells if not cell.is_policy]
     policies = [cell for cell in cells if cell.is_policy]
-    full = table.full_length(cells)
+    full = cell_table.full_length(cells)
     right = max(cell.nfe for cell in cells) * 1.06
     ax.set_xlim(0, right)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -102,7 +108,7 @@ def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
     ax.grid(True)
     ax.set_axisbelow(True)
     _draw_envelope(ax, heuristics, right)
-    for (family, block, _), sweep in table.sweeps(heuristics).items():
+    for (family, block, _), sweep in cell_table.sweeps(heuristics).items():
         whole = block == full
         ax.plot(
             [c.nfe for c in sweep],
@@ -116,11 +122,11 @@ def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
             zorder=4 if whole else 3,
             **LOOKS.get(family, OTHER_LOOK),
         )
-    for (family, block, _), sweep in table.sweeps(policies).items():
-        _draw_policy(ax, family, sweep, alpha=1.0 if block == full else 0.5)
-    best = table.headline(cells)
+    best = cell_table.headline(cells)
+    for (family, block, _), sweep in cell_table.sweeps(policies).items():
+        _draw_policy(ax, family, sweep, alpha=1.0 if block == full else 0.5, bold=best in sweep or family != "learned")
     if gap and best is not None:
-        _draw_gap(ax, best, table.envelope(cells, best.nfe))
+        _draw_gap(ax, best, cell_table.envelope(cells, best.nfe))
 
 
 def legend_handles(cells: Sequence[Cell]) -> list[Any]:
@@ -134,14 +140,17 @@ def legend_handles(cells: Sequence[Cell]) -> list[Any]:
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
             handles.append(Line2D([], [], ls="none", label=LABELS[family], **look))
-    if there - set(table.POLICIES):
+    if there - set(cell_table.POLICIES):
         handles.append(Patch(fc=REGION_COLOUR, ec=ENVELOPE_COLOUR, lw=1.3, label="reach of all heuristics"))
-    for family in [*LOOKS, *sorted(there - set(LOOKS) - set(table.POLICIES))]:
+    for family in [*LOOKS, *sorted(there - set(LOOKS) - set(cell_table.POLICIES))]:
         if family in there:
             look = LOOKS.get(family, OTHER_LOOK)
             label = LABELS.get(family, family.replace("_", " "))
             handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label, **look))
-    if any(table.full_length(group) > min(c.block_length for c in group) for group in table.groups(cells).values()):
+    if any(
+        cell_table.full_length(group) > min(c.block_length for c in group)
+        for group in cell_table.groups(cells).values()
+    ):
         handles.append(Line2D([], [], lw=0.9, ls=(0, (2, 1.5)), color="#888888", label="shorter blocks"))
     return handles
 
@@ -151,15 +160,15 @@ def write_csv(path: str | Path, cells: Sequence[Cell]) -> Path:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for group in table.groups(cells).values():
+    for group in cell_table.groups(cells).values():
         rows = [{**vars(cell), "kind": "cell"} for cell in group]
-        rows += [{**vars(cell), "kind": "hull", "family": "envelope"} for cell in table.corners(group)]
+        rows += [{**vars(cell), "kind": "hull", "family": "envelope"} for cell in cell_table.corners(group)]
         writer.writerows(rows)
     return write_text(path, text.getvalue())
 
 
 def _draw_envelope(ax: Axes, heuristics: Sequence[Cell], right: float) -> None:
-    front = table.corners(heuristics)
+    front = cell_table.corners(heuristics)
     if not front:
         return
     nfe = [c.nfe for c in front] + [right]
@@ -168,20 +177,22 @@ def _draw_envelope(ax: Axes, heuristics: Sequence[Cell], right: float) -> None:
     ax.plot(nfe, accuracy, color=ENVELOPE_COLOUR, lw=1.6, zorder=2.5, solid_joinstyle="round")
 
 
-def _draw_policy(ax: Axes, family: str, sweep: Sequence[Cell], alpha: float) -> None:
+def _draw_policy(ax: Axes, family: str, sweep: Sequence[Cell], alpha: float, bold: bool) -> None:
     nfe, accuracy = [c.nfe for c in sweep], [100 * c.accuracy for c in sweep]
     # max: a bootstrap interval of a rule that never failed may end a rounding error away from its mean
     down = [max(0.0, 100 * (c.accuracy - c.accuracy_low)) for c in sweep]
     up = [max(0.0, 100 * (c.accuracy_high - c.accuracy)) for c in sweep]
     left = [max(0.0, c.nfe - c.nfe_low) for c in sweep]
     right = [max(0.0, c.nfe_high - c.nfe) for c in sweep]
+    look = POLICY_LOOKS[family] if bold else {**POLICY_LOOKS[family], "ms": 8}
     order = 7 if family == "learned" else 6
     ax.errorbar(
         nfe, accuracy, yerr=[down, up], xerr=[left, right], fmt="none", ecolor=POLICY_COLOUR,
         elinewidth=1.1, capsize=2.5, alpha=alpha, zorder=order,
     )  # fmt: skip
-    ax.plot(nfe, accuracy, ls=(0, (1, 1)) if len(sweep) > 1 else "none", lw=1.1, alpha=alpha, zorder=order + 0.5,
-            **POLICY_LOOKS[family])  # fmt: skip
+    ax.plot(
+        nfe, accuracy, ls=(0, (1, 1)) if len(sweep) > 1 else "none", lw=1.1, alpha=alpha, zorder=order + 0.5, **look
+    )
 
 
 def _draw_gap(ax: Axes, best: Cell, reached: float) -> None:
@@ -189,18 +200,17 @@ def _draw_gap(ax: Axes, best: Cell, reached: float) -> None:
 
     if math.isnan(reached):
         return
-    points = 100 * (best.accuracy - reached)
     ax.plot([best.nfe] * 2, [100 * reached, 100 * best.accuracy], color=POLICY_COLOUR, lw=1.0, ls=":", zorder=5)
-    above = points >= 0  # what lies above the envelope and left of the policy is free of marks
+    # Above the envelope the left is free of marks, unless the axis is there; below it marks are everywhere.
+    place = "right" if best.accuracy < reached else "left" if best.nfe > 0.2 * ax.get_xlim()[1] else "above"
     ax.annotate(
-        f"{points:+.1f}".replace("-", "\N{MINUS SIGN}"),
-        (best.nfe, 100 * best.accuracy), xytext=(-9 if above else 9, 0), textcoords="offset points",
-        ha="right" if above else "left", va="center", color=POLICY_COLOUR, fontsize=9.5, fontweight="bold", zorder=8,
+        points(best.accuracy - reached), (best.nfe, 100 * best.accuracy), textcoords="offset points",
+        color=POLICY_COLOUR, fontsize=9.5, fontweight="bold", zorder=8, **GAP_PLACES[place],
         path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
     )  # fmt: skip
 
 
-def _title(task: str, denoiser: str, split: str, found: dict[table.Group, list[Cell]]) -> str:
+def _title(task: str, denoiser: str, split: str, found: dict[cell_table.Group, list[Cell]]) -> str:
     several = [len({key[i] for key in found}) > 1 for i in range(3)]
     parts = [task.replace("_", " ")] + [p for p, many in zip((denoiser, split), several[1:], strict=True) if many]
     return " · ".join(parts)

@@ -67,9 +67,9 @@ def draw(
         figure = Figure(figsize=(11, 4.5))
         left, right = figure.add_gridspec(1, 2, width_ratios=[1.24, 1], left=0.015, right=0.985, top=0.87, bottom=0.265,
                                           wspace=0.14)  # fmt: skip
-        boards = left.subgridspec(1, 2, wspace=0.1).subplots()
-        for ax, decode in zip(boards, (before, after), strict=True):
-            board(ax, decode, columns_of(decode, columns), steps)
+        places = left.subgridspec(1, 2, wspace=0.1)
+        for place, decode in enumerate((before, after)):
+            board(figure.add_subplot(places[place]), decode, _across(decode, columns), steps)
         _scale(figure, steps, framed=bool(clues_of(before)))
         ax = figure.add_subplot(right)
         panel(ax, cells)
@@ -140,6 +140,13 @@ def board(ax: Axes, decode: Decode, columns: int, steps: int) -> None:
             fontsize=9.5, ha="left", va="bottom")  # fmt: skip
 
 
+def _across(decode: Decode, columns: Mapping[str, int] | None) -> int:
+    """Cells per row; a long line is broken into a square, since the picture has no room for it."""
+    length = len(decode["order"])
+    across = columns_of(decode, columns)
+    return math.ceil(math.sqrt(length)) if across == length > 12 else across
+
+
 def _nearest(case: Case, cells: Sequence[Cell], learned: Cell | None) -> list[Decode]:
     """The one heuristic decode of the case whose cell is nearest to the learned policy's accuracy; ties: fewer NFE."""
     full = table.full_length(cells)
@@ -158,10 +165,11 @@ def _scale(figure: Figure | SubFigure, steps: int, framed: bool) -> None:
     ax.set_ylim(0, 1)
     ax.set_axis_off()
     every = steps // 20 + 1
+    gap = 0.02 if steps <= 24 else 0.0
     for step in range(1, steps + 1):
         colour = step_colour(step, steps)
-        ax.add_patch(Rectangle((step - 0.98, 0), 0.96, 1, fc=colour, ec="none"))
-        if step % every == 0 or step == 1:
+        ax.add_patch(Rectangle((step - 1 + gap, 0), 1 - 2 * gap, 1, fc=colour, ec=colour if not gap else "none"))
+        if (step - 1) % every == 0:
             ax.text(step - 0.5, 0.46, str(step), ha="center", va="center", fontsize=8, color=ink_on(colour))
     note = "forward pass in which the cell was committed" + ("; framed: given in the prompt" if framed else "")
     ax.text(0, -0.3, note, fontsize=8.5, color="#555555", va="top")

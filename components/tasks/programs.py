@@ -25,16 +25,17 @@ from pathlib import Path
 
 from components.errors import SettingsError
 
-# What the child runs. It sets its own limits (no preexec_fn: unsafe in threads), runs the program, and only then
-# writes the token: a program that leaves early with exit code 0 has not passed.
+# What the child runs. It sets its own limits (no preexec_fn: unsafe in threads), says that it begins (else the fault is
+# ours), runs the program, and says that it ends: a program that leaves early with exit code 0 has not passed.
 _BOOT = """
 import os, resource, sys, types
 for name, value in {limits}:
     resource.setrlimit(getattr(resource, name), (value, value))
+os.write(1, b"{token} begins\\n")
 sys.modules["program"] = types.ModuleType("program")  # not __main__: a script's own demonstration is not asked for
 exec(compile(open("program.py", encoding="utf-8").read(), "program.py", "exec"), sys.modules["program"].__dict__)
 sys.__stdout__.flush()
-os.write(1, b"{token}")
+os.write(1, b"{token} ends")
 """
 
 # $1: an empty folder, the new root; $2: the program; then Python's own folder and the command. Nobody's write access
@@ -86,9 +87,10 @@ _LIMITED = Way("")
 
 @dataclass(frozen=True)
 class Outcome:
-    """``passed``: the program ran to its end without an error. ``reason``: 'passed', 'time' or the end of its
-    stderr."""
+    """``began``: the program was reached; ``passed``: it ran to its end without an error; ``reason``: 'passed', 'time'
+    or the end of its stderr."""
 
+    began: bool
     passed: bool
     reason: str
 
@@ -118,9 +120,15 @@ def run(program: str, *, seconds: float = 5.0, megabytes: int = 512, allow_uncon
     """Run a program to its end, within ``seconds`` of wall-clock time and ``megabytes`` of address space.
 
     Raises:
-        SettingsError: as ``way``.
+        SettingsError: as ``way``; or this program was never reached, which says nothing about it.
     """
-    return _run(program, way(allow_unconfined), seconds, megabytes)
+    outcome = _run(program, way(allow_unconfined), seconds, megabytes)
+    if not outcome.began and outcome.reason != "time":
+        raise SettingsError(
+            f"a program could not be started with {megabytes} MB of memory ({outcome.reason}): a right program would "
+            "count as wrong; give it more memory, or look at what this machine lacks (memory, processes, mounts)"
+        )
+    return outcome
 
 
 def _run(program: str, how: Way, seconds: float, megabytes: int) -> Outcome:
@@ -148,11 +156,14 @@ def _run(program: str, how: Way, seconds: float, megabytes: int) -> Outcome:
             try:
                 code = _wait(command, environment, folder, out, err, seconds)
             except OSError as error:  # no unshare on this machine
-                return Outcome(False, str(error))
+                return Outcome(False, False, str(error))
+            out.seek(0)
+            began = out.readline().decode("utf-8", "replace").strip() == f"{token} begins"
             if code is None:
-                return Outcome(False, "time")
-            passed = code == 0 and token in _tail(out)
-            return Outcome(passed, "passed" if passed else _tail(err).strip() or f"left early with exit code {code}")
+                return Outcome(began, False, "time")
+            if code == 0 and f"{token} ends" in _tail(out):
+                return Outcome(began, True, "passed")
+            return Outcome(began, False, _tail(err).strip() or f"left early with exit code {code}")
 
 
 def _wait(command: list[str], environment: dict[str, str], folder: Path, out, err, seconds: float) -> int | None:

@@ -1,5 +1,4 @@
-"""Sudoku: with one solution (reasoning-gym's mini sudoku) and with many (own generator; 4x4, and 6x6 as the longer
-one).
+"""Sudoku: with one solution (reasoning-gym's mini sudoku) and with many (own generator, 4x4 and 6x6).
 
 A grid is written row by row, blanks as '.'. With many solutions any completion that keeps the clues is right, so
 marginals have several modes: the question which cells may be committed together is a real one. Left out: 9x9.

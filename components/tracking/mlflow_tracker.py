@@ -97,7 +97,8 @@ class MlflowTracker:
 
     def _flush(self) -> None:
         # What was sent twice after a half-failed call is the same row, time included, and the store keeps one.
-        sent = self._attempt(f"{self._rounds} rounds", lambda: log_metrics(self._client, self._run_id, self._buffer))
+        what = f"{len(self._buffer)} figures"
+        sent = self._attempt(what, lambda: log_metrics(self._client, self._run_id, self._buffer))
         self._rounds = 0
         # Each attempt at a dead server costs seconds: try half as often after each failure.
         self._interval = self._every if sent else min(2 * self._interval, LONGEST_INTERVAL)

@@ -75,8 +75,14 @@ def register(
     # MLflow resolves `models:/` sources with its global tracking URI, which on a server is the right one and here not.
     direct = store.database(client.tracking_uri) is not None
     source = client.get_logged_model(model_id).artifact_location if direct else f"models:/{model_id}"
-    whole = {"identity": identity, **tags}
-    made = client.create_model_version(model_name(profile), source, run_id=run_id, tags=whole, model_id=model_id)
+    made = client.create_model_version(
+        model_name(profile),
+        source,
+        run_id=run_id,
+        tags={"identity": identity, **tags},
+        model_id=model_id,
+        await_creation_for=0,  # it is there when the call returns; waiting only prints that it waits
+    )
     return made, True
 
 

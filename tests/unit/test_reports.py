@@ -98,10 +98,10 @@ def synthetic_rounds(rounds=60, seed=0):
     rng = np.random.default_rng(seed)
     names = {
         "reward/mean": 0.6,
-        "reward/accuracy": 0.8,
+        "reward/correct": 0.8,
         "decode/nfe": 7.0,
         "policy/entropy": 0.5,
-        "optim/grad_norm": 1.0,
+        "policy/gradient_norm": 1.0,
     }
     return [{"step": s, **{k: v + rng.normal(0, 0.05) for k, v in names.items()}} for s in range(rounds)]
 
@@ -125,6 +125,10 @@ def write_cells(path, cells):
         writer.writeheader()
         writer.writerows(vars(cell) for cell in cells)
     return path
+
+
+def read_csv(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def test_cells_survive_the_file(tmp_path):
@@ -161,7 +165,7 @@ def test_the_mixture_named_is_the_mixture_meant():
 
 def test_pareto_csv_holds_every_cell_and_every_corner(tmp_path):
     cells = synthetic()
-    rows = list(csv.DictReader(pareto.write_csv(tmp_path / "pareto.csv", cells).open()))
+    rows = read_csv(pareto.write_csv(tmp_path / "pareto.csv", cells))
     kept = [tuple(str(getattr(c, k)) for k in pareto.COLUMNS if k != "kind") for c in cells]
     found = [tuple(row[k] for k in pareto.COLUMNS if k != "kind") for row in rows if row["kind"] == "cell"]
     assert Counter(kept) == Counter(found)
@@ -213,8 +217,8 @@ def test_pictures_are_pictures(tmp_path):
 def test_learning_csv_holds_every_round_and_quantity(tmp_path):
     rounds = synthetic_rounds()
     del rounds[3]["policy/entropy"]
-    rows = list(csv.DictReader(learning.write_csv(tmp_path / "learning.csv", rounds).open()))
-    assert list(rows[0]) == ["step", *(name for name in learning.PANELS if name != "policy/kl_reference")]
+    rows = read_csv(learning.write_csv(tmp_path / "learning.csv", rounds))
+    assert list(rows[0]) == ["step", *(name for name in learning.PANELS if name != "policy/kl")]
     assert [row["reward/mean"] for row in rows] == [str(r["reward/mean"]) for r in rounds]
     assert rows[3]["policy/entropy"] == ""
 
@@ -263,7 +267,7 @@ class Page(HTMLParser):
             self.inside = True
             self.boards.append({"family": given["class"], "steps": [], "tokens": [], "numbers": [], "clues": 0})
         if "data-step" in given:
-            self.boards[-1]["steps"].append(int(given["data-step"]))
+            self.boards[-1]["steps"].append(int(given["data-step"] or ""))
             self.boards[-1]["clues"] += given.get("class") == "clue"
         self.where = tag
 
@@ -347,7 +351,8 @@ def test_step_colours_differ_and_their_ink_reads():
 
     for steps in (1, 2, 16, 36, 256):
         colours = [boards.step_colour(step, steps) for step in range(1, steps + 1)]
-        assert sorted(colours, key=luminance) == colours, "later must be lighter, for print in grey"
+        lights = [luminance(colour) for colour in colours]
+        assert np.all(np.diff(lights) > -0.005), "later must be lighter (up to rounding), for print in grey"
         assert len(set(colours)) == steps or steps > 200
         for colour in colours:
             light, dark = sorted((luminance(colour), luminance(boards.ink_on(colour))), reverse=True)
@@ -440,7 +445,8 @@ def test_card_says_how_to_load_and_where_not_to_use(tmp_path):
 def test_the_cards_example_is_python_on_names_that_exist():
     code = card.example(FACTS)
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
-    assert len(imports) == 3 and FACTS.prompt in ast.literal_eval(re.search(r"prompt\((.*?)\)", code)[1])
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert len(imports) == 3 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names), node.module

@@ -1,0 +1,67 @@
+"""Give a Prefect server this project's work pools, deployments and heartbeat automation. Twice changes nothing.
+
+`python -m flows.deploy`, from the repository's root, for the server that PREFECT_API_URL names. `make up` does it for
+the local stack, compose.yaml for the team's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import SettingsError
+
+POOLS = ("cpu", "gpu")
+DEPLOYMENTS = Path("infra/prefect.yaml")
+HEARTBEAT = Path("infra/heartbeat.yaml")
+
+
+def deploy(checkout: Path, api: str, environment: Mapping[str, str]) -> None:
+    """Make or update all of it on the server at `api` (.../api). Raises RuntimeError if the server refuses."""
+    for pool in POOLS:
+        if ask(api, "GET", f"/work_pools/{pool}") is None:
+            ask(api, "POST", "/work_pools/", {"name": pool, "type": "process"})
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    steps = [[*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]]
+    name = yaml.safe_load((checkout / HEARTBEAT).read_text())["name"]
+    if not ask(api, "POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}}):
+        steps.append([*prefect, "automation", "create", "--from-file", str(HEARTBEAT)])
+    for step in steps:
+        settings = {**os.environ, **environment, "PREFECT_API_URL": api}
+        done = subprocess.run(step, cwd=checkout, env=settings, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(
+                f"`{' '.join(step[2:])}` ended with code {done.returncode}: nothing can be run without it; it said\n"
+                f"{done.stdout}{done.stderr}"
+            )
+
+
+def ask(api: str, method: str, path: str, body: Any = None) -> Any:
+    """One call of Prefect's REST API; None if nobody answers or the answer is an error."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(api + path, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read() or "null")
+    except OSError:  # nobody there, too slow, or an error status: URLError and HTTPError are OSErrors
+        return None
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    api = os.environ.get("PREFECT_API_URL")
+    if not api:
+        raise SettingsError(
+            "PREFECT_API_URL is not set: there is no server to give the deployments to; set it, or run `make up`"
+        )
+    deploy(Path.cwd(), api, {})
+
+
+if __name__ == "__main__":
+    main()
