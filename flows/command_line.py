@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 
@@ -15,7 +17,10 @@ def run_from_command_line(flow: Flow[..., Any], module: str) -> None:
     for name, schema in parameter_schema(flow.fn).properties.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=schema.get("description"))
     given = {name: _value(text) for name, text in vars(parser.parse_args()).items()}
-    print(json.dumps(flow(**given), indent=2))
+    try:
+        print(json.dumps(flow(**given), indent=2))
+    except ParameterTypeError as error:
+        sys.exit(str(error))
 
 
 def _value(text: str) -> Any:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from components.errors import SettingsError
 
 if TYPE_CHECKING:
-    from components.settings import Settings
+    from components.settings import Params
 
 Profile = Literal["tiny", "gpu"]
 Seed = Annotated[int | None, Field(ge=0, lt=2**31)]
@@ -72,16 +72,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def validated(text: str) -> "Settings":
-    """The settings that params.yaml's text stands for. Raises SettingsError if they cannot work."""
-    try:
-        from components.settings import load
-    except ModuleNotFoundError:  # DEVELOPMENT ONLY
-        from types import SimpleNamespace
-
-        return SimpleNamespace(profile=YAML().load(text)["profile"])
+def validated(text: str) -> "Params":
+    """What params.yaml's text stands for, all profiles. Raises SettingsError if one of them cannot work."""
+    from components.settings import read
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         path.write_text(text)
-        return load(path)
+        try:
+            return read(path)
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(f"{folder}/", "")) from None

@@ -24,22 +24,22 @@ def check_device(profile: str, environment: Mapping[str, str]) -> None:
         )
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, revision: str | None = None) -> None:
     """Raise CheckpointError unless `name` is a folder with a checkpoint, or a hub name whose files are in the cache."""
-    folder = Path(name) if Path(name).is_dir() else _cached(name)
+    folder = Path(name) if Path(name).is_dir() else _cached(name, revision)
     if folder is None or not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"model {name!r} is neither a folder with a checkpoint nor in this machine's Hugging Face cache: a policy "
             f"is trained over a frozen dLLM, and a flow run downloads none by itself; fetch it once with "
-            f"`hf download {name}`"
+            f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
         )
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None

@@ -38,7 +38,8 @@ def sweep(
         promote: let every policy try the gate
         repository: the checkout to work from
 
-    Returns a row per policy. Raises SettingsError for more than 32 of them.
+    Returns a row per alpha, seed, task and policy with its accuracy and NFE, and one with a message for a run that
+    failed. Raises SettingsError for more than 32 runs.
     """
     grid = list(itertools.product(alphas, seeds))
     if len(grid) > MOST:
@@ -46,7 +47,7 @@ def sweep(
             f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings: a sweep runs them one by one and "
             f"would take days; ask for at most {MOST}"
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for alpha, seed in grid:
         state = train_policy(
             profile=profile,
@@ -57,8 +58,15 @@ def sweep(
             repository=repository,
             return_state=True,
         )
-        rows.append({"alpha": alpha, "seed": seed, "state": state.name, "message": state.message or ""})
-    create_table_artifact(rows, key="sweep", description="One row per policy")
+        row = {"alpha": alpha, "seed": seed, "state": state.name}
+        done = state.result() if state.is_completed() else {"figures": {}}
+        found = [
+            row | {"task": task, "policy": policy} | numbers
+            for task, policies in done["figures"].items()
+            for policy, numbers in policies.items()
+        ]
+        rows += found or [row | {"message": state.message}]
+    create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     return rows
 
 

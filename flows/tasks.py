@@ -7,7 +7,6 @@ import base64
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,13 @@ def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
     `source`: the checkout, or the worktree of a run that is tried again. No retries: the answer would be the same.
     """
     text = parameters.merge(worktree.read_at_head(source, "params.yaml"), given)
-    settings = parameters.validated(text)
-    preflight.check_device(settings.profile, os.environ)
-    return text, settings.profile
+    params = parameters.validated(text)
+    preflight.check_device(params.profile, os.environ)
+    models = params.profiles[params.profile].models
+    for model in (models.llada, models.dream):
+        if model.source != "embedded":
+            preflight.check_model(model.source, model.revision)
+    return text, params.profile
 
 
 @task(task_run_name="worktree")
@@ -59,8 +62,11 @@ def run_stage(stage: str, path: Path, environment: Mapping[str, str]) -> None:
 
 
 @task(task_run_name="results")
-def show(path: Path, profile: str) -> None:
-    """The results as artifacts of the flow run; of skipped stages too, since they are read from the stages' files."""
+def show(path: Path, profile: str) -> dict[str, Any]:
+    """The results as artifacts of the flow run; of skipped stages too, since they are read from the stages' files.
+
+    Returns the figures of stage evaluate: {task: {policy: {"accuracy": ..., "nfe": ...}}}.
+    """
     outputs = path / "outputs" / profile
     create_markdown_artifact(
         metrics_page(outputs, profile), key=f"{profile}-metrics", description="What the run measured"
@@ -69,16 +75,18 @@ def show(path: Path, profile: str) -> None:
     if picture.exists():
         page = f"![Accuracy against forward passes]({data_uri(picture)})\n"
         create_markdown_artifact(page, key=f"{profile}-pareto", description="Accuracy against forward passes")
+    evaluated = outputs / "metrics" / "evaluate.json"
+    return json.loads(evaluated.read_text()) if evaluated.exists() else {}
 
 
 @task(task_run_name="promote")
 def promote(path: Path, environment: Mapping[str, str], dry_run: bool = False) -> dict[str, Any]:
     """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
-    lines = deque(maxlen=1)
+    lines: list[str] = []
     log = get_run_logger().info
     command = [sys.executable, "-m", "components.cli", "promote", "--json", *(["--dry-run"] if dry_run else [])]
     stream(command, path, environment, lambda line: (lines.append(line), log(line)))
-    return json.loads(lines[-1])
+    return json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # a library may warn at its exit
 
 
 def metrics_page(outputs: Path, profile: str) -> str:

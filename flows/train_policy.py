@@ -43,7 +43,8 @@ def train_policy(
         promote: register the policy, and make it champion if it passes the gate
         repository: the checkout to work from
 
-    Returns the profile, the stages in the order they were looked at, and the verdict of the promotion.
+    Returns the profile, the stages in the order they were looked at, the figures of stage evaluate, and the verdict of
+    the promotion.
     """
     given = {name: value for name, value in locals().items() if name not in ("promote", "repository")}
     checkout = worktree.root(Path(repository))
@@ -53,11 +54,11 @@ def train_policy(
     environment = tasks.stage_environment(checkout, path)
     for stage in stages:
         tasks.run_stage(stage, path, environment)
-    tasks.show(path, active)
+    figures = tasks.show(path, active)
     verdict = tasks.promote(path, environment) if promote else None
     worktree.close_worktree(checkout, path)
     get_run_logger().info("done: the worktree is removed, what the stages made stays in the DVC cache")
-    return {"profile": active, "stages": stages, "promotion": verdict}
+    return {"profile": active, "stages": stages, "figures": figures, "promotion": verdict}
 
 
 if __name__ == "__main__":

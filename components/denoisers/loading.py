@@ -63,8 +63,12 @@ class Encoder:
                             f"cut off; give the task a longer canvas")  # fmt: skip
         return torch.tensor(ids + [self.tokenizer.eos_token_id] * (length - len(ids)), dtype=torch.int64)
 
+    def token(self, token: int) -> str:
+        """One position's text, an end token as it is written in the vocabulary."""
+        return self.tokenizer.convert_ids_to_tokens(token) if token in self.end_ids else self.tokenizer.decode([token])
+
     def text(self, ids: Tensor) -> str:
-        """The text before the first end token; positions that were never committed read as U+FFFD."""
+        """The text before the first end token."""
         kept: list[str] = []
         for token in ids.tolist():
             if token in self.end_ids:

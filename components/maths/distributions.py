@@ -11,14 +11,14 @@ To a deterministic rule use the cross-entropy, ``-log_prob(rule's action)``, whi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.maths.masked import masked_argmax, masked_log_softmax, one_hot
+from components.maths.masked import masked_argmax, masked_log_softmax, one_hot, rank_of, sort_eligible
 from components.rng import Noise
 from components.types import Action
 
@@ -42,6 +42,21 @@ def commit(distribution: ActionDistribution, action: Action, eligible_BL: Tensor
     return Action(action.drawn_BL, action.rank_BL, committed_BL)
 
 
+Kind = TypeVar("Kind", bound=Any)
+
+
+def take(distribution: Kind, index: Tensor) -> Kind:
+    """The rows of a distribution that an index picks, with repetition if it says so."""
+    values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
+    return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor)})
+
+
+def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Tensor:
+    """(B,) -E_target log policy, which is KL(target || policy) up to the target's own entropy: in closed form where
+    the target is a rule without randomness, or of the policy's kind (ties of max-confidence split evenly)."""
+    return target.kl(policy) + target.entropy()
+
+
 def _same_kind(one: object, other: object) -> None:
     if type(one) is not type(other):
         raise TypeError(
@@ -61,53 +76,50 @@ class Bernoulli:
     scale: float = 1.0
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
-        """log s and log(1-s), by logsigmoid: no clamp, no saturation."""
+        """log s and log(1-s), by logsigmoid: no clamp, no saturation. What is not eligible is certainly not drawn."""
         logits_BL = self.logits_BL / self.temperature
-        if self.scale == 1.0:
-            return F.logsigmoid(logits_BL), F.logsigmoid(-logits_BL)
-        log_p_BL = (F.logsigmoid(logits_BL) + math.log(self.scale)).clamp(max=0.0)
-        certain_BL = log_p_BL >= 0
-        log_q_BL = torch.log(-torch.expm1(log_p_BL.masked_fill(certain_BL, -1.0)))
-        return log_p_BL, log_q_BL.masked_fill(certain_BL, -torch.inf)
+        log_p_BL, log_q_BL = F.logsigmoid(logits_BL), F.logsigmoid(-logits_BL)
+        if self.scale != 1.0:
+            log_p_BL = (log_p_BL + math.log(self.scale)).clamp(max=0.0)
+            certain_BL = log_p_BL >= 0
+            log_q_BL = torch.log(-torch.expm1(log_p_BL.masked_fill(certain_BL, -1.0)))
+            log_q_BL = log_q_BL.masked_fill(certain_BL, -torch.inf)
+        return log_p_BL.masked_fill(~self.eligible_BL, -torch.inf), log_q_BL.masked_fill(~self.eligible_BL, 0.0)
 
     @property
     def probability_BL(self) -> Tensor:
-        return self._log_probs()[0].exp() * self.eligible_BL
+        return self._log_probs()[0].exp()
 
     @property
     def fallback_B(self) -> Tensor:
         return masked_argmax(self.logits_BL, self.eligible_BL)
 
     def sample(self, noise: Noise) -> Action:
-        uniform_BL = noise.uniform(0, self.logits_BL.shape[-1])
-        return Action((uniform_BL < self.probability_BL) & self.eligible_BL)
+        return Action(noise.uniform(0, self.logits_BL.shape[-1]) < self.probability_BL)
 
     def mode(self) -> Action:
-        return Action((self.probability_BL > 0.5) & self.eligible_BL)
+        """Each bit's likelier value; an even one is not drawn."""
+        return Action(self.probability_BL > 0.5)
 
     def log_prob(self, action: Action) -> Tensor:
         log_p_BL, log_q_BL = self._log_probs()
-        log_BL = torch.where(action.drawn_BL, log_p_BL, log_q_BL)
-        outside_B = (action.drawn_BL & ~self.eligible_BL).any(-1)
-        return log_BL.masked_fill(~self.eligible_BL, 0.0).sum(-1).masked_fill(outside_B, -torch.inf)
+        return torch.where(action.drawn_BL, log_p_BL, log_q_BL).sum(-1)
 
     def entropy(self) -> Tensor:
         log_p_BL, log_q_BL = self._log_probs()
-        bits_BL = -(_p_log(log_p_BL, log_p_BL) + _p_log(log_q_BL, log_q_BL))
-        return bits_BL.masked_fill(~self.eligible_BL, 0.0).sum(-1)
+        return -(_p_log(log_p_BL, log_p_BL) + _p_log(log_q_BL, log_q_BL)).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
         _same_kind(self, other)
         assert isinstance(other, Bernoulli)
         (log_p_BL, log_q_BL), (log_p2_BL, log_q2_BL) = self._log_probs(), other._log_probs()
-        kl_BL = _p_log(log_p_BL, log_p_BL - log_p2_BL) + _p_log(log_q_BL, log_q_BL - log_q2_BL)
-        return kl_BL.masked_fill(~self.eligible_BL, 0.0).sum(-1)
+        return (_p_log(log_p_BL, log_p_BL - log_p2_BL) + _p_log(log_q_BL, log_q_BL - log_q2_BL)).sum(-1)
 
 
 def _p_log(log_p: Tensor, value: Tensor) -> Tensor:
     """p * value with 0 * anything = 0."""
-    impossible = log_p == -torch.inf
-    return (log_p.exp() * value.masked_fill(impossible, 0.0)).masked_fill(impossible, 0.0)
+    p = log_p.exp()
+    return p * value.masked_fill(p == 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -151,8 +163,7 @@ class Categorical:
         assert isinstance(other, Categorical)
         log_BL, log2_BL = self.log_probs_BL, other.log_probs_BL
         both_BL = self.eligible_BL & other.eligible_BL
-        kl_BL = _p_log(log_BL, torch.where(both_BL, log_BL.masked_fill(~both_BL, 0.0) - log2_BL, torch.inf))
-        return kl_BL.masked_fill(~self.eligible_BL, 0.0).sum(-1)
+        return _p_log(log_BL, (log_BL - log2_BL).masked_fill(~both_BL, torch.inf)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -178,8 +189,10 @@ class Deterministic:
         return torch.where(same_B, 0.0, -torch.inf)
 
     def entropy(self) -> Tensor:
-        return torch.zeros(self.selected_BL.shape[0])
+        return torch.zeros(self.selected_BL.shape[0], device=self.selected_BL.device)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """KL(rule || other), which is the cross-entropy."""
-        return -other.log_prob(self.mode())
+        """KL(rule || other), which is the cross-entropy; to an ordered draw, that of the selection by score."""
+        action = self.mode()
+        order_BL, _ = sort_eligible(self.score_BL, action.drawn_BL)
+        return -other.log_prob(Action(action.drawn_BL, rank_of(order_BL).masked_fill(~action.drawn_BL, -1)))

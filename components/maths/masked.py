@@ -9,7 +9,7 @@ from torch import Tensor
 def masked_log_softmax(logits_BL: Tensor, mask_BL: Tensor) -> Tensor:
     """log softmax over the positions of ``mask_BL``; -inf elsewhere, and everywhere in a row whose mask is empty."""
     logits_BL = logits_BL.masked_fill(~mask_BL, -torch.inf)
-    top_B1 = logits_BL.amax(-1, keepdim=True)
+    top_B1 = logits_BL.detach().amax(-1, keepdim=True)
     top_B1 = top_B1.masked_fill(top_B1 == -torch.inf, 0.0)
     shifted_BL = logits_BL - top_B1
     total_B1 = shifted_BL.exp().sum(-1, keepdim=True)

@@ -25,20 +25,17 @@ def group_advantages(reward_R: Tensor, group_R: Tensor, by_std: bool = False) ->
     return advantage_R
 
 
-def pair_weights(row_N: Tensor, length_R: Tensor, weighting: str) -> Tensor:
-    """(N,) weight of each (row, step) pair in the mean over rows: 1/(R T_row) ("row": the papers' 1/T_g, which favours
-    short trajectories per step) or 1/(R L_row) ("constant")."""
-    rows = len(length_R)
-    if weighting == "row":
-        steps_R = torch.zeros(rows, dtype=torch.float32, device=row_N.device).index_add(
-            0, row_N, torch.ones_like(row_N, dtype=torch.float32)
-        )
-        return 1 / (rows * steps_R[row_N])
-    return 1 / (rows * length_R[row_N].to(torch.float32))
+def pair_weights(row_N: Tensor, steps_R: Tensor, length_R: Tensor, weighting: str) -> Tensor:
+    """(N,) weight of each (row, step) pair in the mean over rows: 1/(R T_row) ("row": paper A's 1/T_g, which favours
+    short trajectories per step) or 1/(R L_row) ("constant": paper B's 1/L). T_row counts the steps that the row took,
+    whether or not all of them are among the pairs."""
+    per_row_R = {"row": steps_R, "constant": length_R}[weighting].to(torch.float32)
+    return 1 / (len(length_R) * per_row_R[row_N])
 
 
 def clipped(log_prob_N: Tensor, old_N: Tensor, advantage_N: Tensor, clip: float) -> Tensor:
-    """(N,) min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(log_prob - old): one ratio per step, all bits together."""
+    """(N,) min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(log_prob - old): one ratio per step, all
+    bits of it together."""
     ratio_N = (log_prob_N - old_N).exp()
     return torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - clip, 1 + clip) * advantage_N)
 

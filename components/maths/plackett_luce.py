@@ -82,13 +82,15 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
             over = drawn >= picks if picks is not None else False
             stop = [count] if picks is None and drawn > 0 else []
             columns = [] if over else items + stop
+            if not columns:
+                return z_Bk1.new_zeros(rows)
             log_p = masked_log_softmax(z_Bk1[:, columns], ok_Bk1[:, columns])
             if other_Bk1 is None:
                 term = -log_p
             else:
                 term = log_p - masked_log_softmax(other_Bk1[:, columns], ok_Bk1[:, columns])
             total_B = _p_log(log_p, term.masked_fill(~ok_Bk1[:, columns], 0.0)).sum(-1)
-            for column, item in enumerate([] if over else items):
+            for column, item in enumerate(items):
                 # An ineligible item is never picked: its probability is 0.
                 total_B = total_B + log_p[:, column].exp() * value(left & ~(1 << item))
             memo[left] = total_B

@@ -3,10 +3,11 @@ with something eligible, only eligible positions, ties broken by the lowest inde
 
 ==================  ============================================================  ==================================
 Quota               a fixed number of positions per step, by a score              LLaDA ``generate.py``, Dream, MaskGIT
-Threshold           every confidence >= min(lambda, the row's best)               Fast-dLLM, arXiv 2505.22618
+Threshold           every confidence >= lambda, and always the row's best         Fast-dLLM, arXiv 2505.22618
 Factor              the largest n with (n+1)(1 - c_(n)) < f                       Fast-dLLM, arXiv 2505.22618
 EntropyBound        the largest k with sum H - max H <= gamma                     EB-Sampler, arXiv 2505.24857
 Klass               confident, and stable over the last steps                     KLASS, arXiv 2511.05664
+MaxConfidence       one position, the most confident, ties split evenly           UPO, arXiv 2510.05725
 SoftmaxConfidence   one position ~ softmax(confidence / tau)                      UPO, arXiv 2510.05725
 TopKRandom          one position, uniform over the K most confident               UPO, arXiv 2510.05725
 ==================  ============================================================  ==================================
@@ -70,8 +71,8 @@ class Quota:
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         left_B = obs.eligible_BL.sum(-1)
-        steps_B = (left_B + self.per_step - 1) // self.per_step
-        count_B = (left_B + steps_B - 1) // steps_B.clamp(min=1)
+        steps_B = -(-left_B // self.per_step)
+        count_B = -(-left_B // steps_B.clamp(min=1))
         if self.order == "random":
             return PlackettLuce(self.score(obs), obs.eligible_BL, count_B)
         return _first(self.score(obs), obs.eligible_BL, count_B)
@@ -82,7 +83,7 @@ ORDERS = ("random", "left_to_right", "confidence", "margin", "entropy")
 
 @dataclass(frozen=True)
 class Threshold:
-    """Commit every position with confidence >= min(threshold, the row's best)."""
+    """Commit every position with confidence >= threshold, and always the row's single best."""
 
     threshold: float
     needs: Needs = Needs()
@@ -120,7 +121,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class EntropyBound:
-    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma."""
+    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma. An infinite
+    entropy (a suppressed position) is nobody's largest term: it is committed only where there is no other."""
 
     gamma: float
     needs: Needs = Needs()
@@ -132,9 +134,9 @@ class EntropyBound:
         score_BL = self.score(obs)
         order_BL, count_B = sort_eligible(score_BL, obs.eligible_BL)
         entropy_BL = -score_BL.gather(-1, order_BL)
-        before_BL = entropy_BL.cumsum(-1) - entropy_BL
+        before_BL = torch.nn.functional.pad(entropy_BL.cumsum(-1)[:, :-1], (1, 0))
         k_L = torch.arange(1, score_BL.shape[1] + 1, device=score_BL.device)
-        passes_BL = (before_BL <= self.gamma) & (k_L <= count_B.unsqueeze(-1))
+        passes_BL = (before_BL <= self.gamma) & (k_L <= count_B.unsqueeze(-1)) & entropy_BL.isfinite()
         return _first(score_BL, obs.eligible_BL, passes_BL.sum(-1))
 
 
@@ -166,12 +168,32 @@ class Klass:
 
 
 @dataclass(frozen=True)
+class MaxConfidence:
+    """One position, uniformly among those of the largest confidence: UPO's deterministic reference. Decoding uses
+    ``Quota("confidence", 1)``; this is the target of its cross-entropy, in which ties are split evenly."""
+
+    needs: Needs = Needs()
+
+    def score(self, obs: Observation) -> Tensor:
+        return _read(obs, "log_odds_BL")
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        score_BL = self.score(obs).masked_fill(~obs.eligible_BL, -torch.inf)
+        best_BL = (score_BL == score_BL.amax(-1, keepdim=True)) & obs.eligible_BL
+        return Categorical(torch.zeros_like(score_BL), best_BL)
+
+
+@dataclass(frozen=True)
 class SoftmaxConfidence:
     """One position from softmax(max_v p(v) / tau): UPO's soft reference, over the largest probability alone (summed
     over a large vocabulary, as released, it is flat below a confidence of about .59)."""
 
     tau: float = 0.05
     needs: Needs = Needs()
+
+    def __post_init__(self) -> None:
+        if self.tau <= 0:
+            raise SettingsError(f"tau={self.tau}: the softmax would favour the least confident; use tau > 0")
 
     def score(self, obs: Observation) -> Tensor:
         return _read(obs, "confidence_BL") / self.tau
@@ -193,6 +215,10 @@ class TopKRandom:
     k: int = 5
     needs: Needs = Needs()
 
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise SettingsError(f"k={self.k}: nothing would be committed; draw from at least one position")
+
     def score(self, obs: Observation) -> Tensor:
         return torch.zeros(obs.masked_BL.shape, device=obs.masked_BL.device)
 
@@ -204,7 +230,8 @@ class TopKRandom:
 class SuppressTokens:
     """Another policy that sees positions predicting one of ``ids`` (end of text, end of turn) as hopeless, so that
     they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Unlike the
-    released code it also holds when tokens are sampled."""
+    released code it also holds when tokens are sampled. Rules that read no statistics (random, left to right) are
+    left as they are."""
 
     policy: Quota | Threshold | Factor | EntropyBound | Klass
     ids: tuple[int, ...]
@@ -216,11 +243,9 @@ class SuppressTokens:
     def _seen(self, obs: Observation) -> Observation:
         token_BL = _read(obs, "token_BL")
         late_BL = torch.isin(token_BL, torch.tensor(self.ids, device=token_BL.device))
-        changed = {"confidence_BL": 0.0, "log_odds_BL": -1e9, "margin_BL": 0.0, "entropy_BL": 1e9}
-        return replace(obs, **{
-            name: value.masked_fill(late_BL, changed[name])
-            for name, value in obs.tensors().items() if name in changed
-        })  # fmt: skip
+        worst = {"confidence_BL": -torch.inf, "log_odds_BL": -torch.inf, "margin_BL": -torch.inf, "entropy_BL": torch.inf}
+        seen = {n: v.masked_fill(late_BL, worst[n]) for n, v in obs.tensors().items() if n in worst}
+        return replace(obs, **seen)
 
     def score(self, obs: Observation) -> Tensor:
         return self.policy.score(self._seen(obs))

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """facts: JSON values (round, best score, MLflow run id). The file appears whole or not at all."""
+    """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``. The file appears whole or not at all."""
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
-    tensors |= {f"best/{name}": value for name, value in facts.pop("best_weights", {}).items()}
+    tensors |= {f"best/{name}": value for name, value in facts.get("best_weights", {}).items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
     save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, beside,
-              metadata={"facts": json.dumps(facts)})  # fmt: skip
+              metadata={"facts": json.dumps({k: v for k, v in facts.items() if k != "best_weights"})})  # fmt: skip
     beside.replace(path)
 
 

@@ -144,7 +144,8 @@ def update(
     """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did."""
     steps = found.steps
     live_N = _live(found, objective, plan, number)
-    weight_N = objectives.pair_weights(steps.row_N, found.job.length_R, objective.weighting) / objective.keep_steps
+    weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
+    weight_N = weight_N / objective.keep_steps
     steered_N = (found.job.policy_R > 0)[steps.row_N]
     old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
     totals: dict[str, float] = {}

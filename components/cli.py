@@ -1,0 +1,247 @@
+"""`unmask`: one sub-command per stage, plus decode, compare, promote, doctor. Everything heavy is imported inside."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before torch is imported anywhere: waiting threads that spin cost a factor of 3 to 5 on two busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "TRANSFORMERS_VERBOSITY": "error", "GIT_PYTHON_REFRESH": "quiet",
+}.items():  # fmt: skip
+    os.environ.setdefault(_name, _value)
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Learned unmasking policies for masked diffusion language models. Run inside the repository.",
+)  # fmt: skip
+
+
+class Layout(StrEnum):
+    llada = "llada"
+    dream = "dream"
+
+
+class TransferCase(StrEnum):
+    dream = "dream"
+    long = "long"
+
+
+class OodCase(StrEnum):
+    near = "near"
+    far = "far"
+
+
+def _stage(name: str, **extra: str) -> None:
+    """Runs components.stages.<name> with the settings sections that its signature names."""
+    import importlib
+
+    from components.settings import read
+    from components.stages.place import Place
+
+    params = read(Path("params.yaml"))
+    settings = params.profiles[params.profile]
+    module = importlib.import_module(f"components.stages.{'transfer' if name == 'ood' else name}")
+    function = getattr(module, name)
+    sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
+    _quiet()
+    figures = function(Place(Path.cwd(), params.profile), **sections, **extra)
+    for path, value in _flat(figures):
+        typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
+
+
+def _quiet() -> None:
+    import logging
+
+    from transformers.utils import logging as hugging_face
+
+    hugging_face.disable_progress_bar()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _flat(figures: Any, above: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        found += _flat(value, f"{above}{name}.") if isinstance(value, dict) else [(above + name, value)]
+    return found
+
+
+@app.command()
+def prepare() -> None:
+    """Prompts of every task, in splits that share no prompt.
+
+    In: params.yaml data. Out: outputs/PROFILE/data/TASK.SPLIT.jsonl. Example: unmask prepare
+    """
+    _stage("prepare")
+
+
+@app.command()
+def pretrain(model: Annotated[Layout, typer.Option(help="which of the two dLLMs")]) -> None:
+    """Train an embedded dLLM, or resolve and pin the revision of one from elsewhere.
+
+    In: data, models, pretrain. Out: outputs/PROFILE/pretrain/MODEL. Example: unmask pretrain --model llada
+    """
+    _stage("pretrain", model=model.value)
+
+
+@app.command()
+def distill() -> None:
+    """Teach a fresh policy to do what a reference heuristic does, by exact likelihood.
+
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/distill/policy. Example: unmask distill
+    """
+    _stage("distill")
+
+
+@app.command()
+def train() -> None:
+    """Reinforce the distilled policy (GRPO); killed, it goes on from its last checkpoint.
+
+    In: outputs of distill. Out: outputs/PROFILE/train (policy, metrics.jsonl, run.json), an MLflow run.
+    Example: unmask train
+    """
+    _stage("train")
+
+
+@app.command()
+def evaluate() -> None:
+    """The policy against every swept heuristic, on prompts it never saw.
+
+    In: outputs of train. Out: outputs/PROFILE/evaluate (test.csv, gate.csv, prompts.jsonl, decodes.jsonl).
+    Example: unmask evaluate
+    """
+    _stage("evaluate")
+
+
+@app.command()
+def transfer(case: Annotated[TransferCase, typer.Option(help="another dLLM, or a longer canvas")]) -> None:
+    """The same policy on another dLLM, or on a longer canvas.
+
+    In: outputs of train. Out: outputs/PROFILE/transfer/CASE.csv. Example: unmask transfer --case long
+    """
+    _stage("transfer", case=case.value)
+
+
+@app.command()
+def ood(case: Annotated[OodCase, typer.Option(help="a related task, or one of another kind")]) -> None:
+    """The same policy on a task it was not trained for.
+
+    In: outputs of train. Out: outputs/PROFILE/ood/CASE.csv. Example: unmask ood --case near
+    """
+    _stage("ood", case=case.value)
+
+
+@app.command()
+def export() -> None:
+    """The policy as one ONNX file, checked to decode the same texts.
+
+    In: outputs of train. Out: outputs/PROFILE/export/policy.onnx. Example: unmask export
+    """
+    _stage("export")
+
+
+@app.command()
+def report() -> None:
+    """Pictures, pages, tables and the model card.
+
+    In: outputs of evaluate, transfer, ood, export. Out: outputs/PROFILE/report, plots. Example: unmask report
+    """
+    _stage("report")
+
+
+@app.command()
+def promote(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the verdict, change nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the verdict as one line of JSON")] = False,
+) -> None:
+    """Register the exported policy and make it champion if it passes the gate.
+
+    In: outputs of export and evaluate. Out: a version of unmasking-policy-PROFILE in the MLflow registry.
+    Example: unmask promote --dry-run
+    """
+    from components.settings import read
+    from components.stages.champion import reevaluate_on
+    from components.stages.place import Place
+    from components.stages.promote import Pick
+    from components.stages.promote import promote as run
+
+    params = read(Path("params.yaml"))
+    settings, place = params.profiles[params.profile], Place(Path.cwd(), params.profile)
+    _quiet()
+    pick = Pick(settings.evaluate.gate_task, setting=settings.decode.choose,
+                block_length=settings.decode.block_length, choose=settings.decode.choose)  # fmt: skip
+    verdict = run(place.outputs, place.root, pick, dry_run, reevaluate_on(place, settings))
+    typer.echo(json.dumps(verdict.as_json()) if as_json else str(verdict))
+
+
+@app.command()
+def decode(
+    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
+    policy: Annotated[str, typer.Option(help="a rule (threshold:0.9), a policy folder, an .onnx file, or models:/NAME@champion")] = "confidence",
+    length: Annotated[int | None, typer.Option(help="canvas length; the task's own by the prompt's mark")] = None,
+    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; the profile's own by default")] = None,
+    choose: Annotated[str, typer.Option(help="mode or sample")] = "mode",
+) -> None:
+    """Decode one prompt and show the canvas filling up, in order.
+
+    In: a prompt, a policy. Out: the canvas after every step. Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
+    """
+    from components.show import show_decode
+
+    show_decode([policy], prompt, length, model, choose)
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="a rule (entropy_bound:0.3), a policy folder, an .onnx file, models:/NAME@champion")],
+    other: Annotated[str, typer.Argument(help="the same")],
+    prompt: Annotated[str | None, typer.Option(help="one prompt; by default the first of the gate task's test split")] = None,
+    count: Annotated[int, typer.Option(help="prompts to average over")] = 256,
+    choose: Annotated[str, typer.Option(help="mode or sample")] = "mode",
+) -> None:
+    """Two policies side by side: one prompt shown, accuracy and forward passes over many.
+
+    In: two policies, the gate task's test split. Out: two canvases, a table.
+    Example: unmask compare entropy_bound:0.3 models:/unmasking-policy-tiny@champion
+    """
+    from components.show import show_comparison
+
+    show_comparison(one, other, prompt, count, choose)
+
+
+@app.command()
+def doctor() -> None:
+    """Is this machine ready? Versions, device, settings, an exactness check, the tracker.
+
+    In: nothing. Out: one line per check. Example: unmask doctor
+    """
+    from components.doctor import checks
+
+    failed = False
+    for name, ok, text in checks(Path.cwd()):
+        failed |= not ok
+        typer.echo(f"{'ok  ' if ok else 'FAIL'} {name}: {text}")
+    raise typer.Exit(int(failed))
+
+
+def main() -> None:
+    from components.errors import CheckpointError, DataError, ParityError, PromotionRefused, SettingsError
+
+    try:
+        app()
+    except (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused) as error:
+        typer.echo(f"unmask: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Policies x prompts x seeds -> cells with intervals: accuracy, NFE, tokens per second.
+
+A policy is compared with heuristics that were swept. Whatever is random in a rule is averaged over decode seeds; a
+deterministic one is decoded once and says so. Intervals are bootstrap percentiles over prompts and, within a prompt,
+over its decode seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.denoisers.protocol import Denoiser
+from components.policies.heuristics import heuristic
+from components.policies.protocol import Policy
+from components.prompts import Prompts
+from components.rng import generator
+from components.rollout import Options, rollout
+
+RESAMPLES = 2000
+RANDOM_RULES = ("random",)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to evaluate: its family and setting as the tables name them. block_length None: full diffusion."""
+
+    family: str
+    setting: str
+    policy: Policy
+    block_length: int | None
+    choose: str = "mode"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One candidate on P prompts with S decode seeds: (S, P) float32 each."""
+
+    candidate: Candidate
+    correct_SP: Tensor
+    dense_SP: Tensor
+    nfe_SP: Tensor
+    tokens_per_second: float
+    unfinished: int
+
+    def row(self, task: str, denoiser: str, split: str, length: int) -> dict[str, Any]:
+        """The cell as a line of the evaluation table."""
+        accuracy, nfe = interval(self.correct_SP), interval(self.nfe_SP)
+        seeds, prompts = self.correct_SP.shape
+        return {
+            "task": task, "denoiser": denoiser, "split": split, "family": self.candidate.family,
+            "setting": self.candidate.setting, "block_length": self.candidate.block_length or length,
+            "choose": self.candidate.choose, "prompts": prompts, "seeds": seeds,
+            "accuracy": float(self.correct_SP.mean()), "accuracy_low": accuracy[0], "accuracy_high": accuracy[1],
+            "dense": float(self.dense_SP.mean()), "nfe": float(self.nfe_SP.mean()), "nfe_low": nfe[0],
+            "nfe_high": nfe[1], "tokens_per_second": self.tokens_per_second, "unfinished": self.unfinished,
+        }  # fmt: skip
+
+
+def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean: prompts are drawn with replacement, then each one's seeds."""
+    seeds, prompts = value_SP.shape
+    source = generator("bootstrap", seeds, prompts)
+    means = []
+    for size in [250] * (resamples // 250):
+        prompt_kP = torch.randint(prompts, (size, prompts), generator=source)
+        seed_kSP = torch.randint(seeds, (size, seeds, prompts), generator=source)
+        means.append(value_SP[seed_kSP, prompt_kP.unsqueeze(1)].mean((1, 2)))
+    low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def evaluate(
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int = 512
+) -> Cell:
+    """Decodes every prompt, once per seed where the candidate is random."""
+    random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
+    correct, dense, nfe, unfinished = [], [], [], 0
+    job = prompts.job(candidate.block_length)
+    begin = time.perf_counter()
+    spent = 0.0
+    for seed in seeds if random else seeds[:1]:
+        begin = time.perf_counter()
+        done = rollout(
+            denoiser, candidate.policy, job,
+            Options(seed=seed, choose="sample" if random else "mode", rows=rows),
+        )  # fmt: skip
+        spent += time.perf_counter() - begin
+        _, correct_R, dense_R = prompts.scores(job, done)
+        correct.append(correct_R)
+        dense.append(dense_R)
+        nfe.append(done.nfe_R.cpu().float())
+        unfinished += int((~done.finished_R).sum())
+    tokens = sum(prompts.lengths) * len(correct)
+    return Cell(candidate, torch.stack(correct), torch.stack(dense), torch.stack(nfe), tokens / spent, unfinished)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The heuristics to compare with. Every rule is swept at every one of ``block_lengths`` that divides the canvas;
+    None stands for the whole canvas, full diffusion."""
+
+    block_lengths: Sequence[int | None]
+    thresholds: Sequence[float]
+    factors: Sequence[float]
+    gammas: Sequence[float]
+    per_step: Sequence[int]
+
+    def candidates(self, length: int) -> list[Candidate]:
+        sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
+        swept = [("threshold", self.thresholds), ("factor", self.factors), ("entropy_bound", self.gammas)]
+        found = [
+            Candidate(family, f"{value:g}", heuristic(family, value), size)
+            for family, values in swept for size in sizes for value in values
+        ]  # fmt: skip
+        # Fixed quotas in full diffusion; left to right has no use for blocks anyway.
+        quotas = ("random", "left_to_right", "confidence", "margin", "entropy")
+        return found + [
+            Candidate(family, str(count), heuristic(family, count), None)
+            for family in quotas for count in (self.per_step if family == "confidence" else self.per_step[:1])
+        ]  # fmt: skip
+
+
+def table(
+    denoiser: Denoiser, candidates: Sequence[Candidate], prompts: Prompts, seeds: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> list[Cell]:  # fmt: skip
+    """One cell per candidate; ``progress(1)`` after each."""
+    cells = []
+    for candidate in candidates:
+        cells.append(evaluate(denoiser, candidate, prompts, seeds))
+        if progress is not None:
+            progress(1)
+    return cells

@@ -1,0 +1,300 @@
+"""params.yaml as frozen pydantic models; unknown keys and combinations that cannot work are refused before anything runs.
+
+No field has a default: what is not in params.yaml is not tracked by DVC. Settings stop at ``stages``: below it there are
+numbers and objects. A stage's function names the sections it reads, and those are the ``params:`` of its DVC stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.errors import SettingsError
+from components.tasks import TASKS
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Layout = Literal["llada", "dream"]
+Family = Literal["random", "left_to_right", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound"]
+SPLITS = ("pretrain", "train", "tune", "gate", "test")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskSettings(Section):
+    """kind: a name of ``components.tasks.TASKS``; knobs: its keyword arguments; canvas: positions, null for its own."""
+
+    kind: str
+    knobs: dict[str, Any]
+    canvas: Count | None
+
+    @model_validator(mode="after")
+    def _known(self) -> TaskSettings:
+        if self.kind not in TASKS:
+            raise ValueError(f"task kind {self.kind!r} is unknown; nothing could be asked or scored; "
+                             f"use one of {', '.join(sorted(TASKS))}{nearest(self.kind, list(TASKS))}")  # fmt: skip
+        return self
+
+
+class Counts(Section):
+    """Prompts per split. pretrain is for the embedded dLLMs alone; the others never meet it, nor one another."""
+
+    pretrain: Annotated[int, Field(ge=0)]
+    train: Count
+    tune: Count
+    gate: Count
+    test: Count
+
+
+class Data(Section):
+    seed: Seed
+    tasks: dict[str, TaskSettings]
+    counts: Counts
+
+
+class Model(Section):
+    """source: "embedded" (stage pretrain makes it) or a hub name or folder."""
+
+    source: str
+    layout: Layout
+    revision: str | None
+    dtype: Literal["float32", "bfloat16", "float64"]
+
+
+class Models(Section):
+    llada: Model
+    dream: Model
+
+
+class Pretrain(Section):
+    """rows: rows of each task in one step's batch."""
+
+    seed: Seed
+    width: Count
+    layers: Count
+    heads: Count
+    inner: Count
+    steps: Count
+    learning_rate: Rate
+    warmup: Annotated[int, Field(ge=0)]
+    rows: dict[str, Count]
+
+
+class Policy(Section):
+    """See ``components.policies.confidence.Shape``; features: whether the frozen model's hidden states are read."""
+
+    inputs: tuple[Literal["confidence", "log_odds", "entropy", "margin", "top"], ...]
+    top_k: Annotated[int, Field(ge=0)]
+    features: bool
+    width: Count
+    heads: Count
+    inner: Count
+    period: Positive
+    bias: float
+    where: Literal["eligible", "masked", "all"]
+    action: Literal["bernoulli", "dpls", "categorical"]
+
+
+class Domain(Section):
+    """What a policy is trained for: over which dLLM, and on which tasks with which weights."""
+
+    model: Layout
+    tasks: dict[str, Count]
+
+
+class Decode(Section):
+    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta).
+    choose: how the policy is decoded when it is judged and served."""
+
+    block_length: Count | None
+    temperature: Positive
+    scale: Positive
+    choose: Literal["mode", "sample"]
+
+
+class Distill(Section):
+    seed: Seed
+    reference: Family
+    value: float
+    rounds: Count
+    prompts: Count
+    pairs: Count
+    learning_rate: Rate
+
+
+class Train(Section):
+    """alpha: speed exponent of the reward. rounds of prompts x group rollouts (+ experts: threshold decoding in
+    expert_block). Every validate_every rounds the policy is judged on the tune split by its reward; the best is kept."""
+
+    seed: Seed
+    alpha: Annotated[float, Field(ge=0)]
+    reward: Literal["multiplicative", "additive"]
+    signal: Literal["correct", "dense"]
+    rounds: Count
+    prompts: Count
+    group: Annotated[int, Field(ge=2)]
+    experts: Annotated[int, Field(ge=0)]
+    expert_threshold: Share
+    expert_block: Count | None
+    learning_rate: Rate
+    warmup: Annotated[int, Field(ge=0)]
+    clip: Positive
+    clip_norm: Positive
+    epochs: Count
+    weighting: Literal["row", "constant"]
+    pull: Annotated[float, Field(ge=0)]
+    empty_draw: Literal["forced", "legal"]
+    pairs: Count
+    rows: Count
+    validate_every: Count
+    save_every: Count
+
+
+class Evaluate(Section):
+    """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number."""
+
+    tasks: tuple[str, ...]
+    gate_task: str
+    seeds: tuple[Seed, ...]
+    block_lengths: tuple[Count | None, ...]
+    thresholds: tuple[Share, ...]
+    factors: tuple[Positive, ...]
+    gammas: tuple[Annotated[float, Field(ge=0)], ...]
+    per_step: tuple[Count, ...]
+
+
+class Case(Section):
+    """One matrix cell of transfer or ood: which dLLM, which task."""
+
+    model: Layout
+    task: str
+
+
+class Transfer(Section):
+    dream: Case
+    long: Case
+
+
+class Ood(Section):
+    near: Case
+    far: Case
+
+
+class Settings(Section):
+    """The active profile's sections."""
+
+    data: Data
+    models: Models
+    pretrain: Pretrain
+    domain: Domain
+    policy: Policy
+    decode: Decode
+    distill: Distill
+    train: Train
+    evaluate: Evaluate
+    transfer: Transfer
+    ood: Ood
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        tasks = self.data.tasks
+        cases = [self.transfer.dream, self.transfer.long, self.ood.near, self.ood.far]
+        named = {
+            "domain.tasks": list(self.domain.tasks), "evaluate.tasks": list(self.evaluate.tasks),
+            "evaluate.gate_task": [self.evaluate.gate_task], "pretrain.rows": list(self.pretrain.rows),
+            "transfer and ood": [c.task for c in cases],
+        }  # fmt: skip
+        for where, names in named.items():
+            for name in names:
+                if name not in tasks:
+                    raise ValueError(f"{where}: no task {name!r} in data.tasks; there would be nothing to decode; "
+                                     f"use one of {', '.join(tasks)}{nearest(name, list(tasks))}")  # fmt: skip
+        if self.evaluate.gate_task not in self.evaluate.tasks:
+            raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
+                             f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip
+        for name in sorted({*self.domain.tasks, *self.evaluate.tasks}):
+            self._fits(name, tasks[name])
+        if ("top" in self.policy.inputs) != (self.policy.top_k > 0):
+            raise ValueError(f"policy.inputs {list(self.policy.inputs)} with policy.top_k={self.policy.top_k} do not "
+                             f"agree; the policy would read what is not there; name top and give top_k >= 1, or "
+                             f"neither")  # fmt: skip
+        return self
+
+    def _fits(self, name: str, task: TaskSettings) -> None:
+        length = task.canvas or TASKS[task.kind](**task.knobs).canvas_length
+        block = self.decode.block_length
+        if block is not None and length % block:
+            fits = [d for d in range(1, length + 1) if length % d == 0]
+            raise ValueError(f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
+                             f"{length % block} positions would never be committed; use one of {fits}")  # fmt: skip
+        if self.policy.top_k and block is not None and self.policy.top_k > block:
+            raise ValueError(f"policy.top_k={self.policy.top_k} is larger than decode.block_length={block}; a block "
+                             f"has no such shortlist; use at most {block}")  # fmt: skip
+
+
+class Params(Section):
+    """The whole file: which profile is active, and all of them."""
+
+    profile: str
+    profiles: dict[str, Settings]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def read(path: Path) -> Params:
+    """Every profile of params.yaml, checked. SettingsError names each value that cannot work."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}); no stage knows its settings without it; "
+                            f"run inside the repository, or restore the file") from error  # fmt: skip
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(path, e) for e in error.errors())) from None
+    if params.profile not in params.profiles:
+        raise SettingsError(f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
+                            f"run; use one of {', '.join(params.profiles)}{nearest(params.profile, list(params.profiles))}")  # fmt: skip
+    return params
+
+
+def load(path: Path) -> Settings:
+    """The active profile of params.yaml."""
+    params = read(path)
+    return params.profiles[params.profile]
+
+
+def _sentence(path: Path, error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return (f"{path}: {where} is not a setting; it would be ignored in silence; "
+                f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}")  # fmt: skip
+    if error["type"] == "missing":
+        return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {where + ': ' if where else ''}{text}"
+    return f"{path}: {where}={error['input']!r}: {text[0].lower() + text[1:]}; the stage could not run with it; change it"
+
+
+def _siblings(loc: tuple[Any, ...]) -> list[str]:
+    """The fields that the model at this place does have."""
+    model: Any = Params
+    for part in loc[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        elif getattr(model, "__args__", None):
+            model = model.__args__[-1]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

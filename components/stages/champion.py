@@ -1,0 +1,29 @@
+"""The present champion, decoded again where its stored results cannot be paired with the challenger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.settings import Settings
+from components.stages.evaluate import line_of
+from components.stages.place import Place, task_of
+
+
+def reevaluate_on(place: Place, settings: Settings) -> Callable[[Path], Mapping[str, Any]]:
+    """An exported policy -> its line of evaluate/prompts.jsonl on this profile's gate prompts and dLLM."""
+
+    def reevaluate(path: Path) -> Mapping[str, Any]:
+        from components.evaluation import Candidate
+        from components.evaluation import evaluate as decode_all
+        from components.export import OnnxPolicy
+        from components.prompts import Prompts
+
+        name, decode = settings.evaluate.gate_task, settings.decode
+        denoiser, encoder = place.open_denoiser(settings.models, settings.domain.model)
+        asked = Prompts.of(task_of(settings.data, name), place.examples(name, "gate", settings.data.counts.gate), encoder)
+        candidate = Candidate("learned", decode.choose, OnnxPolicy(path), decode.block_length, decode.choose)
+        return line_of(decode_all(denoiser, candidate, asked, settings.evaluate.seeds), name, "gate")
+
+    return reevaluate

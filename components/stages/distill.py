@@ -1,0 +1,67 @@
+"""Stage distill: the policy learns to do what a reference heuristic does, by exact likelihood."""
+
+from __future__ import annotations
+
+from components.settings import Data, Decode, Distill, Domain, Models, Policy
+from components.stages.place import Place, task_of
+from components.stages.progress import progress
+
+
+def fresh_policy(policy: Policy, width: int, seed: int):
+    """A policy of the settings' shape over hidden states of this width; its weights depend on the seed alone."""
+    import torch
+
+    from components.policies.confidence import ConfidencePolicy, Shape
+    from components.rng import seed_of
+
+    chosen = policy.model_dump() | {"features": width if policy.features else 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "policy"))
+        return ConfidencePolicy(Shape(**chosen))
+
+
+def prompts_of(place: Place, data: Data, domain: Domain, encoder, split: str, count: int):
+    """``count`` prompts of a split, the domain's tasks by their weights."""
+    from components.prompts import Prompts
+
+    total = sum(domain.tasks.values())
+    parts = [
+        Prompts.of(task_of(data, name), place.examples(name, split, count * weight // total), encoder)
+        for name, weight in domain.tasks.items()
+    ]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined + part
+    return joined
+
+
+def distill(
+    place: Place, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
+) -> dict[str, float]:
+    """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
+    from components.evaluation import Candidate, evaluate
+    from components.policies import store
+    from components.policies.heuristics import heuristic
+    from components.trainers.distil import Distil, distil
+
+    denoiser, encoder = place.open_denoiser(models, domain.model)
+    student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
+    reference = heuristic(distill.reference, distill.value)
+    train = prompts_of(place, data, domain, encoder, "train", data.counts.train)
+    plan = Distil(distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed)
+    losses: list[float] = []
+    with progress("distill", distill.rounds) as tick:
+
+        def report(number: int, metrics: dict[str, float]) -> None:
+            losses.append(metrics["distill/loss"])
+            tick(f"loss {losses[-1]:.4f}")
+
+        distil(student, reference, denoiser, train, plan, report)
+    store.save(student, place.outputs / "distill" / "policy")
+    figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
+    tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
+    for name, who in (("reference", reference), ("student", student)):
+        cell = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, "mode"), tune, [distill.seed])
+        figures |= {f"{name}.accuracy": float(cell.correct_SP.mean()), f"{name}.nfe": float(cell.nfe_SP.mean())}
+    place.metrics("distill", figures)
+    return figures

@@ -1,0 +1,133 @@
+"""Stage evaluate: the learned policy against every swept heuristic, on prompts it never saw.
+
+Also what transfer and ood share: one task on one dLLM, all candidates, one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from components.settings import Data, Decode, Domain, Evaluate, Models
+from components.stages.place import Place, task_of, write_csv, write_jsonl
+from components.stages.progress import progress
+
+SHOWN = 8  # prompts per task whose decodes are kept for the pages
+
+
+def evaluate(
+    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate
+) -> dict[str, Any]:
+    """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
+    opened = place.open_denoiser(models, domain.model)
+    tests: list[dict[str, Any]] = []
+    prompts: list[dict[str, Any]] = []
+    decodes: list[dict[str, Any]] = []
+    for name in evaluate.tasks:
+        cells = measure(place, data, decode, evaluate, opened, name, "test")
+        tests += rows_of(data, cells, name, domain.model, "test")
+        decodes += show(place, data, opened, name, cells)
+    gate = measure(place, data, decode, evaluate, opened, evaluate.gate_task, "gate")
+    prompts += [line_of(cell, evaluate.gate_task, "gate") for cell in gate]
+    folder = place.outputs / "evaluate"
+    write_csv(folder / "test.csv", tests)
+    write_csv(folder / "gate.csv", rows_of(data, gate, evaluate.gate_task, domain.model, "gate"))
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    write_jsonl(folder / "decodes.jsonl", decodes)
+    figures = summary(tests)
+    place.metrics("evaluate", figures)
+    return figures
+
+
+def learned(place: Place, decode: Decode, denoiser) -> list[Any]:
+    """The trained and the distilled policy, by their mode and by sampling."""
+    from components.evaluation import Candidate
+    from components.policies import store
+
+    found = []
+    for family, stage in (("learned", "train"), ("distilled", "distill")):
+        policy = store.load(place.outputs / stage / "policy").to(denoiser.device)
+        policy.temperature, policy.scale = decode.temperature, decode.scale
+        if policy.shape.features not in (0, denoiser.width):
+            continue
+        for choose in ("mode", "sample") if family == "learned" else ("mode",):
+            found.append(Candidate(family, choose, policy, decode.block_length, choose))
+    return found
+
+
+def measure(
+    place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str
+) -> list[Any]:
+    """Cells of all candidates on one task and split."""
+    from components.evaluation import Sweep, table
+    from components.prompts import Prompts
+
+    denoiser, encoder = opened
+    task = task_of(data, name)
+    asked = Prompts.of(task, place.examples(name, split, getattr(data.counts, split)), encoder)
+    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step)
+    candidates = learned(place, decode, denoiser) + sweep.candidates(task.canvas_length)
+    with progress(f"evaluate {name} {split}", len(candidates)) as tick:
+        return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))
+
+
+def rows_of(data: Data, cells: Sequence[Any], name: str, model: str, split: str) -> list[dict[str, Any]]:
+    length = task_of(data, name).canvas_length
+    return [cell.row(name, model, split, length) for cell in cells]
+
+
+def line_of(cell: Any, name: str, split: str) -> dict[str, Any]:
+    """The cell prompt by prompt, for the gate's paired bootstrap."""
+    return {
+        "task": name, "split": split, "family": cell.candidate.family, "setting": cell.candidate.setting,
+        "block_length": cell.candidate.block_length, "choose": cell.candidate.choose,
+        "correct": cell.correct_SP.mean(0).tolist(), "nfe": cell.nfe_SP.mean(0).tolist(),
+    }  # fmt: skip
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Per task and trained policy: accuracy, NFE, the heuristics' envelope there, and the difference."""
+    from components.maths.hull import envelope_at
+
+    figures: dict[str, Any] = {}
+    for name in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == name]
+        rules = [row for row in mine if row["family"] not in ("learned", "distilled")]
+        for row in mine:
+            if row["family"] in ("learned", "distilled"):
+                front = envelope_at([r["nfe"] for r in rules], [r["accuracy"] for r in rules], row["nfe"])
+                figures.setdefault(name, {})[f"{row['family']}_{row['choose']}"] = {
+                    "accuracy": row["accuracy"], "nfe": row["nfe"], "envelope": front,
+                    "above_envelope": row["accuracy"] - front,
+                }  # fmt: skip
+    return figures
+
+
+def show(place: Place, data: Data, opened, name: str, cells: Sequence[Any]) -> list[dict[str, Any]]:
+    """Decodes of the first prompts by the policies and by the full-diffusion rule that is nearest in accuracy."""
+    from components.prompts import Prompts
+    from components.rollout import Options, rollout
+
+    denoiser, encoder = opened
+    task = task_of(data, name)
+    asked = Prompts.of(task, place.examples(name, "test", SHOWN), encoder)
+    own = [cell for cell in cells if cell.candidate.family in ("learned", "distilled")]
+    target = float(own[0].correct_SP.mean()) if own else 1.0
+    rules = [c for c in cells if c.candidate.block_length is None and c not in own]
+    nearest = sorted(rules, key=lambda c: abs(float(c.correct_SP.mean()) - target))[:1]
+    one_by_one = [c for c in rules if c.candidate.family == "confidence" and c.candidate.setting == "1"]
+    lines = []
+    for cell in [*own, *nearest, *one_by_one]:
+        chosen = cell.candidate
+        job = asked.job(chosen.block_length)
+        done = rollout(denoiser, chosen.policy, job, Options(choose=chosen.choose))
+        texts, correct_R, _ = asked.scores(job, done)
+        for i, example in enumerate(asked.examples):
+            length = asked.lengths[i]
+            lines.append({
+                "task": name, "family": chosen.family, "setting": chosen.setting, "prompt": example.prompt,
+                "text": texts[i], "gold": example.answer, "correct": float(correct_R[i]),
+                "nfe": int(done.nfe_R[i]), "canvas_length": length, "order": done.order_RL[i, :length].tolist(),
+                "tokens": [encoder.token(t) for t in done.canvas_RL[i, :length].tolist()],
+            })  # fmt: skip
+    return lines

@@ -1,0 +1,91 @@
+"""Stage pretrain: the embedded dLLM of one layout; for a hub model it resolves and records the revision."""
+
+from __future__ import annotations
+
+import json
+
+from components.errors import CheckpointError
+from components.settings import Data, Models, Pretrain
+from components.stages.place import Place, fresh, settle, task_of
+from components.stages.progress import progress
+
+
+def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
+    """P/pretrain/<model>: a Hugging Face folder, or source.json with the pinned revision of a model from elsewhere."""
+    chosen = getattr(models, model)
+    folder = place.outputs / "pretrain" / model
+    beside = fresh(folder)
+    if chosen.source != "embedded":
+        (beside / "source.json").write_text(json.dumps(_resolve(chosen.source, chosen.revision), indent=2) + "\n")
+        figures: dict[str, float] = {}
+    else:
+        figures = _train(place, data, pretrain, chosen.layout, beside)
+    settle(beside, folder)
+    place.metrics(f"pretrain-{model}", figures)
+    return figures
+
+
+def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
+    from pathlib import Path
+
+    from components.denoisers.loading import read_config
+
+    read_config(source, revision)
+    if Path(source).is_dir():
+        return {"source": str(Path(source).resolve()), "revision": None}
+    from huggingface_hub import HfApi
+
+    try:
+        return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
+    except OSError as error:
+        raise CheckpointError(f"the revision of {source} could not be resolved ({error}); results would not say which "
+                              f"weights made them; go online, or set models.*.revision") from error  # fmt: skip
+
+
+def _train(place: Place, data: Data, settings: Pretrain, layout: str, beside) -> dict[str, float]:
+    import torch
+
+    from components.denoisers import embedded
+    from components.denoisers.loading import Encoder
+    from components.rng import generator, seed_of
+    from components.trainers.pretrain import Batch
+    from components.trainers.pretrain import pretrain as run
+
+    tasks = {name: task_of(data, name) for name in settings.rows}
+    alphabet = "".join(task.alphabet for task in tasks.values())
+    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
+    denoiser, encoder = embedded.build(layout, alphabet, settings.width, settings.layers, settings.heads,
+                                       settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
+
+    def encode(name: str, encoder: Encoder):
+        examples = place.examples(name, "pretrain")
+        prompts = [encoder.prompt(x.prompt) for x in examples]
+        width = max(map(len, prompts))
+        ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=denoiser.mask_id) for p in prompts])
+        attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
+        return ids, attend, torch.stack([encoder.answer(x.answer, tasks[name].canvas_length) for x in examples])
+
+    encoded = {name: encode(name, encoder) for name in tasks}
+    total = sum(settings.rows.values())
+
+    def batches(step: int) -> list[Batch]:
+        found = []
+        for name, (ids, attend, answers) in encoded.items():
+            source = generator(settings.seed, "pretrain", "rows", name, step)
+            rows = torch.randint(len(ids), (settings.rows[name],), generator=source)
+            found.append(Batch(ids[rows], attend[rows], answers[rows], settings.rows[name] / total))
+        return found
+
+    history: list[dict[str, float]] = []
+    with progress(f"pretrain {layout}", settings.steps) as tick:
+
+        def report(step: int, metrics: dict[str, float]) -> None:
+            history.append(metrics)
+            tick(" ".join(f"{name} {metrics[f'loss/{i}']:.2f}" for i, name in enumerate(tasks)))
+
+        run(denoiser, batches, settings.steps, settings.learning_rate, settings.warmup, settings.seed, report)
+    embedded.save(denoiser, encoder, beside)
+    late = history[-25:]
+    return {"parameters": float(sum(p.numel() for p in denoiser.model.parameters()))} | {
+        f"loss.{name}": sum(h[f"loss/{i}"] for h in late) / len(late) for i, name in enumerate(tasks)
+    }

@@ -1,0 +1,35 @@
+"""Progress of long work: a bar on a terminal, one line per interval elsewhere (DVC and Prefect pipe the output)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Gives ``tick(note)``, to be called once per finished unit of work."""
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                      TextColumn("{task.fields[note]}")) as bar:  # fmt: skip
+            job = bar.add_task(title, total=total, note="")
+            yield lambda note: bar.update(job, advance=1, note=note)
+        return
+    begin = last = time.monotonic()
+    done = 0
+
+    def tick(note: str) -> None:
+        nonlocal last, done
+        done += 1
+        now = time.monotonic()
+        if now - last >= EVERY_SECONDS or done == total:
+            last = now
+            print(f"{title} {done}/{total} {now - begin:.0f} s {note}".rstrip(), flush=True)
+
+    yield tick

@@ -1,0 +1,48 @@
+"""Stage report: pictures, pages, tables and the model card, all from the files of the stages before."""
+
+from __future__ import annotations
+
+from components.settings import Data, Domain, Evaluate
+from components.stages.place import Place, task_of
+from components.stages.runfile import read_run
+
+
+def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
+    """P/report/{pareto.png, learning.png, picture.png, order.html, card.md, table.md}, P/plots/{pareto,learning}.csv."""
+    from components.reports import card, cells, files, learning, order_page, pareto, picture, table
+
+    outputs = place.outputs
+    folder, plots = outputs / "report", outputs / "plots"
+    test = cells.read_cells(outputs / "evaluate" / "test.csv")
+    transfer = cells.read_cells(*sorted((outputs / "transfer").glob("*.csv")))
+    ood = cells.read_cells(*sorted((outputs / "ood").glob("*.csv")))
+    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
+    decodes = files.read_jsonl(outputs / "evaluate" / "decodes.jsonl")
+
+    pareto.draw(folder / "pareto.png", [*test, *transfer, *ood])
+    pareto.write_csv(plots / "pareto.csv", test)
+    learning.draw(folder / "learning.png", rounds)
+    learning.write_csv(plots / "learning.csv", rounds)
+    order_page.write(folder / "order.html", decodes)
+    gate = evaluate.gate_task
+    picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [c for c in test if c.task == gate])
+    table.write(folder / "table.md", [*test, *transfer, *ood])
+    run = read_run(outputs / "train" / "run.json")
+    first = next(iter(domain.tasks))
+    described = read_policy(place)
+    facts = card.Facts(
+        name=f"unmasking-policy-{place.profile}", tasks=tuple(domain.tasks),
+        denoiser=f"outputs/{place.profile}/pretrain/{domain.model}", prompt=place.examples(first, "test", 1)[0].prompt,
+        canvas=task_of(data, first).canvas_length, inputs=described["inputs"], parameters=described["parameters"],
+    )  # fmt: skip
+    card.write(folder / "card.md", facts, run, test, transfer, ood)
+    return {}
+
+
+def read_policy(place: Place) -> dict:
+    """What the policy reads, and how many parameters it has."""
+    from components.policies import store
+
+    policy = store.load(place.outputs / "train" / "policy")
+    inputs = (*policy.shape.inputs, *(["features"] if policy.shape.features else []))
+    return {"inputs": inputs, "parameters": sum(p.numel() for p in policy.parameters())}

@@ -1,0 +1,138 @@
+"""Stage train: GRPO from the distilled policy, resumable to the bit.
+
+Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a run);
+identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+from components.settings import Data, Decode, Domain, Models, Train
+from components.stages.distill import prompts_of
+from components.stages.place import Place
+from components.stages.progress import progress
+from components.stages.runfile import describe_run, write_run
+from components.tracking.tracker import Both, JsonlTracker, Tracker
+
+CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "prompts.py", "readout.py", "rewards.py",
+        "rng.py", "rollout.py", "types.py", "evaluation.py", "stages/train.py", "stages/distill.py")  # fmt: skip
+
+
+def train(
+    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train
+) -> dict[str, float]:
+    """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
+    from components.policies import store
+    from components.trainers import checkpoints
+    from components.trainers.reinforce import optimiser_for, reinforce
+
+    settings = {name: value.model_dump(mode="json") for name, value in
+                dict(data=data, models=models, domain=domain, decode=decode, train=train).items()}  # fmt: skip
+    inputs = [place.outputs / "data", place.outputs / "pretrain" / domain.model, place.outputs / "distill" / "policy"]
+    code = [Path(__file__).parents[1] / part for part in CODE]
+    begun = describe_run("train", place.profile, settings, [*inputs, *code], place.root)
+    kept = place.root / ".checkpoints" / place.profile / begun["identity"]
+    saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
+
+    denoiser, encoder = place.open_denoiser(models, domain.model)
+    policy = store.load(place.outputs / "distill" / "policy").to(denoiser.device)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    plan, objective = plan_of(train, decode)
+    optimiser = optimiser_for(policy, plan)
+    facts: dict[str, Any] = {"round": -1, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
+    if saved.exists():
+        facts = checkpoints.load(saved, policy, optimiser)
+        print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
+    tracker = _tracker(place, lines, facts, begun)
+    if facts["mlflow_run_id"] is None:
+        facts["mlflow_run_id"] = tracker.run_id
+        tracker.params(settings)
+        checkpoints.save(saved, policy, optimiser, facts)  # from here on a killed run goes on in the same MLflow run
+
+    judge = _judge(place, data, domain, decode, train, denoiser, encoder)
+    prompts = prompts_of(place, data, domain, encoder, "train", data.counts.train)
+    with progress("train", plan.rounds - facts["round"] - 1) as tick:
+
+        def after(number: int, metrics: dict[str, float]) -> None:
+            last = number + 1 == plan.rounds
+            if (number + 1) % train.validate_every == 0 or last:
+                metrics = metrics | judge(policy)
+                reward = metrics["tune/reward"]
+                if facts["best_reward"] is None or reward > facts["best_reward"]:
+                    facts["best_reward"] = reward
+                    facts["best_weights"] = {n: t.detach().clone() for n, t in policy.state_dict().items()}
+            tracker.log(metrics, number)
+            if (number + 1) % train.save_every == 0 or last:
+                facts["round"] = number
+                checkpoints.save(saved, policy, optimiser, facts)
+            tick(f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
+                 f"NFE {metrics['decode/nfe']:.2f}")  # fmt: skip
+
+        try:
+            reinforce(policy, denoiser, prompts, plan, objective, after, optimiser, facts["round"] + 1, reference,
+                      expert_of(train))  # fmt: skip
+        except BaseException:
+            tracker.finish("KILLED")
+            raise
+    policy.load_state_dict(facts["best_weights"])
+    store.save(policy, place.outputs / "train" / "policy")
+    shutil.copyfile(lines, place.outputs / "train" / "metrics.jsonl")
+    figures = judge(policy)
+    write_run(place.outputs / "train" / "run.json", "train", place.profile, settings, [*inputs, *code], figures,
+              {"started": begun["started"], "mlflow_run_id": tracker.run_id})  # fmt: skip
+    tracker.finish("FINISHED")
+    place.metrics("train", figures)
+    shutil.rmtree(kept, ignore_errors=True)
+    return figures
+
+
+def plan_of(train: Train, decode: Decode):
+    """The trainer's plan and objective from the settings."""
+    from components.trainers.reinforce import Objective, Plan
+
+    plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
+                experts=train.experts, warmup=train.warmup, clip_norm=train.clip_norm,
+                force=train.empty_draw == "forced", rows=train.rows)  # fmt: skip
+    return plan, Objective(alpha=train.alpha, reward=train.reward, signal=train.signal, clip=train.clip,
+                           epochs=train.epochs, weighting=train.weighting, pull=train.pull, pairs=train.pairs)  # fmt: skip
+
+
+def expert_of(train: Train):
+    """The threshold rule that steers, or None."""
+    from components.policies.heuristics import Threshold
+
+    return Threshold(train.expert_threshold) if train.experts else None
+
+
+def _tracker(place: Place, lines: Path, facts: dict[str, Any], begun: dict[str, Any]) -> Tracker:
+    from components.tracking import store as tracking_store
+    from components.tracking.mlflow_tracker import MlflowTracker, run_tags
+    from components.tracking.publish import experiment_name
+
+    remote = MlflowTracker.start(tracking_store.tracking_uri(place.root), experiment_name(place.profile),
+                                 f"train-{begun['identity'][:8]}", facts["mlflow_run_id"], run_tags(begun))  # fmt: skip
+    return Both(JsonlTracker(lines, facts["round"]), remote)
+
+
+def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
+    """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served."""
+    from components.rewards import REWARDS
+    from components.rng import seed_of
+    from components.rollout import Options, rollout
+
+    tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
+    job = tune.job(decode.block_length)
+
+    def judge(policy) -> dict[str, float]:
+        done = rollout(denoiser, policy, job, Options(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows))
+        _, correct_R, dense_R = tune.scores(job, done)
+        signal_R = correct_R if train.signal == "correct" else dense_R
+        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, train.alpha)
+        return {"tune/reward": float(reward_R.mean()), "tune/correct": float(correct_R.mean()),
+                "tune/nfe": float(done.nfe_R.float().mean())}  # fmt: skip
+
+    return judge

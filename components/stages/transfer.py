@@ -1,0 +1,34 @@
+"""Stages transfer and ood: the same policy on another dLLM, on a longer canvas, on tasks it was not trained for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.settings import Case, Data, Decode, Evaluate, Models, Ood, Transfer
+from components.stages.evaluate import measure, rows_of, summary
+from components.stages.place import Place, write_csv
+
+
+def transfer(
+    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, transfer: Transfer, case: str
+) -> dict[str, Any]:
+    """P/transfer/<case>.csv."""
+    return _table(place, data, models, decode, evaluate, getattr(transfer, case), "transfer", case)
+
+
+def ood(
+    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, ood: Ood, case: str
+) -> dict[str, Any]:
+    """P/ood/<case>.csv."""
+    return _table(place, data, models, decode, evaluate, getattr(ood, case), "ood", case)
+
+
+def _table(
+    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, where: Case, stage: str, case: str
+) -> dict[str, Any]:
+    cells = measure(place, data, decode, evaluate, place.open_denoiser(models, where.model), where.task, "test")
+    rows = rows_of(data, cells, where.task, where.model, "test")
+    write_csv(place.outputs / stage / f"{case}.csv", rows)
+    figures = summary(rows)
+    place.metrics(f"{stage}-{case}", figures)
+    return figures

@@ -1,0 +1,310 @@
+"""Flow train-policy for real, with Prefect, Git and DVC, over a small repository made on the spot.
+
+Its stages take no time, note in a journal that they ran, and do what the test asks of them: fail, or hang.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ParameterTypeError
+from prefect.flow_engine import run_flow
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Scheduled
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.sweep import sweep
+from flows.train_policy import train_policy
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+
+STAGE = """
+import json, os, sys, time
+from pathlib import Path
+
+name, value = sys.argv[1:]
+with open(os.environ["JOURNAL"], "a") as journal:
+    journal.write(f"{name} {value} {os.getcwd()}\\n")
+print(f"{name} says {value}")
+if any(Path(os.environ["JOURNAL"]).with_name(f"break-{what}").exists() for what in (name, f"{name}-{value}")):
+    sys.exit(f"{name} is broken")
+if Path(os.environ["JOURNAL"]).with_name(f"hang-{name}").exists():
+    with open(Path(os.environ["JOURNAL"]).with_name(f"hang-{name}"), "w") as line:
+        line.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+for folder in ("metrics", "report", "made"):
+    Path("outputs/tiny", folder).mkdir(parents=True, exist_ok=True)
+Path(f"outputs/tiny/made/{name}").write_text(f"{name} {value}")
+if name == "train":
+    Path("outputs/tiny/metrics/train.json").write_text(json.dumps({"reward": {"mean": float(value)}}))
+if name == "report":
+    trained = json.loads(Path("outputs/tiny/metrics/train.json").read_text())["reward"]["mean"]
+    figures = {"sudoku": {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}}
+    Path("outputs/tiny/metrics/evaluate.json").write_text(json.dumps(figures))
+    Path("outputs/tiny/report/pareto.png").write_bytes(b"\\x89PNG the picture")
+    Path("outputs/tiny/report/table.md").write_text("| policy | accuracy |\\n|---|---|\\n| learned | 0.9 |\\n")
+"""
+# The stages are written in the wrong order on purpose.
+DVC = """\
+vars: [params.yaml]
+stages:
+  report:
+    cmd: python stage.py report 0
+    deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-dream]
+    outs: [outputs/tiny/report]
+    metrics: [{outputs/tiny/metrics/evaluate.json: {cache: false}}]
+  train:
+    cmd: python stage.py train ${profiles.tiny.train.seed}
+    deps: [outputs/tiny/made/pretrain-llada]
+    outs: [outputs/tiny/made/train]
+    metrics: [{outputs/tiny/metrics/train.json: {cache: false}}]
+  pretrain:
+    matrix: {model: [llada, dream]}
+    cmd: python stage.py pretrain-${item.model} 0
+    deps: [stage.py]
+    outs: ["outputs/tiny/made/pretrain-${item.model}"]
+"""
+# Found before the real one by `python -m components.cli` in the worktree.
+CLI = """\
+import json, os, sys
+print("promoting")
+print(json.dumps({"arguments": sys.argv[1:], "store": os.environ["MLFLOW_TRACKING_URI"], "folder": os.getcwd()}))
+"""
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[str]:
+    with prefect_test_harness():
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
+    (folder / "components").mkdir()
+    files = {"stage.py": STAGE, "dvc.yaml": DVC, "components/__init__.py": "", "components/cli.py": CLI}
+    files |= {"params.yaml": (ROOT / "params.yaml").read_text(), ".gitignore": "/outputs/\n/.worktrees/\n"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    _commit(folder)
+    return folder
+
+
+@pytest.fixture
+def toy(prefect: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
+    (tmp_path / "journal").touch()
+    return Path(shutil.copytree(template, tmp_path / "toy"))
+
+
+def _journal(toy: Path) -> list[str]:
+    """A line `stage value folder` for each stage that did work, in order."""
+    return (toy.parent / "journal").read_text().splitlines()
+
+
+def _ran(toy: Path) -> list[str]:
+    return [line.split()[0] for line in _journal(toy)]
+
+
+def _commit(folder: Path) -> None:
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    subprocess.run(["git", *author, "commit", "--quiet", "-m", "toy"], cwd=folder, check=True)
+
+
+def _next_line(fifo: Path) -> str:
+    """What a process writes into the named pipe; waits for it, at most a minute."""
+    line = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert select.select([line], [], [], 60)[0], "the stage did not start"
+    with os.fdopen(line) as file:
+        return file.readline()
+
+
+def _worktrees(toy: Path) -> list[Path]:
+    return sorted((toy / ".worktrees").glob("*"))
+
+
+def _checkout(toy: Path) -> dict[str, str]:
+    """Every file of the checkout but Git's and DVC's own, by content."""
+    files = (path for path in toy.rglob("*") if path.is_file() and not {".git", ".dvc"} & set(path.parts))
+    return {str(path.relative_to(toy)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _created(**parameters: object) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run(train_policy, parameters=parameters)
+
+
+def _run(run: FlowRun) -> FlowRun:
+    """Run, or retry, a flow run that the server knows already, as a worker would. Returns it as it ended."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Scheduled(), force=True)
+        run = client.read_flow_run(run.id)
+        with contextlib.suppress(Exception):
+            run_flow(train_policy, flow_run=run, parameters=run.parameters)
+        return client.read_flow_run(run.id)
+
+
+def _log(run: FlowRun) -> list[str]:
+    APILogHandler().flush()
+    with get_client(sync_client=True) as client:
+        return [log.message for log in client.read_logs(LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}}))]
+
+
+def _artifact(key: str, run: FlowRun) -> str:
+    """What the run shows under this key."""
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_artifacts(
+            artifact_filter=ArtifactFilter.model_validate({"key": {"any_": [key]}, "flow_run_id": {"any_": [run.id]}})
+        )
+    return str(found.data)
+
+
+def _tasks(run: FlowRun) -> list[str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}))
+    return [task.name for task in sorted(found, key=lambda task: str(task.start_time))]
+
+
+def test_a_run_follows_the_graph_streams_shows_promotes_and_leaves_the_checkout_alone(toy: Path) -> None:
+    before = _checkout(toy)
+    run = _run(_created(repository=str(toy), seed=5))
+    assert run.state and run.state.is_completed()
+    stages = _tasks(run)[2:-2]
+    assert sorted(stages[:2]) == ["pretrain@dream", "pretrain@llada"] and stages[2:] == ["train", "report"]
+    assert _tasks(run)[:2] == ["preflight", "worktree"] and _tasks(run)[-2:] == ["results", "promote"]
+    lines = _log(run)
+    assert "train says 5" in lines
+    verdict = json.loads(next(line for line in lines if line.startswith('{"arguments"')))
+    assert verdict["arguments"] == ["promote", "--json"]
+    assert verdict["store"] == f"sqlite:///{toy}/mlflow.db"  # the checkout's: the worktree's would go with it
+    assert Path(verdict["folder"]).parent == toy / ".worktrees"
+    metrics = _artifact("tiny-metrics", run)
+    assert "| learned | 0.9 |" in metrics and "| train | reward/mean | 5 |" in metrics
+    assert "data:image/png;base64," in _artifact("tiny-pareto", run)
+    assert _checkout(toy) == before and not _worktrees(toy)
+
+
+def test_the_same_run_again_does_nothing_again_and_still_shows_its_figures(toy: Path) -> None:
+    _run(_created(repository=str(toy), seed=6))
+    done = _ran(toy)
+    again = _run(_created(repository=str(toy), seed=6))
+    assert again.state and again.state.is_completed()
+    assert _ran(toy) == done
+    assert "| train | reward/mean | 6 |" in _artifact("tiny-metrics", again)
+
+
+def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_done(toy: Path) -> None:
+    (toy.parent / "break-train").touch()
+    run = _run(_created(repository=str(toy)))
+    assert run.state and run.state.is_failed() and "train is broken" in str(run.state.message)
+    assert _ran(toy).count("train") == 2 and _ran(toy)[-1] == "train"
+    kept = _worktrees(toy)
+    assert len(kept) == 1
+    (toy.parent / "break-train").unlink()
+    run = _run(run)
+    assert run.state and run.state.is_completed() and run.run_count == 2
+    assert sorted(_ran(toy)) == sorted(["pretrain-llada", "pretrain-dream", *["train"] * 3, "report"])
+    assert f"taking up worktree {kept[0]}" in _log(run)
+    assert not _worktrees(toy)
+
+
+def test_a_run_works_on_head_and_names_what_it_leaves_behind(toy: Path) -> None:
+    (toy / "stage.py").write_text("raise SystemExit('not committed')")
+    (toy / "new.py").touch()
+    run = _run(_created(repository=str(toy)))
+    assert run.state and run.state.is_completed()
+    assert any("2 file(s)" in line and "stage.py" in line and "new.py" in line for line in _log(run))
+
+
+def test_parameters_out_of_bounds_and_settings_that_cannot_work_make_nothing(toy: Path) -> None:
+    with pytest.raises(ParameterTypeError, match="alpha"):
+        train_policy(repository=str(toy), alpha=-1)
+    params = (toy / "params.yaml").read_text()
+    (toy / "params.yaml").write_text(params.replace("rounds:", "runds:"))
+    _commit(toy)
+    run = _run(_created(repository=str(toy)))
+    assert run.state and run.state.is_failed() and "runds is not a setting" in str(run.state.message)
+    assert not _ran(toy) and not _worktrees(toy)
+
+
+def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(toy: Path, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = _run(_created(repository=str(toy), profile="gpu"))
+    assert run.state and run.state.is_failed() and "sees no GPU on this machine" in str(run.state.message)
+    assert _tasks(run) == ["preflight"]
+    assert not _ran(toy) and not _worktrees(toy)
+
+
+def test_a_sweep_shows_every_policy_and_goes_on_after_one_that_failed(toy: Path) -> None:
+    (toy.parent / "break-train-7").touch()
+    failed, done = sweep(seeds=[7, 8], repository=str(toy))
+    assert (failed["seed"], failed["state"]) == (7, "Failed") and "train is broken" in failed["message"]
+    assert done == {
+        **{"alpha": 1.0, "seed": 8, "state": "Completed"},
+        **{"task": "sudoku", "policy": "learned_mode", "accuracy": 0.8, "nfe": 4.0},
+    }
+
+
+def _start(toy: Path, seed: int) -> subprocess.Popen[str]:
+    """A flow run in a process and a session of its own, as a worker starts it."""
+    command = [sys.executable, "-m", "flows.train_policy", "--repository", str(toy), "--seed", str(seed)]
+    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_two_runs_at_once_do_not_disturb_each_other_nor_the_checkout(toy: Path) -> None:
+    before = _checkout(toy)
+    runs = [_start(toy, seed) for seed in (1, 2)]
+    for run in runs:
+        said, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, said
+    folders = {line.split()[1]: line.split()[2] for line in _journal(toy) if line.startswith("train ")}
+    assert set(folders) == {"1", "2"} and len(set(folders.values())) == 2
+    assert _checkout(toy) == before and not _worktrees(toy)
+
+
+@pytest.mark.parametrize("how", ["cancel", "kill -9"])
+def test_a_run_that_is_ended_leaves_no_process_behind_and_can_be_taken_up_again(toy: Path, how: str) -> None:
+    hung = toy.parent / "hang-train"
+    os.mkfifo(hung)
+    flow = _start(toy, seed=3)
+    trainer = psutil.Process(int(_next_line(hung)))
+    family = [trainer, *psutil.Process(flow.pid).children(recursive=True)]
+    if how == "cancel":
+        os.killpg(flow.pid, signal.SIGTERM)  # what Prefect's worker does
+    else:
+        os.kill(flow.pid, signal.SIGKILL)
+    flow.communicate(timeout=60)
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    hung.unlink()
+    with get_client(sync_client=True) as client:
+        (run,) = [run for run in client.read_flow_runs() if run.parameters.get("repository") == str(toy)]
+    if how == "cancel":
+        assert run.state and run.state.is_final()  # after kill -9 the worker, or the missing heartbeat, sees to that
+    run = _run(run)
+    assert run.state and run.state.is_completed()
+    assert _ran(toy).count("pretrain-llada") == 1 and not _worktrees(toy)

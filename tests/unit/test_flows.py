@@ -1,0 +1,255 @@
+"""Flows without a Prefect server and without DVC: parameters, the guard, the worktree's name, the first look."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import parameter_schema
+
+from components.errors import CheckpointError, DataError, SettingsError
+from flows import guard, parameters, preflight, tasks, worktree
+from flows.promote import promote_policy
+from flows.sweep import sweep
+from flows.train_policy import train_policy
+
+ROOT = Path(__file__).parents[2]
+PARAMS = """\
+# the scale
+profile: tiny
+profiles:
+  tiny:
+    train: {seed: 0, alpha: 1.0, rounds: 3, learning_rate: 5.0e-4, prompts: 32, group: 8}  # rewards
+    evaluate: {prompts: 512}
+  gpu:
+    train: {seed: 0, alpha: 1.0, rounds: 9, learning_rate: 5.0e-4, prompts: 32, group: 8}
+"""
+BAD = [
+    ("profile", "huge"), ("seed", -1), ("seed", 1.5), ("alpha", -1), ("alpha", "fast"), ("rounds", 0),
+    ("learning_rate", 0), ("learning_rate", 2), ("prompts_per_round", 0), ("group", 1),
+]  # fmt: skip
+GIVEN = {"seed": 3, "alpha": 2.5, "rounds": 7, "learning_rate": 1e-4, "prompts_per_round": 16, "group": 4}
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["tiny", "gpu"])
+@pytest.mark.parametrize("name", parameters.PLACES)
+def test_a_parameter_changes_its_own_place_and_nothing_else(name: str, profile: str) -> None:
+    expected = yaml.safe_load(PARAMS)
+    section, key = parameters.PLACES[name]
+    expected["profile"] = profile
+    expected["profiles"][profile][section][key] = GIVEN[name]
+    assert yaml.safe_load(parameters.merge(PARAMS, {"profile": profile, name: GIVEN[name]})) == expected
+
+
+def test_parameters_left_empty_change_nothing_and_comments_stay() -> None:
+    nothing = dict.fromkeys([*parameters.PLACES, "profile"])
+    merged = parameters.merge(PARAMS, nothing)
+    assert yaml.safe_load(merged) == yaml.safe_load(PARAMS)
+    assert "# the scale" in merged and "# rewards" in merged
+
+
+@given(st.floats(min_value=0, max_value=1, exclude_min=True))
+def test_every_float_arrives_as_the_same_number_in_every_yaml_reader(value: float) -> None:
+    read = yaml.safe_load(parameters.merge(PARAMS, {"learning_rate": value}))
+    assert read["profiles"]["tiny"]["train"]["learning_rate"] == value
+
+
+def test_a_profile_that_params_yaml_lacks_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"'gpu' is not in params\.yaml.*use one of tiny"):
+        parameters.merge("profile: tiny\nprofiles: {tiny: {}}\n", {"profile": "gpu"})
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bounds_refuse_values_that_cannot_work(name: str, value: object) -> None:
+    with pytest.raises(ParameterTypeError, match=name):
+        train_policy.validate_parameters({name: value})
+
+
+@pytest.mark.parametrize("flow", [train_policy, promote_policy, sweep], ids=lambda flow: flow.name)
+def test_the_form_is_flat_described_and_its_defaults_are_valid(flow) -> None:
+    schema = parameter_schema(flow.fn)
+    assert not schema.definitions  # a nested default would be replaced as a whole by a run's partial value
+    assert all(field.get("description") for field in schema.properties.values())
+    flow.validate_parameters({name: field["default"] for name, field in schema.properties.items()})
+
+
+def test_profiles_and_places_are_those_of_params_yaml() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(parameters.Profile.__args__) == set(params["profiles"])
+    for profile in params["profiles"].values():
+        for section, key in parameters.PLACES.values():
+            assert key in profile[section]
+
+
+def test_a_sweep_is_bounded() -> None:
+    with pytest.raises(SettingsError, match="6 alphas x 6 seeds are 36"):
+        sweep.fn(alphas=[float(i) for i in range(6)], seeds=list(range(6)))
+
+
+# --- the guard ----------------------------------------------------------------------------------------------------
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_lines_arrive_while_the_command_still_runs_and_in_order(tmp_path: Path) -> None:
+    # The command goes on only when the file is there, which the first line's arrival makes.
+    code = f"""
+import os, time
+print("first")
+for _ in range(2000):
+    if os.path.exists({str(tmp_path / "seen")!r}): break
+    time.sleep(0.01)
+else: raise SystemExit("the line did not arrive")
+print("second")
+"""
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        (tmp_path / "seen").touch()
+
+    guard.stream(_python(code), tmp_path, {}, log)
+    assert lines == ["first", "second"]
+
+
+def test_a_failure_says_the_code_and_the_last_words(tmp_path: Path) -> None:
+    with pytest.raises(guard.CommandFailed, match=r"ended with code 3: going down$"):
+        guard.stream(_python("print('going down'); raise SystemExit(3)"), tmp_path, {}, lambda line: None)
+
+
+# A silent grandchild in the background: it neither writes into the broken pipe nor is waited for.
+FAMILY = (
+    "import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return True
+    return not psutil.wait_procs([process], timeout=20)[1]
+
+
+class Cancelled(BaseException):
+    """What Prefect raises in a flow that is told to stop is no Exception either."""
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "time.sleep(600)", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "runs", "dies"]
+)
+def test_no_grandchild_outlives_the_call(tmp_path: Path, ending: str) -> None:
+    pids: list[int] = []
+
+    def log(line: str) -> None:
+        pids.append(int(line))
+        if "sleep" in ending:
+            raise Cancelled
+
+    with contextlib.suppress(Cancelled, guard.CommandFailed):
+        guard.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
+    assert pids and _gone(pids[0])
+    assert not [child for child in psutil.Process().children() if child.is_running()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "terminate"])
+def test_no_grandchild_outlives_the_caller(tmp_path: Path, number: int) -> None:
+    command = _python(FAMILY + "print(child.pid)\ntime.sleep(600)")
+    code = f"""
+from pathlib import Path
+from flows.guard import stream
+stream({command!r}, Path({str(tmp_path)!r}), {{}}, lambda line: print(line, flush=True))
+"""
+    caller = subprocess.Popen(_python(code), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert caller.stdout
+    grandchild = int(caller.stdout.readline())
+    os.kill(caller.pid, number)
+    caller.wait()
+    assert _gone(grandchild)
+    caller.stdout.close()
+
+
+def test_the_guarded_command_stays_in_the_callers_process_group(tmp_path: Path) -> None:
+    groups: list[str] = []
+    guard.stream(_python("import os; print(os.getpgid(0))"), tmp_path, {}, groups.append)
+    assert groups == [str(os.getpgid(0))]  # Prefect cancels by group: whoever leaves it is never told
+
+
+# --- the worktree -------------------------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1, max_size=60))
+def test_a_run_name_stays_one_folder_inside_the_worktrees(name: str) -> None:
+    path = worktree.path_of(Path("/checkout"), name, "0123456789")
+    assert path.parent == Path("/checkout/.worktrees")
+    assert path.resolve().parent == path.parent
+    assert path == worktree.path_of(Path("/checkout"), name, "0123456789")  # a retry finds it again
+    assert path != worktree.path_of(Path("/checkout"), name, "9876543210")  # another run does not
+
+
+def test_a_folder_without_git_or_without_a_commit_is_refused_and_dvc_repro_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not a git repository with a commit.*`dvc repro`"):
+        worktree.root(tmp_path)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    with pytest.raises(DataError, match="make a first commit"):
+        worktree.root(tmp_path)
+
+
+# --- before the first stage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "environment"), [("gpu", {}), ("gpu", {"UNMASK_DEVICE": "cuda"}), ("tiny", {"UNMASK_DEVICE": "cuda:1"})]
+)
+def test_a_gpu_that_is_not_there_is_said_before_anything_runs(monkeypatch, profile: str, environment: dict) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match=r"sees no GPU on this machine.*train-policy/cpu"):
+        preflight.check_device(profile, environment)
+
+
+@pytest.mark.parametrize(("profile", "environment"), [("tiny", {}), ("gpu", {"UNMASK_DEVICE": "cpu"})])
+def test_a_cpu_is_always_there(profile: str, environment: dict) -> None:
+    preflight.check_device(profile, environment)
+
+
+def test_a_model_is_a_checkpoint_folder_or_in_the_cache(tmp_path: Path) -> None:
+    for name in ("nobody/has-this-model", str(tmp_path)):
+        with pytest.raises(CheckpointError, match=f"{name}.*hf download"):
+            preflight.check_model(name)
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
+    preflight.check_model(str(tmp_path))
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_reports_table_and_every_number_of_every_stage(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "report" / "table.md").write_text("| policy | accuracy |\n|---|---|\n| learned | 0.9 |\n")
+    (tmp_path / "metrics" / "train.json").write_text('{"reward": {"mean": 0.75}, "rounds": 3}')
+    (tmp_path / "metrics" / "ood-far.json").write_text('{"accuracy": 0.5}')
+    page = tasks.metrics_page(tmp_path, "tiny")
+    for line in (
+        "| learned | 0.9 |",
+        "| train | reward/mean | 0.75 |",
+        "| train | rounds | 3 |",
+        "| ood-far | accuracy | 0.5 |",
+    ):
+        assert line in page.splitlines()

@@ -1,0 +1,216 @@
+"""The infrastructure files against the code and against each other; nothing is started."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.schemas.objects import StateType
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.utilities.importtools import import_object
+
+from components.errors import SettingsError
+from flows import deploy
+from flows.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+
+
+def _yaml(name: str) -> Any:
+    return yaml.safe_load((INFRA / name).read_text())
+
+
+# --- deployments --------------------------------------------------------------------------------------------------
+
+DEPLOYMENTS = {deployment["name"]: deployment for deployment in _yaml("prefect.yaml")["deployments"]}
+
+
+def _environment(deployment: str) -> dict[str, str]:
+    return DEPLOYMENTS[deployment]["work_pool"]["job_variables"]["env"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_each_deployment_starts_train_policy_with_parameters_that_it_takes(name: str, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    flow = import_object(DEPLOYMENTS[name]["entrypoint"])
+    assert flow.name == "train-policy"
+    given = DEPLOYMENTS[name]["parameters"]
+    assert given.items() <= flow.validate_parameters(given).items()
+
+
+def test_the_deployments_have_the_pools_that_are_made() -> None:
+    assert {name: deployment["work_pool"]["name"] for name, deployment in DEPLOYMENTS.items()} == {
+        pool: pool for pool in deploy.POOLS
+    }
+
+
+def test_only_the_gpu_deployment_asks_for_a_gpu() -> None:
+    assert {name: _environment(name)["UNMASK_DEVICE"] for name in DEPLOYMENTS} == {"cpu": "cpu", "gpu": "cuda"}
+
+
+# --- dead runs ----------------------------------------------------------------------------------------------------
+
+
+def _heartbeat() -> EventTrigger:
+    trigger = AutomationCore.model_validate(_yaml("heartbeat.yaml")).trigger
+    assert isinstance(trigger, EventTrigger)
+    return trigger
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu", "worker", "stack", "python -m"])
+def test_a_healthy_run_may_miss_a_heartbeat_before_it_is_declared_dead(where: str) -> None:
+    environments = {
+        "cpu": lambda: _environment("cpu"),
+        "gpu": lambda: _environment("gpu"),
+        "worker": lambda: _yaml("compose.yaml")["services"]["worker"]["environment"],
+        "stack": lambda: Stack(ROOT, {"prefect": 1, "mlflow": 2}).environment(),
+        "python -m": lambda: _fresh_environment("flows.train_policy"),
+    }
+    every = int(environments[where]()["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert 2 * every < _heartbeat().within.total_seconds() <= 90
+
+
+def _fresh_environment(module: str) -> dict[str, str]:
+    code = f"import {module}, json, os; print(json.dumps(dict(os.environ)))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return json.loads(subprocess.run([sys.executable, "-c", code], env=clean, cwd=ROOT, capture_output=True).stdout)
+
+
+def test_every_way_to_end_or_rest_stops_the_wait_for_the_next_heartbeat() -> None:
+    resting = {StateType.PAUSED, StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
+    names = {f"prefect.flow-run.{state.value.capitalize()}" for state in resting} | {"prefect.flow-run.Suspended"}
+    assert names | {"prefect.flow-run.heartbeat"} == _heartbeat().expect
+
+
+# --- compose ------------------------------------------------------------------------------------------------------
+
+SERVICES: dict[str, dict[str, Any]] = _yaml("compose.yaml")["services"]
+
+
+def test_secrets_come_from_the_environment_and_must_be_set() -> None:
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|KEY|USER", variable):
+                assert re.fullmatch(r"\$\{\w+:\?.*\}", value), f"{name}: {variable}"
+            if "://" in str(value) and "@" in str(value):
+                assert re.search(r"://\w+:\$\{\w+:\?\}@", value), f"{name}: {variable}"
+
+
+def test_prefect_and_mlflow_have_databases_of_their_own_and_both_are_made() -> None:
+    prefect = SERVICES["prefect"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    mlflow = SERVICES["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    made = re.findall(r"CREATE DATABASE (\w+);", (INFRA / "databases.sql").read_text())
+    assert sorted(address.rpartition("/")[2] for address in (prefect, mlflow)) == sorted(made)
+    assert mlflow.startswith("postgresql+psycopg2://")  # plain postgresql:// is psycopg 3 to SQLAlchemy 2.1
+    assert "psycopg2" in (INFRA / "Dockerfile").read_text()
+
+
+def test_mlflow_lets_in_every_name_that_the_services_call_it_by_with_and_without_port() -> None:
+    allowed = SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    called = SERVICES["worker"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    assert {called, called.partition(":")[0], "localhost", "localhost:*"} <= set(allowed)
+
+
+def test_services_wait_for_services_that_exist_and_mount_what_exists() -> None:
+    volumes = _yaml("compose.yaml")["volumes"]
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            needs_check = how["condition"] == "service_healthy"
+            assert not needs_check or "healthcheck" in SERVICES[other], f"{name} waits for {other}'s health for ever"
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source in volumes or (INFRA / source).exists(), f"{name} mounts {source}"
+
+
+def test_ports_are_published_to_this_machine_alone() -> None:
+    assert all(port.startswith("127.0.0.1:") for service in SERVICES.values() for port in service.get("ports", []))
+
+
+def test_the_image_is_built_from_what_the_repository_has() -> None:
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE) for name in line.split()]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    extras = re.findall(r"'\.\[(\w+)\]'", dockerfile)
+    declared = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extras and set(extras) <= set(declared)
+
+
+# --- Kubernetes ---------------------------------------------------------------------------------------------------
+
+TEMPLATE = json.loads((INFRA / "kubernetes" / "job-template.json").read_text())
+
+
+def test_the_job_template_uses_every_variable_that_it_declares_and_declares_what_it_uses() -> None:
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(TEMPLATE["job_configuration"])))
+    assert used == set(TEMPLATE["variables"]["properties"])
+
+
+def test_a_job_gets_the_gpus_that_are_asked_for_and_finds_its_worktree_again() -> None:
+    pod = TEMPLATE["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["name"] == "prefect-job"  # Prefect's Kubernetes worker takes no other
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+    assert TEMPLATE["variables"]["properties"]["gpus"]["type"] == "integer"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert container["workingDir"] in mounts.values()
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+
+
+# --- the local stack ----------------------------------------------------------------------------------------------
+
+
+def _stack(folder: Path, **processes: dict[str, Any]) -> Stack:
+    (folder / ".stack").mkdir()
+    state = {"ports": {"prefect": 7, "mlflow": 8}, "processes": processes}
+    (folder / ".stack" / "state.json").write_text(json.dumps(state))
+    return Stack(folder, {"prefect": 4200, "mlflow": 5000})
+
+
+def test_a_stranger_with_a_services_old_number_is_not_the_service(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, prefect={"pid": os.getpid(), "created": 1.0})
+    assert stack.alive("prefect") is None
+    assert stack.ports == {"prefect": 4200, "mlflow": 5000}  # nothing is up: the ports asked for now count
+
+
+def test_what_is_up_keeps_its_ports_whatever_is_asked_for(tmp_path: Path) -> None:
+    import psutil
+
+    stack = _stack(tmp_path, prefect={"pid": os.getpid(), "created": psutil.Process().create_time()})
+    assert stack.alive("prefect")
+    assert stack.api == "http://127.0.0.1:7/api"
+
+
+def test_a_taken_port_is_refused_by_name_and_nothing_is_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        stack = Stack(tmp_path, {"prefect": taken.getsockname()[1], "mlflow": 5000})
+        with pytest.raises(SettingsError, match=rf"port {stack.ports['prefect']} is taken.*--prefect-port"):
+            stack.start("prefect", ["false"])
+    assert not stack.processes
+
+
+def test_the_mlflow_page_reads_the_store_that_the_stages_write_and_a_remote_store_needs_none(
+    tmp_path: Path, monkeypatch
+) -> None:
+    from components.tracking.store import tracking_uri
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stack = Stack(tmp_path, {"prefect": 4200, "mlflow": 5000})
+    assert tracking_uri(tmp_path) in stack.commands()["mlflow"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert "mlflow" not in stack.commands()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in INFRA.rglob("*") if path.is_file()), ids=lambda path: path.name
+)
+def test_no_file_names_a_package_index_or_a_folder_of_somebodys_machine(path: Path) -> None:
+    assert not re.search(r"pypi|index-url|extra-index|/home/|/Users/|/work/", path.read_text())
