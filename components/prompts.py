@@ -64,14 +64,14 @@ class Prompts:
         """Texts, correct_R and dense_R (float32) of a job made by ``job``. A row with masks left is wrong: the text
         has holes, and no score is asked for."""
         texts, scores = [], []
-        seen: dict[tuple[int, str], Score] = {}
+        # Two canvases may read alike, one of them with masks behind its end token.
+        seen: dict[tuple[int, str, bool], Score] = {}
         whole = rollout.finished_R.tolist()
         for row, prompt in enumerate(job.prompt_R.tolist()):
             text = self.encoder.text(rollout.canvas_RL[row][: self.lengths[prompt]])
-            if (prompt, text) not in seen:
-                seen[prompt, text] = (
-                    self.tasks[prompt].score(text, self.examples[prompt]) if whole[row] else Score(0.0, 0.0)
-                )
+            case = (prompt, text, whole[row])
+            if case not in seen:
+                seen[case] = self.tasks[prompt].score(text, self.examples[prompt]) if whole[row] else Score(0.0, 0.0)
             texts.append(text)
-            scores.append(seen[prompt, text])
+            scores.append(seen[case])
         return texts, torch.tensor([s.correct for s in scores]), torch.tensor([s.dense for s in scores])

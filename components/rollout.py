@@ -25,7 +25,7 @@ from components.rng import Noise
 from components.stopwatch import Stopwatch
 from components.types import Action, Needs, Observation, Rollout, Steps
 
-__all__ = ["Job", "Options", "rollout"]
+__all__ = ["Job", "Options", "advance", "is_over", "rollout"]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def _run(
         with watch("bookkeeping"):
             if options.record:
                 records.append(_record(policies, obs, action, flight, options.widen))
-            flight = _apply(flight, action, needs, options)
-            over_B = _over(flight, options)
+            flight = advance(flight, action, needs, options)
+            over_B = is_over(flight, options)
             if bool(over_B.any()):
                 landed.append(_land(flight, over_B))
                 flight = flight.keep(~over_B)
@@ -157,7 +157,7 @@ def _record(policies: list[Policy], obs: Observation, action: Action, flight: Fl
     return Steps(flight.row_B, flight.step_B, obs, action, log_prob_B)
 
 
-def _apply(flight: Flight, action: Action, needs: Needs, options: Options) -> Flight:
+def advance(flight: Flight, action: Action, needs: Needs, options: Options) -> Flight:
     """Commits, counts the step, moves on to the next block where this one is done."""
     commit_BL = action.committed_BL
     assert commit_BL is not None
@@ -181,7 +181,7 @@ def _apply(flight: Flight, action: Action, needs: Needs, options: Options) -> Fl
     )
 
 
-def _over(flight: Flight, options: Options) -> Tensor:
+def is_over(flight: Flight, options: Options) -> Tensor:
     done_B = ~flight.masked_BL.any(-1) | (flight.step_B >= flight.length_B)
     return done_B | (flight.block_B * flight.size_B >= flight.length_B) if options.cap == "block" else done_B
 

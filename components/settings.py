@@ -92,7 +92,7 @@ class Pretrain(Section):
 class Policy(Section):
     """See ``components.policies.confidence.Shape``; features: whether the frozen model's hidden states are read."""
 
-    inputs: tuple[Literal["confidence", "log_odds", "entropy", "margin", "top"], ...]
+    inputs: tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...]
     top_k: Annotated[int, Field(ge=0)]
     features: bool
     width: Count

@@ -26,6 +26,8 @@ from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligib
 from components.maths.plackett_luce import PlackettLuce
 from components.types import Needs, Observation
 
+PLAIN = Needs()  # the statistics at eligible positions, nothing else
+
 
 def _first(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Deterministic:
     """The ``count_B`` best eligible positions of each row, at least one."""
@@ -86,7 +88,7 @@ class Threshold:
     """Commit every position with confidence >= threshold, and always the row's single best."""
 
     threshold: float
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def score(self, obs: Observation) -> Tensor:
         return _read(obs, "confidence_BL")
@@ -103,7 +105,7 @@ class Factor:
     """Confidences in descending order: commit the largest n such that (n + 1)(1 - c_(n)) < factor; the best is free."""
 
     factor: float
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def score(self, obs: Observation) -> Tensor:
         # The log-odds order positions as the confidence does, and do not saturate at 1.
@@ -125,7 +127,7 @@ class EntropyBound:
     entropy (a suppressed position) is nobody's largest term: it is committed only where there is no other."""
 
     gamma: float
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def score(self, obs: Observation) -> Tensor:
         return -_read(obs, "entropy_BL")
@@ -172,7 +174,7 @@ class MaxConfidence:
     """One position, uniformly among those of the largest confidence: UPO's deterministic reference. Decoding uses
     ``Quota("confidence", 1)``; this is the target of its cross-entropy, in which ties are split evenly."""
 
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def score(self, obs: Observation) -> Tensor:
         return _read(obs, "log_odds_BL")
@@ -189,7 +191,7 @@ class SoftmaxConfidence:
     over a large vocabulary, as released, it is flat below a confidence of about .59)."""
 
     tau: float = 0.05
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def __post_init__(self) -> None:
         if self.tau <= 0:
@@ -213,7 +215,7 @@ class TopKRandom:
     """One position, uniformly among the ``k`` most confident: UPO's Top-K reference."""
 
     k: int = 5
-    needs: Needs = Needs()
+    needs: Needs = PLAIN
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -243,9 +245,9 @@ class SuppressTokens:
     def _seen(self, obs: Observation) -> Observation:
         token_BL = _read(obs, "token_BL")
         late_BL = torch.isin(token_BL, torch.tensor(self.ids, device=token_BL.device))
-        worst = {"confidence_BL": -torch.inf, "log_odds_BL": -torch.inf, "margin_BL": -torch.inf, "entropy_BL": torch.inf}
-        seen = {n: v.masked_fill(late_BL, worst[n]) for n, v in obs.tensors().items() if n in worst}
-        return replace(obs, **seen)
+        low = -torch.inf
+        worst = {"confidence_BL": low, "log_odds_BL": low, "margin_BL": low, "entropy_BL": -low}
+        return replace(obs, **{n: v.masked_fill(late_BL, worst[n]) for n, v in obs.tensors().items() if n in worst})
 
     def score(self, obs: Observation) -> Tensor:
         return self.policy.score(self._seen(obs))

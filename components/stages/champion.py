@@ -22,8 +22,10 @@ def reevaluate_on(place: Place, settings: Settings) -> Callable[[Path], Mapping[
 
         name, decode = settings.evaluate.gate_task, settings.decode
         denoiser, encoder = place.open_denoiser(settings.models, settings.domain.model)
-        asked = Prompts.of(task_of(settings.data, name), place.examples(name, "gate", settings.data.counts.gate), encoder)
+        task = task_of(settings.data, name)
+        asked = Prompts.of(task, place.examples(name, "gate", settings.data.counts.gate), encoder)
         candidate = Candidate("learned", decode.choose, OnnxPolicy(path), decode.block_length, decode.choose)
-        return line_of(decode_all(denoiser, candidate, asked, settings.evaluate.seeds), name, "gate")
+        cell = decode_all(denoiser, candidate, asked, settings.evaluate.seeds)
+        return line_of(cell, name, "gate", task.canvas_length)
 
     return reevaluate

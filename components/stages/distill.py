@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from components.settings import Data, Decode, Distill, Domain, Models, Policy
 from components.stages.place import Place, task_of
 from components.stages.progress import progress
@@ -14,7 +16,7 @@ def fresh_policy(policy: Policy, width: int, seed: int):
     from components.policies.confidence import ConfidencePolicy, Shape
     from components.rng import seed_of
 
-    chosen = policy.model_dump() | {"features": width if policy.features else 0}
+    chosen: dict[str, Any] = policy.model_dump() | {"features": width if policy.features else 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy"))
         return ConfidencePolicy(Shape(**chosen))

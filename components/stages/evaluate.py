@@ -21,14 +21,14 @@ def evaluate(
     """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
     opened = place.open_denoiser(models, domain.model)
     tests: list[dict[str, Any]] = []
-    prompts: list[dict[str, Any]] = []
     decodes: list[dict[str, Any]] = []
     for name in evaluate.tasks:
         cells = measure(place, data, decode, evaluate, opened, name, "test")
         tests += rows_of(data, cells, name, domain.model, "test")
         decodes += show(place, data, opened, name, cells)
     gate = measure(place, data, decode, evaluate, opened, evaluate.gate_task, "gate")
-    prompts += [line_of(cell, evaluate.gate_task, "gate") for cell in gate]
+    length = task_of(data, evaluate.gate_task).canvas_length
+    prompts = [line_of(cell, evaluate.gate_task, "gate", length) for cell in gate]
     folder = place.outputs / "evaluate"
     write_csv(folder / "test.csv", tests)
     write_csv(folder / "gate.csv", rows_of(data, gate, evaluate.gate_task, domain.model, "gate"))
@@ -76,11 +76,11 @@ def rows_of(data: Data, cells: Sequence[Any], name: str, model: str, split: str)
     return [cell.row(name, model, split, length) for cell in cells]
 
 
-def line_of(cell: Any, name: str, split: str) -> dict[str, Any]:
-    """The cell prompt by prompt, for the gate's paired bootstrap."""
+def line_of(cell: Any, name: str, split: str, length: int) -> dict[str, Any]:
+    """The cell prompt by prompt, for the gate's paired bootstrap; ``length``: the canvas, full diffusion's block."""
     return {
         "task": name, "split": split, "family": cell.candidate.family, "setting": cell.candidate.setting,
-        "block_length": cell.candidate.block_length, "choose": cell.candidate.choose,
+        "block_length": cell.candidate.block_length or length, "choose": cell.candidate.choose,
         "correct": cell.correct_SP.mean(0).tolist(), "nfe": cell.nfe_SP.mean(0).tolist(),
     }  # fmt: skip
 

@@ -11,22 +11,22 @@ EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Gives ``tick(note)``, to be called once per finished unit of work."""
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """Gives ``tick(note, count=1)``, to be called as units of work are finished."""
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                       TextColumn("{task.fields[note]}")) as bar:  # fmt: skip
             job = bar.add_task(title, total=total, note="")
-            yield lambda note: bar.update(job, advance=1, note=note)
+            yield lambda note, count=1: bar.update(job, advance=count, note=note)
         return
     begin = last = time.monotonic()
     done = 0
 
-    def tick(note: str) -> None:
+    def tick(note: str, count: int = 1) -> None:
         nonlocal last, done
-        done += 1
+        done += count
         now = time.monotonic()
         if now - last >= EVERY_SECONDS or done == total:
             last = now

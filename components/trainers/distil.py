@@ -41,7 +41,7 @@ class Distil:
 def imitation_loss(student: Policy, reference: Policy, observation: Observation, noise: Noise) -> Tensor:
     """(n,) KL(reference || student) per observation, up to the reference's own entropy where its draw stands in."""
     target, own = reference.distribution(observation), student.distribution(observation)
-    if type(target) is type(own) and not isinstance(target, Deterministic):
+    if type(target) is type(own) or isinstance(target, Deterministic):
         return target.kl(own)
     return -own.log_prob(target.sample(noise))
 
@@ -70,7 +70,7 @@ def distil(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         report(number, {"distill/loss": sum(losses) / len(losses), "distill/pairs": float(len(order))})
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
 from components.maths import objectives
-from components.maths.distributions import Deterministic
+from components.maths.distributions import Deterministic, cross_entropy
+from components.maths.plackett_luce import DPLS
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.prompts import Prompts
@@ -36,8 +37,8 @@ class Objective:
     weighting        "row" (1/T_g) or "constant" (1/L).
     by_std           divide the advantage by the group's standard deviation.
     pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) in
-                     closed form per step, "ce": -log policy(the deterministic reference's action). Both leave out the
-                     effect of today's action on the states visited later (the KL to go).
+                     closed form per step, "ce": the cross-entropy from the reference to the policy. Both leave out
+                     the effect of today's action on the states visited later (the KL to go).
     pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
     keep_steps       share of the pairs that enters the update (UPO's Algorithm 2), 1.0 for all.
     """
@@ -152,7 +153,7 @@ def update(
     for epoch in range(objective.epochs):
         optimiser.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
-        for chosen in live_N.split(objective.pairs):
+        for chosen in live_N.split(objective.pairs) if len(live_N) else ():  # no pairs: no group had two rewards
             part = steps.pairs(chosen)
             loss, seen = surrogate(policy, reference, part, old_N[chosen], found.advantage_R[part.row_N],
                                    weight_N[chosen], steered_N[chosen], plan, objective)  # fmt: skip
@@ -193,7 +194,8 @@ def surrogate(
     the pull add their own terms: none of these is the gradient of the reward alone.
     """
     distribution = policy.distribution(part.observation)
-    log_prob_n = objectives.mixture_log_prob(distribution.log_prob(part.action), steered_n, plan.group, plan.experts)
+    own_n = distribution.log_prob(part.action)
+    log_prob_n = objectives.mixture_log_prob(own_n, steered_n, plan.group, plan.experts)
     gain_n = objectives.clipped(log_prob_n, old_n, advantage_n, objective.clip)
     loss = -(weight_n * gain_n).sum()
     pulled_n = torch.zeros_like(gain_n)
@@ -201,7 +203,9 @@ def surrogate(
         with torch.set_grad_enabled(objective.pull > 0):
             target = reference.distribution(part.observation)
             if objective.divergence == "ce" or isinstance(target, Deterministic):
-                pulled_n = -distribution.log_prob(target.mode())
+                pulled_n = cross_entropy(target, distribution)
+            elif isinstance(distribution, DPLS) and objective.pull == 0:
+                pulled_n = own_n - target.log_prob(part.action)  # to be logged; exact only for few positions
             else:
                 pulled_n = distribution.kl(target)
         if objective.pull > 0:
@@ -209,7 +213,8 @@ def surrogate(
     with torch.no_grad():
         ratio_n = (log_prob_n - old_n).exp()
         beyond = ((ratio_n - 1).abs() > objective.clip).float().sum()
-        entropy = -log_prob_n.sum() if part.action.rank_BL is not None else distribution.entropy().sum()
+        # Orders have no short closed form: the drawn one's surprise stands in.
+        entropy = (-own_n if isinstance(distribution, DPLS) else distribution.entropy()).sum()
     return loss, {"loss": float(loss.detach()), "kl": float(pulled_n.detach().sum()), "entropy": float(entropy),
                   "clipped": float(beyond)}  # fmt: skip
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -107,13 +108,36 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _toy(template: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE"):
+        patch.delenv(name, raising=False)
+    patch.setenv("JOURNAL", str(folder / "journal"))
+    (folder / "journal").touch()
+    return Path(shutil.copytree(template, folder / "toy"))
+
+
 @pytest.fixture
 def toy(prefect: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
-    (tmp_path / "journal").touch()
-    return Path(shutil.copytree(template, tmp_path / "toy"))
+    return _toy(template, tmp_path, monkeypatch)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A checkout with uncommitted edits, as it was before and is after a run of the flow with seed 5."""
+
+    toy: Path
+    before: dict[str, str]
+    run: FlowRun
+
+
+@pytest.fixture(scope="module")
+def finished(prefect: str, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    with pytest.MonkeyPatch.context() as patch:
+        toy = _toy(template, tmp_path_factory.mktemp("finished"), patch)
+        (toy / "stage.py").write_text("raise SystemExit('not committed')")
+        (toy / "new.py").touch()
+        before = _checkout(toy)
+        yield Finished(toy, before, _run(_created(repository=str(toy), seed=5)))
 
 
 def _journal(toy: Path) -> list[str]:
@@ -185,32 +209,45 @@ def _tasks(run: FlowRun) -> list[str]:
     return [task.name for task in sorted(found, key=lambda task: str(task.start_time))]
 
 
-def test_a_run_follows_the_graph_streams_shows_promotes_and_leaves_the_checkout_alone(toy: Path) -> None:
-    before = _checkout(toy)
-    run = _run(_created(repository=str(toy), seed=5))
-    assert run.state and run.state.is_completed()
-    stages = _tasks(run)[2:-2]
-    assert sorted(stages[:2]) == ["pretrain@dream", "pretrain@llada"] and stages[2:] == ["train", "report"]
-    assert _tasks(run)[:2] == ["preflight", "worktree"] and _tasks(run)[-2:] == ["results", "promote"]
-    lines = _log(run)
-    assert "train says 5" in lines
-    verdict = json.loads(next(line for line in lines if line.startswith('{"arguments"')))
+def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> None:
+    assert finished.run.state and finished.run.state.is_completed()
+    names = _tasks(finished.run)
+    assert names[:2] == ["preflight", "worktree"] and names[-2:] == ["results", "promote"]
+    assert sorted(names[2:4]) == ["pretrain@dream", "pretrain@llada"] and names[4:-2] == ["train", "report"]
+
+
+def test_every_line_of_a_stage_is_in_the_flows_log(finished: Finished) -> None:
+    assert "train says 5" in _log(finished.run)
+
+
+def test_the_promotion_sees_the_worktrees_files_and_the_checkouts_store(finished: Finished) -> None:
+    verdict = json.loads(next(line for line in _log(finished.run) if line.startswith('{"arguments"')))
     assert verdict["arguments"] == ["promote", "--json"]
-    assert verdict["store"] == f"sqlite:///{toy}/mlflow.db"  # the checkout's: the worktree's would go with it
-    assert Path(verdict["folder"]).parent == toy / ".worktrees"
-    metrics = _artifact("tiny-metrics", run)
+    assert Path(verdict["folder"]).parent == finished.toy / ".worktrees"
+    assert verdict["store"] == f"sqlite:///{finished.toy}/mlflow.db"  # the worktree's would go with it
+
+
+def test_the_figures_and_the_picture_are_artifacts(finished: Finished) -> None:
+    metrics = _artifact("tiny-metrics", finished.run)
     assert "| learned | 0.9 |" in metrics and "| train | reward/mean | 5 |" in metrics
-    assert "data:image/png;base64," in _artifact("tiny-pareto", run)
-    assert _checkout(toy) == before and not _worktrees(toy)
+    assert "data:image/png;base64," in _artifact("tiny-pareto", finished.run)
 
 
-def test_the_same_run_again_does_nothing_again_and_still_shows_its_figures(toy: Path) -> None:
-    _run(_created(repository=str(toy), seed=6))
-    done = _ran(toy)
-    again = _run(_created(repository=str(toy), seed=6))
+def test_a_run_works_on_head_and_names_what_it_leaves_behind(finished: Finished) -> None:
+    (warning,) = [line for line in _log(finished.run) if "not part of this run" in line]
+    assert "2 file(s)" in warning and "stage.py" in warning and "new.py" in warning
+
+
+def test_the_checkout_is_left_alone(finished: Finished) -> None:
+    assert _checkout(finished.toy) == finished.before and not _worktrees(finished.toy)
+
+
+def test_the_same_run_again_does_nothing_and_still_shows_its_figures(finished: Finished) -> None:
+    done = _ran(finished.toy)
+    again = _run(_created(repository=str(finished.toy), seed=5))
     assert again.state and again.state.is_completed()
-    assert _ran(toy) == done
-    assert "| train | reward/mean | 6 |" in _artifact("tiny-metrics", again)
+    assert _ran(finished.toy) == done
+    assert "| train | reward/mean | 5 |" in _artifact("tiny-metrics", again)
 
 
 def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_done(toy: Path) -> None:
@@ -226,14 +263,6 @@ def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_d
     assert sorted(_ran(toy)) == sorted(["pretrain-llada", "pretrain-dream", *["train"] * 3, "report"])
     assert f"taking up worktree {kept[0]}" in _log(run)
     assert not _worktrees(toy)
-
-
-def test_a_run_works_on_head_and_names_what_it_leaves_behind(toy: Path) -> None:
-    (toy / "stage.py").write_text("raise SystemExit('not committed')")
-    (toy / "new.py").touch()
-    run = _run(_created(repository=str(toy)))
-    assert run.state and run.state.is_completed()
-    assert any("2 file(s)" in line and "stage.py" in line and "new.py" in line for line in _log(run))
 
 
 def test_parameters_out_of_bounds_and_settings_that_cannot_work_make_nothing(toy: Path) -> None:

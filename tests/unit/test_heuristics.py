@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ END = 7
 def example(**changes: list) -> Observation:
     confidence = torch.tensor([changes.pop("confidence", CONFIDENCE)])
     masked = torch.tensor([[True, True, True, False, True, True]])
-    given = {
+    given: dict[str, Any] = {
         "token_BL": torch.tensor([[0, 1, 2, 3, END, 5]]),
         "margin_BL": torch.tensor([MARGIN]),
         "entropy_BL": torch.tensor([ENTROPY]),
@@ -150,7 +151,8 @@ RULES = [heuristic(name, value) for name, value in [
     ("threshold", 0.7), ("threshold", 0.0), ("factor", 1.0), ("factor", -1.0), ("entropy_bound", 0.3),
     ("entropy_bound", -1.0), ("klass", 0.5),
 ]] + [SoftmaxConfidence(), MaxConfidence(), TopKRandom(2)] + [
-    SuppressTokens(rule, (0, 1)) for rule in (Quota("confidence", 2), Threshold(0.5), EntropyBound(1.0), Klass(0.5, 1.0))
+    SuppressTokens(rule, (0, 1))
+    for rule in (Quota("confidence", 2), Threshold(0.5), EntropyBound(1.0), Klass(0.5, 1.0))
 ]  # fmt: skip
 
 

@@ -1,0 +1,184 @@
+"""The decode loop as public code writes it: lock step, the head at every position, a softmax over the vocabulary,
+finished rows kept until the slowest row of the batch ends. Written to be read beside ``rollout``, which must decide
+the same; it shares no code with it but the policies, the noise and the types.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from components.denoisers.protocol import Denoiser
+from components.maths.distributions import commit
+from components.policies.protocol import Policy
+from components.readout import LOG_ODDS_LIMIT
+from components.rng import Noise, row_keys
+from components.rollout import Job, Options
+from components.stopwatch import Stopwatch
+from components.types import Action, Canvas, Needs, Observation, Rollout, Steps
+
+
+def reference_rollout(
+    denoiser: Denoiser, policies: Policy | Sequence[Policy], job: Job, options: Options, watch: Stopwatch | None = None
+) -> Rollout:
+    """Decodes the job in batches of ``options.rows``, in the job's own order; ``refill`` and ``reuse`` are not for it.
+
+    The result's (row, step) pairs come batch by batch, step by step.
+    """
+    many = list(policies) if isinstance(policies, Sequence) else [policies]
+    with torch.no_grad():
+        rows = torch.arange(len(job)).split(options.rows)
+        parts = [_lock_step(denoiser, many, job, rows_B, options, watch or Stopwatch()) for rows_B in rows]
+    put = {name: torch.cat([getattr(p, name) for p in parts])
+           for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")}  # fmt: skip
+    steps = _join([p.steps for p in parts if p.steps is not None]) if options.record else None
+    return Rollout(**put, forwards=sum(p.forwards for p in parts), useful=sum(p.useful for p in parts), steps=steps)
+
+
+def _lock_step(
+    denoiser: Denoiser, policies: list[Policy], job: Job, rows_B: Tensor, options: Options, watch: Stopwatch
+) -> Rollout:
+    ids_BT, attend_BT, start = _lay_out(denoiser, job, rows_B)
+    length_B, size_B, policy_B = (t[rows_B].to(denoiser.device) for t in (job.length_R, job.block_R, job.policy_R))
+    key_B = row_keys(options.seed, job.uid_R[rows_B], job.member_R[rows_B]).to(denoiser.device)
+    masked_BL = attend_BT[:, start:].clone()
+    order_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
+    block_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
+    position_L = torch.arange(masked_BL.shape[1], device=denoiser.device)
+    needs = _needs(policies, options)
+    state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
+    changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
+    while bool((busy_B := _busy(masked_BL, step_B, block_B * size_B, length_B, options)).any()):
+        forwards, useful = forwards + len(rows_B), useful + int((changed_B & busy_B).sum())
+        with watch("denoiser"):
+            hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
+            logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
+        in_block_BL = (position_L // size_B.unsqueeze(1)) == block_B.unsqueeze(1)
+        eligible_BL = masked_BL & in_block_BL & busy_B.unsqueeze(1)
+        where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
+        with watch("readout"):
+            seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
+            seen |= _features(hidden_BTD, attend_BT, start, needs)
+        obs = Observation(masked_BL, eligible_BL, step_B, length_B, **seen)
+        with watch("policy"):
+            action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
+        with watch("bookkeeping"):
+            if options.record:
+                steps.append(_record(policies, obs, action, rows_B, policy_B, options).pairs(busy_B.nonzero().squeeze(1)))
+            assert action.committed_BL is not None
+            commit_BL = action.committed_BL & busy_B.unsqueeze(1)
+            canvas_BL = torch.where(commit_BL, seen["token_BL"], ids_BT[:, start:])
+            ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
+            masked_BL, order_BL = masked_BL & ~commit_BL, torch.where(commit_BL, step_B.unsqueeze(1), order_BL)
+            done_B = ~(eligible_BL & ~commit_BL).any(-1)
+            if options.cap == "block":
+                done_B |= in_block_B + 1 >= size_B
+            changed_B, step_B = commit_BL.any(-1), step_B + busy_B
+            block_B, in_block_B = block_B + (done_B & busy_B), (in_block_B + 1).masked_fill(done_B, 0)
+    canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
+    return Rollout(canvas_RL, order_BL, step_B, ~masked_BL.any(-1), policy_B, forwards, useful, _join(steps) if steps else None)
+
+
+def _lay_out(denoiser: Denoiser, job: Job, rows_B: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Ids, attention and the canvas's first column: prompts padded on the left to the batch's longest."""
+    prompts = [job.prompts[p] for p in job.prompt_R[rows_B].tolist()]
+    start, longest = max(map(len, prompts)), int(job.length_R.max())
+    ids_BT = torch.full((len(rows_B), start + longest), denoiser.mask_id)
+    attend_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, start - len(prompt) : start] = prompt
+        attend_BT[row, start - len(prompt) : start + int(job.length_R[rows_B[row]])] = True
+    return ids_BT.to(denoiser.device), attend_BT.to(denoiser.device), start
+
+
+def _busy(masked_BL: Tensor, step_B: Tensor, low_B: Tensor, length_B: Tensor, options: Options) -> Tensor:
+    over_B = ~masked_BL.any(-1) | (step_B >= length_B)
+    return ~(over_B | (low_B >= length_B)) if options.cap == "block" else ~over_B
+
+
+def softmax_statistics(
+    logits_BLV: Tensor, forbidden_ids: Tensor, needs: Needs, where_BL: Tensor, past: tuple[Tensor, Tensor] | None
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+    """The Observation's statistics by their definitions on a softmax, zero outside ``where_BL``; and what drift needs
+    of this step: the log-probabilities and the drifts so far."""
+    logits_BLV = logits_BLV.to(torch.promote_types(logits_BLV.dtype, torch.float32), copy=True)
+    logits_BLV[..., forbidden_ids] = -torch.inf
+    p_BLV = logits_BLV.softmax(-1)
+    token_BL1 = logits_BLV.argmax(-1, keepdim=True)
+    top_BL = p_BLV.gather(-1, token_BL1).squeeze(-1)
+    rest_BLV = p_BLV.scatter(-1, token_BL1, 0.0)
+    odds_BL = top_BL.log() - rest_BLV.sum(-1).log()
+    found = {
+        "token_BL": token_BL1.squeeze(-1),
+        "confidence_BL": top_BL,
+        "log_odds_BL": odds_BL.clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT),
+        "margin_BL": top_BL - rest_BLV.amax(-1),
+        "entropy_BL": torch.special.entr(p_BLV).sum(-1),
+    }
+    if needs.top_k:
+        kept = min(needs.top_k, p_BLV.shape[-1])
+        found["top_BLK"] = torch.nn.functional.pad(p_BLV.topk(kept, -1).values, (0, needs.top_k - kept))
+    found = {name: t.where(where_BL.view(*where_BL.shape, *[1] * (t.ndim - 2)), 0) for name, t in found.items()}
+    if not needs.drift:
+        return found, None
+    log_BLV = logits_BLV.log_softmax(-1).masked_fill(~where_BL.unsqueeze(-1), torch.nan)
+    if past is None:
+        past = (torch.full_like(log_BLV, torch.nan), log_BLV.new_full((*where_BL.shape, needs.drift), torch.inf))
+    kl_BL = torch.where(p_BLV > 0, p_BLV * (log_BLV - past[0]), 0.0).sum(-1)
+    drift_BLH = torch.cat([kl_BL.nan_to_num(torch.inf).unsqueeze(-1), past[1][..., :-1]], -1)
+    return found | {"drift_BLH": drift_BLH}, (log_BLV, drift_BLH)
+
+
+def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict:
+    if needs.features == "sequence":
+        return {"features_BTD": hidden_BTD, "attend_BT": attend_BT, "canvas_start": start}
+    return {"features_BTD": hidden_BTD[:, start:]} if needs.features == "canvas" else {}
+
+
+def _needs(policies: list[Policy], options: Options) -> Needs:
+    joint = policies[0].needs
+    for policy in policies[1:]:
+        joint = joint | policy.needs
+    return joint | Needs(where="masked") if options.record and options.widen else joint
+
+
+def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tensor, options: Options) -> Action:
+    """Every policy draws for every row; a row takes its own policy's draw."""
+    drawn_BL, committed_BL = torch.zeros_like(obs.masked_BL), torch.zeros_like(obs.masked_BL)
+    rank_BL = None if len(policies) == 1 else torch.full_like(drawn_BL, -1, dtype=torch.int64)
+    for number, policy in enumerate(policies):
+        distribution = policy.distribution(obs)
+        drawn = distribution.mode() if options.choose == "mode" else distribution.sample(noise)
+        action = commit(distribution, drawn, obs.eligible_BL, options.force)
+        if rank_BL is None:
+            return action
+        assert action.committed_BL is not None
+        own_B1 = (policy_B == number).unsqueeze(1)
+        order_BL = (action.drawn_BL.cumsum(-1) - 1) if action.rank_BL is None else action.rank_BL
+        rank_BL = torch.where(own_B1, order_BL.masked_fill(~action.drawn_BL, -1), rank_BL)
+        drawn_BL = torch.where(own_B1, action.drawn_BL, drawn_BL)
+        committed_BL = torch.where(own_B1, action.committed_BL, committed_BL)
+    return Action(drawn_BL, rank_BL, committed_BL)
+
+
+def _record(policies: list[Policy], obs: Observation, action: Action, rows_B: Tensor, policy_B: Tensor, options: Options) -> Steps:
+    """What an expert committed counts as drawn, over all masks if ``widen``."""
+    assert action.committed_BL is not None
+    steered_B1 = (policy_B > 0).unsqueeze(1)
+    if options.widen:
+        obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
+    action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
+    return Steps(rows_B, obs.step_B, obs, action, policies[0].distribution(obs).log_prob(action))
+
+
+def _join(parts: list[Steps]) -> Steps:
+    actions = {name: None if getattr(parts[0].action, name) is None else torch.cat([getattr(s.action, name) for s in parts])
+               for name in ("drawn_BL", "rank_BL", "committed_BL")}  # fmt: skip
+    assert actions["drawn_BL"] is not None
+    return Steps(torch.cat([s.row_N for s in parts]), torch.cat([s.step_N for s in parts]),
+                 Observation.concatenate([s.observation for s in parts]), Action(**actions),  # pyright: ignore
+                 torch.cat([s.log_prob_N for s in parts]))  # fmt: skip

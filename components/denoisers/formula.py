@@ -1,0 +1,43 @@
+"""A dLLM written down as a function of the canvas, for exact enumeration, self-checks and tests on tiny canvases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.types import Canvas, RowState
+
+
+@dataclass
+class FormulaDenoiser:
+    """``formula(canvas) -> logits_BLV`` for the canvas positions; its hidden states are the logits themselves.
+
+    In float64 everything that is read from it is float64 too.
+    """
+
+    formula: Callable[[Canvas], Tensor]
+    vocabulary: int
+    mask_id: int = 0
+    stateless: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def width(self) -> int:
+        return self.vocabulary
+
+    @property
+    def forbidden_ids(self) -> Tensor:
+        return torch.tensor([self.mask_id], device=self.device)
+
+    def start(self, canvas: Canvas) -> RowState | None:
+        return None
+
+    def hidden(self, canvas: Canvas, state: RowState | None) -> tuple[Tensor, RowState | None]:
+        return F.pad(self.formula(canvas), (0, 0, canvas.start, 0)), state
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        return hidden_ND

@@ -1,0 +1,125 @@
+"""The exported file as ONNX Runtime sees it: what it reads, what it is, utilities from arrays. No torch in here.
+
+The inputs are named like the Observation's fields. What the graph cannot say stands in the file's metadata, each entry
+text: ``unmask.version`` of this layout, ``unmask.policy`` (kind, shape and speed), ``unmask.needs``, ``unmask.action``
+(the distribution and its knobs), ``unmask.exporter`` (opset and versions), and whatever the exporting stage adds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.errors import CheckpointError, DataError
+
+VERSION = 1
+PREFIX = "unmask."
+OUTPUT = "utilities_BL"
+ACTIONS = ("bernoulli", "categorical", "dpls")
+
+FIELDS = {
+    "masked_BL": np.bool_, "eligible_BL": np.bool_, "step_B": np.int64, "length_B": np.int64, "token_BL": np.int64,
+    "confidence_BL": np.float32, "log_odds_BL": np.float32, "margin_BL": np.float32, "entropy_BL": np.float32,
+    "top_BLK": np.float32, "drift_BLH": np.float32, "features_BTD": np.float32, "attend_BT": np.bool_,
+}  # fmt: skip
+"""The tensors of an Observation, as ``components.types`` documents them; a test holds the two together."""
+
+_TYPES = {"tensor(bool)": np.bool_, "tensor(int64)": np.int64, "tensor(float)": np.float32}
+
+
+class OnnxFile:
+    """An exported policy, opened on the CPU with ``threads`` threads.
+
+    metadata: all of it. policy, needs, action: ours, parsed. inputs: name -> axes, a dynamic axis by its name.
+    CheckpointError if the file does not open, is not one of ours, or is newer than this library.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self.path = path
+        self._session = _open(path, threads)
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        _check_version(path, self.metadata)
+        self.policy, self.needs, self.action = (self._parsed(name) for name in ("policy", "needs", "action"))
+        self.inputs: dict[str, tuple[int | str, ...]] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        unknown = [i.name for i in self._session.get_inputs() if FIELDS.get(i.name) != _TYPES.get(i.type, object)]
+        outputs = [o.name for o in self._session.get_outputs()]
+        if unknown or outputs != [OUTPUT] or self.action.get("kind") not in ACTIONS:
+            raise CheckpointError(
+                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {self.action.get('kind')!r}; an "
+                f"exported policy reads fields of the Observation, gives {OUTPUT} and draws by one of {ACTIONS}; "
+                f"export it again"
+            )
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self.metadata[PREFIX + name])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{self.path}: {PREFIX}{name} is missing or no JSON; without it the utilities cannot "
+                                  f"be turned into actions; export the policy again") from error  # fmt: skip
+
+    def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 (B, L). Fields that the file does not read are ignored. DataError if one is missing or does not
+        fit the file's layout."""
+        sizes: dict[str, int] = {}
+        feed = {name: self._fitting(name, axes, fields, sizes) for name, axes in self.inputs.items()}
+        return self._session.run([OUTPUT], feed)[0]
+
+    def _fitting(
+        self, name: str, axes: tuple[int | str, ...], fields: Mapping[str, np.ndarray], sizes: dict[str, int]
+    ) -> np.ndarray:
+        """The field as the session wants it; ``sizes`` holds the dynamic axes that were seen so far."""
+        if name not in fields:
+            raise DataError(f"the observation has no {name}, only {sorted(fields)}; {self.path.name} was exported from "
+                            f"a policy that reads it; observe what its needs say: {self.needs}")  # fmt: skip
+        value, wanted = fields[name], np.dtype(FIELDS[name])
+        floats = value.dtype.kind == wanted.kind == "f"
+        if value.dtype != wanted and not floats:
+            raise DataError(f"{name} is {value.dtype}, {self.path.name} reads {wanted}; a silent conversion could hide "
+                            f"that another field was passed; give it as {wanted}")  # fmt: skip
+        # A policy beside this one may have asked for more of the largest probabilities.
+        if name == "top_BLK" and value.ndim == 3 and isinstance(axes[2], int):
+            value = value[..., : axes[2]]
+        fits = len(value.shape) == len(axes) and all(
+            size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+            for size, axis in zip(value.shape, axes, strict=True)
+        )
+        if not fits:
+            raise DataError(f"{name} has the shape {value.shape}, {self.path.name} reads {axes} with {sizes}; row and "
+                            f"position must mean the same in every field; pass fields of one observation")  # fmt: skip
+        return value.astype(wanted, copy=False)
+
+
+def _open(path: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there; nothing can be decoded with it; run `dvc repro export`")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    try:
+        # Measured with 1.32: the fused SkipLayerNormalization takes 1.4 ms where Add and LayerNormalization take .4.
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"],
+                                    disabled_optimizers=["SkipLayerNormFusion"])  # fmt: skip
+    except Exception as error:  # its errors have no common class below Exception
+        if not type(error).__module__.startswith("onnxruntime."):
+            raise
+        raise CheckpointError(
+            f"{path} does not open in ONNX Runtime {ort.__version__} ({error}); it cannot be decoded with; export it "
+            f"again, or install the version that its metadata names"
+        ) from error
+
+
+def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
+    said = metadata.get(PREFIX + "version", "")
+    if not said.isdigit():
+        raise CheckpointError(
+            f"{path} has no {PREFIX}version in its metadata ({sorted(metadata)}); what it reads and how its utilities "
+            f"become actions is not known; write it with export_policy"
+        )
+    if int(said) > VERSION:
+        raise CheckpointError(f"{path} has layout version {said}, this library reads up to {VERSION}; its fields may "
+                              f"mean something else; update the library, or export with this one")  # fmt: skip

@@ -1,0 +1,175 @@
+"""Proof that an exported policy is the policy it came from: utilities, choices on random states, whole decoded texts.
+
+Float noise. Both compute in float32 in another order; observed differences are 1e-7 to 1e-6 at utilities of order one
+to ten. ``TOLERANCE`` leaves two orders of magnitude for larger utilities and longer canvases, and lies as far below
+what matters: 1e-4 moves no probability by more than 2.5e-5, where a wrong mask, a missing input or half precision move
+utilities by 1e-2 and more. A decision whose margin is smaller than the difference may flip. On random states a flip is
+a *near tie* if the policy's own distribution, given the exported utilities, makes the exported choice: then the
+utilities explain it, and they are within the tolerance. It is counted, not refused; any other difference is. Decoded
+texts must be equal without exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from components.denoisers.protocol import Denoiser
+from components.errors import ParityError
+from components.maths.distributions import ActionDistribution, commit
+from components.policies.protocol import Policy
+from components.prompts import Prompts
+from components.rng import Noise, row_keys
+from components.rollout import Options, rollout
+from components.types import Needs, Observation, Rollout
+
+TOLERANCE = 1e-4
+CHOICES = ("mode", "sample")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What both policies decode: every prompt once by the mode and once by a sample. block_length None: full
+    diffusion. progress is called with the number of rows that have just finished, of four per prompt."""
+
+    denoiser: Denoiser
+    prompts: Prompts
+    block_length: int | None
+    seed: int = 0
+    rows: int = 256
+    progress: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """states, choices: rows compared, and decisions on them (mode and sample). largest: of the absolute differences
+    of utilities on them. near_ties: choices that float noise flipped. prompts, texts: decoded, once by the mode and
+    once by a sample. equal_texts, equal_orders: of them the same, and committed in the same steps throughout.
+    largest_decoding: difference of utilities on the states that the policy visited. unequal: the prompts at fault."""
+
+    states: int = 0
+    choices: int = 0
+    largest: float = 0.0
+    near_ties: int = 0
+    prompts: int = 0
+    texts: int = 0
+    equal_texts: int = 0
+    equal_orders: int = 0
+    largest_decoding: float = 0.0
+    unequal: tuple[str, ...] = ()
+
+    def metrics(self) -> dict[str, float]:
+        """The figures, as a stage stores them."""
+        return {name: float(value) for name, value in asdict(self).items() if name != "unequal"}
+
+
+def check_parity(
+    policy: Policy, exported: Policy, states: Sequence[Observation], decoding: Decoding | None = None
+) -> ParityReport:
+    """Compares them on random states (``random_states``) and on whole decodes; ParityError, with the figures, where
+    they are not the same by the rules above."""
+    with torch.no_grad():
+        report = _compare_states(policy, exported, states)
+        if decoding is not None:
+            report = _compare_decodes(report, policy, exported, decoding)
+    largest = max(report.largest, report.largest_decoding)
+    if not largest <= TOLERANCE:
+        raise ParityError(f"utilities differ by up to {largest:.2e}, more than {TOLERANCE:.0e}; the exported file is "
+                          f"another policy; export it again from the policy it is compared with")  # fmt: skip
+    if report.equal_texts < report.texts:
+        raise ParityError(
+            f"{report.texts - report.equal_texts} of {report.texts} decoded texts differ (prompts "
+            f"{', '.join(report.unequal[:5])}), at utilities that differ by up to {report.largest_decoding:.2e}; what "
+            f"was evaluated is not what will be served; if that is float noise, these prompts hold a near tie: export "
+            f"a policy of another round"
+        )
+    return report
+
+
+def _compare_states(policy: Policy, exported: Policy, states: Sequence[Observation]) -> ParityReport:
+    largest, near_ties = 0.0, 0
+    for number, obs in enumerate(states):
+        ours, theirs = policy.distribution(obs), exported.distribution(obs)
+        largest = max(largest, _difference(_utilities(ours), _utilities(theirs), obs))
+        rows_B = torch.arange(len(obs.step_B), device=obs.step_B.device)
+        noise = Noise(row_keys(0, rows_B, torch.full_like(rows_B, number)), obs.step_B)
+        for choose in CHOICES:
+            chosen_BL = _choice(theirs, obs, noise, choose)
+            flipped_B = (_choice(ours, obs, noise, choose) != chosen_BL).any(-1)
+            explained = replace(cast(Any, ours), logits_BL=_utilities(theirs))
+            wrong_B = (_choice(explained, obs, noise, choose) != chosen_BL).any(-1)
+            if bool(wrong_B.any()):
+                row = int(wrong_B.nonzero()[0])
+                raise ParityError(
+                    f"{int(wrong_B.sum())} of {len(wrong_B)} rows of state {number} (L = {chosen_BL.shape[1]}) choose "
+                    f"other positions by {choose} from the same utilities, row {row}: "
+                    f"{chosen_BL[row].nonzero().flatten().tolist()}; the file's action is not the policy's "
+                    f"({type(theirs).__name__}, {type(ours).__name__}, or their knobs); export it again"
+                )
+            near_ties += int(flipped_B.sum())
+    rows = sum(len(obs.step_B) for obs in states)
+    return ParityReport(states=rows, choices=rows * len(CHOICES), largest=largest, near_ties=near_ties)
+
+
+def _utilities(distribution: ActionDistribution) -> Tensor:
+    return cast(Any, distribution).logits_BL
+
+
+def _choice(distribution: ActionDistribution, obs: Observation, noise: Noise, choose: str) -> Tensor:
+    action = distribution.mode() if choose == "mode" else distribution.sample(noise)
+    committed_BL = commit(distribution, action, obs.eligible_BL, force=True).committed_BL
+    assert committed_BL is not None
+    return committed_BL
+
+
+def _difference(ours_BL: Tensor, theirs_BL: Tensor, obs: Observation) -> float:
+    """The largest absolute difference on the canvas; +inf if a utility is not finite."""
+    position_L = torch.arange(ours_BL.shape[1], device=ours_BL.device)
+    valid_BL = position_L < obs.length_B.unsqueeze(1)
+    difference_BL = (ours_BL - theirs_BL).abs().nan_to_num(nan=torch.inf)
+    return float(difference_BL.masked_fill(~valid_BL, 0.0).max()) if valid_BL.any() else 0.0
+
+
+class _Watched:
+    """The policy, with an eye on how far the exported one is from it at each state that it visits."""
+
+    def __init__(self, policy: Policy, exported: Policy) -> None:
+        self._policy, self._exported, self.largest = policy, exported, 0.0
+
+    @property
+    def needs(self) -> Needs:
+        return self._policy.needs
+
+    def score(self, obs: Observation) -> Tensor:
+        return self._policy.score(obs)
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        ours = self._policy.distribution(obs)
+        self.largest = max(self.largest, _difference(_utilities(ours), self._exported.score(obs), obs))
+        return ours
+
+
+def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
+    return [prompts.encoder.text(ids[:n]) for ids, n in zip(decoded.canvas_RL, prompts.lengths, strict=True)]
+
+
+def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, decoding: Decoding) -> ParityReport:
+    prompts, watched = decoding.prompts, _Watched(policy, exported)
+    job = prompts.job(decoding.block_length)
+    equal_texts = equal_orders = 0
+    unequal: list[str] = []
+    for choose in CHOICES:
+        options = Options(seed=decoding.seed, choose=choose, rows=decoding.rows)
+        ours, theirs = (rollout(decoding.denoiser, p, job, options, progress=decoding.progress)
+                        for p in (watched, exported))  # fmt: skip
+        one, other = (_texts(prompts, r) for r in (ours, theirs))
+        wrong = [prompts.examples[i].uid for i in range(len(prompts)) if one[i] != other[i]]
+        equal_texts += len(prompts) - len(wrong)
+        equal_orders += int((ours.order_RL == theirs.order_RL).all(-1).sum())
+        unequal += [f"{uid} ({choose})" for uid in wrong]
+    return replace(report, prompts=len(prompts), texts=len(CHOICES) * len(prompts), equal_texts=equal_texts,
+                   equal_orders=equal_orders, largest_decoding=watched.largest, unequal=tuple(unequal))  # fmt: skip

@@ -1,0 +1,68 @@
+"""Random observations: what an export is traced with, and states for parity checks and benchmarks.
+
+The statistics belong together (they are those of random distributions from flat to almost certain), the masks, blocks,
+steps and lengths are arbitrary. They are not states that a decode would visit; for those, decode.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from components.policies.store import LearnedPolicy
+from components.readout import LOG_ODDS_LIMIT
+from components.rng import generator
+from components.types import Needs, Observation
+
+_WORDS = 8  # of the random distributions' vocabulary, unless more probabilities are kept
+
+
+def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: object) -> Observation:
+    """An observation with all that ``policy`` may read, except drift; ``address`` seeds it. Row 0 fills the canvas."""
+    draw, needs = generator("state", *address), policy.needs
+    length_B = torch.randint(1, length + 1, (rows,), generator=draw)
+    length_B[:1] = length
+    valid_BL = torch.arange(length) < length_B.unsqueeze(1)
+    masked_BL = (torch.rand(rows, length, generator=draw) < torch.rand(rows, 1, generator=draw)) & valid_BL
+    eligible_BL = masked_BL & (torch.rand(rows, length, generator=draw) < 0.7)
+    step_B = (torch.rand(rows, generator=draw) * length_B).long()
+    fields = _statistics(rows, length, needs, draw)
+    where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": valid_BL}[needs.where]
+    fields = {name: v * (where_BL if v.ndim == 2 else where_BL.unsqueeze(-1)) for name, v in fields.items()}
+    prompt = 0
+    if needs.features != "none":
+        prompt = 5 if needs.features == "sequence" else 0
+        width = int(policy.describe()["shape"]["features"])
+        fields["features_BTD"] = torch.randn(rows, prompt + length, width, generator=draw)
+    if needs.features == "sequence":
+        pad_B = torch.randint(0, prompt, (rows,), generator=draw)
+        fields["attend_BT"] = torch.cat([torch.arange(prompt) >= pad_B.unsqueeze(1), valid_BL], 1)
+    return Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, **fields)
+
+
+def _statistics(rows: int, length: int, needs: Needs, draw: torch.Generator) -> dict[str, Tensor]:
+    words = max(_WORDS, needs.top_k)
+    sharpness_BL1 = torch.rand(rows, length, 1, generator=draw) * 30
+    logits_BLV = torch.randn(rows, length, words, generator=draw, dtype=torch.float64) * sharpness_BL1
+    top_BLV = logits_BLV.softmax(-1).sort(-1, descending=True).values
+    best_BL, rest_BL = top_BLV[..., 0], top_BLV[..., 1:].sum(-1)
+    fields = {
+        "token_BL": logits_BLV.argmax(-1),
+        "confidence_BL": best_BL,
+        "log_odds_BL": (best_BL.log() - rest_BL.log()).clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT),
+        "margin_BL": best_BL - top_BLV[..., 1],
+        "entropy_BL": -torch.special.xlogy(top_BLV, top_BLV).sum(-1),
+    }
+    if needs.top_k:
+        fields["top_BLK"] = top_BLV[..., : needs.top_k]
+    return {name: v.float() if v.is_floating_point() else v for name, v in fields.items()}
+
+
+def random_states(policy: LearnedPolicy, rows: int = 500, *address: object) -> list[Observation]:
+    """At least ``rows`` rows in batches of different sizes and lengths, from single positions to long canvases."""
+    shapes = [(1, 1), (2, 3), (1, 16), (7, 16), (3, 33), (32, 12), (5, 64), (1, 257), (16, 24)]
+    states: list[Observation] = []
+    while sum(len(s.step_B) for s in states) < rows:
+        count, length = shapes[len(states) % len(shapes)]
+        states.append(random_observation(policy, count, length, *address, len(states)))
+    return states

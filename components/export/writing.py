@@ -1,0 +1,161 @@
+"""A learned policy to one ONNX file: ``policy.score`` as a graph, everything else about it as metadata.
+
+Opset 23, whose ``Attention`` is a single operator, for which the policy expands its attention mask: ONNX Runtime takes
+no broadcast one. One file, no external data; the same policy and metadata give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from components.errors import SettingsError
+from components.export.onnx_file import ACTIONS, FIELDS, OUTPUT, PREFIX, VERSION
+from components.export.states import random_observation
+from components.policies.confidence import ACTIONS as DISTRIBUTIONS
+from components.policies.store import LearnedPolicy
+from components.types import Observation
+
+OPSET = 23
+_AXES = {"B": "batch", "L": "length", "T": "sequence"}  # the dynamic ones, by their letter
+
+
+def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes ``policy`` as it stands, with its temperature, scale and speed, as float32, beside and then renamed.
+
+    metadata: what the caller knows (commit, hashes, training settings), stored beside ours; SettingsError if a name
+    begins with "unmask.", or if the policy's distribution cannot be described.
+    """
+    taken = [name for name in metadata if name.startswith(PREFIX)]
+    if taken:
+        raise SettingsError(f"metadata {taken}: names that begin with {PREFIX!r} say how the file is read; they would "
+                            f"be overwritten; choose others")  # fmt: skip
+    still = copy.deepcopy(policy).to("cpu", torch.float32).eval().requires_grad_(False)
+    example = random_observation(still, 2, 6, "export")
+    described = _described(still, example)
+    model = _graph(still, example)
+    for key, value in sorted({**metadata, **described}.items()):
+        model.metadata_props.add(key=key, value=value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(model.SerializeToString(deterministic=True))
+    beside.replace(path)
+
+
+def _described(policy: LearnedPolicy, example: Observation) -> dict[str, str]:
+    exporter = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    ours = {
+        "version": VERSION,
+        "policy": {**policy.describe(), "speed": policy.speed},
+        "needs": asdict(policy.needs),
+        "action": _action(policy, example),
+        "exporter": {**exporter, "opset": OPSET},
+    }
+    return {PREFIX + name: json.dumps(value, sort_keys=True) for name, value in ours.items()}
+
+
+def _action(policy: LearnedPolicy, example: Observation) -> dict[str, Any]:
+    """The kind of the policy's distribution and its knobs: its fields that are numbers."""
+    all_BL = torch.ones_like(example.masked_BL)
+    distribution: Any = policy.distribution(replace(example, masked_BL=all_BL, eligible_BL=all_BL))
+    kind = {DISTRIBUTIONS[name]: name for name in ACTIONS}.get(type(distribution))
+    if kind is None or not torch.equal(distribution.eligible_BL, all_BL):
+        raise SettingsError(f"{type(distribution).__name__} over other positions than the eligible ones, or of another "
+                            f"kind than {ACTIONS}, cannot be rebuilt from utilities alone; give the policy one of "
+                            f"these, or narrow the eligible positions outside it")  # fmt: skip
+    values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
+    return {"kind": kind} | {name: v for name, v in values.items() if isinstance(v, float | int)}
+
+
+class _Score(nn.Module):
+    """``policy.score`` as a function of the tensors in ``names``."""
+
+    def __init__(self, policy: LearnedPolicy, names: list[str]) -> None:
+        super().__init__()
+        self.policy, self.names = policy, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        given = dict(zip(self.names, tensors, strict=True))
+        # The canvas is the end of the sequence. Not an Observation: it compares sizes, and the trace would fix them.
+        start = given["features_BTD"].shape[1] - given["masked_BL"].shape[1] if "attend_BT" in given else 0
+        return self.policy.score(cast(Observation, SimpleNamespace(**given, canvas_start=start)))
+
+
+class _Recorder:
+    """An observation that notes which of its tensors are read."""
+
+    def __init__(self, obs: Observation) -> None:
+        self._obs, self.read = obs, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._obs, name)
+        if isinstance(value, Tensor):
+            self.read.add(name)
+        return value
+
+
+def _graph(policy: LearnedPolicy, example: Observation) -> Any:
+    """The bare ONNX model (a protobuf) of ``policy.score``; its inputs are the fields that it reads."""
+    from onnx_ir.serde import serialize_model
+
+    recorder = _Recorder(example)
+    policy.score(cast(Observation, recorder))
+    # masked_BL is always an input: it is what says how large a canvas is.
+    names = [name for name in FIELDS if name in recorder.read | {"masked_BL"}]
+    whole = policy.needs.features == "sequence"
+    dims = {letter: torch.export.Dim(name) for letter, name in _AXES.items()}
+    dims["T"] = dims["T" if whole else "L"]
+    shapes = tuple({i: dims[letter] for i, letter in enumerate(name.rsplit("_", 1)[1]) if letter in dims}
+                   for name in names)  # fmt: skip
+    with _quiet():
+        program = torch.onnx.export(
+            _Score(policy, names).eval(), tuple(getattr(example, name) for name in names), dynamo=True, verbose=False,
+            input_names=names, output_names=[OUTPUT], dynamic_shapes=(shapes,), opset_version=OPSET,
+        )  # fmt: skip
+    assert program is not None
+    model = serialize_model(program.model)
+    _strip(model)
+    return model
+
+
+def _strip(message: Any) -> None:
+    """Clears descriptions at every depth: the exporter writes stack traces, with this machine's paths, into nodes."""
+    from google.protobuf.message import Message
+
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                _strip(part)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own noise: torchvision's absence, its deprecated calls, axes of one name."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.addFilter(keep)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            warnings.filterwarnings("ignore", r"# The axis name: .* will not be used", UserWarning)
+            yield
+    finally:
+        registration.removeFilter(keep)

@@ -1,0 +1,393 @@
+"""Laws of the exported file: it is the policy, it says what it is, it refuses what it was not made for."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from components.denoisers import embedded
+from components.errors import CheckpointError, DataError, ParityError, SettingsError
+from components.export import (
+    Decoding,
+    NumpyPolicy,
+    OnnxPolicy,
+    actions,
+    check_parity,
+    export_policy,
+    random_observation,
+    random_states,
+)
+from components.export.onnx_file import FIELDS, VERSION
+from components.maths.distributions import ActionDistribution, Categorical, commit
+from components.policies import store
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.protocol import Policy
+from components.prompts import Prompts
+from components.rng import Noise, generator, row_keys
+from components.rollout import Options, rollout
+from components.tasks.example import Example
+from components.tracking.model import identity
+from components.types import Needs, Observation
+
+WIDTH = 16  # of the denoiser, hence of the features
+CALLER = {"commit": "0123abc", "training": '{"rounds": 3}'}
+
+
+class SequencePolicy(ConfidencePolicy):
+    """Reads the features of the prompt too: their mean over what is not padding moves every utility."""
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, features="sequence")
+
+    def score(self, obs: Observation) -> torch.Tensor:
+        assert obs.features_BTD is not None and obs.attend_BT is not None
+        weight_BT = obs.attend_BT / obs.attend_BT.sum(-1, keepdim=True)
+        return super().score(obs) + (obs.features_BTD.mean(-1) * weight_BT).sum(-1, keepdim=True)
+
+
+SMALL = dict(width=16, heads=2, inner=32)
+CASES = {
+    "bernoulli": lambda: ConfidencePolicy(Shape(**SMALL), temperature=0.7, scale=0.8),
+    "dpls": lambda: ConfidencePolicy(
+        Shape(("log_odds", "top"), top_k=3, features=WIDTH, action="dpls", alpha=True, where="all", **SMALL), speed=2.5
+    ),
+    "categorical": lambda: SequencePolicy(
+        Shape(("entropy",), features=WIDTH, where="eligible", action="categorical", **SMALL), temperature=0.5
+    ),
+}
+
+
+def make(name: str) -> ConfidencePolicy:
+    """No weight is zero, those that start there included; utilities on either side of zero."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        policy = CASES[name]().eval()
+        for value in policy.parameters():
+            value.add_(torch.randn(value.shape) * 0.3)
+        policy.head.bias.sub_(policy.score(random_observation(policy, 8, 16, "centre")).mean())
+    return policy
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ConfidencePolicy, Path]]:
+    """One export for each case, made when it is first asked for: they take seconds."""
+
+    @functools.cache
+    def export(name: str) -> tuple[ConfidencePolicy, Path]:
+        policy, path = make(name), tmp_path_factory.mktemp("export") / f"{name}.onnx"
+        export_policy(policy, path, CALLER)
+        return policy, path
+
+    return export
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[ConfidencePolicy, Path]:
+    return exported(request.param)
+
+
+@pytest.fixture(scope="module")
+def bernoulli(exported: Callable) -> tuple[ConfidencePolicy, Path]:
+    return exported("bernoulli")
+
+
+@pytest.fixture(scope="module")
+def decoding() -> Decoding:
+    denoiser, encoder = embedded.build("dream", "abcdefg", WIDTH, layers=1, heads=2, inner=32, positions=64, seed=3)
+    examples = [Example("letters", prompt, "a") for prompt in ("a", "bcd", "gfedc", "ab", "fade", "cab", "e", "bag")]
+    lengths = [6, 8, 8, 5, 6, 9, 4, 7]
+    prompts = Prompts([], examples, [encoder.prompt(x.prompt) for x in examples], lengths, encoder)
+    return Decoding(denoiser, prompts, block_length=None, seed=5, rows=3)
+
+
+def arrays(obs: Observation) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in obs.tensors().items()}
+
+
+def test_the_layout_is_the_observation() -> None:
+    tensors = {f.name for f in fields(Observation)} - {"canvas_start"}
+    assert set(FIELDS) == tensors
+    obs = random_observation(make("categorical"), 2, 4)
+    assert all(FIELDS[name] == value.numpy().dtype for name, value in obs.tensors().items())
+
+
+def test_numpy_noise_is_the_torch_noise() -> None:
+    prompt, member = torch.randint(-(2**63), 2**63 - 1, (2, 50), generator=generator("noise"))
+    step = torch.arange(50) * 7
+    keys = row_keys(11, prompt, member)
+    ours = actions.row_keys(11, prompt.numpy(), member.numpy())
+    assert np.array_equal(ours, keys.numpy())
+    for stream in range(3):
+        expected = Noise(keys, step).uniform(stream, 33).numpy()
+        assert np.array_equal(actions.Noise(ours, step.numpy()).uniform(stream, 33), expected)
+
+
+def test_the_file_is_the_policy(pair: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+    """On random states of sizes the export never saw, and on whole decodes with padding, blocks and refilling."""
+    policy, path = pair
+    report = check_parity(policy, OnnxPolicy(path), random_states(policy, 500, path.stem), decoding)
+    assert report.largest < 1e-5 and report.largest_decoding < 1e-5
+    assert report.near_ties == 0
+    assert report.texts == report.equal_texts == report.equal_orders == 16
+
+
+def test_another_policy_is_not_the_file(bernoulli: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+    policy, path = bernoulli
+    states = random_states(policy, 50)
+    for changed, told in (
+        ({"temperature": 0.9}, "same utilities"),
+        ({"scale": 1.0}, "same utilities"),
+    ):
+        other = make("bernoulli")
+        vars(other).update(changed)
+        with pytest.raises(ParityError, match=told):
+            check_parity(other, OnnxPolicy(path), states)
+    other = make("bernoulli")
+    with torch.no_grad():
+        other.head.bias.add_(1e-3)
+    with pytest.raises(ParityError, match=r"utilities differ by up to 1\.00e-03"):
+        check_parity(other, OnnxPolicy(path), states)
+    with pytest.raises(ParityError, match="utilities differ"):
+        check_parity(other, OnnxPolicy(path), [], decoding)
+
+
+def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[ConfidencePolicy, Path]) -> None:
+    policy, path = pair
+    exported, obs = OnnxPolicy(path), random_observation(policy, 6, 20, "rows")
+    together = exported.score(obs)
+    for row in range(6):
+        alone = exported.score(obs.rows(torch.tensor([row])))
+        assert torch.allclose(alone, together[row : row + 1], atol=1e-5)
+        size, start = int(obs.length_B[row]), obs.canvas_start
+        cut = {name: value[row : row + 1, : size + (start if name in ("features_BTD", "attend_BT") else 0)]
+               for name, value in obs.tensors().items() if value.ndim > 1}  # fmt: skip
+        alone = exported.score(replace(obs.rows(torch.tensor([row])), **cut))
+        assert torch.allclose(alone, together[row : row + 1, :size], atol=1e-5)
+
+
+def test_numpy_chooses_what_torch_chooses(pair: tuple[ConfidencePolicy, Path]) -> None:
+    policy, path = pair
+    exported, light = OnnxPolicy(path), NumpyPolicy(path)
+    empty = drawn = 0
+    for number, obs in enumerate(random_states(policy, 600, "numpy")):
+        rows = torch.arange(len(obs.step_B))
+        noise = Noise(row_keys(7, rows, rows + number), obs.step_B)
+        same = actions.Noise(noise.key_B.numpy(), noise.step_B.numpy())
+        distribution = exported.distribution(obs)
+        for action, choose, uniform in (
+            (distribution.mode(), "mode", None),
+            (distribution.sample(noise), "sample", same.uniform),
+        ):
+            for force in (True, False):
+                expected = commit(distribution, action, obs.eligible_BL, force).committed_BL
+                assert expected is not None
+                chosen = light.choose(arrays(obs), choose, uniform, force)
+                assert np.array_equal(chosen, expected.numpy())
+            empty += int((~action.drawn_BL.any(-1) & obs.eligible_BL.any(-1)).sum())
+            drawn += int(action.drawn_BL.sum())
+    assert drawn > 500 and (empty > 0) == (policy.shape.action == "bernoulli")
+
+
+def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[ConfidencePolicy, Path]) -> None:
+    eligible = np.array([[False, True, True, True], [False, False, False, False]])
+    utilities = np.array([[9.0, -1.0, -1.0, -2.0]] * 2, np.float32)
+    for kind in ("bernoulli", "categorical", "dpls"):
+        action = {"kind": kind, "temperature": 1.0, "scale": 1.0}
+        chosen = actions.commit(action, utilities, eligible, None, force=True)
+        assert chosen.tolist() == [[False, True, False, False], [False] * 4]
+    policy, path = bernoulli
+    obs = random_observation(policy, 3, 8)
+    given = arrays(obs) | {"eligible_BL": obs.masked_BL.numpy()}
+    left_out = {name: value for name, value in given.items() if name != "eligible_BL"}
+    assert np.array_equal(NumpyPolicy(path).choose(given), NumpyPolicy(path).choose(left_out))
+    for wrong in ({"choose": "sample"}, {"choose": "best"}, {"uniform": np.random.default_rng(0).random}):
+        with pytest.raises(SettingsError, match="use 'mode'"):
+            NumpyPolicy(path).choose(given, **wrong)
+
+
+def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+    policy, path = pair
+    obs = random_observation(policy, 4, 10, "subprocess")
+    np.savez(tmp_path / "fields.npz", allow_pickle=False, **arrays(obs))
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from components.export import NumpyPolicy\n"
+        "from components.export.actions import Noise, row_keys\n"
+        "policy, fields = NumpyPolicy(Path(sys.argv[1])), dict(np.load(sys.argv[2]))\n"
+        "rows = np.arange(4)\n"
+        "noise = Noise(row_keys(1, rows, rows), fields['step_B'])\n"
+        "np.savez(sys.argv[3], score=policy.score(fields), mode=policy.choose(fields),\n"
+        "         sample=policy.choose(fields, 'sample', noise.uniform))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, path, tmp_path / "fields.npz", tmp_path / "out.npz"], check=True)
+    out = np.load(tmp_path / "out.npz")
+    distribution = OnnxPolicy(path).distribution(obs)
+    rows = torch.arange(4)
+    sample = distribution.sample(Noise(row_keys(1, rows, rows), obs.step_B))
+    for action, name in ((distribution.mode(), "mode"), (sample, "sample")):
+        expected = commit(distribution, action, obs.eligible_BL, force=True).committed_BL
+        assert expected is not None and np.array_equal(out[name], expected.numpy())
+    assert np.abs(out["score"] - policy.score(obs).detach().numpy()).max() < 1e-5
+
+
+def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> None:
+    policy, path = pair
+    exported = OnnxPolicy(path)
+    assert exported.needs == policy.needs
+    assert {name: exported.metadata[name] for name in CALLER} == CALLER
+    described = json.loads(exported.metadata["unmask.policy"])
+    assert store.build(described).shape == policy.shape and described["speed"] == policy.speed
+    distribution = exported.distribution(random_observation(policy, 2, 5))
+    assert type(distribution) is type(policy.distribution(random_observation(policy, 2, 5)))
+    action = json.loads(exported.metadata["unmask.action"])
+    assert action.pop("kind") == policy.shape.action
+    assert action == {name: vars(policy)[name] for name in action} and "temperature" in action
+    exporter = json.loads(exported.metadata["unmask.exporter"])
+    graph = onnx.load(path)
+    assert exporter["opset"] == graph.opset_import[0].version and exporter["torch"] == torch.__version__
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # no stack traces of this machine
+    assert not any(t.HasField("data_location") and t.data_location for t in graph.graph.initializer)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_inputs_are_what_the_policy_reads(pair: tuple[ConfidencePolicy, Path]) -> None:
+    policy, path = pair
+    obs = random_observation(policy, 3, 7)
+    names = {value.name for value in onnx.load(path).graph.input}
+    expected = policy.score(obs)
+    for name in obs.tensors().keys() - {"masked_BL", "eligible_BL", "step_B", "length_B"}:
+        without = replace(obs, **{name: None})
+        if name in names:
+            with pytest.raises(DataError, match=f"no {name}.*exported from.*needs"):
+                OnnxPolicy(path).score(without)
+        else:
+            assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=1e-5)
+
+
+def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+    _, path = bernoulli
+    again = make("bernoulli").train().double()
+    export_policy(again, tmp_path / "again.onnx", CALLER)
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+    assert again.training and again.head.bias.dtype == torch.float64  # the caller's policy is left as it was
+    model = onnx.load(path)
+    model.metadata_props[0].value += " of another commit"
+    onnx.save(model, tmp_path / "told.onnx")
+    assert identity(tmp_path / "told.onnx") == identity(path)
+
+
+def test_wrong_layouts_are_refused_by_name(bernoulli: tuple[ConfidencePolicy, Path]) -> None:
+    policy, path = bernoulli
+    obs, exported = random_observation(policy, 2, 5), OnnxPolicy(path)
+    light, good = NumpyPolicy(path), arrays(obs)
+    for changed, told in (
+        ({"step_B": good["step_B"].astype(np.int32)}, "step_B is int32.*reads int64.*give it"),
+        ({"masked_BL": good["masked_BL"].astype(np.float32)}, "masked_BL is float32.*reads bool"),
+        ({"entropy_BL": good["entropy_BL"][:, :4]}, r"entropy_BL has the shape \(2, 4\).*row and position"),
+        ({"step_B": good["step_B"][:1]}, r"step_B has the shape \(1,\).*'batch': 2"),
+        ({"margin_BL": good["margin_BL"][..., None]}, r"margin_BL has the shape \(2, 5, 1\)"),
+    ):
+        with pytest.raises(DataError, match=told):
+            light.score(good | changed)
+    wide = light.score(good | {"entropy_BL": good["entropy_BL"].astype(np.float64)})
+    assert np.array_equal(wide, exported.score(obs).numpy())
+
+
+def test_files_that_are_not_ours_are_refused(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+    _, path = bernoulli
+
+    def changed(name: str, value: str | None) -> Path:
+        model, made = onnx.load(path), tmp_path / "changed.onnx"
+        kept = {p.key: p.value for p in model.metadata_props if p.key != name} | ({name: value} if value else {})
+        onnx.helper.set_model_props(model, kept)
+        onnx.save(model, made)
+        return made
+
+    (tmp_path / "noise.onnx").write_bytes(b"not a graph")
+    renamed = onnx.load(path)
+    renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "logits"
+    onnx.save(renamed, tmp_path / "renamed.onnx")
+    for file, told in (
+        (tmp_path / "nothing.onnx", "is not there"),
+        (tmp_path / "noise.onnx", "does not open in ONNX Runtime"),
+        (changed("unmask.version", None), "no unmask.version in its metadata.*not known.*export_policy"),
+        (tmp_path / "renamed.onnx", r"outputs \['logits'\]"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            OnnxPolicy(file)
+    with pytest.raises(CheckpointError, match=r"layout version 2.*up to 1.*update the library"):
+        NumpyPolicy(changed("unmask.version", str(VERSION + 1)))
+    with pytest.raises(CheckpointError, match=r"unmask\.needs is missing"):
+        OnnxPolicy(changed("unmask.needs", None))
+    with pytest.raises(CheckpointError, match="action 'bandit'"):
+        OnnxPolicy(changed("unmask.action", '{"kind": "bandit"}'))
+
+
+def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+    policy, _ = bernoulli
+    with pytest.raises(SettingsError, match=r"unmask\.needs.*overwritten.*choose others"):
+        export_policy(policy, tmp_path / "policy.onnx", {"unmask.needs": "nothing"})
+
+    class Narrowed(ConfidencePolicy):
+        def distribution(self, obs: Observation) -> Categorical:
+            first_BL = obs.eligible_BL & (obs.eligible_BL.cumsum(-1) == 1)
+            return Categorical(self.score(obs), first_BL)
+
+    with pytest.raises(SettingsError, match="Categorical over other positions"):
+        export_policy(Narrowed(Shape(**SMALL)), tmp_path / "policy.onnx", {})
+    assert not (tmp_path / "policy.onnx").exists()
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The first position that is left, by a policy that asks for more than it reads."""
+
+    needs: Needs = Needs("all", top_k=5, features="sequence")
+
+    def score(self, obs: Observation) -> torch.Tensor:
+        return -torch.arange(obs.masked_BL.shape[1]).expand(obs.masked_BL.shape).float()
+
+    def distribution(self, obs: Observation) -> Categorical:
+        return Categorical(self.score(obs), obs.eligible_BL)
+
+
+def test_decodes_alike_beside_a_policy_that_needs_more(pair: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+    """Expert steering: the loop then computes what both need, more of the probabilities and of the features."""
+    policy, path = pair
+    for one in (policy, OnnxPolicy(path)):
+        # What "all" shows at committed positions is seen by whoever looks: compare with the same view.
+        wide = ViewOfAll(one)
+        job = decoding.prompts.job(None, group=1, experts=1)
+        together = rollout(decoding.denoiser, [wide, Greedy()], job, Options(seed=1, choose="mode"))
+        alone = rollout(decoding.denoiser, wide, decoding.prompts.job(None), Options(seed=1, choose="mode"))
+        own_R = job.policy_R == 0
+        assert torch.equal(together.canvas_RL[own_R], alone.canvas_RL)
+        assert torch.equal(together.order_RL[own_R], alone.order_RL)
+
+
+@dataclass(frozen=True)
+class ViewOfAll:
+    policy: Policy
+
+    @property
+    def needs(self) -> Needs:
+        return replace(self.policy.needs, where="all")
+
+    def score(self, obs: Observation) -> torch.Tensor:
+        return self.policy.score(obs)
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        return self.policy.distribution(obs)

@@ -1,0 +1,388 @@
+"""The oracle against trajectories written out one by one, and the learning gradients against the oracle.
+
+Everything in float64 on canvases of two to four positions over a denoiser whose tokens depend on the order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.denoisers.formula import FormulaDenoiser
+from components.errors import SettingsError
+from components.maths.distributions import take
+from components.maths.objectives import group_advantages, mixture_log_prob, pair_weights
+from components.maths.plackett_luce import DPLS, PlackettLuce
+from components.oracle import (
+    Lattice,
+    best,
+    data_divergence,
+    enumerate_decoding,
+    follow,
+    text_distribution,
+)
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom, heuristic
+from components.policies.protocol import Policy
+from components.rewards import multiplicative
+from components.rollout import Job, Options, rollout
+from components.trainers.reinforce import Objective, Plan, surrogate
+from components.types import Action, Needs, Observation, Rollout, Steps
+
+torch.set_num_threads(1)
+
+PROMPT = torch.tensor([2, 1])
+VOCABULARY = 4
+
+
+def scrambled(length: int, seed: int = 0) -> FormulaDenoiser:
+    """Logits that depend on every token of the sequence, so that what is committed depends on the order."""
+    source = torch.Generator().manual_seed(seed)
+    size = (len(PROMPT) + length) * VOCABULARY
+    first = torch.randn(size, 16, generator=source, dtype=torch.float64)
+    second = torch.randn(16, length * VOCABULARY, generator=source, dtype=torch.float64)
+
+    def formula(canvas) -> Tensor:
+        seen = torch.nn.functional.one_hot(canvas.ids_BT, VOCABULARY).double().flatten(1)
+        return (torch.tanh(seen @ first) @ second).unflatten(1, (length, VOCABULARY))
+
+    return FormulaDenoiser(formula, VOCABULARY)
+
+
+def learner(action: str = "bernoulli", seed: int = 0, **knobs) -> ConfidencePolicy:
+    """A small policy in float64, far from its zero initialisation."""
+    torch.manual_seed(seed)
+    policy = ConfidencePolicy(Shape(width=8, heads=1, inner=8, bias=-0.3, action=action), **knobs).double()
+    for weight in policy.parameters():
+        weight.data += 0.4 * torch.randn_like(weight)
+    return policy
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A categorical policy over the most confident positions."""
+
+    policy: ConfidencePolicy
+    k: int
+
+    @property
+    def needs(self) -> Needs:
+        return self.policy.needs
+
+    def score(self, obs: Observation) -> Tensor:
+        return self.policy.score(obs)
+
+    def distribution(self, obs: Observation):
+        from components.policies.heuristics import shortlist
+
+        return self.policy.distribution(replace(obs, eligible_BL=shortlist(obs, self.k)))
+
+    def parameters(self):
+        return self.policy.parameters()
+
+
+def reward_of(ends: Rollout, alpha: float = 1.0) -> Tensor:
+    """A score in [0, 1] for every final canvas, times speed; nothing where masks are left."""
+    length = ends.canvas_RL.shape[1]
+    score = torch.frac(ends.canvas_RL.double() @ torch.linspace(0.37, 1.91, length, dtype=torch.float64))
+    return multiplicative(score * ends.finished_R, ends.nfe_R.double(), torch.full_like(ends.nfe_R, length), alpha)
+
+
+NEEDS = Needs(where="masked")
+POLICIES = {
+    "bernoulli": learner(),
+    "bernoulli, scaled": learner(temperature=0.7, scale=1.3),
+    "dpls": learner("dpls"),
+    "categorical": learner("categorical"),
+    "top-k": TopK(learner("categorical"), 2),
+    "threshold": Threshold(0.6),
+    "random": Quota("random", 2),
+    "softmax": SoftmaxConfidence(0.2),
+}
+every_policy = pytest.mark.parametrize("name", POLICIES)
+
+
+# --- Every trajectory, one by one -------------------------------------------------------------------------------------
+
+
+def outcomes(distribution, positions: list[int], length: int) -> Action:
+    """Every drawn set, the empty one too; for an ordered draw every order."""
+    ordered = isinstance(distribution, DPLS | PlackettLuce)
+    choose = itertools.permutations if ordered else itertools.combinations
+    draws = [d for size in range(len(positions) + 1) for d in choose(positions, size)]
+    rank = torch.full((len(draws), length), -1)
+    for row, draw in enumerate(draws):
+        for place, position in enumerate(draw):
+            rank[row, position] = place
+    return Action(rank >= 0, rank if ordered else None)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One trajectory: per step the level, the state in it, and the drawn action; its probability and its ending."""
+
+    steps: list[tuple[int, int, Action]]
+    p: float
+    end: int
+
+
+def paths(lattice: Lattice, policy: Policy) -> list[Path]:
+    """All trajectories of positive probability, by recursion over drawn actions (not over committed sets)."""
+    distributions = [policy.distribution(level.observation) for level in lattice.levels]
+
+    def walk(depth: int, state: int, steps: list, p: float) -> Iterator[Path]:
+        level, one = lattice.levels[depth], take(distributions[depth], torch.tensor([state]))
+        eligible = level.observation.eligible_BL[state]
+        edges = {
+            tuple(c.tolist()): e
+            for e, (s, c) in enumerate(zip(level.state_E.tolist(), level.commit_EL, strict=True))
+            if s == state
+        }
+        drawn = outcomes(one, eligible.nonzero().flatten().tolist(), len(eligible))
+        log_p = take(one, torch.zeros(len(drawn.drawn_BL), dtype=torch.int64)).log_prob(drawn)
+        for row, chance in enumerate(log_p.detach().exp().tolist()):
+            if chance == 0:
+                continue
+            committed = drawn.drawn_BL[row].clone()
+            if not committed.any() and lattice.force:
+                committed[int(one.fallback_B[0])] = True
+            edge = edges[tuple(committed.tolist())]
+            now = [*steps, (depth, state, drawn.rows(torch.tensor([row])))]
+            if level.ends_E[edge]:
+                yield Path(now, p * chance, int(level.child_E[edge]))
+            else:
+                yield from walk(depth + 1, int(level.child_E[edge]), now, p * chance)
+
+    return list(walk(0, 0, [], 1.0))
+
+
+@pytest.mark.parametrize(("force", "cap", "block"), [(True, "canvas", 3), (False, "canvas", 3), (False, "block", 3)])
+@every_policy
+def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force, cap, block):
+    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, block, NEEDS, force=force, cap=cap)
+    exact, every = follow(lattice, POLICIES[name]), paths(lattice, POLICIES[name])
+    assert sum(p.p for p in every) == pytest.approx(1, abs=1e-12)
+    ends = torch.zeros(len(exact.mass_N), dtype=torch.float64)
+    for path in every:
+        ends[path.end] += path.p
+    assert torch.allclose(exact.mass_N.double(), ends, atol=1e-12)
+    reward = reward_of(lattice.ends)
+    wanted = sum(p.p * float(reward[p.end]) for p in every)
+    assert exact.expected(reward).item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(("length", "block"), [(4, 4), (4, 2), (4, 1), (3, 3)])
+@pytest.mark.parametrize(("force", "cap"), [(True, "canvas"), (False, "canvas"), (False, "block")])
+@every_policy
+def test_mass_is_conserved(name, length, block, force, cap):
+    lattice = enumerate_decoding(scrambled(length), PROMPT, length, block, NEEDS, force=force, cap=cap)
+    exact = follow(lattice, POLICIES[name])
+    assert exact.mass_N.sum().item() == pytest.approx(1, abs=1e-9)
+    for before, after in itertools.pairwise(exact.state_mass):
+        assert after.sum() <= before.sum() + 1e-9  # what ended does not come back
+    assert sum(float(p) for p in text_distribution(lattice, exact).values()) == pytest.approx(1, abs=1e-9)
+    if force:
+        assert bool(lattice.ends.finished_R.all())
+    assert int(lattice.ends.nfe_R.max()) <= length
+
+
+def test_the_same_masks_hold_different_tokens():
+    """The lattice must not merge states by their mask set alone: the order decides what is written."""
+    lattice = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
+    whole = {tuple(row) for row in lattice.ends.canvas_RL.tolist()}
+    assert len(whole) > 4
+    second = lattice.levels[1].observation
+    masks = {tuple(row) for row in second.masked_BL.tolist()}
+    assert len(lattice.levels[2].observation.masked_BL) > len(
+        {tuple(r) for r in lattice.levels[2].observation.masked_BL.tolist()}
+    )
+    assert len(masks) == len(second.masked_BL)  # after one step the set says it all
+
+
+@pytest.mark.parametrize(("force", "cap", "block"), [(True, "canvas", 4), (False, "canvas", 2), (False, "block", 2)])
+@pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "random"])
+def test_rollouts_follow_the_oracle(name, force, cap, block):
+    """Sampled rollouts end where the oracle says, as often as it says, and their mean reward is the exact one."""
+    rows, denoiser, policy = 1500, scrambled(4), POLICIES[name]
+    lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force=force, cap=cap)
+    exact = follow(lattice, policy)
+    done = rollout(denoiser, policy, Job.of([PROMPT], 4, block, group=rows), Options(seed=5, force=force, cap=cap))
+    known = {(tuple(c), n): i for i, (c, n) in enumerate(
+        zip(lattice.ends.canvas_RL.tolist(), lattice.ends.nfe_R.tolist(), strict=True))}  # fmt: skip
+    seen = [known[tuple(c), n] for c, n in zip(done.canvas_RL.tolist(), done.nfe_R.tolist(), strict=True)]
+    frequency = torch.bincount(torch.tensor(seen), minlength=len(known)) / rows
+    p = exact.mass_N.detach()
+    assert bool(((frequency - p).abs() <= 5 * (p * (1 - p) / rows).sqrt() + 1e-9).all())
+    sampled, mean = reward_of(done), exact.expected(reward_of(lattice.ends)).item()
+    assert abs(sampled.mean().item() - mean) < 5 * sampled.std().item() / math.sqrt(rows) + 1e-9
+
+
+@every_policy
+def test_greedy_decoding_is_one_path(name):
+    if name == "random":
+        return  # its mode is a tie
+    denoiser, policy = scrambled(4), POLICIES[name]
+    lattice = enumerate_decoding(denoiser, PROMPT, 4, 4, NEEDS)
+    exact = follow(lattice, policy, choose="mode")
+    done = rollout(denoiser, policy, Job.of([PROMPT], 4, 4), Options(choose="mode"))
+    assert exact.mass_N.max().item() == 1
+    end = int(exact.mass_N.argmax())
+    assert lattice.ends.canvas_RL[end].tolist() == done.canvas_RL[0].tolist()
+    assert lattice.ends.nfe_R[end] == done.nfe_R[0]
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bernoulli, scaled", "dpls", "categorical", "top-k"])
+@pytest.mark.parametrize("force", [True, False])
+def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force):
+    denoiser, policy = scrambled(4), POLICIES[name]
+    job = Job.of([PROMPT, PROMPT[:1]], 4, 2, group=20)
+    steps = rollout(denoiser, policy, job, Options(record=True, force=force, rows=7)).steps
+    assert steps is not None
+    again = policy.distribution(steps.observation).log_prob(steps.action)
+    assert torch.allclose(again, steps.log_prob_N, atol=1e-12)
+
+
+def test_the_best_order_is_the_best_of_all_paths():
+    """Backward induction equals the maximum over written-out paths, and its path leads to its value."""
+    for seed in range(3):
+        lattice = enumerate_decoding(scrambled(3, seed), PROMPT, 3, 3, NEEDS)
+        reward = reward_of(lattice.ends)
+        value, path = best(lattice, reward)
+        everywhere = paths(lattice, POLICIES["bernoulli"])
+        assert value == pytest.approx(max(float(reward[p.end]) for p in everywhere))
+        state = 0
+        for depth, chosen in enumerate(path):
+            level = lattice.levels[depth]
+            wanted = torch.zeros(3, dtype=torch.bool)
+            wanted[chosen] = True
+            edge = int(((level.state_E == state) & (level.commit_EL == wanted).all(-1)).nonzero()[0])
+            state = int(level.child_E[edge])
+        assert level.ends_E[edge] and float(reward[state]) == pytest.approx(value)
+        assert value >= follow(lattice, POLICIES["bernoulli"]).expected(reward).item()
+
+
+def test_single_commits_are_enough_for_categorical_policies():
+    """Fewer edges, the same numbers; a policy that may draw more is refused."""
+    everything = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
+    single = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS, single=True)
+    assert len(single.levels[0].state_E) == 4 < len(everything.levels[0].state_E) == 15
+    for name in ("categorical", "top-k", "softmax"):
+        a, b = (follow(x, POLICIES[name]).expected(reward_of(x.ends, 0.0)) for x in (everything, single))
+        assert a.item() == pytest.approx(b.item(), abs=1e-12)
+    with pytest.raises(SettingsError, match="in the lattice"):
+        follow(single, POLICIES["bernoulli"])
+    assert best(single, reward_of(single.ends, 0.0))[0] <= best(everything, reward_of(everything.ends, 0.0))[0]
+
+
+def test_what_cannot_be_enumerated_is_refused():
+    with pytest.raises(SettingsError, match="drift"):
+        enumerate_decoding(scrambled(3), PROMPT, 3, 3, heuristic("klass", 0.9).needs)
+    with pytest.raises(SettingsError, match="outcomes"):
+        enumerate_decoding(scrambled(12), PROMPT, 12, 12, NEEDS)
+
+
+def test_divergence_from_data_by_hand():
+    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    exact = follow(lattice, POLICIES["bernoulli"])
+    made = text_distribution(lattice, exact)
+    assert data_divergence({c: float(p) for c, p in made.items()}, lattice, exact).item() == pytest.approx(0, abs=1e-9)
+    one = next(iter(made))
+    assert data_divergence({one: 1.0}, lattice, exact).item() == pytest.approx(-math.log(float(made[one])))
+    assert data_divergence({(9, 9, 9): 1.0}, lattice, exact).item() == math.inf
+
+
+# --- The learning gradient, all groups enumerated ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every group of G trajectories as rows of one big batch, and the probability of each group."""
+
+    part: Steps
+    steps_R: Tensor
+    end_R: Tensor
+    group_R: Tensor
+    chance_P: Tensor
+    steered_R: Tensor
+
+
+def all_groups(lattice: Lattice, policy: Policy, size: int, expert: Path | None = None) -> Groups:
+    every = paths(lattice, policy)
+    rows: list[Path] = []
+    chances, group_of, steered = [], [], []
+    for number, chosen in enumerate(itertools.product(every, repeat=size)):
+        members = [*chosen, expert] if expert is not None else list(chosen)
+        rows += members
+        group_of += [number] * len(members)
+        steered += [False] * size + [True] * (len(members) - size)
+        chances.append(math.prod(p.p for p in chosen))
+    pairs = [(row, step) for row, path in enumerate(rows) for step in range(len(path.steps))]
+    flat = [rows[row].steps[step] for row, step in pairs]
+    start = [0, *itertools.accumulate(len(level.observation.masked_BL) for level in lattice.levels)]
+    states = Observation.concatenate([level.observation for level in lattice.levels])
+    observation = states.rows(torch.tensor([start[depth] + state for depth, state, _ in flat]))
+    ranked = flat[0][2].rank_BL is not None
+    rank = torch.cat([a.rank_BL for *_, a in flat if a.rank_BL is not None]) if ranked else None
+    action = Action(torch.cat([a.drawn_BL for *_, a in flat]), rank)
+    row_N, step_N = (torch.tensor(x) for x in zip(*pairs, strict=True))
+    with torch.no_grad():
+        log_prob_N = policy.distribution(observation).log_prob(action)
+    return Groups(
+        Steps(row_N, step_N, observation, action, log_prob_N), torch.tensor([len(p.steps) for p in rows]),
+        torch.tensor([p.end for p in rows]), torch.tensor(group_of), torch.tensor(chances, dtype=torch.float64),
+        torch.tensor(steered),
+    )  # fmt: skip
+
+
+def mean_gradient(
+    policy, reference, groups: Groups, lattice: Lattice, objective: Objective, experts: int = 0
+) -> Tensor:
+    """The exact mean over all groups of minus the gradient of ``surrogate`` on one group."""
+    length = lattice.ends.canvas_RL.shape[1]
+    members = int((groups.group_R == 0).sum()) - experts
+    reward_R = reward_of(lattice.ends)[groups.end_R]
+    advantage_R = group_advantages(reward_R, groups.group_R)
+    row = groups.part.row_N
+    # Weights of one group alone, then each group by its probability.
+    weight_N = pair_weights(row, groups.steps_R, torch.full_like(groups.steps_R, length), objective.weighting).double()
+    weight_N = weight_N * len(groups.chance_P) * groups.chance_P[groups.group_R[row]]
+    old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
+    plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
+    loss, _ = surrogate(policy, reference, groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row], plan,
+                        objective)  # fmt: skip
+    return -flat_gradient(loss, policy)
+
+
+def flat_gradient(value: Tensor, policy) -> Tensor:
+    found = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten()
+                      for p, g in zip(policy.parameters(), found, strict=True)])  # fmt: skip
+
+
+CONSTANT = Objective(weighting="constant")
+
+
+def assert_same(found: Tensor, wanted: Tensor) -> None:
+    # pair_weights are float32: 1e-7 relative. The gradients here are of order 0.1 to 1.
+    assert wanted.abs().max() > 1e-3
+    assert (found - wanted).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize(("size", "length"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "top-k"])
+def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force):
+    """With ratio 1 and constant weighting: (1 - 1/G) / L times autograd of the exact expected reward."""
+    if name == "bernoulli" and not force and length == 3:
+        length = 2  # the trajectories with empty steps are many
+    policy = POLICIES[name]
+    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force=force)
+    exact = follow(lattice, policy).expected(reward_of(lattice.ends))
+    wanted = (1 - 1 / size) / length * flat_gradient(exact, policy)
+    assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
