@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ for _name, _value in {
 }.items():  # fmt: skip
     os.environ.setdefault(_name, _value)
 
-import typer
+import typer  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -39,6 +40,14 @@ class TransferCase(StrEnum):
 class OodCase(StrEnum):
     near = "near"
     far = "far"
+
+
+class Choice(StrEnum):
+    mode = "mode"
+    sample = "sample"
+
+
+POLICY = "a rule (threshold:0.9, confidence), a policy folder, an .onnx file, or models:/NAME@champion"
 
 
 def _stage(name: str, **extra: str) -> None:
@@ -180,42 +189,47 @@ def promote(
     pick = Pick(settings.evaluate.gate_task, setting=settings.decode.choose,
                 block_length=settings.decode.block_length, choose=settings.decode.choose)  # fmt: skip
     verdict = run(place.outputs, place.root, pick, dry_run, reevaluate_on(place, settings))
-    typer.echo(json.dumps(verdict.as_json()) if as_json else str(verdict))
+    typer.echo(json.dumps(asdict(verdict)) if as_json else str(verdict))
 
 
 @app.command()
 def decode(
     prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
-    policy: Annotated[str, typer.Option(help="a rule (threshold:0.9), a policy folder, an .onnx file, or models:/NAME@champion")] = "confidence",
-    length: Annotated[int | None, typer.Option(help="canvas length; the task's own by the prompt's mark")] = None,
-    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; the profile's own by default")] = None,
-    choose: Annotated[str, typer.Option(help="mode or sample")] = "mode",
+    policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="canvas length; by default the task's own")] = None,
+    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
+    choose: Annotated[Choice, typer.Option(help="how a learned policy is drawn from")] = Choice.mode,
+    block: Annotated[int | None, typer.Option(min=1, help="block length; by default the profile's own")] = None,
 ) -> None:
     """Decode one prompt and show the canvas filling up, in order.
 
-    In: a prompt, a policy. Out: the canvas after every step. Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
+    In: a prompt, a policy; outputs of pretrain. Out: the canvas after every forward pass.
+    Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
     """
     from components.show import show_decode
 
-    show_decode([policy], prompt, length, model, choose)
+    show_decode(policy or ["confidence"], prompt, length, model, choose.value, block)
 
 
 @app.command()
 def compare(
-    one: Annotated[str, typer.Argument(help="a rule (entropy_bound:0.3), a policy folder, an .onnx file, models:/NAME@champion")],
+    one: Annotated[str, typer.Argument(help=POLICY)],
     other: Annotated[str, typer.Argument(help="the same")],
-    prompt: Annotated[str | None, typer.Option(help="one prompt; by default the first of the gate task's test split")] = None,
-    count: Annotated[int, typer.Option(help="prompts to average over")] = 256,
-    choose: Annotated[str, typer.Option(help="mode or sample")] = "mode",
+    prompt: Annotated[
+        str | None, typer.Option(help="one to show; by default the gate task's first test prompt")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="test prompts to average over, at most")] = 256,
+    choose: Annotated[Choice, typer.Option(help="how a learned policy is drawn from")] = Choice.mode,
+    block: Annotated[int | None, typer.Option(min=1, help="block length; by default the profile's own")] = None,
 ) -> None:
     """Two policies side by side: one prompt shown, accuracy and forward passes over many.
 
-    In: two policies, the gate task's test split. Out: two canvases, a table.
+    In: two policies; outputs of prepare and pretrain. Out: two canvases, a table with paired differences.
     Example: unmask compare entropy_bound:0.3 models:/unmasking-policy-tiny@champion
     """
     from components.show import show_comparison
 
-    show_comparison(one, other, prompt, count, choose)
+    show_comparison(one, other, prompt, count, choose.value, block)
 
 
 @app.command()

@@ -193,7 +193,7 @@ def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
             p_E = edge_probability(distribution, level, lattice.force).double()
         total_B = torch.zeros_like(mass).index_add(0, level.state_E, p_E)
         if not torch.allclose(total_B, torch.ones_like(total_B), atol=1e-4):
-            raise SettingsError(f"only {float(total_B.min()):.4f} of what the policy may draw is in the lattice; its "
+            raise SettingsError(f"only {total_B.min().item():.4f} of what the policy may draw is in the lattice; its "
                                 f"figures would be wrong; enumerate with single=False, and with the force and the "
                                 f"needs that it is decoded with")  # fmt: skip
         states.append(mass)

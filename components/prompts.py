@@ -43,10 +43,14 @@ class Prompts:
         return Prompts([self.tasks[i] for i in index], [self.examples[i] for i in index], [self.ids[i] for i in index],
                        [self.lengths[i] for i in index], self.encoder)  # fmt: skip
 
-    def job(self, block_length: int | None, group: int = 1, experts: int = 0) -> Job:
+    def job(
+        self, block_length: int | None, group: int = 1, experts: int = 0, expert_block: int | None = None,
+        answers: bool = False,
+    ) -> Job:  # fmt: skip
         """``group`` rows a prompt that policy 0 draws, then ``experts`` rows that policy 1 draws, prompt by prompt.
 
-        block_length None: the whole canvas, full diffusion.
+        block_length None: the whole canvas, full diffusion. expert_block: of the experts' rows, None for the same.
+        answers: with the reference answers, for a policy that needs them.
         """
         members = group + experts
         prompt_R = torch.arange(len(self)).repeat_interleave(members)
@@ -54,7 +58,11 @@ class Prompts:
         uid_P = torch.tensor([seed_of(x.uid) for x in self.examples], dtype=torch.int64)
         length_R = torch.tensor(self.lengths, dtype=torch.int64)[prompt_R]
         block_R = length_R if block_length is None else torch.full_like(length_R, block_length)
-        return Job(self.ids, prompt_R, uid_P[prompt_R], member_R, length_R, block_R, (member_R >= group).long())
+        expert_R = member_R >= group
+        if expert_block is not None:
+            block_R = block_R.masked_fill(expert_R, expert_block)
+        return Job(self.ids, prompt_R, uid_P[prompt_R], member_R, length_R, block_R, expert_R.long(),
+                   answers=self.answers() if answers else None)  # fmt: skip
 
     def answers(self) -> list[Tensor]:
         """The reference answers as canvases."""

@@ -18,28 +18,34 @@ import torch
 from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
+from components.errors import SettingsError
 from components.flight import Flight, Job, admit, look
-from components.maths.distributions import commit
+from components.maths.distributions import ActionDistribution, commit
 from components.policies.protocol import Policy
 from components.rng import Noise
 from components.stopwatch import Stopwatch
 from components.types import Action, Needs, Observation, Rollout, Steps
+
+_KEEP = 32  # a noise stream that no distribution draws from
 
 __all__ = ["Job", "Options", "advance", "is_over", "rollout"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is decoded. The first four change results, the last three only the cost.
+    """How a job is decoded. The first six change results, the last four only the cost.
 
     seed    the run's seed, part of every row's noise address.
     choose  "sample" or "mode".
     force   commit the best position where a draw is empty (evaluation always; training: empty_draw "forced").
     cap     "canvas" or "block", see above.
     record  keep every step's observation, action and log-probability.
+    needs   what else the recorded observations must hold: of a reference that will be asked about them.
+    keep    share of the steps that is recorded, each with this probability.
     widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
             learn the block order too).
     rows    rows in flight at most.
+    tokens  sequence positions in one forward of the denoiser; None: what suits the device.
     refill  waiting rows join as soon as others finish; False: the next ``rows`` start when all have finished.
     reuse   do not ask a stateless denoiser twice about one canvas.
     """
@@ -49,8 +55,11 @@ class Options:
     force: bool = True
     cap: str = "canvas"
     record: bool = False
+    needs: Needs = Needs()  # noqa: RUF009 (frozen)
+    keep: float = 1.0
     widen: bool = False
     rows: int = 256
+    tokens: int | None = None
     refill: bool = True
     reuse: bool = True
 
@@ -75,9 +84,12 @@ def rollout(
 
 
 def _needs(policies: list[Policy], job: Job, options: Options) -> Needs:
-    needs = policies[0].needs
+    needs = policies[0].needs | options.needs
     for policy in policies[1:]:
         needs = needs | policy.needs
+    if needs.answer and job.answers is None:
+        raise SettingsError("a policy needs the reference answers, and the job has none; there would be nothing to "
+                            "compare with; make the job with answers=True")  # fmt: skip
     return needs | Needs(where="masked") if options.record and options.widen else needs
 
 
@@ -87,74 +99,94 @@ def _run(
 ) -> Rollout:  # fmt: skip
     waiting = _queue(job)
     flight, waiting = admit(job, waiting[: options.rows], denoiser, options.seed), waiting[options.rows :]
-    landed: list[Flight] = []
+    landed: list[dict[str, Tensor]] = []
     records: list[Steps] = []
     forwards = useful = 0
     every = not (options.reuse and denoiser.stateless)
     while len(flight):
-        useful += int(flight.stale_B.sum()) if every else 0
-        flight, asked = look(flight, denoiser, needs, watch, every)
-        forwards += asked
-        useful += 0 if every else asked
+        # A stateful denoiser says something new every time.
+        fresh = int(flight.stale_B.sum()) if every and denoiser.stateless else len(flight)
+        flight, asked = look(flight, denoiser, needs, watch, every, options.tokens)
+        forwards, useful = forwards + asked, useful + min(asked, fresh)
         with watch("policy"):
-            obs = flight.observation(needs, flight.eligible_BL)
-            action = _act(policies, obs, flight, options)
+            action, record = _decide(policies, flight, needs, options)
         with watch("bookkeeping"):
-            if options.record:
-                records.append(_record(policies, obs, action, flight, options.widen))
+            if record is not None:
+                records.append(_thinned(record, flight, options.keep))
             flight = advance(flight, action, needs, options)
             over_B = is_over(flight, options)
             if bool(over_B.any()):
                 landed.append(_land(flight, over_B))
-                flight = flight.keep(~over_B)
+                # What is about to be read again need not be carried along, except where drift compares with it.
+                idle = not needs.drift and (every or bool(flight.stale_B[~over_B].all()))
+                flight = (replace(flight, fields={}) if idle else flight).keep(~over_B)
                 if progress is not None:
-                    progress(len(landed[-1]))
+                    progress(len(landed[-1]["row"]))
                 room = options.rows - len(flight)
                 if len(waiting) and (options.refill or not len(flight)):
                     flight = flight.join(admit(job, waiting[:room], denoiser, options.seed))
                     waiting = waiting[room:]
-    return _collect(landed, records, len(job), forwards, useful, denoiser.mask_id)
+    return _collect(landed, records, forwards, useful)
 
 
 def _queue(job: Job) -> Tensor:
     """Rows by prompt length, then canvas length, so that neighbours in a batch need little padding."""
     prompt_P = torch.tensor([len(p) for p in job.prompts], dtype=torch.int64)
-    return (prompt_P[job.prompt_R] * (int(job.length_R.max()) + 1) + job.length_R).argsort(stable=True)
+    return (prompt_P[job.prompt_R] * (job.shape[1] + 1) + job.length_R).argsort(stable=True)
 
 
-def _act(policies: list[Policy], obs: Observation, flight: Flight, options: Options) -> Action:
-    noise = Noise(flight.key_B, flight.step_B)
+def _decide(policies: list[Policy], flight: Flight, needs: Needs, options: Options) -> tuple[Action, Steps | None]:
+    """What every row does, and its record. The learning policy runs once: its distribution both draws and is recorded."""
+    obs, noise = flight.observation(needs, flight.eligible_BL), Noise(flight.key_B, flight.step_B)
     if len(policies) == 1:
-        return _draw(policies[0], obs, noise, options)
-    drawn_BL = torch.zeros_like(obs.masked_BL)
-    committed_BL, rank_BL = torch.zeros_like(drawn_BL), torch.full_like(obs.masked_BL, -1, dtype=torch.int64)
+        distribution = policies[0].distribution(obs)
+        action = _draw(distribution, obs.eligible_BL, noise, options)
+        if not options.record:
+            return action, None
+        return action, Steps(flight.row_B, flight.step_B, obs, action, distribution.log_prob(action))
+    shown, steered_B1 = obs, (flight.policy_B > 0).unsqueeze(1)
+    if options.widen:
+        shown = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
+    learning = policies[0].distribution(shown) if options.record else None
+    draws: list[tuple[Tensor, Action]] = []
     for number, policy in enumerate(policies):
         rows_b = (flight.policy_B == number).nonzero().squeeze(1)
-        if len(rows_b):
-            part = _draw(policy, obs.rows(rows_b), Noise(noise.key_B[rows_b], noise.step_B[rows_b]), options)
-            assert part.committed_BL is not None
-            drawn_BL[rows_b], committed_BL[rows_b] = part.drawn_BL, part.committed_BL
-            # An unordered rule's picks count as drawn by position.
-            order = part.rank_BL if part.rank_BL is not None else part.drawn_BL.cumsum(-1) - 1
-            rank_BL[rows_b] = order.masked_fill(~part.drawn_BL, -1)
+        if len(rows_b) and number == 0 and learning is not None:
+            draws.append((rows_b, _draw(learning, shown.eligible_BL, noise, options).rows(rows_b)))
+        elif len(rows_b):
+            part, own = obs.rows(rows_b), Noise(noise.key_B[rows_b], noise.step_B[rows_b])
+            draws.append((rows_b, _draw(policy.distribution(part), part.eligible_BL, own, options)))
+    action = _merge(draws, obs.masked_BL)
+    if learning is None:
+        return action, None
+    # What another policy committed counts as drawn.
+    assert action.committed_BL is not None
+    action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
+    return action, Steps(flight.row_B, flight.step_B, shown, action, learning.log_prob(action))
+
+
+def _thinned(record: Steps, flight: Flight, keep: float) -> Steps:
+    """The record, each of its steps with probability ``keep``."""
+    if keep >= 1:
+        return record
+    return record.pairs(Noise(flight.key_B, flight.step_B).uniform(_KEEP, 1).squeeze(1) < keep)
+
+
+def _merge(draws: list[tuple[Tensor, Action]], masked_BL: Tensor) -> Action:
+    """One action out of those of different rows; an unordered rule's picks count as drawn by position."""
+    drawn_BL, committed_BL = torch.zeros_like(masked_BL), torch.zeros_like(masked_BL)
+    rank_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
+    for rows_b, part in draws:
+        assert part.committed_BL is not None
+        drawn_BL[rows_b], committed_BL[rows_b] = part.drawn_BL, part.committed_BL
+        order = part.rank_BL if part.rank_BL is not None else part.drawn_BL.cumsum(-1) - 1
+        rank_BL[rows_b] = order.masked_fill(~part.drawn_BL, -1)
     return Action(drawn_BL, rank_BL, committed_BL)
 
 
-def _draw(policy: Policy, obs: Observation, noise: Noise, options: Options) -> Action:
-    distribution = policy.distribution(obs)
+def _draw(distribution: ActionDistribution, eligible_BL: Tensor, noise: Noise, options: Options) -> Action:
     action = distribution.mode() if options.choose == "mode" else distribution.sample(noise)
-    return commit(distribution, action, obs.eligible_BL, options.force)
-
-
-def _record(policies: list[Policy], obs: Observation, action: Action, flight: Flight, widen: bool) -> Steps:
-    if len(policies) > 1:
-        assert action.committed_BL is not None
-        steered_B1 = (flight.policy_B > 0).unsqueeze(1)
-        if widen:
-            obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
-        action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
-    log_prob_B = policies[0].distribution(obs).log_prob(action)
-    return Steps(flight.row_B, flight.step_B, obs, action, log_prob_B)
+    return commit(distribution, action, eligible_BL, options.force)
 
 
 def advance(flight: Flight, action: Action, needs: Needs, options: Options) -> Flight:
@@ -186,31 +218,31 @@ def is_over(flight: Flight, options: Options) -> Tensor:
     return done_B | (flight.block_B * flight.size_B >= flight.length_B) if options.cap == "block" else done_B
 
 
-def _land(flight: Flight, over_B: Tensor) -> Flight:
-    """The finished rows with nothing but their results: memory grows with results, not with fields."""
-    return replace(flight, fields={}, state=None).keep(over_B)
+def _land(flight: Flight, over_B: Tensor) -> dict[str, Tensor]:
+    """The results of finished rows and nothing else: neither prompts nor fields outlive them."""
+    valid_bL = flight.attend_BT[over_B, flight.start :]
+    return {
+        "row": flight.row_B[over_B],
+        "canvas_RL": flight.ids_BT[over_B, flight.start :].masked_fill(~valid_bL, -1),
+        "order_RL": flight.order_BL[over_B],
+        "nfe_R": flight.step_B[over_B],
+        "finished_R": ~flight.masked_BL[over_B].any(-1),
+        "policy_R": flight.policy_B[over_B],
+    }
 
 
-def _collect(landed: list[Flight], records: list[Steps], rows: int, forwards: int, useful: int, mask_id: int) -> Rollout:
-    def put(parts: list[Tensor]) -> Tensor:
-        value = torch.cat(parts)
-        return torch.empty_like(value).index_copy(0, row_R, value)
-
+def _collect(landed: list[dict[str, Tensor]], records: list[Steps], forwards: int, useful: int) -> Rollout:
     if not landed:
         none = torch.zeros(0, dtype=torch.int64)
         return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
-    row_R = torch.cat([f.row_B for f in landed])
-    assert len(row_R) == rows
-    valid_RL = put([f.attend_BT[:, f.start :] for f in landed])
-    canvas_RL = put([f.ids_BT[:, f.start :] for f in landed]).masked_fill(~valid_RL, -1)
+    found = {name: torch.cat([part[name] for part in landed]) for name in landed[0]}
+    place_R = found.pop("row").argsort()
     steps = None
     if records:
         steps = Steps(torch.cat([s.row_N for s in records]), torch.cat([s.step_N for s in records]),
                       Observation.concatenate([s.observation for s in records]), _join([s.action for s in records]),
                       torch.cat([s.log_prob_N for s in records]))  # fmt: skip
-    return Rollout(canvas_RL, put([f.order_BL for f in landed]), put([f.step_B for f in landed]),
-                   ~put([f.masked_BL for f in landed]).any(-1), put([f.policy_B for f in landed]),
-                   forwards, useful, steps)  # fmt: skip
+    return Rollout(**{name: value[place_R] for name, value in found.items()}, forwards=forwards, useful=useful, steps=steps)
 
 
 def _join(actions: list[Action]) -> Action:

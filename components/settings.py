@@ -1,20 +1,22 @@
-"""params.yaml as frozen pydantic models; unknown keys and combinations that cannot work are refused before anything runs.
+"""params.yaml as frozen pydantic models; what cannot work is refused before anything runs.
 
-No field has a default: what is not in params.yaml is not tracked by DVC. Settings stop at ``stages``: below it there are
-numbers and objects. A stage's function names the sections it reads, and those are the ``params:`` of its DVC stage.
+No field has a default: what is not in params.yaml is not tracked by DVC. Settings stop at ``stages``: below it there
+are numbers and objects. A stage's function names the sections it reads, and those are its ``params:`` in dvc.yaml.
 """
 
 from __future__ import annotations
 
 import difflib
+import reprlib
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.errors import SettingsError
-from components.tasks import TASKS
+from components.tasks import TASKS, Task, build
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -37,11 +39,21 @@ class TaskSettings(Section):
     knobs: dict[str, Any]
     canvas: Count | None
 
+    def build(self) -> Task:
+        """SettingsError for an unknown kind or knob, or one that cannot work."""
+        canvas = {} if self.canvas is None else {"canvas_length": self.canvas}
+        return build(self.kind, **self.knobs, **canvas)
+
     @model_validator(mode="after")
-    def _known(self) -> TaskSettings:
-        if self.kind not in TASKS:
-            raise ValueError(f"task kind {self.kind!r} is unknown; nothing could be asked or scored; "
-                             f"use one of {', '.join(sorted(TASKS))}{nearest(self.kind, list(TASKS))}")  # fmt: skip
+    def _builds(self) -> TaskSettings:
+        if self.canvas is not None and "canvas_length" not in signature(TASKS.get(self.kind, dict)).parameters:
+            raise ValueError(f"canvas={self.canvas}: task {self.kind!r} has a canvas of its own; a grid of another "
+                             f"length would be none; write null")  # fmt: skip
+        try:
+            self.build()
+        except TypeError as error:
+            raise ValueError(f"knobs={self.knobs}: task {self.kind} cannot be made with them ({error}); nothing could "
+                             f"be asked or scored; give each a value of its own type") from error  # fmt: skip
         return self
 
 
@@ -88,11 +100,20 @@ class Pretrain(Section):
     warmup: Annotated[int, Field(ge=0)]
     rows: dict[str, Count]
 
+    @model_validator(mode="after")
+    def _splits(self) -> Pretrain:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
+                             f"even width per head; use a multiple of {2 * self.heads}")  # fmt: skip
+        return self
+
 
 class Policy(Section):
     """See ``components.policies.confidence.Shape``; features: whether the frozen model's hidden states are read."""
 
-    inputs: tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...]
+    inputs: Annotated[
+        tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...], Field(min_length=1)
+    ]
     top_k: Annotated[int, Field(ge=0)]
     features: bool
     width: Count
@@ -103,12 +124,22 @@ class Policy(Section):
     where: Literal["eligible", "masked", "all"]
     action: Literal["bernoulli", "dpls", "categorical"]
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Policy:
+        if ("top" in self.inputs) != (self.top_k > 0):
+            raise ValueError(f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
+                             f"what is not there; name top and give top_k >= 1, or neither")  # fmt: skip
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
+                             f"even width per head; use a multiple of {2 * self.heads}")  # fmt: skip
+        return self
+
 
 class Domain(Section):
     """What a policy is trained for: over which dLLM, and on which tasks with which weights."""
 
     model: Layout
-    tasks: dict[str, Count]
+    tasks: Annotated[dict[str, Count], Field(min_length=1)]
 
 
 class Decode(Section):
@@ -133,7 +164,8 @@ class Distill(Section):
 
 class Train(Section):
     """alpha: speed exponent of the reward. rounds of prompts x group rollouts (+ experts: threshold decoding in
-    expert_block). Every validate_every rounds the policy is judged on the tune split by its reward; the best is kept."""
+    expert_block). Every validate_every rounds the policy is judged on the tune split by its reward; the best is kept.
+    """
 
     seed: Seed
     alpha: Annotated[float, Field(ge=0)]
@@ -162,9 +194,9 @@ class Train(Section):
 class Evaluate(Section):
     """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number."""
 
-    tasks: tuple[str, ...]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     gate_task: str
-    seeds: tuple[Seed, ...]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     block_lengths: tuple[Count | None, ...]
     thresholds: tuple[Share, ...]
     factors: tuple[Positive, ...]
@@ -221,16 +253,11 @@ class Settings(Section):
         if self.evaluate.gate_task not in self.evaluate.tasks:
             raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
                              f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip
-        for name in sorted({*self.domain.tasks, *self.evaluate.tasks}):
-            self._fits(name, tasks[name])
-        if ("top" in self.policy.inputs) != (self.policy.top_k > 0):
-            raise ValueError(f"policy.inputs {list(self.policy.inputs)} with policy.top_k={self.policy.top_k} do not "
-                             f"agree; the policy would read what is not there; name top and give top_k >= 1, or "
-                             f"neither")  # fmt: skip
+        for name in dict.fromkeys([*self.domain.tasks, *self.evaluate.tasks, *(c.task for c in cases)]):
+            self._fits(name, tasks[name].build().canvas_length)
         return self
 
-    def _fits(self, name: str, task: TaskSettings) -> None:
-        length = task.canvas or TASKS[task.kind](**task.knobs).canvas_length
+    def _fits(self, name: str, length: int) -> None:
         block = self.decode.block_length
         if block is not None and length % block:
             fits = [d for d in range(1, length + 1) if length % d == 0]
@@ -258,15 +285,16 @@ def read(path: Path) -> Params:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read ({error}); no stage knows its settings without it; "
-                            f"run inside the repository, or restore the file") from error  # fmt: skip
+        raise SettingsError(f"{path} cannot be read ({' '.join(str(error).split())}); no stage knows its "
+                            f"settings without it; run inside the repository, or restore the file") from error  # fmt: skip
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(path, e) for e in error.errors())) from None
-    if params.profile not in params.profiles:
+    known = list(params.profiles)
+    if params.profile not in known:
         raise SettingsError(f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
-                            f"run; use one of {', '.join(params.profiles)}{nearest(params.profile, list(params.profiles))}")  # fmt: skip
+                            f"run; use one of {', '.join(known)}{nearest(params.profile, known)}")  # fmt: skip
     return params
 
 
@@ -277,7 +305,7 @@ def load(path: Path) -> Settings:
 
 
 def _sentence(path: Path, error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part) for part in error["loc"]) or "the whole file"
     if error["type"] == "extra_forbidden":
         return (f"{path}: {where} is not a setting; it would be ignored in silence; "
                 f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}")  # fmt: skip
@@ -285,8 +313,9 @@ def _sentence(path: Path, error: Any) -> str:
         return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{path}: {where + ': ' if where else ''}{text}"
-    return f"{path}: {where}={error['input']!r}: {text[0].lower() + text[1:]}; the stage could not run with it; change it"
+        return f"{path}: {where}: {text}"
+    value = reprlib.repr(error["input"])
+    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}; no stage could run with it; change it"
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:
@@ -295,6 +324,6 @@ def _siblings(loc: tuple[Any, ...]) -> list[str]:
     for part in loc[:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
-        elif getattr(model, "__args__", None):
-            model = model.__args__[-1]
+        elif get_args(model):
+            model = get_args(model)[-1]
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -66,13 +66,14 @@ class Needs:
     where: at which canvas positions the statistics are read: "eligible", "masked" or "all" ("all" also re-predicts
     committed positions, as paper A does). Elsewhere they are zero. top_k: how many probabilities. features:
     the frozen model's hidden states at "canvas" positions or over the whole "sequence". drift: how many past
-    values of KL(p_t || p_{t-1}) per position (KLASS).
+    values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for a teacher that knows it.
     """
 
     where: str = "eligible"
     top_k: int = 0
     features: str = "none"
     drift: int = 0
+    answer: bool = False
 
     def __post_init__(self) -> None:
         if self.where not in WHERE or self.features not in FEATURES:
@@ -85,6 +86,7 @@ class Needs:
             max(self.top_k, other.top_k),
             FEATURES[max(FEATURES.index(self.features), FEATURES.index(other.features))],
             max(self.drift, other.drift),
+            self.answer or other.answer,
         )
 
 
@@ -107,6 +109,7 @@ class Observation:
     entropy_BL      float32, nats.
     top_BLK         float32, the K largest probabilities, descending.
     drift_BLH       float32, KL(p_t || p_{t-1}), newest first, +inf where there is no past.
+    answer_BL       int64, the reference answer; in training, for a teacher that knows it.
     features_BTD    hidden states that predict the positions; T = L if the policy needs the canvas alone.
     attend_BT       bool, True where features_BTD is not padding.
     canvas_start    column of features_BTD at which the canvas starts.
@@ -123,6 +126,7 @@ class Observation:
     entropy_BL: Tensor | None = None
     top_BLK: Tensor | None = None
     drift_BLH: Tensor | None = None
+    answer_BL: Tensor | None = None
     features_BTD: Tensor | None = None
     attend_BT: Tensor | None = None
     canvas_start: int = 0

@@ -48,8 +48,8 @@ def stream(command: Sequence[str], cwd: Path, environment: Mapping[str, str], lo
     try:
         for line in guarded.stdout:
             if line := line.rstrip():
-                last.append(line)
                 log(line)
+                last.extend([line.strip()] if line.strip(" ^~") else [])  # a traceback's underlining says nothing alone
         code = guarded.wait()
     finally:
         guarded.stdin.close()  # whatever brought us here, a cancelled flow run included: the family ends now

@@ -5,7 +5,6 @@ the same; it shares no code with it but the policies, the noise and the types.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,7 +52,7 @@ def _lock_step(
     state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
     changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
     while bool((busy_B := _busy(masked_BL, step_B, block_B * size_B, length_B, options)).any()):
-        forwards, useful = forwards + len(rows_B), useful + int((changed_B & busy_B).sum())
+        forwards, useful = forwards + len(rows_B), useful + int(((changed_B if denoiser.stateless else busy_B) & busy_B).sum())
         with watch("denoiser"):
             hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])

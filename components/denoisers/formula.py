@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,26 +11,18 @@ from torch import Tensor
 from components.types import Canvas, RowState
 
 
-@dataclass
 class FormulaDenoiser:
     """``formula(canvas) -> logits_BLV`` for the canvas positions; its hidden states are the logits themselves.
 
     In float64 everything that is read from it is float64 too.
     """
 
-    formula: Callable[[Canvas], Tensor]
-    vocabulary: int
-    mask_id: int = 0
-    stateless: bool = True
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stateless = True
 
-    @property
-    def width(self) -> int:
-        return self.vocabulary
-
-    @property
-    def forbidden_ids(self) -> Tensor:
-        return torch.tensor([self.mask_id], device=self.device)
+    def __init__(self, formula: Callable[[Canvas], Tensor], vocabulary: int, mask_id: int = 0) -> None:
+        self.formula, self.vocabulary, self.width, self.mask_id = formula, vocabulary, vocabulary, mask_id
+        self.device = torch.device("cpu")
+        self.forbidden_ids = torch.tensor([mask_id])
 
     def start(self, canvas: Canvas) -> RowState | None:
         return None

@@ -43,11 +43,11 @@ class NumpyPolicy:
         choose: "mode", or "sample" with ``uniform``. force: commit the best position of a row whose draw is empty.
         """
         if choose not in ("mode", "sample") or (choose == "sample") != (uniform is not None):
-            raise SettingsError(f"choose={choose!r} with uniform={uniform}; the draw would not be the one asked for; "
-                                f"use 'mode' alone or 'sample' with uniform")  # fmt: skip
-        utilities_BL = self.score(fields)
-        eligible_BL = fields.get("eligible_BL", fields["masked_BL"])
-        return commit(self.file.action, utilities_BL, eligible_BL, uniform, force)
+            given = "without uniform" if uniform is None else "with uniform"
+            raise SettingsError(f"choose={choose!r} {given}; the draw would not be the one asked for; use 'mode' alone "
+                                f"or 'sample' with uniform")  # fmt: skip
+        fields = {"eligible_BL": fields["masked_BL"], **fields}
+        return commit(self.file.action, self.score(fields), fields["eligible_BL"], uniform, force)
 
 
 def commit(

@@ -24,7 +24,8 @@ ACTIONS = ("bernoulli", "categorical", "dpls")
 FIELDS = {
     "masked_BL": np.bool_, "eligible_BL": np.bool_, "step_B": np.int64, "length_B": np.int64, "token_BL": np.int64,
     "confidence_BL": np.float32, "log_odds_BL": np.float32, "margin_BL": np.float32, "entropy_BL": np.float32,
-    "top_BLK": np.float32, "drift_BLH": np.float32, "features_BTD": np.float32, "attend_BT": np.bool_,
+    "top_BLK": np.float32, "drift_BLH": np.float32, "answer_BL": np.int64,
+    "features_BTD": np.float32, "attend_BT": np.bool_,
 }  # fmt: skip
 """The tensors of an Observation, as ``components.types`` documents them; a test holds the two together."""
 

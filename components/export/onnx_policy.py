@@ -33,7 +33,8 @@ class OnnxPolicy:
 
     def score(self, obs: Observation) -> Tensor:
         """(B, L) utilities, float32 on the observation's device."""
-        fields = {name: _array(t) for name, t in obs.tensors().items() if name in self._file.inputs}
+        given = {name: getattr(obs, name) for name in self._file.inputs}
+        fields = {name: _array(t) for name, t in given.items() if t is not None}
         # A policy beside this one may have asked for the features of the whole sequence.
         if self.needs.features == "canvas" and "features_BTD" in fields:
             fields["features_BTD"] = fields["features_BTD"][:, obs.canvas_start :]

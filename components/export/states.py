@@ -6,6 +6,8 @@ steps and lengths are arbitrary. They are not states that a decode would visit; 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ _WORDS = 8  # of the random distributions' vocabulary, unless more probabilities
 
 
 def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: object) -> Observation:
-    """An observation with all that ``policy`` may read, except drift; ``address`` seeds it. Row 0 fills the canvas."""
+    """An observation with all that ``policy`` may read, except drift, on its device; ``address`` seeds it. Row 0 fills
+    the canvas."""
     draw, needs = generator("state", *address), policy.needs
     length_B = torch.randint(1, length + 1, (rows,), generator=draw)
     length_B[:1] = length
@@ -37,7 +40,9 @@ def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: 
     if needs.features == "sequence":
         pad_B = torch.randint(0, prompt, (rows,), generator=draw)
         fields["attend_BT"] = torch.cat([torch.arange(prompt) >= pad_B.unsqueeze(1), valid_BL], 1)
-    return Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, **fields)
+    obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, **fields)
+    device = next(policy.parameters()).device
+    return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})
 
 
 def _statistics(rows: int, length: int, needs: Needs, draw: torch.Generator) -> dict[str, Tensor]:

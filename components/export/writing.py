@@ -123,11 +123,23 @@ def _graph(policy: LearnedPolicy, example: Observation) -> Any:
         program = torch.onnx.export(
             _Score(policy, names).eval(), tuple(getattr(example, name) for name in names), dynamo=True, verbose=False,
             input_names=names, output_names=[OUTPUT], dynamic_shapes=(shapes,), opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )  # fmt: skip
     assert program is not None
     model = serialize_model(program.model)
     _strip(model)
     return model
+
+
+def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """aten.sort.stable, which the exporter does not know: TopK of all, where equal values stay in their order too."""
+    from onnxscript import opset23 as op
+
+    size = op.Shape(values, start=dim, end=None if dim == -1 else dim + 1)
+    if values.dtype.name == "UINT8":  # no type of TopK's
+        sorted_, index = op.TopK(op.Cast(values, to=6), size, axis=dim, largest=int(descending), sorted=1)
+        return op.Cast(sorted_, to=2), index
+    return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
 
 
 def _strip(message: Any) -> None:

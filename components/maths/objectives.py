@@ -29,7 +29,7 @@ def pair_weights(row_N: Tensor, steps_R: Tensor, length_R: Tensor, weighting: st
     """(N,) weight of each (row, step) pair in the mean over rows: 1/(R T_row) ("row": paper A's 1/T_g, which favours
     short trajectories per step) or 1/(R L_row) ("constant": paper B's 1/L). T_row counts the steps that the row took,
     whether or not all of them are among the pairs."""
-    per_row_R = {"row": steps_R, "constant": length_R}[weighting].to(torch.float32)
+    per_row_R = {"row": steps_R, "constant": length_R}[weighting]
     return 1 / (len(length_R) * per_row_R[row_N])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,28 @@ from safetensors.torch import load_file, save_file
 
 from components.errors import CheckpointError
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.feature import FeaturePolicy, FeatureShape
 
-
-LearnedPolicy = ConfidencePolicy
+LearnedPolicy = ConfidencePolicy | FeaturePolicy
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
     """A freshly initialised policy from ``policy.describe()``."""
-    kinds = {"confidence": lambda shape: ConfidencePolicy(Shape(**shape | {"inputs": tuple(shape["inputs"])}))}
-    if described.get("kind") not in kinds:
+    if described.get("kind") not in KINDS:
         raise CheckpointError(f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
-                              f"known are {sorted(kinds)}")  # fmt: skip
-    return kinds[described["kind"]](described["shape"])
+                              f"known are {sorted(KINDS)}")  # fmt: skip
+    return KINDS[described["kind"]](described["shape"])
+
+
+def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
+    given: dict[str, Any] = shape | {"inputs": tuple(shape["inputs"])}
+    return ConfidencePolicy(Shape(**given))
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], LearnedPolicy]] = {
+    "confidence": _confidence,
+    "feature": lambda shape: FeaturePolicy(FeatureShape(**shape)),
+}
 
 
 def save(policy: LearnedPolicy, folder: Path) -> None:

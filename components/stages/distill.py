@@ -50,7 +50,8 @@ def distill(
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = heuristic(distill.reference, distill.value)
     train = prompts_of(place, data, domain, encoder, "train", data.counts.train)
-    plan = Distil(distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed)
+    plan = Distil(distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length,
+                  distill.seed)  # fmt: skip
     losses: list[float] = []
     with progress("distill", distill.rounds) as tick:
 

@@ -55,9 +55,7 @@ def learned(place: Place, decode: Decode, denoiser) -> list[Any]:
     return found
 
 
-def measure(
-    place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str
-) -> list[Any]:
+def measure(place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str) -> list[Any]:
     """Cells of all candidates on one task and split."""
     from components.evaluation import Sweep, table
     from components.prompts import Prompts
@@ -115,7 +113,8 @@ def show(place: Place, data: Data, opened, name: str, cells: Sequence[Any]) -> l
     target = float(own[0].correct_SP.mean()) if own else 1.0
     rules = [c for c in cells if c.candidate.block_length is None and c not in own]
     nearest = sorted(rules, key=lambda c: abs(float(c.correct_SP.mean()) - target))[:1]
-    one_by_one = [c for c in rules if c.candidate.family == "confidence" and c.candidate.setting == "1"]
+    quota = [c for c in rules if (c.candidate.family, c.candidate.setting) == ("confidence", "1")]
+    one_by_one = [c for c in quota if c not in nearest]
     lines = []
     for cell in [*own, *nearest, *one_by_one]:
         chosen = cell.candidate

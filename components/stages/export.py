@@ -14,7 +14,8 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
 
-    policy = store.load(place.outputs / "train" / "policy")
+    trained = place.outputs / "train" / "policy"
+    policy = store.load(trained)
     policy.temperature, policy.scale = decode.temperature, decode.scale
     run = read_run(place.outputs / "train" / "run.json")
     path = place.outputs / "export" / "policy.onnx"
@@ -27,7 +28,7 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(path), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
     settings = {"decode": decode.model_dump(mode="json"), "domain": domain.model_dump(mode="json")}
-    write_run(path.with_name("run.json"), "export", place.profile, settings, [place.outputs / "train" / "policy"], figures)
+    write_run(path.with_name("run.json"), "export", place.profile, settings, [trained], figures)
     place.metrics("export", figures)
     return figures
 

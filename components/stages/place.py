@@ -12,7 +12,6 @@ from typing import Any
 
 from components.errors import DataError
 from components.settings import Data, Models
-from components.tasks import build
 from components.tasks.example import Example, Task, read_examples
 from components.tracking.tracker import write_atomic
 
@@ -64,12 +63,8 @@ class Place:
 
 
 def task_of(data: Data, name: str) -> Task:
-    """The task as data.tasks defines it, under its own name."""
-    settings = data.tasks[name]
-    knobs = dict(settings.knobs)
-    if settings.canvas is not None:
-        knobs["canvas_length"] = settings.canvas
-    return build(settings.kind, **knobs)
+    """The task as data.tasks defines it."""
+    return data.tasks[name].build()
 
 
 def fresh(folder: Path) -> Path:

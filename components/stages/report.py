@@ -8,7 +8,7 @@ from components.stages.runfile import read_run
 
 
 def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
-    """P/report/{pareto.png, learning.png, picture.png, order.html, card.md, table.md}, P/plots/{pareto,learning}.csv."""
+    """P/report: pareto.png, learning.png, picture.png, order.html, card.md, table.md; P/plots: pareto, learning.csv."""
     from components.reports import card, cells, files, learning, order_page, pareto, picture, table
 
     outputs = place.outputs

@@ -1,7 +1,7 @@
 """Stage train: GRPO from the distilled policy, resumable to the bit.
 
-Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a run);
-identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
+Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a
+run); identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "pro
         "rng.py", "rollout.py", "types.py", "evaluation.py", "stages/train.py", "stages/distill.py")  # fmt: skip
 
 
-def train(
-    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train
-) -> dict[str, float]:
+def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
     from components.trainers import checkpoints
@@ -97,8 +95,9 @@ def plan_of(train: Train, decode: Decode):
     plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
                 experts=train.experts, warmup=train.warmup, clip_norm=train.clip_norm,
                 force=train.empty_draw == "forced", rows=train.rows)  # fmt: skip
-    return plan, Objective(alpha=train.alpha, reward=train.reward, signal=train.signal, clip=train.clip,
-                           epochs=train.epochs, weighting=train.weighting, pull=train.pull, pairs=train.pairs)  # fmt: skip
+    goal = Objective(alpha=train.alpha, reward=train.reward, signal=train.signal, clip=train.clip,
+                     epochs=train.epochs, weighting=train.weighting, pull=train.pull, pairs=train.pairs)  # fmt: skip
+    return plan, goal
 
 
 def expert_of(train: Train):
@@ -126,9 +125,10 @@ def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Trai
 
     tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
     job = tune.job(decode.block_length)
+    options = Options(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
 
     def judge(policy) -> dict[str, float]:
-        done = rollout(denoiser, policy, job, Options(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows))
+        done = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, done)
         signal_R = correct_R if train.signal == "correct" else dense_R
         reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, train.alpha)

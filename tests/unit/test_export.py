@@ -7,8 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,10 +29,10 @@ from components.export import (
     random_states,
 )
 from components.export.onnx_file import FIELDS, VERSION
-from components.maths.distributions import ActionDistribution, Categorical, commit
+from components.export.parity import TOLERANCE
+from components.maths.distributions import Categorical, commit
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
-from components.policies.protocol import Policy
 from components.prompts import Prompts
 from components.rng import Noise, generator, row_keys
 from components.rollout import Options, rollout
@@ -56,9 +57,9 @@ class SequencePolicy(ConfidencePolicy):
         return super().score(obs) + (obs.features_BTD.mean(-1) * weight_BT).sum(-1, keepdim=True)
 
 
-SMALL = dict(width=16, heads=2, inner=32)
+SMALL: dict[str, Any] = dict(width=16, heads=2, inner=32)
 CASES = {
-    "bernoulli": lambda: ConfidencePolicy(Shape(**SMALL), temperature=0.7, scale=0.8),
+    "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
     "dpls": lambda: ConfidencePolicy(
         Shape(("log_odds", "top"), top_k=3, features=WIDTH, action="dpls", alpha=True, where="all", **SMALL), speed=2.5
     ),
@@ -137,7 +138,6 @@ def test_the_file_is_the_policy(pair: tuple[ConfidencePolicy, Path], decoding: D
     """On random states of sizes the export never saw, and on whole decodes with padding, blocks and refilling."""
     policy, path = pair
     report = check_parity(policy, OnnxPolicy(path), random_states(policy, 500, path.stem), decoding)
-    assert report.largest < 1e-5 and report.largest_decoding < 1e-5
     assert report.near_ties == 0
     assert report.texts == report.equal_texts == report.equal_orders == 16
 
@@ -145,18 +145,15 @@ def test_the_file_is_the_policy(pair: tuple[ConfidencePolicy, Path], decoding: D
 def test_another_policy_is_not_the_file(bernoulli: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
     policy, path = bernoulli
     states = random_states(policy, 50)
-    for changed, told in (
-        ({"temperature": 0.9}, "same utilities"),
-        ({"scale": 1.0}, "same utilities"),
-    ):
+    for knob in ("temperature", "scale"):
         other = make("bernoulli")
-        vars(other).update(changed)
-        with pytest.raises(ParityError, match=told):
+        setattr(other, knob, 0.3)
+        with pytest.raises(ParityError, match=r"choose other positions by .* from the same utilities"):
             check_parity(other, OnnxPolicy(path), states)
     other = make("bernoulli")
     with torch.no_grad():
         other.head.bias.add_(1e-3)
-    with pytest.raises(ParityError, match=r"utilities differ by up to 1\.00e-03"):
+    with pytest.raises(ParityError, match=r"utilities differ by up to 1\.0.e-03"):
         check_parity(other, OnnxPolicy(path), states)
     with pytest.raises(ParityError, match="utilities differ"):
         check_parity(other, OnnxPolicy(path), [], decoding)
@@ -168,12 +165,12 @@ def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[Confidenc
     together = exported.score(obs)
     for row in range(6):
         alone = exported.score(obs.rows(torch.tensor([row])))
-        assert torch.allclose(alone, together[row : row + 1], atol=1e-5)
+        assert torch.allclose(alone, together[row : row + 1], atol=TOLERANCE)
         size, start = int(obs.length_B[row]), obs.canvas_start
         cut = {name: value[row : row + 1, : size + (start if name in ("features_BTD", "attend_BT") else 0)]
                for name, value in obs.tensors().items() if value.ndim > 1}  # fmt: skip
         alone = exported.score(replace(obs.rows(torch.tensor([row])), **cut))
-        assert torch.allclose(alone, together[row : row + 1, :size], atol=1e-5)
+        assert torch.allclose(alone, together[row : row + 1, :size], atol=TOLERANCE)
 
 
 def test_numpy_chooses_what_torch_chooses(pair: tuple[ConfidencePolicy, Path]) -> None:
@@ -211,9 +208,10 @@ def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[
     given = arrays(obs) | {"eligible_BL": obs.masked_BL.numpy()}
     left_out = {name: value for name, value in given.items() if name != "eligible_BL"}
     assert np.array_equal(NumpyPolicy(path).choose(given), NumpyPolicy(path).choose(left_out))
-    for wrong in ({"choose": "sample"}, {"choose": "best"}, {"uniform": np.random.default_rng(0).random}):
+    noise = actions.Noise(given["step_B"], given["step_B"]).uniform
+    for choose, uniform in (("sample", None), ("best", None), ("best", noise), ("mode", noise)):
         with pytest.raises(SettingsError, match="use 'mode'"):
-            NumpyPolicy(path).choose(given, **wrong)
+            NumpyPolicy(path).choose(given, choose, uniform)
 
 
 def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
@@ -240,7 +238,7 @@ def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy,
     for action, name in ((distribution.mode(), "mode"), (sample, "sample")):
         expected = commit(distribution, action, obs.eligible_BL, force=True).committed_BL
         assert expected is not None and np.array_equal(out[name], expected.numpy())
-    assert np.abs(out["score"] - policy.score(obs).detach().numpy()).max() < 1e-5
+    assert np.abs(out["score"] - policy.score(obs).detach().numpy()).max() < TOLERANCE
 
 
 def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> None:
@@ -274,7 +272,7 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[ConfidencePolicy, Path]) -
             with pytest.raises(DataError, match=f"no {name}.*exported from.*needs"):
                 OnnxPolicy(path).score(without)
         else:
-            assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=1e-5)
+            assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=TOLERANCE)
 
 
 def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
@@ -351,11 +349,10 @@ def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[ConfidencePol
     assert not (tmp_path / "policy.onnx").exists()
 
 
-@dataclass(frozen=True)
 class Greedy:
     """The first position that is left, by a policy that asks for more than it reads."""
 
-    needs: Needs = Needs("all", top_k=5, features="sequence")
+    needs = Needs("all", top_k=5, features="sequence")
 
     def score(self, obs: Observation) -> torch.Tensor:
         return -torch.arange(obs.masked_BL.shape[1]).expand(obs.masked_BL.shape).float()
@@ -367,27 +364,10 @@ class Greedy:
 def test_decodes_alike_beside_a_policy_that_needs_more(pair: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
     """Expert steering: the loop then computes what both need, more of the probabilities and of the features."""
     policy, path = pair
+    job = decoding.prompts.job(None, group=1, experts=1)
+    own_R = job.policy_R == 0
     for one in (policy, OnnxPolicy(path)):
-        # What "all" shows at committed positions is seen by whoever looks: compare with the same view.
-        wide = ViewOfAll(one)
-        job = decoding.prompts.job(None, group=1, experts=1)
-        together = rollout(decoding.denoiser, [wide, Greedy()], job, Options(seed=1, choose="mode"))
-        alone = rollout(decoding.denoiser, wide, decoding.prompts.job(None), Options(seed=1, choose="mode"))
-        own_R = job.policy_R == 0
+        together = rollout(decoding.denoiser, [one, Greedy()], job, Options(seed=1, choose="mode"))
+        alone = rollout(decoding.denoiser, one, decoding.prompts.job(None), Options(seed=1, choose="mode"))
         assert torch.equal(together.canvas_RL[own_R], alone.canvas_RL)
         assert torch.equal(together.order_RL[own_R], alone.order_RL)
-
-
-@dataclass(frozen=True)
-class ViewOfAll:
-    policy: Policy
-
-    @property
-    def needs(self) -> Needs:
-        return replace(self.policy.needs, where="all")
-
-    def score(self, obs: Observation) -> torch.Tensor:
-        return self.policy.score(obs)
-
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        return self.policy.distribution(obs)

@@ -44,12 +44,12 @@ VOCABULARY = 4
 def scrambled(length: int, seed: int = 0) -> FormulaDenoiser:
     """Logits that depend on every token of the sequence, so that what is committed depends on the order."""
     source = torch.Generator().manual_seed(seed)
-    size = (len(PROMPT) + length) * VOCABULARY
-    first = torch.randn(size, 16, generator=source, dtype=torch.float64)
-    second = torch.randn(16, length * VOCABULARY, generator=source, dtype=torch.float64)
+    first = 2 * torch.randn((1 + length) * VOCABULARY, 16, generator=source, dtype=torch.float64)
+    second = 0.7 * torch.randn(16, length * VOCABULARY, generator=source, dtype=torch.float64)
 
     def formula(canvas) -> Tensor:
-        seen = torch.nn.functional.one_hot(canvas.ids_BT, VOCABULARY).double().flatten(1)
+        hot = torch.nn.functional.one_hot(canvas.ids_BT, VOCABULARY).double() * canvas.attend_BT[..., None]
+        seen = torch.cat([hot[:, : canvas.start].sum(1), hot[:, canvas.start :].flatten(1)], 1)
         return (torch.tanh(seen @ first) @ second).unflatten(1, (length, VOCABULARY))
 
     return FormulaDenoiser(formula, VOCABULARY)
@@ -88,10 +88,10 @@ class TopK:
 
 
 def reward_of(ends: Rollout, alpha: float = 1.0) -> Tensor:
-    """A score in [0, 1] for every final canvas, times speed; nothing where masks are left."""
+    """A score in [0, 9] for every final canvas, times speed; nothing where masks are left."""
     length = ends.canvas_RL.shape[1]
     score = torch.frac(ends.canvas_RL.double() @ torch.linspace(0.37, 1.91, length, dtype=torch.float64))
-    return multiplicative(score * ends.finished_R, ends.nfe_R.double(), torch.full_like(ends.nfe_R, length), alpha)
+    return multiplicative(9 * score * ends.finished_R, ends.nfe_R.double(), torch.full_like(ends.nfe_R, length), alpha)
 
 
 NEEDS = Needs(where="masked")
@@ -167,14 +167,15 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
 def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force, cap, block):
     lattice = enumerate_decoding(scrambled(3), PROMPT, 3, block, NEEDS, force=force, cap=cap)
     exact, every = follow(lattice, POLICIES[name]), paths(lattice, POLICIES[name])
-    assert sum(p.p for p in every) == pytest.approx(1, abs=1e-12)
+    near = 1e-12 if isinstance(POLICIES[name], ConfidencePolicy | TopK) else 1e-6  # the rules score in float32
+    assert sum(p.p for p in every) == pytest.approx(1, abs=near)
     ends = torch.zeros(len(exact.mass_N), dtype=torch.float64)
     for path in every:
         ends[path.end] += path.p
-    assert torch.allclose(exact.mass_N.double(), ends, atol=1e-12)
+    assert torch.allclose(exact.mass_N, ends, atol=near)
     reward = reward_of(lattice.ends)
     wanted = sum(p.p * float(reward[p.end]) for p in every)
-    assert exact.expected(reward).item() == pytest.approx(wanted, abs=1e-12)
+    assert exact.expected(reward).item() == pytest.approx(wanted, abs=near)
 
 
 @pytest.mark.parametrize(("length", "block"), [(4, 4), (4, 2), (4, 1), (3, 3)])
@@ -183,10 +184,11 @@ def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force
 def test_mass_is_conserved(name, length, block, force, cap):
     lattice = enumerate_decoding(scrambled(length), PROMPT, length, block, NEEDS, force=force, cap=cap)
     exact = follow(lattice, POLICIES[name])
-    assert exact.mass_N.sum().item() == pytest.approx(1, abs=1e-9)
+    near = 1e-12 if isinstance(POLICIES[name], ConfidencePolicy | TopK) else 1e-6  # the rules score in float32
+    assert exact.mass_N.sum().item() == pytest.approx(1, abs=near)
     for before, after in itertools.pairwise(exact.state_mass):
-        assert after.sum() <= before.sum() + 1e-9  # what ended does not come back
-    assert sum(float(p) for p in text_distribution(lattice, exact).values()) == pytest.approx(1, abs=1e-9)
+        assert after.sum().item() <= before.sum().item() + near  # what ended does not come back
+    assert sum(p.item() for p in text_distribution(lattice, exact).values()) == pytest.approx(1, abs=near)
     if force:
         assert bool(lattice.ends.finished_R.all())
     assert int(lattice.ends.nfe_R.max()) <= length
@@ -197,12 +199,10 @@ def test_the_same_masks_hold_different_tokens():
     lattice = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
     whole = {tuple(row) for row in lattice.ends.canvas_RL.tolist()}
     assert len(whole) > 4
-    second = lattice.levels[1].observation
-    masks = {tuple(row) for row in second.masked_BL.tolist()}
-    assert len(lattice.levels[2].observation.masked_BL) > len(
-        {tuple(r) for r in lattice.levels[2].observation.masked_BL.tolist()}
-    )
-    assert len(masks) == len(second.masked_BL)  # after one step the set says it all
+    sets = [{tuple(row) for row in level.observation.masked_BL.tolist()} for level in lattice.levels[:3]]
+    states = [len(level.observation.masked_BL) for level in lattice.levels[:3]]
+    assert states[1] == len(sets[1])  # after one step the set still says it all
+    assert states[2] > len(sets[2])
 
 
 @pytest.mark.parametrize(("force", "cap", "block"), [(True, "canvas", 4), (False, "canvas", 2), (False, "block", 2)])
@@ -256,14 +256,13 @@ def test_the_best_order_is_the_best_of_all_paths():
         value, path = best(lattice, reward)
         everywhere = paths(lattice, POLICIES["bernoulli"])
         assert value == pytest.approx(max(float(reward[p.end]) for p in everywhere))
-        state = 0
-        for depth, chosen in enumerate(path):
-            level = lattice.levels[depth]
+        state, ended = 0, False
+        for level, chosen in zip(lattice.levels, path, strict=False):
             wanted = torch.zeros(3, dtype=torch.bool)
             wanted[chosen] = True
             edge = int(((level.state_E == state) & (level.commit_EL == wanted).all(-1)).nonzero()[0])
-            state = int(level.child_E[edge])
-        assert level.ends_E[edge] and float(reward[state]) == pytest.approx(value)
+            state, ended = int(level.child_E[edge]), bool(level.ends_E[edge])
+        assert ended and float(reward[state]) == pytest.approx(value)
         assert value >= follow(lattice, POLICIES["bernoulli"]).expected(reward).item()
 
 
@@ -350,7 +349,8 @@ def mean_gradient(
     advantage_R = group_advantages(reward_R, groups.group_R)
     row = groups.part.row_N
     # Weights of one group alone, then each group by its probability.
-    weight_N = pair_weights(row, groups.steps_R, torch.full_like(groups.steps_R, length), objective.weighting).double()
+    steps_R = groups.steps_R.double()
+    weight_N = pair_weights(row, steps_R, torch.full_like(steps_R, length), objective.weighting)
     weight_N = weight_N * len(groups.chance_P) * groups.chance_P[groups.group_R[row]]
     old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
     plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
@@ -369,7 +369,6 @@ CONSTANT = Objective(weighting="constant")
 
 
 def assert_same(found: Tensor, wanted: Tensor) -> None:
-    # pair_weights are float32: 1e-7 relative. The gradients here are of order 0.1 to 1.
     assert wanted.abs().max() > 1e-3
     assert (found - wanted).abs().max() < 1e-8
 
@@ -380,9 +379,153 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
 def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force):
     """With ratio 1 and constant weighting: (1 - 1/G) / L times autograd of the exact expected reward."""
     if name == "bernoulli" and not force and length == 3:
-        length = 2  # the trajectories with empty steps are many
+        length = 2  # trajectories with empty steps are many
     policy = POLICIES[name]
     lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force=force)
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
     wanted = (1 - 1 / size) / length * flat_gradient(exact, policy)
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
+
+
+def by_hand(groups: Groups, new_N: Tensor, old_N: Tensor, reward_R: Tensor, per_row: list[int], clip: float) -> Tensor:
+    """sum over groups of P(group) (1/G) sum_g (1/per_row_g) sum_t min(rho A, clip(rho) A), one term after the other."""
+    ratio = (new_N - old_N).exp()
+    total = torch.zeros((), dtype=torch.float64)
+    for number, chance in enumerate(groups.chance_P.tolist()):
+        members = (groups.group_R == number).nonzero().flatten().tolist()
+        mean = sum(float(reward_R[m]) for m in members) / len(members)
+        for m in members:
+            advantage = float(reward_R[m]) - mean
+            for n in (groups.part.row_N == m).nonzero().flatten().tolist():
+                cut = min(max(float(ratio[n].detach()), 1 - clip), 1 + clip)
+                kept = ratio[n] if float(ratio[n].detach()) * advantage <= cut * advantage else torch.tensor(cut)
+                total = total + chance / len(members) / per_row[m] * kept * advantage
+    return total
+
+
+def likelihood(policy, groups: Groups) -> Tensor:
+    return policy.distribution(groups.part.observation).log_prob(groups.part.action)
+
+
+def test_weighting_by_row_is_another_objective():
+    """1/T_g weighting: (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step."""
+    policy, size = POLICIES["bernoulli"], 2
+    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    exact, reward, steps = follow(lattice, policy), reward_of(lattice.ends), lattice.ends.nfe_R.double()
+    favoured = flat_gradient(exact.expected(reward / steps), policy)
+    exact = follow(lattice, policy)
+    shift = exact.expected(reward).detach() * flat_gradient(exact.expected(1 / steps), policy)
+    wanted = (1 - 1 / size) * (favoured - shift)
+    found = mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, Objective(weighting="row"))
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("weighting", ["row", "constant"])
+@pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical"])
+def test_the_clipped_surrogate_off_policy(name, weighting):
+    """Groups drawn by an older policy: the ratio per step, cut where the gain is large enough."""
+    policy, older, clip = POLICIES[name], learner(name, seed=1), 0.1
+    length = 3 if name == "categorical" else 2  # of two positions, each the other's rest, all ratios would be cut
+    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    groups = all_groups(lattice, older, 2)
+    per_row = groups.steps_R.tolist() if weighting == "row" else [length] * len(groups.end_R)
+    new_N = likelihood(policy, groups)
+    assert bool(((new_N - groups.part.log_prob_N).exp().sub(1).abs() > clip).any())
+    reward_R = reward_of(lattice.ends)[groups.end_R]
+    wanted = flat_gradient(by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip), policy)
+    found = mean_gradient(policy, None, groups, lattice, Objective(weighting=weighting, clip=clip))
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_steering_by_a_mixture_likelihood(blind):
+    """The expert's row has the likelihood G/(G+E) pi + 1/(G+E): its gradient is the policy's, times pi's share of it.
+    blind: the policy cannot draw what the expert draws; the row then only shifts the group's mean."""
+    policy = POLICIES["categorical" if blind else "bernoulli"]
+    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    (expert,) = paths(lattice, Threshold(0.4))
+    assert any(int(a.drawn_BL.sum()) > 1 for *_, a in expert.steps)
+    groups = all_groups(lattice, policy, 2, expert)
+    steered_N = groups.steered_R[groups.part.row_N]
+    own_N = likelihood(policy, groups)
+    new_N = torch.where(steered_N, torch.log(2 / 3 * own_N.exp() + 1 / 3), own_N)
+    reward_R = reward_of(lattice.ends)[groups.end_R]
+    wanted = flat_gradient(by_hand(groups, new_N, new_N.detach(), reward_R, [3] * len(groups.end_R), 0.5), policy)
+    assert_same(mean_gradient(policy, None, groups, lattice, CONSTANT, experts=1), wanted)
+
+
+def per_state_divergence(lattice: Lattice, policy: Policy, reference: Policy, kind: str) -> list[Tensor]:
+    """By enumeration of every state's outcomes: KL(policy || reference), or -E_reference log policy."""
+    found = []
+    for level in lattice.levels:
+        one, other = policy.distribution(level.observation), reference.distribution(level.observation)
+        values = []
+        for state in range(len(level.observation.masked_BL)):
+            eligible = level.observation.eligible_BL[state]
+            drawn = outcomes(one, eligible.nonzero().flatten().tolist(), len(eligible))
+            index = torch.full((len(drawn.drawn_BL),), state)
+            log_p, log_q = take(one, index).log_prob(drawn), take(other, index).log_prob(drawn).double()
+            possible = (log_p if kind == "kl" else log_q) > -torch.inf
+            log_p, log_q = log_p[possible], log_q[possible]
+            values.append((log_p.exp() * (log_p - log_q)).sum() if kind == "kl" else -(log_q.exp() * log_p).sum())
+        found.append(torch.stack(values))
+    return found
+
+
+PULLS = [
+    ("bernoulli", learner(seed=2), "kl"),
+    ("dpls", learner("dpls", seed=2), "kl"),
+    ("categorical", SoftmaxConfidence(0.2), "kl"),
+    ("top-k", TopKRandom(2), "kl"),
+    ("bernoulli", Threshold(0.4), "ce"),
+    ("bernoulli", Threshold(0.4), "kl"),  # to a rule the cross-entropy is the divergence
+    ("categorical", MaxConfidence(), "ce"),
+    ("categorical", Quota("confidence", 1), "ce"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "divergence"), PULLS, ids=lambda x: x if isinstance(x, str) else type(x).__name__
+)
+def test_the_pull_is_the_divergence_of_each_visited_state(name, reference, divergence):
+    """sum over states of P(state) divergence / L; its gradient leaves out how the weights move P(state)."""
+    policy, pull, length = POLICIES[name], 0.3, 3
+    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    exact = follow(lattice, policy)
+    rule = isinstance(reference, Threshold)
+    values = per_state_divergence(lattice, policy, reference, "ce" if rule else divergence)
+    visited = sum((m.detach() * v).sum() for m, v in zip(exact.state_mass, values, strict=True))
+    gain = flat_gradient(exact.expected(reward_of(lattice.ends)), policy)
+    wanted = (1 - 1 / 2) / length * gain - pull / length * flat_gradient(torch.as_tensor(visited), policy)
+    objective = Objective(weighting="constant", pull=pull, divergence=divergence)
+    assert_same(mean_gradient(policy, reference, all_groups(lattice, policy, 2), lattice, objective), wanted)
+
+
+def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
+    """The chain rule: sum over states of P(state) KL(state) = KL between the two laws of trajectories. (Where an empty
+    draw is legal: the two may replace it by different positions.)"""
+    policy, reference = POLICIES["bernoulli"], learner(seed=2)
+    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force=False)
+    theirs = {str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps]): p.p for p in paths(lattice, reference)}
+    between = sum(p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
+                  for p in paths(lattice, policy))  # fmt: skip
+    per_state = [policy.distribution(x.observation).kl(reference.distribution(x.observation)) for x in lattice.levels]
+    exact = follow(lattice, policy)
+    summed = sum(float((m * v).sum().detach()) for m, v in zip(exact.state_mass, per_state, strict=True))
+    assert summed == pytest.approx(between, abs=1e-9)
+
+
+def test_each_switch_drops_exactly_its_term():
+    """On the first epoch ratios are 1 and no clip is felt; a pull of 0, or to oneself, is none."""
+    policy, reference = POLICIES["bernoulli"], learner(seed=2)
+    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS)
+    groups = all_groups(lattice, policy, 2)
+    plain = mean_gradient(policy, None, groups, lattice, CONSTANT)
+    assert torch.equal(mean_gradient(policy, None, groups, lattice, replace(CONSTANT, clip=1e-3)), plain)
+    assert torch.equal(mean_gradient(policy, reference, groups, lattice, CONSTANT), plain)
+    pulled = replace(CONSTANT, pull=0.5)
+    twice = replace(CONSTANT, pull=1.0)
+    once = mean_gradient(policy, reference, groups, lattice, pulled) - plain
+    assert torch.allclose(mean_gradient(policy, reference, groups, lattice, twice) - plain, 2 * once, atol=1e-12)
+    itself = mean_gradient(policy, policy, groups, lattice, pulled)
+    assert torch.allclose(itself, plain, atol=1e-12)  # no pull where policy and reference are one

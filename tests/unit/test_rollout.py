@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 
 import pytest
 import torch
@@ -178,7 +177,8 @@ def job_of(sizes: list[tuple[int, int, int]], group: int, seed: int = 0, experts
                (member_R >= group - experts).long())  # fmt: skip
 
 
-MIXED = [(3, 6, 3), (1, 8, 8), (5, 4, 1), (0, 6, 2), (4, 8, 4)]
+# A transformer that sees nothing but masks says the same at each of them, up to rounding: no prompt is empty here.
+MIXED = [(3, 6, 3), (1, 8, 8), (5, 4, 1), (2, 6, 2), (4, 8, 4)]
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
@@ -237,7 +237,8 @@ def assert_lawful(done: Rollout, job: Job, force: bool) -> None:
 
 # --- engine and reference ----------------------------------------------------------------------------------------
 
-SWITCHES = [dict(refill=r, reuse=u, rows=n) for r, u, n in product((True, False), (True, False), (64, 3, 1))]
+# Everything on; one thing off at a time, or few rows at a time; everything off.
+SWITCHES = [dict(rows=3), dict(rows=3, refill=False), dict(reuse=False), dict(rows=4, tokens=20), dict(rows=2, refill=False, reuse=False, tokens=1)]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -250,7 +251,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(w
     for force, choose in ((True, "sample"), (False, "sample"), (True, "mode")):
         base = Options(seed=5, force=force, choose=choose, record=True)
         wanted = reference_rollout(denoiser, policy, job, base)
-        for switches in SWITCHES if which == "table" else SWITCHES[::4]:
+        for switches in SWITCHES if which == "table" else SWITCHES[::3]:
             found = rollout(denoiser, policy, job, replace(base, **switches))
             assert_same(found, wanted, tolerance)
         assert_lawful(found, job, force and name != "never" or force)
@@ -266,7 +267,7 @@ def situations(draw):
     options = Options(
         seed=draw(st.integers(0, 99)), choose=draw(st.sampled_from(["sample", "mode"])), force=draw(st.booleans()),
         cap=draw(st.sampled_from(["canvas", "block"])), record=True, widen=experts > 0 and draw(st.booleans()),
-        rows=draw(st.integers(1, 9)), refill=draw(st.booleans()), reuse=draw(st.booleans()),
+        rows=draw(st.integers(1, 9)), tokens=draw(st.sampled_from([None, 1, 30])), refill=draw(st.booleans()), reuse=draw(st.booleans()),
     )  # fmt: skip
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
     names = (draw(st.sampled_from(sorted(POLICIES))), draw(st.sampled_from(sorted(POLICIES))))
