@@ -1,6 +1,6 @@
 """`unmask doctor`: is this machine ready for the pipeline, and does it compute what it should?
 
-Every check looks and changes nothing: no file is made, no model fetched. Left out: whether a policy is any good.
+Every check only looks: nothing is trained, fetched or registered. Left out: whether a policy is any good.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+
+from components.errors import SettingsError
 
 DISTRIBUTION = "unmask-policies"
 SAMPLES = 4000  # decodes of the exactness check
@@ -27,6 +29,8 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
     for name, check in table.items():
         try:
             ok, text = check(root)
+        except SettingsError:
+            ok, text = False, "settings are not readable; what is asked here depends on them; see the line settings"
         except Exception as error:  # a doctor that dies says nothing about the rest
             ok, text = False, (f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
                                f"mend this first, or report it")  # fmt: skip

@@ -111,19 +111,23 @@ class Sweep:
     gammas: Sequence[float]
     per_step: Sequence[int]
 
-    def candidates(self, length: int) -> list[Candidate]:
+    def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
+        """wide: also the factor rule and the entropy bound in blocks, and the rules that are there for orientation
+        (random, left to right, margin and entropy one by one); else those only that reach the front anywhere."""
         sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
         swept = [("threshold", self.thresholds), ("factor", self.factors), ("entropy_bound", self.gammas)]
         found = [
             Candidate(family, f"{value:g}", heuristic(family, value), size)
-            for family, values in swept for size in sizes for value in values
-        ]  # fmt: skip
-        # Fixed quotas in full diffusion; left to right has no use for blocks anyway.
-        quotas = ("random", "left_to_right", "confidence", "margin", "entropy")
+            for family, values in swept
+            for size in (sizes if wide or family == "threshold" else [None])
+            for value in values
+        ]
+        quotas = ("random", "left_to_right", "confidence", "margin", "entropy") if wide else ("confidence",)
         return found + [
             Candidate(family, str(count), heuristic(family, count), None)
-            for family in quotas for count in (self.per_step if family == "confidence" else self.per_step[:1])
-        ]  # fmt: skip
+            for family in quotas
+            for count in (self.per_step if family == "confidence" else self.per_step[:1])
+        ]
 
 
 def table(

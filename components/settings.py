@@ -74,12 +74,13 @@ class Data(Section):
 
 
 class Model(Section):
-    """source: "embedded" (stage pretrain makes it) or a hub name or folder."""
+    """source: "embedded" (stage pretrain makes it) or a hub name or folder. dtype: of the weights when they are used;
+    "auto" (embedded only) is what stage pretrain found to be faster on its machine, and recorded."""
 
     source: str
     layout: Layout
     revision: str | None
-    dtype: Literal["float32", "bfloat16", "float64"]
+    dtype: Literal["auto", "float32", "bfloat16", "float64"]
 
 
 class Models(Section):
@@ -184,6 +185,7 @@ class Train(Section):
     epochs: Count
     weighting: Literal["row", "constant"]
     pull: Annotated[float, Field(ge=0)]
+    temperature: Annotated[float, Field(ge=1)]
     empty_draw: Literal["forced", "legal"]
     pairs: Count
     rows: Count
@@ -250,6 +252,11 @@ class Settings(Section):
                 if name not in tasks:
                     raise ValueError(f"{where}: no task {name!r} in data.tasks; there would be nothing to decode; "
                                      f"use one of {', '.join(tasks)}{nearest(name, list(tasks))}")  # fmt: skip
+        for which in ("llada", "dream"):
+            model: Model = getattr(self.models, which)
+            if model.dtype == "auto" and model.source != "embedded":
+                raise ValueError(f"models.{which}.dtype=auto with source {model.source!r}: timing both would load it "
+                                 f"twice; say bfloat16 or float32")  # fmt: skip
         if self.evaluate.gate_task not in self.evaluate.tasks:
             raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
                              f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip

@@ -133,12 +133,13 @@ def _graph(policy: LearnedPolicy, example: Observation) -> Any:
 
 def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
     """aten.sort.stable, which the exporter does not know: TopK of all, where equal values stay in their order too."""
+    from onnx_ir import DataType
     from onnxscript import opset23 as op
 
     size = op.Shape(values, start=dim, end=None if dim == -1 else dim + 1)
-    if values.dtype.name == "UINT8":  # no type of TopK's
-        sorted_, index = op.TopK(op.Cast(values, to=6), size, axis=dim, largest=int(descending), sorted=1)
-        return op.Cast(sorted_, to=2), index
+    if values.dtype == DataType.UINT8:  # TopK does not take it
+        found, index = op.TopK(op.Cast(values, to=DataType.INT32), size, axis=dim, largest=int(descending), sorted=1)
+        return op.Cast(found, to=DataType.UINT8), index
     return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
 
 

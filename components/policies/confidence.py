@@ -9,7 +9,7 @@ frozen model's hidden states, which enter through a projection that starts at ze
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -156,6 +156,12 @@ class ConfidencePolicy(nn.Module):
             nn.init.zeros_(self.alpha.weight)
             nn.init.zeros_(self.alpha.bias)
 
+    def withhold_features(self, width: int) -> None:
+        """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
+        self.shape = replace(self.shape, features=width)
+        self.features = nn.Linear(width, self.shape.width, bias=False, device=self.head.weight.device)
+        nn.init.zeros_(self.features.weight)
+
     @property
     def needs(self) -> Needs:
         return Needs(self.shape.where, self.shape.top_k, "canvas" if self.shape.features else "none")
@@ -186,7 +192,7 @@ class ConfidencePolicy(nn.Module):
         time_B = obs.step_B.to(weight.dtype) / obs.length_B.to(weight.dtype)
         condition_BW = self.time(sinusoid(time_B, self.shape.width, self.shape.period))
         if self.shape.alpha:
-            condition_BW = condition_BW + self.alpha(torch.full_like(time_B, self.speed).unsqueeze(-1))
+            condition_BW = condition_BW + self.alpha(torch.full_like(time_B, math.log1p(self.speed)).unsqueeze(-1))
         condition_B2W = condition_BW.unsqueeze(1) + self.bit.weight
         position_L = torch.arange(obs.masked_BL.shape[1], device=weight.device)
         padding_B11L = (position_L >= obs.length_B.unsqueeze(1))[:, None, None, :]

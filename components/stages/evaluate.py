@@ -23,7 +23,7 @@ def evaluate(
     tests: list[dict[str, Any]] = []
     decodes: list[dict[str, Any]] = []
     for name in evaluate.tasks:
-        cells = measure(place, data, decode, evaluate, opened, name, "test")
+        cells = measure(place, data, decode, evaluate, opened, name, "test", wide=True)
         tests += rows_of(data, cells, name, domain.model, "test")
         decodes += show(place, data, opened, name, cells)
     gate = measure(place, data, decode, evaluate, opened, evaluate.gate_task, "gate")
@@ -39,24 +39,34 @@ def evaluate(
     return figures
 
 
-def learned(place: Place, decode: Decode, denoiser) -> list[Any]:
-    """The trained and the distilled policy, by their mode and by sampling."""
+def learned(place: Place, decode: Decode, denoiser, foreign: bool) -> list[Any]:
+    """The trained and the distilled policy, by their mode and by sampling.
+
+    foreign: the dLLM is not the one they were trained over. Its hidden states mean something else, so that a policy
+    that also reads statistics goes without them, and one that reads nothing else is left out.
+    """
     from components.evaluation import Candidate
     from components.policies import store
+    from components.policies.confidence import ConfidencePolicy
 
     found = []
     for family, stage in (("learned", "train"), ("distilled", "distill")):
         policy = store.load(place.outputs / stage / "policy").to(denoiser.device)
         policy.temperature, policy.scale = decode.temperature, decode.scale
-        if policy.shape.features not in (0, denoiser.width):
-            continue
+        if foreign and policy.shape.features:
+            if not isinstance(policy, ConfidencePolicy):
+                continue
+            policy.withhold_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
             found.append(Candidate(family, choose, policy, decode.block_length, choose))
     return found
 
 
-def measure(place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str) -> list[Any]:
-    """Cells of all candidates on one task and split."""
+def measure(
+    place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str,
+    wide: bool = False, foreign: bool = False,
+) -> list[Any]:  # fmt: skip
+    """Cells of all candidates on one task and split. wide: see Sweep.candidates. foreign: see ``learned``."""
     from components.evaluation import Sweep, table
     from components.prompts import Prompts
 
@@ -64,7 +74,7 @@ def measure(place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened
     task = task_of(data, name)
     asked = Prompts.of(task, place.examples(name, split, getattr(data.counts, split)), encoder)
     sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step)
-    candidates = learned(place, decode, denoiser) + sweep.candidates(task.canvas_length)
+    candidates = learned(place, decode, denoiser, foreign) + sweep.candidates(task.canvas_length, wide)
     with progress(f"evaluate {name} {split}", len(candidates)) as tick:
         return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))
 

@@ -59,7 +59,10 @@ class Place:
         if pinned.exists():
             found = json.loads(pinned.read_text())
             source, revision = found["source"], found["revision"]
-        return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), model.dtype, revision)
+        dtype = model.dtype
+        if dtype == "auto":
+            dtype = json.loads((folder / "dtype.json").read_text())["dtype"]
+        return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), dtype, revision)
 
 
 def task_of(data: Data, name: str) -> Task:

@@ -20,6 +20,12 @@ def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model
         figures: dict[str, float] = {}
     else:
         figures = _train(place, data, pretrain, chosen.layout, beside)
+        if chosen.dtype == "auto":
+            from components.denoisers.dtype import fastest
+
+            dtype, ratio = fastest(str(beside))
+            (beside / "dtype.json").write_text(json.dumps({"dtype": dtype}) + "\n")
+            figures["bfloat16_speed_up"] = ratio
     settle(beside, folder)
     place.metrics(f"pretrain-{model}", figures)
     return figures

@@ -93,8 +93,8 @@ def plan_of(train: Train, decode: Decode):
     from components.trainers.reinforce import Objective, Plan
 
     plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
-                experts=train.experts, warmup=train.warmup, clip_norm=train.clip_norm,
-                force=train.empty_draw == "forced", rows=train.rows)  # fmt: skip
+                experts=train.experts, expert_block=train.expert_block, warmup=train.warmup, clip_norm=train.clip_norm,
+                force=train.empty_draw == "forced", rows=train.rows, temperature=train.temperature)  # fmt: skip
     goal = Objective(alpha=train.alpha, reward=train.reward, signal=train.signal, clip=train.clip,
                      epochs=train.epochs, weighting=train.weighting, pull=train.pull, pairs=train.pairs)  # fmt: skip
     return plan, goal

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.settings import Case, Data, Decode, Evaluate, Models, Ood, Transfer
+from components.settings import Case, Data, Decode, Domain, Evaluate, Models, Ood, Transfer
 from components.stages.evaluate import measure, rows_of, summary
 from components.stages.place import Place, write_csv
 
 
 def transfer(
-    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, transfer: Transfer, case: str
+    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, transfer: Transfer, case: str
 ) -> dict[str, Any]:
     """P/transfer/<case>.csv."""
-    return _table(place, data, models, decode, evaluate, getattr(transfer, case), "transfer", case)
+    return _table(place, data, models, domain, decode, evaluate, getattr(transfer, case), "transfer", case)
 
 
 def ood(
-    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, ood: Ood, case: str
+    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, ood: Ood, case: str
 ) -> dict[str, Any]:
     """P/ood/<case>.csv."""
-    return _table(place, data, models, decode, evaluate, getattr(ood, case), "ood", case)
+    return _table(place, data, models, domain, decode, evaluate, getattr(ood, case), "ood", case)
 
 
 def _table(
-    place: Place, data: Data, models: Models, decode: Decode, evaluate: Evaluate, where: Case, stage: str, case: str
-) -> dict[str, Any]:
-    cells = measure(place, data, decode, evaluate, place.open_denoiser(models, where.model), where.task, "test")
+    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, where: Case,
+    stage: str, case: str,
+) -> dict[str, Any]:  # fmt: skip
+    opened = place.open_denoiser(models, where.model)
+    foreign = where.model != domain.model
+    cells = measure(place, data, decode, evaluate, opened, where.task, "test", foreign=foreign)
     rows = rows_of(data, cells, where.task, where.model, "test")
     write_csv(place.outputs / stage / f"{case}.csv", rows)
     figures = summary(rows)

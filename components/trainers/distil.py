@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
+from components.errors import SettingsError
 from components.maths.distributions import Deterministic
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
@@ -66,6 +67,10 @@ def distil(
             part = steps.pairs(chosen)
             noise = Noise(part.row_N + number * len(order), part.step_N)
             loss = imitation_loss(student, reference, part.observation, noise).mean()
+            if not bool(loss.isfinite()):
+                raise SettingsError(f"{type(student).__name__} cannot draw what {reference} does; the imitation loss "
+                                    f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
+                                    f"position per step), or a rule that commits what it can")  # fmt: skip
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -79,7 +84,8 @@ def _visit(
 ) -> Steps:
     """The states of one round: by the reference, from half of the rounds on by the student too."""
     source = generator(plan.seed, "distil", "prompts", number)
-    job = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist()).job(plan.block_length)
+    chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
+    job = chosen.job(plan.block_length, answers=reference.needs.answer)
     by_reference_R = torch.ones_like(job.policy_R)
     if 2 * number >= plan.rounds:
         by_reference_R[::2] = 0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
+from components.errors import SettingsError
 from components.maths import objectives
 from components.maths.distributions import Deterministic, cross_entropy
 from components.maths.plackett_luce import DPLS
@@ -25,7 +26,7 @@ from components.rewards import REWARDS
 from components.rng import generator, seed_of
 from components.rollout import Job, Options, rollout
 from components.stopwatch import Stopwatch
-from components.types import Rollout, Steps
+from components.types import Needs, Rollout, Steps
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Objective:
     """What is maximised, and by how much per round.
 
     alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
+    alphas           one of them per round, in turn, in place of alpha: for a policy that is conditioned on it.
     clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
     by_std           divide the advantage by the group's standard deviation.
@@ -40,7 +42,8 @@ class Objective:
                      closed form per step, "ce": the cross-entropy from the reference to the policy. Both leave out
                      the effect of today's action on the states visited later (the KL to go).
     pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
-    keep_steps       share of the pairs that enters the update (UPO's Algorithm 2), 1.0 for all.
+    keep_steps       share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
+                     2: stored features of long canvases are large), 1.0 for all.
     """
 
     alpha: float = 1.0
@@ -54,11 +57,28 @@ class Objective:
     divergence: str = "kl"
     pairs: int = 1024
     keep_steps: float = 1.0
+    alphas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SettingsError(f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
+                                    f"use one of {', '.join(known)}")  # fmt: skip
+        if not 0 < self.keep_steps <= 1 or self.epochs < 1:
+            raise SettingsError(f"objective with keep_steps={self.keep_steps} and epochs={self.epochs}; there would be "
+                                f"no update; use a share in (0, 1] and at least one epoch")  # fmt: skip
+
+
+CHOICES = {
+    "reward": tuple(REWARDS), "signal": ("correct", "dense"), "weighting": ("row", "constant"),
+    "divergence": ("kl", "ce"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws)."""
+    """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
+    ``expert_block``). The learning rate rises over ``warmup`` rounds and falls by a cosine to ``floor`` of it."""
 
     rounds: int
     prompts: int
@@ -67,12 +87,18 @@ class Plan:
     seed: int
     block_length: int | None
     experts: int = 0
+    expert_block: int | None = None
     warmup: int = 5
+    floor: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     force: bool = True
     cap: str = "canvas"
     rows: int = 512
+    temperature: float = 1.0
+
+    def temperature_at(self, number: int) -> float:
+        return 1 + (self.temperature - 1) * (1 - number / self.rounds)
 
 
 @dataclass
@@ -96,16 +122,20 @@ def optimiser_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
 
 
 def collect(
-    policy: LearnedPolicy, expert: Policy | None, denoiser: Denoiser, prompts: Prompts, plan: Plan,
-    objective: Objective, number: int, watch: Stopwatch,
+    policy: LearnedPolicy, reference: Policy | None, expert: Policy | None, denoiser: Denoiser, prompts: Prompts,
+    plan: Plan, objective: Objective, number: int, watch: Stopwatch,
 ) -> Collected:  # fmt: skip
-    """Rollouts, scores, rewards and advantages of round ``number``; everything drawn is addressed by it."""
+    """Rollouts, scores, rewards and advantages of round ``number``; everything drawn is addressed by it. What is
+    recorded also holds what the reference reads."""
+    many: list[Policy] = [policy] if expert is None else [policy, expert]
+    needs = Needs() if reference is None else reference.needs
     source = generator(plan.seed, "reinforce", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
-    job = chosen.job(plan.block_length, plan.group, plan.experts)
+    answers = needs.answer or any(p.needs.answer for p in many)
+    job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers)
     options = Options(seed=seed_of(plan.seed, "reinforce", "rollout", number), force=plan.force, cap=plan.cap,
-                      record=True, widen=plan.experts > 0, rows=plan.rows)  # fmt: skip
-    many: list[Policy] = [policy] if expert is None else [policy, expert]
+                      record=True, needs=needs, keep=objective.keep_steps, widen=plan.experts > 0,
+                      rows=plan.rows)  # fmt: skip
     with watch("rollout"):
         done = rollout(denoiser, many, job, options)
     with watch("reward"):
@@ -140,11 +170,11 @@ def _describe(found: Collected) -> dict[str, float]:
 
 def update(
     policy: LearnedPolicy, reference: Policy | None, optimiser: torch.optim.Optimizer, found: Collected, plan: Plan,
-    objective: Objective, number: int,
+    objective: Objective,
 ) -> dict[str, float]:  # fmt: skip
     """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did."""
     steps = found.steps
-    live_N = _live(found, objective, plan, number)
+    live_N = _live(found, objective)
     weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
     weight_N = weight_N / objective.keep_steps
     steered_N = (found.job.policy_R > 0)[steps.row_N]
@@ -171,16 +201,10 @@ def update(
     return totals
 
 
-def _live(found: Collected, objective: Objective, plan: Plan, number: int) -> Tensor:
-    """The pairs of the update: those with an advantage or, where there is a pull, all; sub-sampled if asked."""
-    steps = found.steps
-    live_N = torch.arange(len(steps.row_N))
-    if objective.pull == 0:
-        live_N = live_N[found.advantage_R[steps.row_N] != 0]
-    if objective.keep_steps < 1:
-        kept = torch.rand(len(live_N), generator=generator(plan.seed, "reinforce", "steps", number))
-        live_N = live_N[kept < objective.keep_steps]
-    return live_N
+def _live(found: Collected, objective: Objective) -> Tensor:
+    """The pairs of the update: those with an advantage or, where there is a pull, all."""
+    live_N = torch.arange(len(found.steps.row_N))
+    return live_N if objective.pull > 0 else live_N[found.advantage_R[found.steps.row_N] != 0]
 
 
 def surrogate(
@@ -189,9 +213,13 @@ def surrogate(
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """Minus the weighted sum over pairs of the clipped term, plus pull x divergence.
 
-    With ratio 1, weighting "constant" and no pull its gradient is the policy gradient of the mean reward, times
-    (1 - 1/G) because the baseline holds the row itself, over L. Weighting "row" divides by T_g instead, clipping and
-    the pull add their own terms: none of these is the gradient of the reward alone.
+    With ratio 1, weighting "constant" and no pull its mean gradient is that of minus the expected reward, times
+    (1 - 1/G) because the baseline holds the row itself, over L. The rest is not the gradient of the reward:
+
+    - weighting "row": (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step;
+    - beyond the first epoch: of the clipped ratio per step, not of the trajectory's;
+    - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed;
+    - steered rows: of the expert's action times the policy's share of its mixture likelihood.
     """
     distribution = policy.distribution(part.observation)
     own_n = distribution.log_prob(part.action)
@@ -227,12 +255,18 @@ def reinforce(
     """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves."""
     for number in range(first, plan.rounds):
         watch = Stopwatch()
-        rate = min(1.0, (number + 1) / max(plan.warmup, 1)) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * number / plan.rounds)))
+        fall = plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
         for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * rate
+            group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
+        if objective.alphas:
+            objective = replace(objective, alpha=objective.alphas[number % len(objective.alphas)])
+            policy.speed = objective.alpha
         policy.eval()
-        found = collect(policy, expert, denoiser, prompts, plan, objective, number, watch)
+        served = policy.temperature
+        policy.temperature = served * plan.temperature_at(number)
+        found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, watch)
         with watch("update"):
-            learnt = update(policy, reference, optimiser, found, plan, objective, number)
+            learnt = update(policy, reference, optimiser, found, plan, objective)
+        policy.temperature = served
         times = {f"seconds/{name}": value for name, value in watch.seconds.items()}
         after(number, found.metrics | learnt | times)

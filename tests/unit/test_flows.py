@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
@@ -59,6 +59,7 @@ def test_parameters_left_empty_change_nothing_and_comments_stay() -> None:
     assert "# the scale" in merged and "# rewards" in merged
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1, exclude_min=True))
 def test_every_float_arrives_as_the_same_number_in_every_yaml_reader(value: float) -> None:
     read = yaml.safe_load(parameters.merge(PARAMS, {"learning_rate": value}))
@@ -191,6 +192,7 @@ def test_the_guarded_command_stays_in_the_callers_process_group(tmp_path: Path) 
 # --- the worktree -------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_a_run_name_stays_one_folder_inside_the_worktrees(name: str) -> None:
     path = worktree.path_of(Path("/checkout"), name, "0123456789")

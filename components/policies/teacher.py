@@ -1,0 +1,37 @@
+"""A teacher that knows the answer, to be imitated: what the frozen model gets right now is committed, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.maths.distributions import ActionDistribution, Deterministic
+from components.maths.masked import masked_argmax, one_hot
+from components.types import Needs, Observation
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Commits exactly the eligible positions whose prediction equals the reference answer; where none does, the most
+    confident one. Not a decoder: it needs the answer (jobs made with ``answers=True``)."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(answer=True)
+
+    def score(self, obs: Observation) -> Tensor:
+        if obs.log_odds_BL is None:
+            raise ValueError("the observation has no log_odds_BL; the teacher cannot rank; ask for it in Needs")
+        return obs.log_odds_BL
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        if obs.answer_BL is None or obs.token_BL is None:
+            raise ValueError("the observation has no answer_BL or token_BL; the teacher has nothing to compare; make "
+                             "the job with answers=True and ask for the answer in Needs")  # fmt: skip
+        score_BL = self.score(obs)
+        right_BL = (obs.token_BL == obs.answer_BL) & obs.eligible_BL
+        best_BL = one_hot(masked_argmax(score_BL, obs.eligible_BL), obs.eligible_BL)
+        selected_BL = torch.where(right_BL.any(-1, keepdim=True), right_BL, best_BL)
+        return Deterministic(selected_BL, obs.eligible_BL, score_BL)

@@ -1,0 +1,254 @@
+"""The floors of the library: imports run strictly downwards, nothing happens at import, the wheel holds every package,
+and the command line answers at once, in one line where it has to refuse."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("components", "flows")
+
+# Lowest first. What stands on one floor does not import its neighbours either.
+FLOORS = (
+    {"types", "errors"},
+    {"rng", "stopwatch"},
+    {"maths", "tasks"},
+    {"denoisers", "readout", "policies"},
+    {"flight"},
+    {"rollout", "rewards"},
+    {"prompts", "oracle"},
+    {"evaluation"},
+    {"trainers", "export", "reports"},
+    {"bench"},
+    {"settings", "tracking"},
+    {"stages"},
+    {"show", "doctor"},
+    {"cli"},
+    {"flows"},
+)
+FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
+
+# Which floors may name a package at all, wherever in a function it is imported.
+ONLY_IN = {
+    "prefect": {"flows"},
+    "dvc": {"flows", "doctor"},
+    "mlflow": {"tracking", "stages", "flows"},
+    "matplotlib": {"reports"},
+    "onnxruntime": {"export"},
+    "reasoning_gym": {"tasks"},
+    "typer": {"cli"},
+    "pydantic": {"settings", "flows"},
+    "yaml": {"settings", "flows"},
+}
+
+
+def modules() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def unit_of(module: str) -> str:
+    """The floor's name of a module: components.maths.hull is on maths, flows.anything on flows."""
+    first, *rest = module.split(".")
+    return rest[0] if first == "components" and rest else first
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its head or inside a function; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative imports hide what is imported"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    units = {unit_of(name_of(path)) for path in modules()} - {"components"}
+    assert units == set(FLOOR)
+
+
+def test_imports_run_strictly_downwards() -> None:
+    broken = []
+    for path in modules():
+        here = unit_of(name_of(path))
+        for module in imported(path):
+            there = unit_of(module)
+            if module.split(".")[0] in PACKAGES and there != here and FLOOR[there] >= FLOOR[here]:
+                broken.append(f"{path.relative_to(ROOT)} ({here}, floor {FLOOR[here]}) imports {module} "
+                              f"({there}, floor {FLOOR[there]})")  # fmt: skip
+    assert not broken, "\n".join(broken)
+
+
+def test_each_tool_has_its_own_floors() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules()
+        for module in imported(path)
+        if unit_of(name_of(path)) not in ONLY_IN.get(module.split(".")[0], {unit_of(name_of(path))})
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_trusted() -> None:
+    for path in modules():
+        names = {node.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)}
+        assert "trust_remote_code" not in names, path
+        assert not {"pickle", "cloudpickle", "dill"} & {module.split(".")[0] for module in imported(path)}, path
+
+
+# Run in a fresh process. Opening for writing, making folders and asking the network are seen by audit hooks, which a
+# root user cannot pass by as he does a read-only folder.
+WATCH = """
+import importlib, json, os, sys
+
+seen = []
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        seen.append(f"{event} {args[1:]}")
+        raise OSError("no network here")
+    if event == "open" and isinstance(args[2], int) and args[2] & WRITING and str(args[0]) != os.devnull:
+        seen.append(f"open {args[0]}")
+    if event in ("os.mkdir", "os.rename", "os.remove"):
+        seen.append(f"{event} {args[0]}")
+
+sys.addaudithook(watch)
+import torch
+state = torch.random.get_rng_state()
+environment = dict(os.environ)
+for name in json.loads(sys.argv[1]):
+    before = len(seen)
+    importlib.import_module(name)
+    if len(seen) > before:
+        print(name, seen[before:])
+    if name != "components.cli" and dict(os.environ) != environment:
+        print(name, "changes", sorted(set(os.environ.items()) ^ set(environment.items())))
+    environment = dict(os.environ)
+if not torch.equal(state, torch.random.get_rng_state()):
+    print("somebody drew from the global generator")
+"""
+
+
+def test_importing_any_module_of_the_library_writes_nothing_and_asks_nobody(tmp_path: Path) -> None:
+    names = [name for name in map(name_of, modules()) if name.startswith("components")]
+    folder, home = tmp_path / "empty", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    folder.chmod(0o555)
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+                   "XDG_CACHE_HOME": str(home), "HF_HOME": str(home)}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", WATCH, json.dumps(names)], cwd=folder, env=environment, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
+    assert not [*folder.iterdir()] and not [*home.rglob("*")]
+
+
+def test_the_wheel_holds_every_module_and_no_test(tmp_path: Path) -> None:
+    """Built beside the checkout: setuptools would take what an older build/ there still holds."""
+    copy = tmp_path / "source"
+    for package in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    (copy / "README.md").write_text("# copy")
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    done = subprocess.run([*wheel, "-w", tmp_path, copy], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(built).namelist() if name.endswith(".py")}
+    assert held == {path.relative_to(ROOT).as_posix() for path in modules()}
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def unmask(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`unmask words` in a process of its own."""
+    return python(f"import sys; sys.argv = ['unmask', *{list(words)!r}]\nfrom components.cli import main\nmain()", cwd)
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, text=True, capture_output=True,
+                          check=False)  # fmt: skip
+
+
+COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "components" / "cli.py").read_text())
+HEAVY = ("torch", "transformers", "mlflow", "dvc", "prefect", "numpy", "yaml", "matplotlib", "rich.progress")
+HELPS = """
+import contextlib, io, json, sys
+from components.cli import main
+
+said = {}
+for words in (["--help"], *([command, "--help"] for command in COMMANDS)):
+    sys.argv = ["unmask", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        main()
+    said[words[0]] = " ".join(text.getvalue().split())
+print(json.dumps([said, sorted(sys.modules)]))
+"""
+
+
+def test_help_names_inputs_outputs_and_an_example_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    done = python(f"COMMANDS = {COMMANDS!r}\n{HELPS}", tmp_path)
+    said, loaded = json.loads(done.stdout)
+    assert not done.stderr and not set(HEAVY) & set(loaded)
+    assert {"prepare", "decode", "compare", "promote", "doctor"} <= set(COMMANDS)
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", said["--help"])
+        assert re.search(rf"In: \S.* Out: \S.* Example: unmask {command}\b", said[command]), said[command]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("prepare",), "params.yaml cannot be read"),
+        (("decode", "M1..............."), "params.yaml cannot be read"),
+        (("promote", "--dry-run"), "params.yaml cannot be read"),
+    ],
+)
+def test_outside_the_repository_a_command_refuses_in_one_line(words: tuple[str, ...], named: str, tmp_path) -> None:
+    assert_one_line(unmask(*words, cwd=tmp_path), named)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("train",), "outputs/tiny/data is not there"),
+        (("decode", "M1...............", "--policy", "treshold:0.9"), "did you mean threshold"),
+        (("compare", "confidence", "nowhere.onnx", "--prompt", "M1..............."), "nowhere.onnx is not there"),
+        (("promote",), "outputs/tiny/train/run.json is not there"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_one_line_on_stderr(words: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    assert_one_line(unmask(*words, cwd=tmp_path), named)
+
+
+def assert_one_line(said: subprocess.CompletedProcess[str], named: str) -> None:
+    assert said.returncode == 1 and not said.stdout, said
+    assert re.fullmatch(rf"unmask: [^\n]*{re.escape(named)}[^\n]*\n", said.stderr), said.stderr
+    assert said.stderr.count(";") >= 2
+
+
+def test_a_word_that_no_command_knows_is_refused_without_a_traceback() -> None:
+    said = unmask("trian")
+    assert said.returncode == 2 and "trian" in said.stderr and "Traceback" not in said.stderr

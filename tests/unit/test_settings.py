@@ -1,0 +1,177 @@
+"""params.yaml against its models: what is there parses, what cannot work is refused before anything runs, in a sentence
+of three clauses: what was wrong with which value; why it matters; what to do."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from components.errors import SettingsError
+from components.settings import Params, Settings, load, read
+
+FILE = Path(__file__).parents[2] / "params.yaml"
+RAW: dict[str, Any] = yaml.safe_load(FILE.read_text())
+
+
+def write(folder: Path, changes: dict[str, Any], drop: str = "") -> Path:
+    """params.yaml with values of the tiny profile replaced: {"train.alpha": -1}."""
+    raw = copy.deepcopy(RAW)
+    for path, value in {**changes, **({drop: None} if drop else {})}.items():
+        *parents, last = path.split(".")
+        place = raw["profiles"]["tiny"]
+        for parent in parents:
+            place = place[parent]
+        if path == drop:
+            del place[last]
+        else:
+            place[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return folder / "params.yaml"
+
+
+def models(of: Any = Params) -> Iterator[type[BaseModel]]:
+    """Every model that is reachable from Params."""
+    if isinstance(of, type) and issubclass(of, BaseModel):
+        yield of
+        for field in of.model_fields.values():
+            yield from models(field.annotation)
+    for part in get_args(of):
+        yield from models(part)
+
+
+def test_every_profile_of_the_file_parses_and_the_active_one_is_loaded() -> None:
+    params = read(FILE)
+    assert list(params.profiles) == ["tiny", "gpu"] and params.profile == "tiny"
+    assert load(FILE) == params.profiles["tiny"]
+
+
+def test_a_round_trip_loses_nothing(tmp_path: Path) -> None:
+    params = read(FILE)
+    again = tmp_path / "params.yaml"
+    again.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    assert read(again) == params
+    assert params.model_dump(mode="json") == RAW
+
+
+def test_no_field_has_a_default_since_dvc_tracks_only_what_the_file_says() -> None:
+    found = {
+        f"{m.__name__}.{name}" for m in models() for name, field in m.model_fields.items() if not field.is_required()
+    }
+    assert not found
+    assert {Settings, Params} < set(models()) and len(set(models())) > 10
+
+
+def test_settings_are_frozen() -> None:
+    for model in set(models()):
+        assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
+    with pytest.raises(ValidationError):
+        load(FILE).train.alpha = 2.0  # pyright: ignore
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    # what: (changes, what the sentence must name)
+    "a block that does not divide": ({"decode.block_length": 5}, "decode.block_length=5 .* canvas of 16 .*8.* 16"),
+    "a block that divides some canvases only": ({"decode.block_length": 16}, "canvas of 8 .*number_sorting"),
+    "a block that does not divide a transfer canvas": (
+        {"decode.block_length": 8, "domain.tasks": {"sudoku_many": 1}, "evaluate.tasks": ["sudoku_many"]},
+        r"canvas of 36 \(sudoku_long\)",
+    ),
+    "a shortlist larger than the block": (
+        {"policy.inputs": ["top"], "policy.top_k": 5, "decode.block_length": 4}, "top_k=5 .*block_length=4",
+    ),
+    "a shortlist that nobody reads": ({"policy.top_k": 3}, "top_k=3"),
+    "a negative alpha": ({"train.alpha": -0.5}, "train.alpha=-0.5"),
+    "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
+    "an unknown gate task": ({"evaluate.gate_task": "latin_squares"}, "'latin_squares' .*did you mean latin_square"),
+    "a gate task that is not evaluated": ({"evaluate.gate_task": "latin_square"}, "not among evaluate.tasks"),
+    "an unknown transfer task": ({"transfer.long.task": "sudoku_lang"}, "'sudoku_lang'.*did you mean sudoku_long"),
+    "an unknown kind of task": ({"data.tasks.sudoku_many.kind": "sudoku_mny"}, "'sudoku_mny' .*sudoku_many"),
+    "an unknown knob": ({"data.tasks.sudoku_many.knobs": {"min_clus": 1}}, r"'min_clus' .*nearest: min_clues"),
+    "a knob of another type": ({"data.tasks.sudoku_many.knobs": {"min_clues": "two"}}, "two"),
+    "a knob that cannot work": ({"data.tasks.sudoku_many.knobs": {"min_clues": 9, "max_clues": 2}}, "min_clues=9"),
+    "a canvas for a grid": ({"data.tasks.sudoku_many.canvas": 20}, "canvas=20"),
+    "a width that heads do not split": ({"policy.width": 66}, "width=66 with heads=2"),
+    "a dLLM width that heads do not split": ({"pretrain.width": 100, "pretrain.heads": 3}, "width=100 with heads=3"),
+    "no seed": ({"evaluate.seeds": []}, r"evaluate.seeds=\[\]"),
+    "no rounds": ({"train.rounds": 0}, "train.rounds=0"),
+    "a group of one": ({"train.group": 1}, "train.group=1"),
+    "a word for a number": ({"train.group": "many"}, "train.group='many'"),
+    "an unknown reference": ({"distill.reference": "treshold"}, "distill.reference='treshold'.*'threshold'"),
+    "a section that is no section": ({"train": [1]}, r"train=\[1\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_refused_in_three_clauses(tmp_path: Path, what: str) -> None:
+    changes, named = REFUSED[what]
+    with pytest.raises(SettingsError, match=named) as refused:
+        load(write(tmp_path, changes))
+    assert_three_clauses(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("train.runds", "rounds"),
+        ("trane", "train"),
+        ("data.tasks.sudoku_many.knob", "knobs"),
+        ("models.llada.sauce", "source"),
+        ("transfer.long.taks", "task"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_named(tmp_path: Path, path: str, near: str) -> None:
+    with pytest.raises(SettingsError, match=rf"tiny\.{path} .*did you mean {near}\?") as refused:
+        load(write(tmp_path, {path: 1}))
+    assert_three_clauses(str(refused.value))
+
+
+@pytest.mark.parametrize("path", ["train.alpha", "decode", "data.tasks.sudoku_many.canvas", "evaluate.seeds"])
+def test_a_missing_key_is_named(tmp_path: Path, path: str) -> None:
+    with pytest.raises(SettingsError, match=rf"profiles\.tiny\.{path} is missing") as refused:
+        load(write(tmp_path, {}, drop=path))
+    assert_three_clauses(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (FILE.read_text().replace("profile: tiny", "profile: tnny", 1), "'tnny'.*did you mean tiny"),
+        ("", "whole file=None"),
+        ("profile: [", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_and_an_unknown_profile_are_refused(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=named) as refused:
+        load(tmp_path / "params.yaml")
+    assert_three_clauses(str(refused.value))
+
+
+def test_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"params\.yaml cannot be read") as refused:
+        load(tmp_path / "params.yaml")
+    assert_three_clauses(str(refused.value))
+
+
+def test_every_wrong_value_is_named_at_once_a_line_each(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(write(tmp_path, {"train.alpha": -1, "train.rounds": 0, "distill.runds": 3}))
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert_three_clauses(line)
+
+
+def assert_three_clauses(sentence: str) -> None:
+    """Semicolons part them, or a colon the first two; the file and the place in it stand before."""
+    assert "\n" not in sentence
+    said = re.sub(r"^.*?params\.yaml:? (profiles\.[\w.]+: )?", "", sentence)
+    clauses = re.split(r"[;:] ", said)
+    assert len(clauses) >= 3 and all(clauses), sentence
