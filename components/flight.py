@@ -118,13 +118,12 @@ class Flight:
 
     def join(self, other: Flight) -> Flight:
         """These rows, then the other's; fresh rows have no fields yet and get zeros (they are stale)."""
-        size = len(other)
         return replace(
             self,
-            **{name: torch.cat([t, getattr(other, name)]) for name, t in self.tensors().items()},
-            fields={n: torch.cat([t, t.new_zeros(size, *t.shape[1:])]) for n, t in self.fields.items()},
-            state=None if self.state is None else {n: torch.cat([t, (other.state or {})[n]]) for n, t in self.state.items()},
-        )  # fmt: skip
+            **_concatenate([self.tensors(), other.tensors()]),
+            fields={n: torch.cat([t, t.new_zeros(len(other), *t.shape[1:])]) for n, t in self.fields.items()},
+            state=None if self.state is None else _concatenate([self.state, other.state or {}]),
+        )
 
     @property
     def eligible_BL(self) -> Tensor:
@@ -259,7 +258,8 @@ _NAMES = {"top": "top_BLK"}
 
 def _read(seen: Flight, denoiser: Denoiser, needs: Needs, hidden_bLD: Tensor) -> dict[str, Tensor]:
     """Statistics at the positions that the needs name, zero elsewhere."""
-    where_bL = {"eligible": seen.eligible_BL, "masked": seen.masked_BL, "all": seen.attend_BT[:, seen.start :]}[needs.where]
+    valid_bL = seen.attend_BT[:, seen.start :]
+    where_bL = {"eligible": seen.eligible_BL, "masked": seen.masked_BL, "all": valid_bL}[needs.where]
     place_N = where_bL.flatten().nonzero().squeeze(1)
     hidden_ND = hidden_bLD.flatten(0, 1).index_select(0, place_N)
     found = readout.read(denoiser.logits, hidden_ND, denoiser.forbidden_ids, needs, denoiser.vocabulary)

@@ -68,7 +68,7 @@ def rollout(
     denoiser: Denoiser,
     policies: Policy | Sequence[Policy],
     job: Job,
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: Options = Options(),
     watch: Stopwatch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
@@ -136,7 +136,7 @@ def _queue(job: Job) -> Tensor:
 
 
 def _decide(policies: list[Policy], flight: Flight, needs: Needs, options: Options) -> tuple[Action, Steps | None]:
-    """What every row does, and its record. The learning policy runs once: its distribution both draws and is recorded."""
+    """What every row does, and its record. The learning policy runs once: one distribution draws and is recorded."""
     obs, noise = flight.observation(needs, flight.eligible_BL), Noise(flight.key_B, flight.step_B)
     if len(policies) == 1:
         distribution = policies[0].distribution(obs)
@@ -242,7 +242,8 @@ def _collect(landed: list[dict[str, Tensor]], records: list[Steps], forwards: in
         steps = Steps(torch.cat([s.row_N for s in records]), torch.cat([s.step_N for s in records]),
                       Observation.concatenate([s.observation for s in records]), _join([s.action for s in records]),
                       torch.cat([s.log_prob_N for s in records]))  # fmt: skip
-    return Rollout(**{name: value[place_R] for name, value in found.items()}, forwards=forwards, useful=useful, steps=steps)
+    found = {name: value[place_R] for name, value in found.items()}
+    return Rollout(**found, forwards=forwards, useful=useful, steps=steps)
 
 
 def _join(actions: list[Action]) -> Action:

@@ -44,11 +44,26 @@ class TaskSettings(Section):
         canvas = {} if self.canvas is None else {"canvas_length": self.canvas}
         return build(self.kind, **self.knobs, **canvas)
 
+    @property
+    def length(self) -> int:
+        """Positions of the canvas."""
+        return self.canvas or self.build().canvas_length
+
+    @property
+    def marker(self) -> str:
+        """The character that its prompts begin with; none where a prompt is a text."""
+        marker = signature(TASKS[self.kind]).parameters.get("marker")
+        return self.knobs.get("marker", "" if marker is None else marker.default)
+
     @model_validator(mode="after")
     def _builds(self) -> TaskSettings:
-        if self.canvas is not None and "canvas_length" not in signature(TASKS.get(self.kind, dict)).parameters:
+        known = signature(TASKS[self.kind]).parameters if self.kind in TASKS else {}
+        if known and self.canvas is not None and "canvas_length" not in known:
             raise ValueError(f"canvas={self.canvas}: task {self.kind!r} has a canvas of its own; a grid of another "
                              f"length would be none; write null")  # fmt: skip
+        # Whether this machine can confine programs is asked when they are to be run, not by everybody who reads this.
+        if self.knobs.get("execute") and set(self.knobs) <= set(known):
+            return self
         try:
             self.build()
         except TypeError as error:
@@ -261,7 +276,7 @@ class Settings(Section):
             raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
                              f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip
         for name in dict.fromkeys([*self.domain.tasks, *self.evaluate.tasks, *(c.task for c in cases)]):
-            self._fits(name, tasks[name].build().canvas_length)
+            self._fits(name, tasks[name].length)
         return self
 
     def _fits(self, name: str, length: int) -> None:
@@ -292,8 +307,9 @@ def read(path: Path) -> Params:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read ({' '.join(str(error).split())}); no stage knows its "
-                            f"settings without it; run inside the repository, or restore the file") from error  # fmt: skip
+        why = " ".join(str(error).split())
+        raise SettingsError(f"{path} cannot be read ({why}); no stage knows its settings without it; run inside the "
+                            f"repository, or restore the file") from error  # fmt: skip
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:

@@ -155,10 +155,9 @@ def rule(name: str) -> Any:
 
 def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:
     """The task whose marker the prompt begins with, else the gate task; DataError if it cannot ask that."""
-    made = {name: task.build() for name, task in settings.data.tasks.items()}
-    first = [name for name, task in made.items() if prompt.startswith(getattr(task, "marker", "\0"))]
-    name = first[0] if first else settings.evaluate.gate_task
-    task = made[name]
+    marked = [name for name, task in settings.data.tasks.items() if task.marker and prompt.startswith(task.marker)]
+    name = marked[0] if marked else settings.evaluate.gate_task
+    task = settings.data.tasks[name].build()
     unknown = sorted(set(prompt) - set(task.alphabet)) if task.alphabet else []
     if unknown or not prompt:
         raise DataError(f"prompt {prompt!r} holds {unknown or 'nothing'}; the dLLM knows no more than task {name} "
@@ -200,7 +199,9 @@ def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any
 
     logging.disable_progress_bar()
     if model is None:
-        return place.open_denoiser(settings.models, settings.domain.model)
+        from components.stages.decoding import open_denoiser
+
+        return open_denoiser(place, settings.models, settings.domain.model)
     from components.denoisers import load
 
     return load(model, os.environ.get("UNMASK_DEVICE", "cpu"), getattr(settings.models, settings.domain.model).dtype)

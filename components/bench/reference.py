@@ -52,7 +52,8 @@ def _lock_step(
     state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
     changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
     while bool((busy_B := _busy(masked_BL, step_B, block_B * size_B, length_B, options)).any()):
-        forwards, useful = forwards + len(rows_B), useful + int(((changed_B if denoiser.stateless else busy_B) & busy_B).sum())
+        forwards += len(rows_B)
+        useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
         with watch("denoiser"):
             hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
@@ -67,7 +68,8 @@ def _lock_step(
             action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
         with watch("bookkeeping"):
             if options.record:
-                steps.append(_record(policies, obs, action, rows_B, policy_B, options).pairs(busy_B.nonzero().squeeze(1)))
+                recorded = _record(policies, obs, action, rows_B, policy_B, options)
+                steps.append(recorded.pairs(busy_B.nonzero().squeeze(1)))
             assert action.committed_BL is not None
             commit_BL = action.committed_BL & busy_B.unsqueeze(1)
             canvas_BL = torch.where(commit_BL, seen["token_BL"], ids_BT[:, start:])
@@ -79,7 +81,8 @@ def _lock_step(
             changed_B, step_B = commit_BL.any(-1), step_B + busy_B
             block_B, in_block_B = block_B + (done_B & busy_B), (in_block_B + 1).masked_fill(done_B, 0)
     canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
-    return Rollout(canvas_RL, order_BL, step_B, ~masked_BL.any(-1), policy_B, forwards, useful, _join(steps) if steps else None)
+    finished_B, joined = ~masked_BL.any(-1), _join(steps) if steps else None
+    return Rollout(canvas_RL, order_BL, step_B, finished_B, policy_B, forwards, useful, joined)
 
 
 def _lay_out(denoiser: Denoiser, job: Job, rows_B: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -164,7 +167,9 @@ def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tenso
     return Action(drawn_BL, rank_BL, committed_BL)
 
 
-def _record(policies: list[Policy], obs: Observation, action: Action, rows_B: Tensor, policy_B: Tensor, options: Options) -> Steps:
+def _record(
+    policies: list[Policy], obs: Observation, action: Action, rows_B: Tensor, policy_B: Tensor, options: Options
+) -> Steps:
     """What an expert committed counts as drawn, over all masks if ``widen``."""
     assert action.committed_BL is not None
     steered_B1 = (policy_B > 0).unsqueeze(1)
@@ -175,9 +180,13 @@ def _record(policies: list[Policy], obs: Observation, action: Action, rows_B: Te
 
 
 def _join(parts: list[Steps]) -> Steps:
-    actions = {name: None if getattr(parts[0].action, name) is None else torch.cat([getattr(s.action, name) for s in parts])
-               for name in ("drawn_BL", "rank_BL", "committed_BL")}  # fmt: skip
-    assert actions["drawn_BL"] is not None
+    def cat(name: str) -> Tensor | None:
+        found = [getattr(s.action, name) for s in parts]
+        return None if found[0] is None else torch.cat(found)
+
+    drawn_BL = cat("drawn_BL")
+    assert drawn_BL is not None
     return Steps(torch.cat([s.row_N for s in parts]), torch.cat([s.step_N for s in parts]),
-                 Observation.concatenate([s.observation for s in parts]), Action(**actions),  # pyright: ignore
+                 Observation.concatenate([s.observation for s in parts]),
+                 Action(drawn_BL, cat("rank_BL"), cat("committed_BL")),
                  torch.cat([s.log_prob_N for s in parts]))  # fmt: skip

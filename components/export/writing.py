@@ -134,8 +134,9 @@ def _graph(policy: LearnedPolicy, example: Observation) -> Any:
 def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
     """aten.sort.stable, which the exporter does not know: TopK of all, where equal values stay in their order too."""
     from onnx_ir import DataType
-    from onnxscript import opset23 as op
+    from onnxscript import opset23
 
+    op: Any = opset23
     size = op.Shape(values, start=dim, end=None if dim == -1 else dim + 1)
     if values.dtype == DataType.UINT8:  # TopK does not take it
         found, index = op.TopK(op.Cast(values, to=DataType.INT32), size, axis=dim, largest=int(descending), sorted=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from components.settings import Data, Decode, Distill, Domain, Models, Policy
-from components.stages.place import Place, task_of
+from components.stages.place import Place
 from components.stages.progress import progress
 
 
@@ -22,21 +22,6 @@ def fresh_policy(policy: Policy, width: int, seed: int):
         return ConfidencePolicy(Shape(**chosen))
 
 
-def prompts_of(place: Place, data: Data, domain: Domain, encoder, split: str, count: int):
-    """``count`` prompts of a split, the domain's tasks by their weights."""
-    from components.prompts import Prompts
-
-    total = sum(domain.tasks.values())
-    parts = [
-        Prompts.of(task_of(data, name), place.examples(name, split, count * weight // total), encoder)
-        for name, weight in domain.tasks.items()
-    ]
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = joined + part
-    return joined
-
-
 def distill(
     place: Place, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
 ) -> dict[str, float]:
@@ -44,9 +29,10 @@ def distill(
     from components.evaluation import Candidate, evaluate
     from components.policies import store
     from components.policies.heuristics import heuristic
+    from components.stages.decoding import open_denoiser, prompts_of
     from components.trainers.distil import Distil, distil
 
-    denoiser, encoder = place.open_denoiser(models, domain.model)
+    denoiser, encoder = open_denoiser(place, models, domain.model)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = heuristic(distill.reference, distill.value)
     train = prompts_of(place, data, domain, encoder, "train", data.counts.train)

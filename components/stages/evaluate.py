@@ -19,7 +19,9 @@ def evaluate(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate
 ) -> dict[str, Any]:
     """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
-    opened = place.open_denoiser(models, domain.model)
+    from components.stages.decoding import open_denoiser
+
+    opened = open_denoiser(place, models, domain.model)
     tests: list[dict[str, Any]] = []
     decodes: list[dict[str, Any]] = []
     for name in evaluate.tasks:

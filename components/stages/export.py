@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.settings import Data, Decode, Domain, Models
-from components.stages.place import Place, task_of
+from components.stages.place import Place
 from components.stages.progress import progress
 from components.stages.runfile import read_run, write_run
 
@@ -13,6 +13,7 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
+    from components.stages.decoding import judged_prompts, open_denoiser
 
     trained = place.outputs / "train" / "policy"
     policy = store.load(trained)
@@ -21,8 +22,8 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     path = place.outputs / "export" / "policy.onnx"
     choice = {"block_length": str(decode.block_length or ""), "choose": decode.choose}
     export_policy(policy, path, {"training": run["identity"], "profile": place.profile, **choice})
-    denoiser, encoder = place.open_denoiser(models, domain.model)
-    asked = evaluated(place, data, domain, encoder)
+    denoiser, encoder = open_denoiser(place, models, domain.model)
+    asked = judged_prompts(place, data, domain, encoder)
     with progress("export parity", 4 * len(asked)) as tick:
         decoding = Decoding(denoiser, asked, decode.block_length, progress=lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(path), random_states(policy), decoding)
@@ -31,18 +32,3 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     write_run(path.with_name("run.json"), "export", place.profile, settings, [trained], figures)
     place.metrics("export", figures)
     return figures
-
-
-def evaluated(place: Place, data: Data, domain: Domain, encoder):
-    """Every test and gate prompt of the domain's tasks."""
-    from components.prompts import Prompts
-
-    splits = {"test": data.counts.test, "gate": data.counts.gate}
-    first, *rest = (
-        Prompts.of(task_of(data, name), place.examples(name, split, count), encoder)
-        for name in domain.tasks
-        for split, count in splits.items()
-    )
-    for part in rest:
-        first = first + part
-    return first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from components.settings import Data, Models
+from components.settings import Data
 from components.tasks.example import Example, Task, read_examples
 from components.tracking.tracker import write_atomic
 
@@ -47,22 +46,6 @@ class Place:
             raise DataError(f"{path} holds {len(found)} examples, {count} are asked for; figures would rest on fewer "
                             f"prompts than they say; raise data.counts.{split}")  # fmt: skip
         return found
-
-    def open_denoiser(self, models: Models, which: str):
-        """Denoiser and encoder of models.<which>, on the device that UNMASK_DEVICE names (cpu by default)."""
-        from components.denoisers import load
-
-        model = getattr(models, which)
-        folder = self.outputs / "pretrain" / which
-        pinned = folder / "source.json"
-        source, revision = str(folder), None
-        if pinned.exists():
-            found = json.loads(pinned.read_text())
-            source, revision = found["source"], found["revision"]
-        dtype = model.dtype
-        if dtype == "auto":
-            dtype = json.loads((folder / "dtype.json").read_text())["dtype"]
-        return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), dtype, revision)
 
 
 def task_of(data: Data, name: str) -> Task:

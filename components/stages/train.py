@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from components.settings import Data, Decode, Domain, Models, Train
-from components.stages.distill import prompts_of
 from components.stages.place import Place
 from components.stages.progress import progress
 from components.stages.runfile import describe_run, write_run
 from components.tracking.tracker import Both, JsonlTracker, Tracker
 
 CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "prompts.py", "readout.py", "rewards.py",
-        "rng.py", "rollout.py", "types.py", "evaluation.py", "stages/train.py", "stages/distill.py")  # fmt: skip
+        "rng.py", "rollout.py", "types.py", "stages/train.py", "stages/decoding.py")  # fmt: skip
 
 
 def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
+    from components.stages.decoding import open_denoiser, prompts_of
     from components.trainers import checkpoints
     from components.trainers.reinforce import optimiser_for, reinforce
 
@@ -36,7 +36,7 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
     kept = place.root / ".checkpoints" / place.profile / begun["identity"]
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
 
-    denoiser, encoder = place.open_denoiser(models, domain.model)
+    denoiser, encoder = open_denoiser(place, models, domain.model)
     policy = store.load(place.outputs / "distill" / "policy").to(denoiser.device)
     reference = copy.deepcopy(policy).requires_grad_(False)
     plan, objective = plan_of(train, decode)
@@ -122,6 +122,7 @@ def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Trai
     from components.rewards import REWARDS
     from components.rng import seed_of
     from components.rollout import Options, rollout
+    from components.stages.decoding import prompts_of
 
     tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
     job = tune.job(decode.block_length)

@@ -10,7 +10,14 @@ from components.stages.place import Place, write_csv
 
 
 def transfer(
-    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, transfer: Transfer, case: str
+    place: Place,
+    data: Data,
+    models: Models,
+    domain: Domain,
+    decode: Decode,
+    evaluate: Evaluate,
+    transfer: Transfer,
+    case: str,
 ) -> dict[str, Any]:
     """P/transfer/<case>.csv."""
     return _table(place, data, models, domain, decode, evaluate, getattr(transfer, case), "transfer", case)
@@ -27,7 +34,9 @@ def _table(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, where: Case,
     stage: str, case: str,
 ) -> dict[str, Any]:  # fmt: skip
-    opened = place.open_denoiser(models, where.model)
+    from components.stages.decoding import open_denoiser
+
+    opened = open_denoiser(place, models, where.model)
     foreign = where.model != domain.model
     cells = measure(place, data, decode, evaluate, opened, where.task, "test", foreign=foreign)
     rows = rows_of(data, cells, where.task, where.model, "test")

@@ -33,6 +33,7 @@ from components.export.parity import TOLERANCE
 from components.maths.distributions import Categorical, commit
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.heuristics import shortlist
 from components.prompts import Prompts
 from components.rng import Noise, generator, row_keys
 from components.rollout import Options, rollout
@@ -45,7 +46,8 @@ CALLER = {"commit": "0123abc", "training": '{"rounds": 3}'}
 
 
 class SequencePolicy(ConfidencePolicy):
-    """Reads the features of the prompt too: their mean over what is not padding moves every utility."""
+    """Reads the features of the prompt too, their mean over what is not padding moves every utility, and draws among
+    the two most confident positions alone: what paper B's policy does."""
 
     @property
     def needs(self) -> Needs:
@@ -54,7 +56,8 @@ class SequencePolicy(ConfidencePolicy):
     def score(self, obs: Observation) -> torch.Tensor:
         assert obs.features_BTD is not None and obs.attend_BT is not None
         weight_BT = obs.attend_BT / obs.attend_BT.sum(-1, keepdim=True)
-        return super().score(obs) + (obs.features_BTD.mean(-1) * weight_BT).sum(-1, keepdim=True)
+        utilities_BL = super().score(obs) + (obs.features_BTD.mean(-1) * weight_BT).sum(-1, keepdim=True)
+        return utilities_BL.masked_fill(~shortlist(obs, 2), -torch.inf)
 
 
 SMALL: dict[str, Any] = dict(width=16, heads=2, inner=32)
@@ -76,7 +79,8 @@ def make(name: str) -> ConfidencePolicy:
         policy = CASES[name]().eval()
         for value in policy.parameters():
             value.add_(torch.randn(value.shape) * 0.3)
-        policy.head.bias.sub_(policy.score(random_observation(policy, 8, 16, "centre")).mean())
+        utilities_BL = policy.score(random_observation(policy, 8, 16, "centre"))
+        policy.head.bias.sub_(utilities_BL[utilities_BL.isfinite()].mean())
     return policy
 
 
@@ -238,7 +242,7 @@ def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy,
     for action, name in ((distribution.mode(), "mode"), (sample, "sample")):
         expected = commit(distribution, action, obs.eligible_BL, force=True).committed_BL
         assert expected is not None and np.array_equal(out[name], expected.numpy())
-    assert np.abs(out["score"] - policy.score(obs).detach().numpy()).max() < TOLERANCE
+    assert np.allclose(out["score"], policy.score(obs).detach().numpy(), atol=TOLERANCE)
 
 
 def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> None:

@@ -49,7 +49,6 @@ ONLY_IN = {
     "reasoning_gym": {"tasks"},
     "typer": {"cli"},
     "pydantic": {"settings", "flows"},
-    "yaml": {"settings", "flows"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from components.errors import SettingsError
 from components.settings import Params, Settings, load, read
+from components.tasks import programs
 
 FILE = Path(__file__).parents[2] / "params.yaml"
 RAW: dict[str, Any] = yaml.safe_load(FILE.read_text())
@@ -68,6 +70,17 @@ def test_no_field_has_a_default_since_dvc_tracks_only_what_the_file_says() -> No
     assert {Settings, Params} < set(models()) and len(set(models())) > 10
 
 
+def test_reading_the_settings_of_all_profiles_runs_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether programs can be confined is asked of who wants to run them, not of a laptop that trains on puzzles."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    programs.way.cache_clear()
+    read(FILE)
+
+
 def test_settings_are_frozen() -> None:
     for model in set(models()):
         assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
@@ -75,13 +88,15 @@ def test_settings_are_frozen() -> None:
         load(FILE).train.alpha = 2.0  # pyright: ignore
 
 
+EIGHT = {"kind": "number_sorting", "knobs": {"numbers": 8}, "canvas": None}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     # what: (changes, what the sentence must name)
     "a block that does not divide": ({"decode.block_length": 5}, "decode.block_length=5 .* canvas of 16 .*8.* 16"),
-    "a block that divides some canvases only": ({"decode.block_length": 16}, "canvas of 8 .*number_sorting"),
+    "a block that divides some canvases only": (
+        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "domain.tasks": {"eight": 1}}, r"canvas of 8 \(eight\)",
+    ),
     "a block that does not divide a transfer canvas": (
-        {"decode.block_length": 8, "domain.tasks": {"sudoku_many": 1}, "evaluate.tasks": ["sudoku_many"]},
-        r"canvas of 36 \(sudoku_long\)",
+        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "transfer.long.task": "eight"}, r"canvas of \d+",
     ),
     "a shortlist larger than the block": (
         {"policy.inputs": ["top"], "policy.top_k": 5, "decode.block_length": 4}, "top_k=5 .*block_length=4",
@@ -93,6 +108,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a gate task that is not evaluated": ({"evaluate.gate_task": "latin_square"}, "not among evaluate.tasks"),
     "an unknown transfer task": ({"transfer.long.task": "sudoku_lang"}, "'sudoku_lang'.*did you mean sudoku_long"),
     "an unknown kind of task": ({"data.tasks.sudoku_many.kind": "sudoku_mny"}, "'sudoku_mny' .*sudoku_many"),
+    "an unknown kind of text": ({"data.tasks.new": {"kind": "gsm8", "knobs": {}, "canvas": 16}}, "'gsm8' .*gsm8k"),
+    "an unknown knob of a task that runs programs": (
+        {"data.tasks.new": {"kind": "mbpp", "knobs": {"execute": True, "second": 1}, "canvas": 16}},
+        "nearest: seconds",
+    ),
     "an unknown knob": ({"data.tasks.sudoku_many.knobs": {"min_clus": 1}}, r"'min_clus' .*nearest: min_clues"),
     "a knob of another type": ({"data.tasks.sudoku_many.knobs": {"min_clues": "two"}}, "two"),
     "a knob that cannot work": ({"data.tasks.sudoku_many.knobs": {"min_clues": 9, "max_clues": 2}}, "min_clues=9"),

@@ -1,0 +1,48 @@
+"""What the stages that decode share: the frozen dLLM, opened, and prompts encoded for it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from components.denoisers import Encoder, TransformerDenoiser, load
+from components.prompts import Prompts
+from components.settings import Data, Domain, Models
+from components.stages.place import Place, task_of
+
+
+def open_denoiser(place: Place, models: Models, which: str) -> tuple[TransformerDenoiser, Encoder]:
+    """Denoiser and encoder of models.<which>, on the device that UNMASK_DEVICE names (cpu by default)."""
+    folder = place.outputs / "pretrain" / which
+    pinned = folder / "source.json"
+    source, revision = str(folder), None
+    if pinned.exists():
+        found = json.loads(pinned.read_text())
+        source, revision = found["source"], found["revision"]
+    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), getattr(models, which).dtype, revision)
+
+
+def prompts_of(place: Place, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:
+    """``count`` prompts of a split, the domain's tasks by their weights."""
+    total = sum(domain.tasks.values())
+    return _joined(
+        Prompts.of(task_of(data, name), place.examples(name, split, count * weight // total), encoder)
+        for name, weight in domain.tasks.items()
+    )
+
+
+def judged_prompts(place: Place, data: Data, domain: Domain, encoder: Encoder) -> Prompts:
+    """Every test and gate prompt of the domain's tasks."""
+    splits = {"test": data.counts.test, "gate": data.counts.gate}
+    return _joined(
+        Prompts.of(task_of(data, name), place.examples(name, split, count), encoder)
+        for name in domain.tasks
+        for split, count in splits.items()
+    )
+
+
+def _joined(parts) -> Prompts:
+    joined, *rest = parts
+    for part in rest:
+        joined = joined + part
+    return joined

@@ -1,0 +1,140 @@
+"""The readout's statistics are those of a float64 softmax, also where a softmax in float32 would fail."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from components import readout
+from components.rng import generator
+from components.types import Needs
+
+torch.set_num_threads(1)
+
+
+STATISTICS = Needs()
+
+
+def by_definition(logits_NV: Tensor, forbidden: list[int], top_k: int) -> dict[str, Tensor]:
+    logits_NV = logits_NV.double().clone()
+    logits_NV[:, forbidden] = -torch.inf
+    token_N1 = logits_NV.argmax(-1, keepdim=True)
+    log_NV = logits_NV.log_softmax(-1)
+    others_NV = log_NV.scatter(-1, token_N1, -torch.inf)
+    log_odds_N = (log_NV.gather(-1, token_N1) - others_NV.logsumexp(-1, keepdim=True)).squeeze(-1)
+    top_NK = log_NV.exp().sort(-1, descending=True).values[:, :top_k]
+    return {
+        "token": token_N1.squeeze(-1),
+        "confidence": log_NV.amax(-1).exp(),
+        "log_odds": log_odds_N.clamp(-readout.LOG_ODDS_LIMIT, readout.LOG_ODDS_LIMIT),
+        "margin": log_NV.amax(-1).exp() - others_NV.amax(-1).exp(),
+        "entropy": -(log_NV.exp() * log_NV.masked_fill(log_NV == -torch.inf, 0.0)).sum(-1),
+        "top": torch.nn.functional.pad(top_NK, (0, top_k - top_NK.shape[-1])),
+    }
+
+
+def read(logits_NV: Tensor, forbidden: list[int], needs: Needs = STATISTICS) -> dict[str, Tensor]:
+    return readout.read(lambda x: x, logits_NV, torch.tensor(forbidden, dtype=torch.int64), needs, logits_NV.shape[-1])
+
+
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float64: dict(rtol=1e-10, atol=1e-12),
+    torch.float32: dict(rtol=2e-5, atol=2e-6),
+    # bfloat16 logits are exact numbers: what is read from them is as good as from float32 ones
+    torch.bfloat16: dict(rtol=2e-5, atol=2e-6),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), vocabulary=st.integers(2, 40), scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
+    forbid=st.integers(0, 20), top_k=st.integers(0, 45),
+)  # fmt: skip
+def test_statistics_are_those_of_a_float64_softmax(dtype, seed, vocabulary, scale, forbid, top_k):
+    source = generator("readout", seed)
+    logits_NV = (scale * torch.randn(5, vocabulary, generator=source, dtype=torch.float64)).to(dtype)
+    forbidden = torch.randperm(vocabulary, generator=source)[: min(forbid, vocabulary - 1)].tolist()
+    wanted = by_definition(logits_NV, forbidden, top_k)
+    found = read(logits_NV, forbidden, Needs(top_k=top_k))
+    assert torch.equal(found["token"], wanted["token"])
+    assert not any(token in forbidden for token in found["token"].tolist())
+    for name in ("confidence", "log_odds", "margin", "entropy", *(["top"] if top_k else [])):
+        torch.testing.assert_close(
+            found[name].double(), wanted[name], **TOLERANCE[dtype], msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_the_log_odds_stay_exact_where_the_confidence_rounds_to_one():
+    gaps = torch.arange(0.0, 40.0, 2.5)
+    found = read(torch.stack([gaps, torch.zeros_like(gaps)], -1), [])
+    assert torch.equal(found["log_odds"], gaps.clamp(max=readout.LOG_ODDS_LIMIT))
+    assert bool((found["confidence"][gaps > 20] == 1).all())
+    # p log 1/p of the loser, to the last digits, where 1 - p is lost in float32
+    sure = gaps[(gaps > 20) & (gaps < 30)].double()
+    torch.testing.assert_close(
+        found["entropy"][(gaps > 20) & (gaps < 30)].double(), (1 + sure) * (-sure).exp(), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1e3, -1e3])
+def test_ties_go_to_the_lowest_allowed_id(value: float):
+    found = read(torch.full((1, 6), value), [0, 3])
+    assert found["token"].tolist() == [1]
+    assert found["margin"].tolist() == [0.0]
+    assert found["confidence"].item() == pytest.approx(1 / 4)
+    assert found["entropy"].item() == pytest.approx(math.log(4))
+    assert found["log_odds"].item() == pytest.approx(-math.log(3))
+
+
+@pytest.mark.parametrize("other", [-5.0, 2e3, -math.inf])
+def test_a_single_allowed_token_is_certain(other: float):
+    logits = torch.full((1, 4), other)
+    logits[0, 2] = -7.0
+    found = read(logits, [0, 1, 3], Needs(top_k=2))
+    assert found["token"].tolist() == [2]
+    assert found["confidence"].tolist() == found["margin"].tolist() == [1.0]
+    assert found["entropy"].tolist() == [0.0]
+    assert found["log_odds"].tolist() == [readout.LOG_ODDS_LIMIT]
+    assert found["top"].tolist() == [[1.0, 0.0]]
+
+
+def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch):
+    logits_NV = torch.randn(50, 9, generator=generator("chunks"), dtype=torch.float64)
+    before = logits_NV.clone()
+    whole = read(logits_NV, [0], Needs(top_k=3, drift=1))
+    monkeypatch.setattr(readout, "chunk_bytes", lambda device: (7 * 9 * 4, 3 * 9 * 4))
+    parts = read(logits_NV, [0], Needs(top_k=3, drift=1))
+    assert torch.equal(logits_NV, before)
+    for name, value in whole.items():
+        assert torch.equal(parts[name], value), name
+
+
+def test_no_position_is_asked_for_and_none_is_answered():
+    found = read(torch.zeros(0, 5), [0], Needs(top_k=2))
+    assert {name: tuple(v.shape) for name, v in found.items()} == {
+        "token": (0,), "confidence": (0,), "log_odds": (0,), "margin": (0,), "entropy": (0,), "top": (0, 2),
+    }  # fmt: skip
+
+
+def test_drift_is_the_divergence_from_the_distribution_before_and_infinite_without_one():
+    source = generator("drift")
+    now, before = (torch.randn(4, 6, generator=source, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    before[3] = torch.nan
+    found = readout.drift(now, before)
+    wanted = torch.nn.functional.kl_div(before, now, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(found[:3], wanted[:3])
+    assert found[3] == torch.inf
+    assert readout.drift(now, now).tolist() == [0.0] * 4
+
+
+def test_what_is_forbidden_has_no_part_in_drift():
+    head = torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[1.0, 2.0, -50.0]])
+    now, before = (read(x, [2], Needs(drift=1))["log_probs"] for x in head)
+    assert readout.drift(now, before).tolist() == [0.0]
