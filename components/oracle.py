@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -63,14 +63,14 @@ def enumerate_decoding(
     force: bool = True, cap: str = "canvas", single: bool = False, answer: Tensor | None = None,
 ) -> Lattice:  # fmt: skip
     """The lattice of one prompt. needs: of every policy that will be asked. single: one position per step only (enough
-    for categorical policies, and far smaller). SettingsError where enumeration is impossible."""
+    for categorical policies, and far smaller). answer: for a teacher. SettingsError where enumeration is impossible."""
     if needs.drift or not denoiser.stateless:
         raise SettingsError("the oracle was given a policy that reads drift, or a denoiser with a state; what is "
                             "decided would depend on more than the canvas; use others")  # fmt: skip
     if (block_length or length) > LIMIT:
         raise SettingsError(f"{block_length or length} positions are eligible at once; a step would have "
                             f"2^{block_length or length} outcomes; enumerate at most {LIMIT}")  # fmt: skip
-    job = Job.of([prompt], length, block_length or length)
+    job = replace(Job.of([prompt], length, block_length or length), answers=None if answer is None else [answer])
     options, watch = Options(force=force, cap=cap), Stopwatch()
     flight = admit(job, torch.tensor([0]), denoiser, 0)
     levels: list[Level] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def _lock_step(
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with watch("readout"):
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
-            seen |= _features(hidden_BTD, attend_BT, start, needs)
-        obs = Observation(masked_BL, eligible_BL, step_B, length_B, **seen)
+            fields: dict[str, Any] = seen | _features(hidden_BTD, attend_BT, start, needs)
+        obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
         with watch("policy"):
             action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
         with watch("bookkeeping"):

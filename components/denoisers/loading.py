@@ -35,6 +35,7 @@ LLADA_KEYS = {
     r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
+NOT_SHAPE = ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")
 LLADA_MUST_BE = {
     "block_type": "llama", "rope": True, "alibi": False, "include_bias": False, "layer_norm_type": "rms",
     "scale_logits": False, "input_emb_norm": False, "attention_layer_norm": False, "block_group_size": 1,
@@ -93,41 +94,50 @@ def load(
     path: str | Path, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> tuple[TransformerDenoiser, Encoder]:
     """The denoiser and the encoder of a checkpoint, probed. ``dtype``: float32, bfloat16 or float64."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, Qwen2Config
+
+    llama, qwen2 = _classes()
 
     path = str(path)
     raw = read_config(path, revision)
     family = raw.get("model_type")
     common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision, output_loading_info=True)
     if family == "llada":
-        model, info = LlamaForCausalLM.from_pretrained(
+        model, info = llama.from_pretrained(
             path, config=LlamaConfig(**_from_llada(raw)), key_mapping=LLADA_KEYS, **common)  # fmt: skip
     elif family in ("Dream", "qwen2"):
-        known = {k: v for k, v in raw.items() if k not in ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")}
-        model, info = Qwen2ForCausalLM.from_pretrained(path, config=Qwen2Config(**known), **common)
+        known = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
+        model, info = qwen2.from_pretrained(path, config=Qwen2Config(**known), **common)
     elif family == "llama":
-        model, info = LlamaForCausalLM.from_pretrained(path, **common)
+        model, info = llama.from_pretrained(path, **common)
     else:
-        raise CheckpointError(f"{path}: model_type {family!r} is not known; its attention and its shift cannot be "
-                              f"guessed; known are llada, Dream, and llama or qwen2 folders that this project wrote")  # fmt: skip
+        raise CheckpointError(f"{path}: model_type {family!r} is not known; its attention and shift are not; "
+                              f"known are llada, Dream, and llama or qwen2 folders of this project")  # fmt: skip
     wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
-    wrong.pop("missing_keys", None) if model.config.tie_word_embeddings and wrong.get("missing_keys") == ["lm_head.weight"] else None
+    if model.config.tie_word_embeddings and wrong.get("missing_keys") == ["lm_head.weight"]:
+        del wrong["missing_keys"]
     if wrong:
         raise CheckpointError(f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
                               f"whole {family} checkpoint")  # fmt: skip
     tokenizer = _tokenizer(AutoTokenizer, path, family, revision)
-    denoiser = TransformerDenoiser(
-        model.to(device), _mask_id(path, raw, tokenizer), len(tokenizer), bool(raw.get("logits_shifted", family == "Dream"))
-    )
+    shifted = bool(raw.get("logits_shifted", family == "Dream"))
+    denoiser = TransformerDenoiser(model.to(device), _mask_id(path, raw, tokenizer), len(tokenizer), shifted)
     probe(denoiser)
     return denoiser, Encoder(tokenizer, _end_ids(tokenizer))
+
+
+def _classes() -> tuple[Any, Any]:
+    """The native classes; untyped, because ``output_loading_info`` changes what from_pretrained returns."""
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+    return LlamaForCausalLM, Qwen2ForCausalLM
 
 
 def _from_llada(raw: dict[str, Any]) -> dict[str, Any]:
     for key, wanted in LLADA_MUST_BE.items():
         if key in raw and raw[key] != wanted:
-            raise CheckpointError(f"LLaDA config has {key}={raw[key]!r}; the native Llama class computes {wanted!r} "
-                                  f"only, its output would be wrong; use a checkpoint of the released layout")  # fmt: skip
+            raise CheckpointError(f"LLaDA config has {key}={raw[key]!r}; Llama computes {wanted!r} only, "
+                                  f"the output would be wrong; use a checkpoint of the released layout")  # fmt: skip
     return dict(
         vocab_size=raw.get("embedding_size") or raw["vocab_size"], hidden_size=raw["d_model"],
         intermediate_size=raw["mlp_hidden_size"], num_hidden_layers=raw["n_layers"],
@@ -143,7 +153,7 @@ def _tokenizer(auto: Any, path: str, family: str, revision: str | None) -> Any:
     from transformers import Qwen2Tokenizer
 
     # Dream's own tokenizer class is remote code; the native one gives the same ids.
-    kind = Qwen2Tokenizer if family == "Dream" else auto
+    kind: Any = Qwen2Tokenizer if family == "Dream" else auto
     return kind.from_pretrained(path, revision=revision, padding_side="left")
 
 

@@ -89,7 +89,8 @@ class _Score(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         given = dict(zip(self.names, tensors, strict=True))
         # The canvas is the end of the sequence. Not an Observation: it compares sizes, and the trace would fix them.
-        start = given["features_BTD"].shape[1] - given["masked_BL"].shape[1] if "attend_BT" in given else 0
+        whole = self.policy.needs.features == "sequence"
+        start = given["features_BTD"].shape[1] - given["masked_BL"].shape[1] if whole else 0
         return self.policy.score(cast(Observation, SimpleNamespace(**given, canvas_start=start)))
 
 

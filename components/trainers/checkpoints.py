@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``. The file appears whole or not at all."""
+    """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
+
+    The file appears whole or not at all.
+    """
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in facts.get("best_weights", {}).items()}
     for index, state in optimiser.state_dict()["state"].items():

@@ -106,7 +106,7 @@ def test_paper_b_learns_the_best_order(key_first, seed):
 
 def imitate(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
-    plan = Distil(rounds, prompts=12, pairs=64, learning_rate=5e-3, block_length=None, seed=seed)
+    plan = Distil(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
     distil(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
     return losses
 
@@ -127,15 +127,17 @@ def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
 @pytest.mark.parametrize("reference", [MaxConfidence(), SoftmaxConfidence(0.05)], ids=["max", "softmax"])
 def test_the_realisations_start_from_their_reference(key_first, reference):
     """Taught by cross-entropy or KL, the feature head draws like its reference: what it is then pulled to."""
-    policy = feature_policy(0)
-    imitate(policy, reference, key_first, 40, 0)
-    lattice = enumerate_decoding(key_first.denoiser(), key_first.prompts().ids[2], 4, None, NEEDS, single=True)
+    policy, prompts = feature_policy(0), key_first.prompts()
+    losses = imitate(policy, reference, key_first, 120, 0)
+    assert losses[-1] < 0.25 * losses[0]
+    lattice = enumerate_decoding(key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True,
+                                 answer=prompts.answers()[2])  # fmt: skip
     with torch.no_grad():
         ours, theirs = (follow(lattice, p).mass_N for p in (policy, reference))
-        apart = [float(reference.distribution(level.observation).kl(policy.distribution(level.observation)).max())
-                 for level in lattice.levels[:1]]  # fmt: skip
-    assert apart[0] < 0.05
-    assert float((ours - theirs).abs().sum()) < 0.1
+        first = lattice.levels[0].observation
+        apart = reference.distribution(first).kl(policy.distribution(first))
+    assert apart.item() < 0.2
+    assert (ours - theirs).abs().sum().item() < 0.05
 
 
 # --- UPO's theorems ---------------------------------------------------------------------------------------------------
@@ -143,8 +145,8 @@ def test_the_realisations_start_from_their_reference(key_first, reference):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_upo_improves_on_its_reference_and_comes_nearer_to_the_data(many_texts, seed):
-    """Theorem 1: E[r] of the optimised policy is above the reference's. Theorem 2: KL(data || policy) is below. The data
-    are what an ideal model would write: the reference's texts, given that they are right."""
+    """Theorem 1: E[r] of the optimised policy is above the reference's. Theorem 2: KL(data || policy) is below. The
+    data are what an ideal model would write: the reference's texts, given that they are right."""
     reference, policy = TopKRandom(3), feature_policy(seed, shortlist=3)
     prompts, denoiser = many_texts.prompts(), many_texts.denoiser()
     lattice = enumerate_decoding(denoiser, prompts.ids[0], 4, None, NEEDS, single=True, answer=prompts.answers()[0])

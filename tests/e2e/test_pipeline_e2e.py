@@ -1,0 +1,272 @@
+"""The whole pipeline for real, at minute size: a training that is killed half-way, resumed by `dvc repro`, evaluated,
+exported, reported, promoted, and looked at with every command that a user has."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from components.tracking import registry, store
+from components.tracking.tracker import read_metrics
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+ROUNDS, SAVED, KILLED = 6, 1, 2  # killed after round 2 was logged, when the last checkpoint is that of round 1
+P = Path("outputs/tiny")
+
+# Stands before the real `unmask` on the PATH.
+KILLER = f"""#!{sys.executable}
+import os, signal, sys
+from components.cli import main
+from components.tracking.tracker import JsonlTracker
+
+log = JsonlTracker.log
+
+def last_words(self, metrics, step):
+    log(self, metrics, step)
+    if step == {KILLED}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+JsonlTracker.log = last_words
+main()
+"""
+
+
+def shrink(params: dict[str, Any]) -> dict[str, Any]:
+    """The tiny profile in a minute; the dense score, because a dLLM of twenty steps is never quite right."""
+    tiny = params["profiles"]["tiny"]
+    gate = tiny["evaluate"]["gate_task"]
+    tiny["data"]["counts"] = {"pretrain": 200, "train": 64, "tune": 16, "gate": 24, "test": 24}
+    tiny["pretrain"] |= {"width": 32, "layers": 1, "heads": 2, "inner": 32, "steps": 20, "warmup": 2}
+    tiny["pretrain"]["rows"] = dict.fromkeys(tiny["pretrain"]["rows"], 8)
+    tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
+    tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
+    tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 2,
+                      "save_every": SAVED + 1}  # fmt: skip
+    tiny["evaluate"] |= {"tasks": [gate], "block_lengths": [4, None], "thresholds": [0.9], "factors": [0.8],
+                         "gammas": [0.3], "per_step": [1], "seeds": [0, 1]}  # fmt: skip
+    return params
+
+
+class Clone:
+    """A fresh clone: the files that Git knows or would add, committed, with small settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True,
+                                text=True, check=True).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        params = shrink(yaml.safe_load((folder / "params.yaml").read_text()))
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        for words in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "-m", "clone"]):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+
+    def run(self, *words: str, fails: bool = False, first: Path | None = None) -> str:
+        """stdout of a command that must (or must not) succeed; ``first``: a folder to look into for it before all."""
+        path = os.pathsep.join([*([str(first)] if first else []), str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
+        for name in ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE"):
+            environment.pop(name, None)
+        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == fails, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def changed(self, **train: Any) -> Iterator[None]:
+        """Inside, the settings of stage train are others."""
+        path = self.folder / "params.yaml"
+        before = path.read_text()
+        params = yaml.safe_load(before)
+        params["profiles"]["tiny"]["train"] |= train
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The facts of the only checkpoint."""
+        (path,) = (self.folder / ".checkpoints").rglob("state.safetensors")
+        with safe_open(path, framework="pt") as stored:
+            return json.loads(stored.metadata()["facts"])
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\S+)'", output)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, Any], list[str]]:
+    """A clone whose training was killed, the facts of its checkpoint, and the stages that ran."""
+    clone = Clone(tmp_path_factory.mktemp("killed"))
+    first = tmp_path_factory.mktemp("bin")
+    (first / "unmask").write_text(KILLER)
+    (first / "unmask").chmod(0o755)
+    stages = ran(clone.run("dvc", "repro", "train", fails=True, first=first))
+    assert not (clone.folder / P / "train" / "policy").exists()
+    return clone, clone.checkpoint(), stages
+
+
+@pytest.fixture(scope="module")
+def pipeline(killed: tuple[Clone, dict[str, Any], list[str]]) -> tuple[Clone, str]:
+    """The clone after `dvc repro`, and what that said."""
+    return killed[0], killed[0].run("dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
+    clone, _ = pipeline
+    return clone, json.loads(clone.run("unmask", "promote", "--json").splitlines()[-1])
+
+
+def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
+    clone, facts, _ = killed
+    (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
+    assert facts["round"] == SAVED and [row["step"] for row in read_metrics(lines)] == list(range(KILLED + 1))
+
+
+def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
+    clone, said = pipeline
+    assert f"resumes after round {SAVED} of {ROUNDS}" in said
+    stages = killed[2] + ran(said)
+    assert stages.count("train") == 2
+    wanted = set(clone.run("dvc", "stage", "list", "--name-only").split())
+    assert set(stages) == wanted and len(stages) == len(wanted) + 1
+    assert {"pretrain@llada", "pretrain@dream", "transfer@long", "ood@far", "report"} <= wanted
+
+
+def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipeline, tmp_path: Path) -> None:
+    clone, _ = pipeline
+    other = Clone(tmp_path)
+    for part in ("data", "pretrain", "distill"):
+        shutil.copytree(clone.folder / P / part, other.folder / P / part)
+    other.run("unmask", "train")
+    one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
+    assert one == two and "policy.safetensors" in one
+    curves = [read_metrics(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
+    assert [row["step"] for row in curves[0]] == list(range(ROUNDS))
+    for rows in curves:
+        for row in rows:
+            for name in [name for name in row if name.startswith("seconds/")]:
+                del row[name]
+    assert curves[0] == curves[1]
+    # Not in vain: there was something to learn from, before the kill and after it.
+    assert any(row["policy/gradient_norm"] > 0 for row in curves[0][: SAVED + 1])
+    assert any(row["policy/gradient_norm"] > 0 for row in curves[0][SAVED + 1 :])
+    assert len({row["policy/entropy"] for row in curves[0]}) == ROUNDS
+
+
+def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(killed, promoted) -> None:
+    clone, verdict = promoted
+    client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == killed[1]["mlflow_run_id"] == verdict["run_id"]
+    assert json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"] == run.info.run_id
+    history = client.get_metric_history(run.info.run_id, "reward/mean")
+    assert [point.step for point in history] == list(range(ROUNDS)) and run.info.status == "FINISHED"
+
+
+def test_a_second_repro_runs_nothing(pipeline) -> None:
+    clone, _ = pipeline
+    said = clone.run("dvc", "repro")
+    assert not ran(said) and "up to date" in said
+    assert not clone.run("dvc", "diff", "--json").strip("{} \n") or not ran(said)
+
+
+def test_a_change_of_the_training_runs_the_training_and_what_follows(pipeline) -> None:
+    clone, _ = pipeline
+    with clone.changed(alpha=3.0):
+        stages = ran(clone.run("dvc", "repro", "--dry"))
+    assert stages[0] == "train" and {"evaluate", "export", "report", "transfer@long", "ood@near"} <= set(stages)
+    assert not {"prepare", "pretrain@llada", "pretrain@dream", "distill"} & set(stages)
+
+
+def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
+    clone, _ = pipeline
+    shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    figures = json.loads((clone.folder / P / "metrics" / "evaluate.json").read_text())
+    assert shown[str(P / "metrics" / "evaluate.json")]["data"] == figures
+    with clone.changed(alpha=3.0):
+        changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
+    assert list(changed["params.yaml"]) == ["profiles.tiny.train.alpha"]
+    clone.run("dvc", "plots", "show", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("vegaEmbed(") >= 6
+    assert "dvc dag" and "report" in clone.run("dvc", "dag")
+
+
+def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
+    clone, _ = pipeline
+    folder = clone.folder / P / "report"
+    assert {"pareto.png", "learning.png", "picture.png"} <= {path.name for path in folder.iterdir()}
+    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("pareto.png", "learning.png", "picture.png"))
+    assert (
+        "learned" in (folder / "table.md").read_text() and "unmasking-policy-tiny" in (folder / "card.md").read_text()
+    )
+
+
+def test_promoting_twice_names_one_version_and_changes_nothing(promoted) -> None:
+    clone, verdict = promoted
+    assert verdict["promote"] and verdict["version"] == "1"
+    before = _registry(clone)
+    again = json.loads(clone.run("unmask", "promote", "--json").splitlines()[-1])
+    assert again["version"] == "1" and again["live"] and not again["promote"]
+    assert json.loads(clone.run("unmask", "promote", "--json", "--dry-run").splitlines()[-1])["live"]
+    assert _registry(clone) == before
+
+
+def _registry(clone: Clone) -> str:
+    """All that the store knows of models, runs and their files, as text."""
+    client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
+    name = registry.model_name("tiny")
+    versions = [dict(version) for version in client.search_model_versions(f"name = '{name}'")]
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = [run.to_dictionary() for run in client.search_runs([experiment.experiment_id])]
+    files = sorted(
+        (str(f.relative_to(clone.folder)), f.stat().st_mtime_ns) for f in (clone.folder / "mlartifacts").rglob("*")
+    )
+    return repr((dict(client.get_registered_model(name)), versions, runs, files))
+
+
+def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(promoted) -> None:
+    clone, _ = promoted
+    champion = f"models:/{registry.model_name('tiny')}@champion"
+    prompt = json.loads((clone.folder / P / "data" / "sudoku_many.test.jsonl").read_text().splitlines()[0])["prompt"]
+    names = [champion, str(P / "export" / "policy.onnx"), str(P / "train" / "policy"), "confidence:2"]
+    said = clone.run("unmask", "decode", prompt, *(word for name in names for word in ("--policy", name)))
+    canvases = [
+        re.findall(r"^ *\d+  (\S+)$", part, re.M) for part in re.split(r"^.*forward passes?, .*$", said, flags=re.M)
+    ]
+    by_name = dict(zip(names, canvases, strict=False))
+    assert by_name[champion] == by_name[names[1]] == by_name[names[2]]
+    assert len(by_name["confidence:2"]) == 8
+    for steps in by_name.values():
+        assert "_" not in steps[-1]
+        for before, after in zip(["_" * len(steps[0]), *steps], steps, strict=False):
+            assert before != after and all(b in ("_", a) for b, a in zip(before, after, strict=True))
+    said = clone.run("unmask", "compare", "confidence:2", champion, "--count", "24")
+    assert re.search(r"confidence:2 .* 8\.00 ", said) and re.search(r"forward passes [+-]\d", said)
+
+
+def test_the_doctor_is_content(promoted) -> None:
+    clone, _ = promoted
+    lines = clone.run("unmask", "doctor").splitlines()
+    assert len(lines) >= 8 and all(line.startswith("ok ") for line in lines)
+    assert f"all of {P}" in lines[-1]
