@@ -36,9 +36,15 @@ LLADA_KEYS = {
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
 NOT_SHAPE = ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")
-LLADA_MUST_BE = {
-    "block_type": "llama", "rope": True, "alibi": False, "include_bias": False, "layer_norm_type": "rms",
-    "scale_logits": False, "input_emb_norm": False, "attention_layer_norm": False, "block_group_size": 1,
+# What the native classes compute, whatever the config says.
+MUST_BE: dict[str, dict[str, Any]] = {
+    "llada": {
+        "block_type": "llama", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
+        "layer_norm_type": "rms", "activation_type": "silu", "scale_logits": False, "input_emb_norm": False,
+        "attention_layer_norm": False, "block_group_size": 1,
+    },
+    # A block_size marks descendants that attend block by block.
+    "Dream": {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, "block_size": None},
 }  # fmt: skip
 
 
@@ -94,13 +100,17 @@ def load(
     path: str | Path, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> tuple[TransformerDenoiser, Encoder]:
     """The denoiser and the encoder of a checkpoint, probed. ``dtype``: float32, bfloat16 or float64."""
-    from transformers import AutoTokenizer, LlamaConfig, Qwen2Config
+    from transformers import LlamaConfig, Qwen2Config
 
     llama, qwen2 = _classes()
 
     path = str(path)
     raw = read_config(path, revision)
     family = raw.get("model_type")
+    for key, wanted in MUST_BE.get(str(family), {}).items():
+        if key in raw and raw[key] != wanted:
+            raise CheckpointError(f"{path}: config.json has {key}={raw[key]!r}; the native class computes {wanted!r} "
+                                  f"only, so its output would be wrong; use the released layout")  # fmt: skip
     common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision, output_loading_info=True)
     if family == "llada":
         model, info = llama.from_pretrained(
@@ -119,7 +129,7 @@ def load(
     if wrong:
         raise CheckpointError(f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
                               f"whole {family} checkpoint")  # fmt: skip
-    tokenizer = _tokenizer(AutoTokenizer, path, family, revision)
+    tokenizer = _tokenizer(path, family, revision)
     shifted = bool(raw.get("logits_shifted", family == "Dream"))
     denoiser = TransformerDenoiser(model.to(device), _mask_id(path, raw, tokenizer), len(tokenizer), shifted)
     probe(denoiser)
@@ -134,10 +144,6 @@ def _classes() -> tuple[Any, Any]:
 
 
 def _from_llada(raw: dict[str, Any]) -> dict[str, Any]:
-    for key, wanted in LLADA_MUST_BE.items():
-        if key in raw and raw[key] != wanted:
-            raise CheckpointError(f"LLaDA config has {key}={raw[key]!r}; Llama computes {wanted!r} only, "
-                                  f"the output would be wrong; use a checkpoint of the released layout")  # fmt: skip
     return dict(
         vocab_size=raw.get("embedding_size") or raw["vocab_size"], hidden_size=raw["d_model"],
         intermediate_size=raw["mlp_hidden_size"], num_hidden_layers=raw["n_layers"],
@@ -149,12 +155,17 @@ def _from_llada(raw: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _tokenizer(auto: Any, path: str, family: str, revision: str | None) -> Any:
-    from transformers import Qwen2Tokenizer
+def _tokenizer(path: str, family: str, revision: str | None) -> Any:
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-    # Dream's own tokenizer class is remote code; the native one gives the same ids.
-    kind: Any = Qwen2Tokenizer if family == "Dream" else auto
-    return kind.from_pretrained(path, revision=revision, padding_side="left")
+    # Dream's own tokenizer class is remote code; the native one gives the same ids. Everybody else has a whole
+    # tokenizer.json; AutoTokenizer would go by the model's family and put its own splitting into it (Qwen2: no spaces).
+    kind = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
+    try:
+        return kind.from_pretrained(path, revision=revision, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
+                              f"the {family} checkpoint's tokenizer beside its weights") from error  # fmt: skip
 
 
 def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any) -> int:

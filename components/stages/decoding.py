@@ -19,7 +19,10 @@ def open_denoiser(place: Place, models: Models, which: str) -> tuple[Transformer
     if pinned.exists():
         found = json.loads(pinned.read_text())
         source, revision = found["source"], found["revision"]
-    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), getattr(models, which).dtype, revision)
+    dtype = getattr(models, which).dtype
+    if dtype == "auto":
+        dtype = json.loads((folder / "dtype.json").read_text())["dtype"]
+    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), dtype, revision)
 
 
 def prompts_of(place: Place, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:

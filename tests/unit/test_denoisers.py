@@ -95,8 +95,9 @@ def native_qwen() -> Any:
 def llada_tokenizer() -> PreTrainedTokenizerFast:
     """As LLaDA's: no mask token is named, the template writes bos and always the assistant's header."""
     special = ["<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "\n"]
-    vocabulary = {token: i for i, token in enumerate([*special, *LETTERS, *"userasitn"])}
-    vocabulary = {token: i for i, token in enumerate(vocabulary)} | {"<|mdm_mask|>": 30}
+    pieces = list(dict.fromkeys([*special, *LETTERS[:14], *"userasitnt"]))
+    pieces += [f"<|{i}|>" for i in range(30 - len(pieces))]
+    vocabulary = {token: i for i, token in enumerate([*pieces, "<|mdm_mask|>"])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=None))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -144,8 +145,8 @@ def write_dream(folder: Path, **changes: Any) -> Any:
         "added_tokens_decoder": added, "tokenizer_class": "DreamTokenizer", "bos_token": "<|beginoftext|>",
         "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "mask_token": "<|mask|>", "unk_token": None,
         "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}, "errors": "replace",
-        "chat_template": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-                         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "chat_template": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+                         "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     }))  # fmt: skip
     return model
 
@@ -291,13 +292,10 @@ def test_an_unknown_model_type_is_refused(tmp_path: Path):
 def test_a_folder_without_a_mask_is_refused(tmp_path: Path):
     """An ordinary language model's folder is a known class, but no dLLM."""
     native_qwen().save_pretrained(tmp_path)
-    words = llada_tokenizer()
-    core = json.loads(words.backend_tokenizer.to_str())
-    core["added_tokens"] = [t for t in core["added_tokens"] if t["content"] != "<|mdm_mask|>"]
-    del core["model"]["vocab"]["<|mdm_mask|>"]
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(core)), eos_token="<|endoftext|>"
-    ).save_pretrained(tmp_path)
+    text = llada_tokenizer().backend_tokenizer.to_str().replace("<|mdm_mask|>", "<|other|>")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), eos_token="<|endoftext|>").save_pretrained(
+        tmp_path
+    )
     refused(tmp_path, "mask_token_id")
 
 
@@ -355,7 +353,7 @@ def test_a_dream_prompt_is_read_by_the_native_tokenizer_without_remote_code(tmp_
     denoiser, encoder = load(tmp_path / "model")
     words = encoder.tokenizer.convert_ids_to_tokens(encoder.prompt("ab a").tolist())
     assert words[0] == "<|im_start|>"
-    assert ["ab", "Ġa", "<|im_end|>"] == words[words.index("ab") : words.index("ab") + 3]
+    assert words[words.index("ab") : words.index("ab") + 3] == ["ab", "Ġa", "<|im_end|>"]
     assert encoder.tokenizer.convert_ids_to_tokens(denoiser.mask_id) == "<|mask|>"
     assert {26, 28} <= encoder.end_ids
 

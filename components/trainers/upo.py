@@ -1,0 +1,55 @@
+"""Paper B (arXiv 2510.05725, UPO) as presets of the shared loop: policy shape, objective, plan and reference policy.
+
+One position per step, so that the number of steps is fixed and alpha is 0; the reward is the dense score; the surrogate
+is weighted by 1/L; the divergence from the reference is in closed form per step. The three realisations:
+
+===================  ===========================  ==========================================  ========================
+max_confidence       all eligible positions       CE to max-confidence, ties split evenly     taught by it first
+softmax_confidence   all eligible positions       KL to softmax(confidence / .05)             taught by it first
+top_k                the 5 most confident ones    KL to uniform among them                    random, which is uniform
+===================  ===========================  ==========================================  ========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from components.policies.feature import FeatureShape
+from components.policies.heuristics import MaxConfidence, SoftmaxConfidence, TopKRandom
+from components.policies.protocol import Policy
+from components.trainers.reinforce import Objective, Plan
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A training run but for its denoiser and prompts: ``FeaturePolicy(shape, temperature)``, taught by ``reference``
+    first where ``taught``, then ``reinforce`` with it. The temperature is that of the rollouts and of the likelihood.
+    """
+
+    shape: FeatureShape
+    objective: Objective
+    plan: Plan
+    reference: Policy
+    taught: bool
+    temperature: float = 0.8
+
+
+def preset(name: str, features: int, heads: int = 4, inner: int = 256, keep_steps: float = 1.0) -> Preset:
+    """For hidden states of width ``features`` (LLaDA-8B: 4096, heads 32, inner 12288). keep_steps: share of the steps
+    that is stored and learned from (Algorithm 2), for long canvases."""
+    found = PRESETS[name]
+    shape = replace(found.shape, features=features, heads=heads, inner=inner)
+    return replace(found, shape=shape, objective=replace(found.objective, keep_steps=keep_steps))
+
+
+# 3,500 optimiser steps of 16 epochs on 24 prompts x 6 members; the learning rate is constant after .056 of them.
+_PLAN = Plan(rounds=219, prompts=24, group=6, learning_rate=3e-6, seed=0, block_length=None, warmup=12, floor=1.0,
+             weight_decay=0.1, clip_norm=0.2)  # fmt: skip
+_OBJECTIVE = Objective(alpha=0.0, signal="dense", clip=0.5, epochs=16, weighting="constant", pull=1e-4)
+_SHAPE = FeatureShape(features=4096, heads=32, inner=12288)
+
+PRESETS = {
+    "max_confidence": Preset(_SHAPE, replace(_OBJECTIVE, divergence="ce"), _PLAN, MaxConfidence(), taught=True),
+    "softmax_confidence": Preset(_SHAPE, _OBJECTIVE, _PLAN, SoftmaxConfidence(0.05), taught=True),
+    "top_k": Preset(replace(_SHAPE, shortlist=5), _OBJECTIVE, _PLAN, TopKRandom(5), taught=False),
+}
