@@ -2,7 +2,8 @@
 hyperparameters, and ours beside them.
 
 Names: "paper" is the semi-autoregressive setting (blocks of 32), "full" full diffusion, "steered" full diffusion with
-one expert trajectory per group, "dpls" the other action distribution, "default" what the embedded profile was tuned to.
+one expert trajectory per group, "dpls" the other action distribution, "default" this library's own starting point,
+which ``params.yaml`` tunes further.
 ``expert`` is the steering policy of "steered". What the release does and we do not is listed in docs/papers.md.
 """
 
@@ -50,8 +51,6 @@ PRESETS = {
     "steered": Preset(PAPER, replace(_OBJECTIVE, clip=0.2), _STEERED, Threshold(0.9)),
     "dpls": Preset(replace(PAPER, action="dpls"), _OBJECTIVE, _PLAN),
     "default": Preset(
-        Shape(inputs=("log_odds", "entropy", "margin")),
-        Objective(clip=0.5, epochs=2, weighting="constant"),
-        Plan(rounds=150, prompts=32, group=8, learning_rate=5e-4, seed=0, block_length=None),
+        Shape(), Objective(), Plan(rounds=150, prompts=32, group=8, learning_rate=5e-4, seed=0, block_length=None)
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import CheckpointError, SettingsError
-from components.maths.distributions import Bernoulli
+from components.maths.distributions import Bernoulli, Categorical
 from components.maths.plackett_luce import DPLS
 from components.policies import store
-from components.policies.confidence import PAPER, ConfidencePolicy, Shape, rotate, sinusoid
+from components.policies.confidence import PAPER, ConfidencePolicy, Shape, entropy_before, rotate, sinusoid
+from components.policies.feature import FeaturePolicy, FeatureShape
+from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
+from components.policies.teacher import Teacher
 from components.types import Observation
 
 torch.set_num_threads(1)
 
-RICH = Shape(inputs=("log_odds", "entropy", "margin", "top"), top_k=3, features=5, width=16, heads=2, inner=32)
+RICH = Shape(inputs=("log_odds", "entropy", "margin", "top"), top_k=3, features=8, width=16, heads=2, inner=32)
 
 
 def observe(rows: int = 4, length: int = 6, seed: int = 0, prompt: int = 2) -> Observation:
@@ -38,12 +42,12 @@ def observe(rows: int = 4, length: int = 6, seed: int = 0, prompt: int = 2) -> O
         token_BL=torch.randint(0, 9, (rows, length), generator=source), confidence_BL=top[..., 0],
         log_odds_BL=torch.logit(top[..., 0], 1e-6) * valid, margin_BL=(top[..., 0] - top[..., 1]),
         entropy_BL=rand(rows, length) * valid, top_BLK=top,
-        features_BTD=(rand(rows, prompt + length, 5) - 0.5), canvas_start=prompt,
+        features_BTD=(rand(rows, prompt + length, 8) - 0.5), canvas_start=prompt,
         attend_BT=torch.cat([torch.ones(rows, prompt, dtype=torch.bool), valid], 1),
     )  # fmt: skip
 
 
-def stirred(policy: nn.Module, seed: int = 3) -> nn.Module:
+def stirred(policy: nn.Module, seed: int = 3) -> Any:
     """float64 weights away from their zero initialisation, so that every path counts."""
     source = torch.Generator().manual_seed(seed)
     for weight in policy.double().parameters():
@@ -57,14 +61,16 @@ SHAPES = {
     "rich": RICH,
     "long period": replace(RICH, period=10000.0, where="eligible"),
     "conditioned": replace(RICH, alpha=True, where="all"),
+    "bound": Shape(inputs=("bound", "entropy"), width=16, inner=32),
+    "feature": FeatureShape(8, heads=2, inner=16, top_k=2),
+    "feature, shortlist": FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2),
 }
 every_shape = pytest.mark.parametrize("name", SHAPES)
 
 
-def policy_of(name: str) -> ConfidencePolicy:
-    policy = stirred(ConfidencePolicy(SHAPES[name]))
-    assert isinstance(policy, ConfidencePolicy)
-    return policy
+def policy_of(name: str) -> Any:
+    shape = SHAPES[name]
+    return stirred(ConfidencePolicy(shape) if isinstance(shape, Shape) else FeaturePolicy(shape))
 
 
 def test_the_paper_s_policy_has_the_published_size():
@@ -114,9 +120,7 @@ def test_neighbours_change_nothing(name):
 @pytest.mark.parametrize("where", ["eligible", "masked", "all"])
 def test_what_another_policy_needs_is_not_seen(where):
     """In a job with a policy that reads more positions, more probabilities or the whole sequence, nothing changes."""
-    policy = stirred(ConfidencePolicy(replace(RICH, where=where)))
-    assert isinstance(policy, ConfidencePolicy)
-    obs = observe()
+    policy, obs = stirred(ConfidencePolicy(replace(RICH, where=where))), observe()
     read = {"eligible": obs.eligible_BL, "masked": obs.masked_BL, "all": torch.ones_like(obs.masked_BL)}[where]
     statistics = ("confidence_BL", "log_odds_BL", "entropy_BL", "margin_BL", "top_BLK")
     named = {n: v * (read if v.ndim == 2 else read[..., None]) for n, v in obs.tensors().items() if n in statistics}
@@ -191,11 +195,85 @@ def test_one_policy_for_every_speed():
     before = fresh.score(obs)
     fresh.speed = 9.0
     assert torch.equal(fresh.score(obs), before)
-    for name, looks in (("conditioned", True), ("rich", False)):
+    for name, looks in (("conditioned", True), ("rich", False), ("feature", False)):
         policy = policy_of(name)
         slow = policy.score(obs)
         policy.speed = 9.0
         assert torch.allclose(policy.score(obs), slow) is not looks
+
+
+def test_a_threshold_on_the_bound_is_the_entropy_bound_rule():
+    """What EB-Sampler compares with gamma is an input: one threshold on it is the rule, ties and blocks included."""
+    obs = observe()
+    assert obs.entropy_BL is not None
+    tied = replace(obs, entropy_BL=(obs.entropy_BL * 4).round() / 4)
+    for seen in (obs, tied):
+        assert seen.entropy_BL is not None
+        before = entropy_before(seen.entropy_BL, seen.eligible_BL)
+        for gamma in (0.0, 0.3, 0.9, 9.0):
+            rule = EntropyBound(gamma).distribution(seen).mode().drawn_BL
+            assert torch.equal((before <= gamma) & seen.eligible_BL, rule)
+
+
+# --- the feature head ---------------------------------------------------------------------------------------------
+
+
+def test_prompt_padding_changes_nothing_for_the_feature_head():
+    policy, obs = policy_of("feature"), observe()
+    assert obs.features_BTD is not None and obs.attend_BT is not None
+    left = F.pad(obs.features_BTD, (0, 0, 3, 0), value=7.0)
+    padded = replace(obs, features_BTD=left, attend_BT=F.pad(obs.attend_BT, (3, 0)), canvas_start=obs.canvas_start + 3)
+    assert torch.allclose(policy.score(padded), policy.score(obs), atol=1e-10)
+
+
+def test_the_feature_head_reads_the_prompt_and_other_positions():
+    policy, obs = policy_of("feature"), observe()
+    assert obs.features_BTD is not None
+    for column in (0, obs.canvas_start + 1):
+        moved = obs.features_BTD.clone()
+        moved[:, column] += 1.0
+        difference = policy.score(replace(obs, features_BTD=moved)) - policy.score(obs)
+        assert bool((difference.abs().amax(-1) > 1e-6).all())
+
+
+def test_a_fresh_feature_head_is_uniform_over_its_candidates():
+    """The Top-K realisation starts as its own reference; KL to it is 0."""
+    obs = observe()
+    fresh = FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2)).double()
+    reference = TopKRandom(2).distribution(obs)
+    assert torch.allclose(fresh.distribution(obs).kl(reference), torch.zeros(4, dtype=torch.float64), atol=1e-7)
+    everywhere = FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3)).double().distribution(obs)
+    assert isinstance(everywhere, Categorical)
+    count = obs.eligible_BL.sum(-1, keepdim=True).double()
+    assert torch.allclose(everywhere.log_probs_BL.exp(), obs.eligible_BL / count.clamp(min=1))
+
+
+def test_the_shortlist_is_the_most_confident_positions():
+    policy, obs = policy_of("feature, shortlist"), observe()
+    distribution = policy.distribution(obs)
+    assert torch.equal(distribution.log_probs_BL > -torch.inf, shortlist(obs, 2))
+    assert not (distribution.mode().drawn_BL & ~shortlist(obs, 2)).any()
+
+
+def test_the_sampling_temperature_is_inside_the_likelihood():
+    policy, obs = policy_of("feature"), observe()
+    policy.temperature = 0.8
+    wanted = torch.log_softmax((policy.score(obs) / 0.8).masked_fill(~obs.eligible_BL, -torch.inf), -1)
+    found, some = policy.distribution(obs).log_probs_BL, obs.eligible_BL
+    assert torch.allclose(found[some], wanted[some])
+
+
+def test_the_teacher_commits_what_is_right_or_the_best():
+    """By hand: rows with two right positions, with one outside the block, with none."""
+    token, answer = torch.tensor([[1, 2, 3, 4]] * 3), torch.tensor([[1, 9, 3, 9], [9, 9, 9, 4], [9, 9, 9, 9]])
+    eligible = torch.tensor([[True, True, True, False]] * 3)
+    odds = torch.tensor([[0.0, 3.0, 1.0, 9.0]] * 3)
+    obs = Observation(torch.ones(3, 4, dtype=torch.bool), eligible, torch.zeros(3).long(), torch.full((3,), 4),
+                      token_BL=token, log_odds_BL=odds, answer_BL=answer)  # fmt: skip
+    drawn = Teacher().distribution(obs).mode().drawn_BL
+    assert drawn.tolist() == [[True, False, True, False], [False, True, False, False], [False, True, False, False]]
+    with pytest.raises(ValueError, match="answers=True"):
+        Teacher().distribution(replace(obs, answer_BL=None))
 
 
 @every_shape
@@ -249,6 +327,14 @@ def test_a_shape_that_cannot_work_is_refused(wrong):
         ConfidencePolicy(Shape(**wrong)).needs  # noqa: B018
 
 
+@pytest.mark.parametrize("wrong", [{"features": 9}, {"features": 0}, {"hidden": 0}, {"top_k": 0}, {"shortlist": -1}])
+def test_a_feature_shape_that_cannot_work_is_refused(wrong):
+    with pytest.raises(SettingsError):
+        FeatureShape(**({"features": 8, "heads": 2} | wrong))
+
+
 def test_a_missing_input_is_named():
     with pytest.raises(ValueError, match="entropy"):
         ConfidencePolicy(Shape()).score(replace(observe(), entropy_BL=None))
+    with pytest.raises(ValueError, match="whole sequence"):
+        policy_of("feature").score(replace(observe(), attend_BT=None))
