@@ -19,7 +19,7 @@ from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
 from components.errors import SettingsError
-from components.flight import Flight, Job, admit, look
+from components.flight import Flight, Job, admit, look, open_block
 from components.maths.distributions import ActionDistribution, commit
 from components.policies.protocol import Policy
 from components.rng import Noise
@@ -97,9 +97,9 @@ def _run(
     denoiser: Denoiser, policies: list[Policy], job: Job, options: Options, needs: Needs, watch: Stopwatch,
     progress: Callable[[int], None] | None,
 ) -> Rollout:  # fmt: skip
-    waiting = _queue(job)
+    waiting, whole = _queue(job, denoiser.mask_id)
     flight, waiting = admit(job, waiting[: options.rows], denoiser, options.seed), waiting[options.rows :]
-    landed: list[dict[str, Tensor]] = []
+    landed = [_land(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
     records: list[Steps] = []
     forwards = useful = 0
     every = not (options.reuse and denoiser.stateless)
@@ -129,10 +129,16 @@ def _run(
     return _collect(landed, records, forwards, useful)
 
 
-def _queue(job: Job) -> Tensor:
-    """Rows by prompt length, then canvas length, so that neighbours in a batch need little padding."""
+def _queue(job: Job, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Rows by prompt length, then canvas length, so that neighbours in a batch need little padding; and those that
+    have nothing to decode."""
     prompt_P = torch.tensor([len(p) for p in job.prompts], dtype=torch.int64)
-    return (prompt_P[job.prompt_R] * (job.shape[1] + 1) + job.length_R).argsort(stable=True)
+    order = (prompt_P[job.prompt_R] * (job.shape[1] + 1) + job.length_R).argsort(stable=True)
+    if job.canvas_RL is None:
+        return order, order[:0]
+    valid_RL = torch.arange(job.canvas_RL.shape[1]) < job.length_R.unsqueeze(1)
+    open_R = ((job.canvas_RL.cpu() == mask_id) & valid_RL).any(1)[order]
+    return order[open_R], order[~open_R]
 
 
 def _decide(policies: list[Policy], flight: Flight, needs: Needs, options: Options) -> tuple[Action, Steps | None]:
@@ -196,9 +202,10 @@ def advance(flight: Flight, action: Action, needs: Needs, options: Options) -> F
     canvas_BL = torch.where(commit_BL, flight.fields["token_BL"], flight.ids_BT[:, flight.start :])
     masked_BL = flight.masked_BL & ~commit_BL
     changed_B = commit_BL.any(-1)
-    left_B = (flight.eligible_BL & ~commit_BL).any(-1)
     in_block_B = flight.in_block_B + 1
-    next_B = ~left_B | (in_block_B >= flight.size_B) if options.cap == "block" else ~left_B
+    given_up_B = in_block_B >= flight.size_B if options.cap == "block" else torch.zeros_like(changed_B)
+    block_B = open_block(masked_BL, flight.size_B, flight.block_B + given_up_B)
+    next_B = block_B != flight.block_B
     # A new block without a changed canvas still needs its positions read.
     stale_B = flight.stale_B | changed_B | (next_B if needs.where == "eligible" else torch.zeros_like(next_B))
     return replace(
@@ -207,7 +214,7 @@ def advance(flight: Flight, action: Action, needs: Needs, options: Options) -> F
         masked_BL=masked_BL,
         order_BL=torch.where(commit_BL, flight.step_B.unsqueeze(1), flight.order_BL),
         step_B=flight.step_B + 1,
-        block_B=flight.block_B + next_B,
+        block_B=block_B,
         in_block_B=in_block_B.masked_fill(next_B, 0),
         stale_B=stale_B,
     )
@@ -232,9 +239,6 @@ def _land(flight: Flight, over_B: Tensor) -> dict[str, Tensor]:
 
 
 def _collect(landed: list[dict[str, Tensor]], records: list[Steps], forwards: int, useful: int) -> Rollout:
-    if not landed:
-        none = torch.zeros(0, dtype=torch.int64)
-        return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
     found = {name: torch.cat([part[name] for part in landed]) for name in landed[0]}
     place_R = found.pop("row").argsort()
     steps = None

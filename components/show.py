@@ -204,7 +204,8 @@ def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any
         return open_denoiser(place, settings.models, settings.domain.model)
     from components.denoisers import load
 
-    return load(model, os.environ.get("UNMASK_DEVICE", "cpu"), getattr(settings.models, settings.domain.model).dtype)
+    dtype = getattr(settings.models, settings.domain.model).dtype
+    return load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)
 
 
 # --- one prompt -----------------------------------------------------------------------------------------------------

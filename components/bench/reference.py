@@ -47,19 +47,26 @@ def _lock_step(
     key_B = row_keys(options.seed, job.uid_R[rows_B], job.member_R[rows_B]).to(denoiser.device)
     masked_BL = attend_BT[:, start:].clone()
     order_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
-    block_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
-    position_L = torch.arange(masked_BL.shape[1], device=denoiser.device)
+    if job.canvas_RL is not None:
+        given_BL = job.canvas_RL[rows_B].to(denoiser.device)
+        ids_BT[:, start:] = torch.where(masked_BL, given_BL, denoiser.mask_id)
+        masked_BL &= given_BL == denoiser.mask_id
+    block_BL = torch.arange(masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
+    # Blocks that are left behind, which cap "block" does with masks in them; steps in the present one; steps.
+    passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
     needs = _needs(policies, options)
+    answer_BL = _answers(job, rows_B, masked_BL.shape[1]) if needs.answer else None
     state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
     changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
-    while bool((busy_B := _busy(masked_BL, step_B, block_B * size_B, length_B, options)).any()):
+    while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < length_B)).any()):
         forwards += len(rows_B)
         useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
         with watch("denoiser"):
             hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
-        in_block_BL = (position_L // size_B.unsqueeze(1)) == block_B.unsqueeze(1)
-        eligible_BL = masked_BL & in_block_BL & busy_B.unsqueeze(1)
+        open_BL = _open(masked_BL, block_BL, passed_B) & busy_B.unsqueeze(1)
+        present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
+        eligible_BL = open_BL & (block_BL == present_B1)
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with watch("readout"):
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
@@ -76,11 +83,11 @@ def _lock_step(
             canvas_BL = torch.where(commit_BL, seen["token_BL"], ids_BT[:, start:])
             ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
             masked_BL, order_BL = masked_BL & ~commit_BL, torch.where(commit_BL, step_B.unsqueeze(1), order_BL)
-            done_B = ~(eligible_BL & ~commit_BL).any(-1)
+            changed_B, step_B, in_block_B = commit_BL.any(-1), step_B + busy_B, in_block_B + 1
             if options.cap == "block":
-                done_B |= in_block_B + 1 >= size_B
-            changed_B, step_B = commit_BL.any(-1), step_B + busy_B
-            block_B, in_block_B = block_B + (done_B & busy_B), (in_block_B + 1).masked_fill(done_B, 0)
+                passed_B = torch.where(in_block_B >= size_B, present_B1.squeeze(-1) + 1, passed_B)
+            left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
+            in_block_B = in_block_B.masked_fill(~left_B, 0)
     canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
     finished_B, joined = ~masked_BL.any(-1), _join(steps) if steps else None
     return Rollout(canvas_RL, order_BL, step_B, finished_B, policy_B, forwards, useful, joined)
@@ -98,9 +105,9 @@ def _lay_out(denoiser: Denoiser, job: Job, rows_B: Tensor) -> tuple[Tensor, Tens
     return ids_BT.to(denoiser.device), attend_BT.to(denoiser.device), start
 
 
-def _busy(masked_BL: Tensor, step_B: Tensor, low_B: Tensor, length_B: Tensor, options: Options) -> Tensor:
-    over_B = ~masked_BL.any(-1) | (step_B >= length_B)
-    return ~(over_B | (low_B >= length_B)) if options.cap == "block" else ~over_B
+def _open(masked_BL: Tensor, block_BL: Tensor, passed_B: Tensor) -> Tensor:
+    """Masked positions in blocks that are not left behind; the first such block is the present one."""
+    return masked_BL & (block_BL >= passed_B.unsqueeze(1))
 
 
 def softmax_statistics(
@@ -142,9 +149,15 @@ def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -
     return {"features_BTD": hidden_BTD[:, start:]} if needs.features == "canvas" else {}
 
 
+def _answers(job: Job, rows_B: Tensor, length: int) -> Tensor:
+    assert job.answers is not None
+    found = [job.answers[p] for p in job.prompt_R[rows_B].tolist()]
+    return torch.stack([torch.nn.functional.pad(a, (0, length - len(a)), value=-1) for a in found])
+
+
 def _needs(policies: list[Policy], options: Options) -> Needs:
-    joint = policies[0].needs
-    for policy in policies[1:]:
+    joint = options.needs
+    for policy in policies:
         joint = joint | policy.needs
     return joint | Needs(where="masked") if options.record and options.widen else joint
 

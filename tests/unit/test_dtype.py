@@ -1,0 +1,43 @@
+"""The weight type is chosen by a measured ratio, and what was chosen is what later stages load."""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle
+
+import pytest
+import torch
+
+from components.denoisers import dtype, embedded
+from components.settings import Model, Models
+from components.stages.decoding import open_denoiser
+from components.stages.place import Place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("dtype"), "tiny")
+    denoiser, encoder = embedded.build("llada", "0123$", 16, 1, 2, 32, 64, seed=0)
+    embedded.save(denoiser, encoder, place.outputs / "pretrain" / "llada")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "wanted"), [(2.0, 1.0, "bfloat16"), (1.1, 1.0, "float32"), (1.0, 3.0, "float32")]
+)
+def test_bfloat16_is_taken_where_it_is_clearly_faster(
+    place: Place, monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float, wanted: str
+) -> None:
+    seconds = cycle([wide, narrow])
+    monkeypatch.setattr(dtype, "_seconds", lambda *_: next(seconds))
+    found, ratio = dtype.fastest(str(place.outputs / "pretrain" / "llada"))
+    assert found == wanted
+    assert ratio == pytest.approx(wide / narrow)
+
+
+@pytest.mark.parametrize("recorded", ["float32", "bfloat16"])
+def test_auto_loads_the_recorded_type(place: Place, recorded: str) -> None:
+    (place.outputs / "pretrain" / "llada" / "dtype.json").write_text(json.dumps({"dtype": recorded}))
+    auto = Model(source="embedded", layout="llada", revision=None, dtype="auto")
+    denoiser, _ = open_denoiser(place, Models(llada=auto, dream=auto), "llada")
+    assert next(denoiser.model.parameters()).dtype is getattr(torch, recorded)

@@ -1,0 +1,276 @@
+"""One round of training: what is recorded, what is learned from, what moves, and the papers' presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from components.errors import SettingsError
+from components.maths.objectives import group_advantages
+from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.feature import FeaturePolicy, FeatureShape
+from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
+from components.policies.teacher import Teacher
+from components.rollout import Options, rollout
+from components.stopwatch import Stopwatch
+from components.trainers import grpo, upo
+from components.trainers.distil import Distil, distil
+from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, reinforce, update
+from components.types import Needs
+
+torch.set_num_threads(1)
+
+PLAN = Plan(rounds=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
+
+
+def learner(seed: int = 0, **knobs: Any) -> ConfidencePolicy:
+    torch.manual_seed(seed)
+    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5, **knobs))
+
+
+def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
+    torch.manual_seed(seed)
+    return FeaturePolicy(FeatureShape(16, heads=2, inner=16, top_k=3, shortlist=shortlist))
+
+
+def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Collected:  # noqa: B008
+    return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Stopwatch())
+
+
+def snapshot(policy) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "policy", [learner(), learner(action="dpls"), head(), head(shortlist=2)], ids=lambda p: type(p).__name__
+)
+def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
+    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    old = snapshot(policy)
+    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
+    assert torch.allclose(again, found.steps.log_prob_N, atol=1e-6)
+    once = update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1))
+    assert once["policy/clipped"] == 0
+    moved = policy.distribution(found.steps.observation).log_prob(found.steps.action)
+    assert not torch.allclose(moved, found.steps.log_prob_N, atol=1e-6)
+    assert any(not torch.equal(old[name], value) for name, value in policy.state_dict().items())
+
+
+def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_first):
+    policy = learner()
+    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    assert torch.equal(found.advantage_R, group_advantages(found.reward_R, found.job.prompt_R))
+    before = (found.advantage_R[found.steps.row_N] * found.steps.log_prob_N).sum()
+    update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1))
+    after = policy.distribution(found.steps.observation).log_prob(found.steps.action)
+    assert (found.advantage_R[found.steps.row_N] * after).sum() > before
+
+
+def test_groups_that_agree_teach_nothing(key_first):
+    policy = learner()
+    found = gathered(key_first, policy)
+    found.advantage_R = torch.zeros_like(found.advantage_R)
+    old = snapshot(policy)
+    update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective())
+    assert all(torch.equal(old[name], value) for name, value in policy.state_dict().items())
+
+
+def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
+    """Gradients are added up over pieces of any size."""
+    found = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
+    results = []
+    for pairs in (5, 10_000):
+        policy = learner()
+        update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1, pairs=pairs))
+        results.append(snapshot(policy))
+    assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
+
+
+def test_training_is_a_function_of_its_seed(key_first):
+    results = []
+    for _ in range(2):
+        policy = learner()
+        reinforce(policy, key_first.denoiser(), key_first.prompts(), PLAN, Objective(signal="dense"),
+                  lambda _, m: None, optimiser_for(policy, PLAN))  # fmt: skip
+        results.append(snapshot(policy))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_stored_steps_are_a_share_of_all_with_weights_to_match(key_first):
+    """Half of the steps are kept, by address; rewards and decoded texts are those of the whole."""
+    policy, plan = learner(), replace(PLAN, prompts=12, group=16)
+    whole = gathered(key_first, policy, plan)
+    half = gathered(key_first, policy, plan, Objective(keep_steps=0.5))
+    assert torch.equal(whole.reward_R, half.reward_R)
+    kept = set(zip(half.steps.row_N.tolist(), half.steps.step_N.tolist(), strict=True))
+    assert kept < set(zip(whole.steps.row_N.tolist(), whole.steps.step_N.tolist(), strict=True))
+    count = len(whole.steps.row_N)
+    assert abs(len(kept) - count / 2) < 5 * math.sqrt(count) / 2
+    totals = []
+    for found, keep in ((whole, 1.0), (half, 0.5)):
+        found.advantage_R = torch.zeros_like(found.advantage_R)  # what is left is the pull, a sum of positive terms
+        fresh, objective = learner(), Objective(epochs=1, pull=1.0, keep_steps=keep)
+        totals.append(update(fresh, learner(1), optimiser_for(fresh, plan), found, plan, objective)["policy/loss"])
+    assert totals[0] == pytest.approx(totals[1], rel=0.15)
+
+
+def test_what_the_reference_reads_is_recorded(key_first):
+    """A learner that reads three numbers per position, pulled to one that reads the whole sequence, or the answer."""
+    for reference in (head(), ConfidencePolicy(replace(PAPER, width=16, inner=16)), Teacher()):
+        found = gathered(key_first, learner(), reference=reference)
+        assert reference.distribution(found.steps.observation).entropy().shape == found.steps.row_N.shape
+    taught = Objective(pull=0.1, divergence="ce")
+    policy = learner()
+    found = gathered(key_first, policy, objective=taught, reference=Teacher())
+    assert found.steps.observation.answer_BL is not None
+    assert math.isfinite(update(policy, Teacher(), optimiser_for(policy, PLAN), found, PLAN, taught)["policy/kl"])
+
+
+def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first):
+    """Steered rows: any block length, all masks eligible in what is recorded, a behaviour of their own."""
+    plan = replace(PLAN, block_length=None, experts=1, expert_block=1)
+    expert = Quota("left_to_right", 1)
+    found = gathered(key_first, learner(), plan, Objective(signal="dense"), expert=expert)
+    steered = found.job.policy_R == 1
+    assert int(steered.sum()) == plan.prompts and len(steered) == plan.prompts * (plan.group + 1)
+    assert torch.equal(found.rollout.order_RL[steered], torch.arange(4).expand(plan.prompts, 4))
+    pairs = steered[found.steps.row_N]
+    seen = found.steps.observation
+    assert torch.equal(seen.eligible_BL[pairs], seen.masked_BL[pairs])
+    assert bool((found.steps.log_prob_N[pairs] > -torch.inf).all())
+    assert found.metrics["reward/mean"] == pytest.approx(float(found.reward_R[~steered].mean()))
+    update(learner(), None, optimiser_for(learner(), plan), found, plan, Objective())
+
+
+def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
+    with pytest.raises(SettingsError, match="answers=True"):
+        rollout(key_first.denoiser(), Teacher(), key_first.prompts().job(None))
+
+
+def test_one_training_for_every_speed(key_first):
+    """The rounds take the alphas in turn; the policy is asked for, and rewarded by, the same one."""
+    seen: list[float] = []
+    policy = learner(alpha=True)
+    objective = Objective(alphas=(0.0, 3.0), signal="dense")
+
+    def after(number: int, metrics: dict[str, float]) -> None:
+        seen.append(policy.speed)
+
+    reinforce(policy, key_first.denoiser(), key_first.prompts(), PLAN, objective, after, optimiser_for(policy, PLAN))
+    assert seen == [0.0, 3.0]
+
+
+def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first):
+    """A mask behind an end token does not show in the text; it must not lend its score to, or take it from, others."""
+    prompts = key_first.prompts().take([0])
+    job = prompts.job(None, group=2)
+    done = rollout(key_first.denoiser(), Teacher(), prompts.job(None, group=2, answers=True), Options(choose="mode"))
+    for first in (True, False):
+        torn = replace(done, finished_R=torch.tensor([first, not first]))
+        _, correct, _ = prompts.scores(job, torn)
+        assert correct.tolist() == [float(first), float(not first)]
+
+
+def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
+    plan = Distil(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+    with pytest.raises(SettingsError, match="cannot draw"):
+        distil(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"reward": "sum"}, {"signal": "both"}, {"weighting": "step"}, {"divergence": "js"}, {"keep_steps": 0.0},
+              {"keep_steps": 1.5}, {"epochs": 0}],
+)  # fmt: skip
+def test_an_objective_that_cannot_work_is_refused(wrong):
+    with pytest.raises(SettingsError):
+        Objective(**wrong)
+
+
+# --- the papers' presets ----------------------------------------------------------------------------------------------
+
+
+def test_paper_a_s_preset_has_the_published_hyperparameters():
+    chosen = grpo.preset("paper", 10.0)
+    assert sum(p.numel() for p in ConfidencePolicy(chosen.shape).parameters()) == 331_265
+    assert (chosen.shape.bias, chosen.shape.period, chosen.shape.where) == (-2.0, 1.0, "all")
+    o, p = chosen.objective, chosen.plan
+    assert (o.alpha, o.reward, o.clip, o.epochs, o.weighting, o.by_std, o.pull) == (
+        10,
+        "multiplicative",
+        0.5,
+        2,
+        "row",
+        False,
+        0,
+    )
+    assert (p.prompts * p.group, p.group, p.block_length, p.force, p.cap) == (128, 8, 32, False, "block")
+    assert (p.learning_rate, p.warmup, p.floor, p.weight_decay, p.clip_norm) == (3e-5, 100, 0.0, 0.1, 0.2)
+    assert p.rounds == math.ceil(14_973 / p.prompts)
+    steered = grpo.preset("steered", 1.0)
+    assert (steered.objective.clip, steered.plan.experts, steered.plan.expert_block) == (0.2, 1, 32)
+    assert steered.plan.block_length is None and steered.expert == Threshold(0.9)
+    assert grpo.preset("dpls", 1.0).shape.action == "dpls"
+    assert grpo.preset("default", 1.0, features=16).shape.features == 16
+
+
+def test_paper_b_s_presets_have_the_published_hyperparameters():
+    for name, reference, divergence, shortlist, taught in (
+        ("max_confidence", MaxConfidence(), "ce", 0, True),
+        ("softmax_confidence", SoftmaxConfidence(0.05), "kl", 0, True),
+        ("top_k", TopKRandom(5), "kl", 5, False),
+    ):
+        chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.25)
+        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, divergence, taught)
+        assert (chosen.shape.shortlist, chosen.shape.top_k, chosen.shape.hidden) == (shortlist, 8, 3)
+        o, p = chosen.objective, chosen.plan
+        assert (o.clip, o.epochs, o.pull, o.weighting, o.alpha, o.keep_steps) == (0.5, 16, 1e-4, "constant", 0.0, 0.25)
+        assert (p.group, p.learning_rate, p.weight_decay, p.clip_norm, p.floor) == (6, 3e-6, 0.1, 0.2, 1.0)
+        assert chosen.temperature == 0.8
+
+
+@pytest.mark.parametrize("name", ["paper", "full", "steered", "dpls", "default"])
+def test_paper_a_s_presets_run(key_first, name):
+    chosen = grpo.preset(name, 1.0)
+    plan = replace(chosen.plan, rounds=1, prompts=3, group=2, block_length=2, expert_block=None)
+    policy = ConfidencePolicy(replace(chosen.shape, width=16, inner=16))
+    seen: list[dict[str, float]] = []
+    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, chosen.objective, lambda _, m: seen.append(m),
+              optimiser_for(policy, plan), expert=chosen.expert)  # fmt: skip
+    assert all(math.isfinite(value) for value in seen[0].values())
+
+
+@pytest.mark.parametrize("name", ["max_confidence", "softmax_confidence", "top_k"])
+def test_paper_b_s_presets_run(key_first, name):
+    chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.5)
+    plan = replace(chosen.plan, rounds=1, prompts=3)
+    policy = FeaturePolicy(chosen.shape, chosen.temperature)
+    if chosen.taught:
+        first = Distil(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+        distil(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
+    seen: list[dict[str, float]] = []
+    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, chosen.objective, lambda _, m: seen.append(m),
+              optimiser_for(policy, plan), reference=chosen.reference)  # fmt: skip
+    assert all(math.isfinite(value) for value in seen[0].values())
+    assert seen[0]["decode/nfe"] == 4  # one position per step
+    assert policy.temperature == chosen.temperature
+
+
+def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
+    rates: list[float] = []
+    for floor in (0.0, 1.0):
+        plan = Plan(rounds=4, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, warmup=2, floor=floor)
+        policy = learner()
+        optimiser = optimiser_for(policy, plan)
+        reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
+                  lambda _, m, o=optimiser: rates.append(o.param_groups[0]["lr"]), optimiser)  # fmt: skip
+    assert rates[4:] == [0.5, 1.0, 1.0, 1.0]
+    assert rates[:4] == pytest.approx([0.5, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2])
+
+
+def test_needs_add_up():
+    both = Needs("eligible", 3, "sequence", 0) | Needs("masked", 1, "canvas", 2, answer=True)
+    assert both == Needs("masked", 3, "sequence", 2, True)
