@@ -187,7 +187,10 @@ def open_block(masked_BL: Tensor, size_B: Tensor, from_B: Tensor) -> Tensor:
 
 def _answers(answers: Sequence[Tensor], prompt_R: Tensor, length: int) -> Tensor:
     """(B, length) the prompts' reference answers, -1 behind the shorter ones."""
-    return torch.stack([F.pad(answers[p], (0, length - len(answers[p])), value=-1) for p in prompt_R.tolist()])
+    answer_BL = torch.full((len(prompt_R), length), -1)
+    for i, p in enumerate(prompt_R.tolist()):
+        answer_BL[i, : len(answers[p])] = answers[p]
+    return answer_BL
 
 
 def look(

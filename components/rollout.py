@@ -97,6 +97,9 @@ def _run(
     denoiser: Denoiser, policies: list[Policy], job: Job, options: Options, needs: Needs, watch: Stopwatch,
     progress: Callable[[int], None] | None,
 ) -> Rollout:  # fmt: skip
+    if not len(job):
+        none = torch.zeros(0, dtype=torch.int64)
+        return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
     waiting, whole = _queue(job, denoiser.mask_id)
     flight, waiting = admit(job, waiting[: options.rows], denoiser, options.seed), waiting[options.rows :]
     landed = [_land(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]

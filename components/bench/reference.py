@@ -35,7 +35,8 @@ def reference_rollout(
         parts = [_lock_step(denoiser, many, job, rows_B, options, watch or Stopwatch()) for rows_B in rows]
     put = {name: torch.cat([getattr(p, name) for p in parts])
            for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")}  # fmt: skip
-    steps = _join([p.steps for p in parts if p.steps is not None]) if options.record else None
+    recorded = [p.steps for p in parts if p.steps is not None]
+    steps = _join(recorded) if recorded else None
     return Rollout(**put, forwards=sum(p.forwards for p in parts), useful=sum(p.useful for p in parts), steps=steps)
 
 
@@ -55,7 +56,7 @@ def _lock_step(
     # Blocks that are left behind, which cap "block" does with masks in them; steps in the present one; steps.
     passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
     needs = _needs(policies, options)
-    answer_BL = _answers(job, rows_B, masked_BL.shape[1]) if needs.answer else None
+    given = {"answer_BL": _answers(job, rows_B, masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
     state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
     changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
     while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < length_B)).any()):
@@ -70,7 +71,7 @@ def _lock_step(
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with watch("readout"):
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
-            fields: dict[str, Any] = seen | _features(hidden_BTD, attend_BT, start, needs)
+            fields: dict[str, Any] = seen | given | _features(hidden_BTD, attend_BT, start, needs)
         obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
         with watch("policy"):
             action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)

@@ -88,12 +88,12 @@ class Clone:
         return done.stdout
 
     @contextmanager
-    def changed(self, **train: Any) -> Iterator[None]:
-        """Inside, the settings of stage train are others."""
+    def other_alpha(self) -> Iterator[None]:
+        """Inside, the training is asked for another trade-off."""
         path = self.folder / "params.yaml"
         before = path.read_text()
         params = yaml.safe_load(before)
-        params["profiles"]["tiny"]["train"] |= train
+        params["profiles"]["tiny"]["train"]["alpha"] += 1
         path.write_text(yaml.safe_dump(params, sort_keys=False))
         try:
             yield
@@ -180,22 +180,20 @@ def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a
     assert run.info.run_id == killed[1]["mlflow_run_id"] == verdict["run_id"]
     assert json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"] == run.info.run_id
     history = client.get_metric_history(run.info.run_id, "reward/mean")
-    assert [point.step for point in history] == list(range(ROUNDS)) and run.info.status == "FINISHED"
+    # Rounds that were in a buffer at the kill came with `unmask promote`, from metrics.jsonl.
+    assert sorted(point.step for point in history) == list(range(ROUNDS)) and run.info.status == "FINISHED"
 
 
 def test_a_second_repro_runs_nothing(pipeline) -> None:
     clone, _ = pipeline
     said = clone.run("dvc", "repro")
     assert not ran(said) and "up to date" in said
-    assert not clone.run("dvc", "diff", "--json").strip("{} \n") or not ran(said)
 
 
-def test_a_change_of_the_training_runs_the_training_and_what_follows(pipeline) -> None:
+def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> None:
     clone, _ = pipeline
-    with clone.changed(alpha=3.0):
-        stages = ran(clone.run("dvc", "repro", "--dry"))
-    assert stages[0] == "train" and {"evaluate", "export", "report", "transfer@long", "ood@near"} <= set(stages)
-    assert not {"prepare", "pretrain@llada", "pretrain@dream", "distill"} & set(stages)
+    with clone.other_alpha():
+        assert ran(clone.run("dvc", "repro", "--dry")) == ["train"]  # what follows depends on what that gives
 
 
 def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
@@ -203,13 +201,13 @@ def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> Non
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
     figures = json.loads((clone.folder / P / "metrics" / "evaluate.json").read_text())
     assert shown[str(P / "metrics" / "evaluate.json")]["data"] == figures
-    with clone.changed(alpha=3.0):
+    with clone.other_alpha():
         changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
     assert list(changed["params.yaml"]) == ["profiles.tiny.train.alpha"]
     clone.run("dvc", "plots", "show", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert page.count("vegaEmbed(") >= 6
-    assert "dvc dag" and "report" in clone.run("dvc", "dag")
+    assert "report" in clone.run("dvc", "dag")
 
 
 def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:

@@ -29,6 +29,7 @@ from components.policies.heuristics import (
     heuristic,
 )
 from components.policies.protocol import Policy
+from components.policies.teacher import Teacher
 from components.rng import generator, mix
 from components.rollout import Job, Options, rollout
 from components.types import Canvas, Needs, Observation, Rollout, RowState, Steps
@@ -191,6 +192,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "sight": lambda width: Sight(),
     "never": lambda width: Never(),
     "patient": lambda width: Patient(),
+    "teacher": lambda width: Teacher(),
 }  # fmt: skip
 
 
@@ -219,8 +221,18 @@ def job_of(sizes: list[tuple[int, int, int]], group: int, seed: int = 0, experts
     prompt_R = torch.arange(len(sizes)).repeat_interleave(group)
     member_R = torch.arange(group).repeat(len(sizes))
     _, length_P, block_P = torch.tensor(sizes).T
+    answers = [torch.randint(1, VOCABULARY - 1, (length,), generator=source) for _, length, _ in sizes]
     return Job(prompts, prompt_R, prompt_R + 100, member_R, length_P[prompt_R], block_P[prompt_R],
-               (member_R >= group - experts).long())  # fmt: skip
+               (member_R >= group - experts).long(), answers=answers)  # fmt: skip
+
+
+def partly_filled(job: Job, seed: int) -> Job:
+    """The job with about half of each canvas given, whole blocks and whole canvases now and then."""
+    source = generator("filled", seed)
+    shape = (len(job), int(job.length_R.max()))
+    ids_RL = torch.randint(1, VOCABULARY - 1, shape, generator=source)
+    share_R1 = torch.rand(len(job), 1, generator=source) * 1.2
+    return replace(job, canvas_RL=ids_RL.masked_fill(torch.rand(shape, generator=source) > share_R1, MASK))
 
 
 # A transformer that sees nothing but masks says the same at each of them, up to rounding: no prompt is empty here.
@@ -255,25 +267,30 @@ def assert_same(found: Rollout, wanted: Rollout, tolerance: float = 1e-9) -> Non
 
 def assert_lawful(done: Rollout, job: Job, force: bool) -> None:
     """What holds for every decode: see the assertions."""
-    steps = done.steps
-    assert steps is not None
     length_R = job.length_R
     valid_RL = torch.arange(done.canvas_RL.shape[1]) < length_R.unsqueeze(1)
     assert bool((done.nfe_R <= length_R).all())
     assert torch.equal(done.canvas_RL == -1, ~valid_RL)
-    assert torch.equal((done.order_RL >= 0) & valid_RL, (done.canvas_RL != MASK) & valid_RL)
-    assert torch.equal(done.finished_R, ((done.order_RL >= 0) | ~valid_RL).all(1))
+    given_RL = torch.zeros_like(valid_RL) if job.canvas_RL is None else (job.canvas_RL != MASK) & valid_RL
+    asked_RL = valid_RL & ~given_RL
+    assert torch.equal(done.order_RL >= 0, (done.canvas_RL != MASK) & asked_RL)
+    assert torch.equal(done.finished_R, ((done.order_RL >= 0) | ~asked_RL).all(1))
+    assert job.canvas_RL is None or torch.equal(done.canvas_RL[given_RL], job.canvas_RL[given_RL])
+    assert torch.equal(done.nfe_R == 0, ~asked_RL.any(1))
     assert bool((done.order_RL < done.nfe_R.unsqueeze(1)).all())
     if force:
         assert bool(done.finished_R.all())
+    steps = done.steps
+    if steps is None:  # every canvas was given whole
+        return
     # A row's recorded steps are 0, 1, ... nfe - 1, each once.
     assert torch.equal(torch.bincount(steps.row_N, minlength=len(job)), done.nfe_R)
     order_NL, canvas_NL = done.order_RL[steps.row_N], done.canvas_RL[steps.row_N]
     committed_NL, step_N1 = steps.action.committed_BL, steps.step_N.unsqueeze(1)
     assert committed_NL is not None and steps.observation.token_BL is not None
     # Masked at a step is what is committed then or later, or never: what is committed stays committed.
-    assert torch.equal(steps.observation.masked_BL, ((order_NL >= step_N1) | (order_NL < 0)) & valid_RL[steps.row_N])
-    assert torch.equal(committed_NL, (order_NL == step_N1) & valid_RL[steps.row_N])
+    assert torch.equal(steps.observation.masked_BL, ((order_NL >= step_N1) | (order_NL < 0)) & asked_RL[steps.row_N])
+    assert torch.equal(committed_NL, order_NL == step_N1)
     # The token that was predicted when a position was committed is what the canvas holds in the end.
     assert torch.equal(steps.observation.token_BL[committed_NL], canvas_NL[committed_NL])
     if force:
@@ -282,11 +299,17 @@ def assert_lawful(done: Rollout, job: Job, force: bool) -> None:
 
 def assert_blocks_in_order(done: Rollout, job: Job) -> None:
     """No position is committed before every position of the blocks in front of it."""
-    when_RL = done.order_RL.masked_fill(done.order_RL < 0, 10_000)
+    never = 10_000
     for row, (length, block) in enumerate(zip(job.length_R.tolist(), job.block_R.tolist(), strict=True)):
-        blocks = when_RL[row, :length].split(block)
+        blocks = []
+        for order, ids in zip(
+            done.order_RL[row, :length].split(block), done.canvas_RL[row, :length].split(block), strict=True
+        ):
+            asked = [never if when < 0 else when for when, token in zip(order.tolist(), ids.tolist(), strict=True)
+                     if when >= 0 or token == MASK]  # fmt: skip
+            blocks += [asked] if asked else []
         for one, following in itertools.pairwise(blocks):
-            assert int(one.max()) < int(following.min()) or int(following.min()) == 10_000
+            assert max(one) < min(following) or min(following) == never
 
 
 # --- engine and reference ----------------------------------------------------------------------------------------
@@ -341,6 +364,7 @@ def situations(draw):
         refill=draw(st.booleans()), reuse=draw(st.booleans()),
     )  # fmt: skip
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
+    job = partly_filled(job, draw(st.integers(0, 99))) if draw(st.booleans()) else job
     names = (draw(st.sampled_from(sorted(POLICIES))), draw(st.sampled_from(sorted(POLICIES))))
     return draw(st.sampled_from(["table", "remembering"])), names, job, options
 
@@ -488,6 +512,16 @@ def test_paper_a_s_cap_leaves_a_block_after_as_many_steps_as_it_is_long():
     done = rollout(Table(), policy, job, Options(force=False, cap="block"))
     assert done.order_RL.tolist() == [[0, 2, -1, -1, 4, 6, -1, -1]]
     assert done.nfe_R.tolist() == [8]
+
+
+def test_what_is_given_stays_costs_nothing_and_is_not_decoded():
+    job = job_of([(3, 8, 2)], group=1)
+    given = torch.tensor([[5, 6, MASK, MASK, 7, 7, MASK, 8]])
+    done = rollout(Table(), heuristic("left_to_right", 1), replace(job, canvas_RL=given), Options())
+    assert done.order_RL.tolist() == [[-1, -1, 0, 1, -1, -1, 2, -1]]
+    assert torch.equal(done.canvas_RL[given != MASK], given[given != MASK])
+    whole = rollout(Table(), Never(), replace(job, canvas_RL=given.masked_fill(given == MASK, 1)), Options())
+    assert (whole.nfe_R.tolist(), whole.forwards, whole.finished_R.tolist()) == ([0], 0, [True])
 
 
 def test_an_empty_job_and_impossible_blocks():
