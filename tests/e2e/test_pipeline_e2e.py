@@ -45,7 +45,8 @@ main()
 
 
 def shrink(params: dict[str, Any]) -> dict[str, Any]:
-    """The tiny profile in a minute; the dense score, because a dLLM of twenty steps is never quite right."""
+    """The tiny profile in a minute; the dense score, because a dLLM of twenty steps is never quite right. The policy is
+    judged after rounds 2 and 5 alone, so that the best one was made after the kill."""
     tiny = params["profiles"]["tiny"]
     gate = tiny["evaluate"]["gate_task"]
     tiny["data"]["counts"] = {"pretrain": 200, "train": 64, "tune": 16, "gate": 24, "test": 24}
@@ -53,7 +54,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     tiny["pretrain"]["rows"] = dict.fromkeys(tiny["pretrain"]["rows"], 8)
     tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
     tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
-    tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 2,
+    tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 3,
                       "save_every": SAVED + 1}  # fmt: skip
     tiny["evaluate"] |= {"tasks": [gate], "block_lengths": [4, None], "thresholds": [0.9], "factors": [0.8],
                          "gammas": [0.3], "per_step": [1], "seeds": [0, 1]}  # fmt: skip

@@ -1,0 +1,52 @@
+"""The policy's step alone: the exported file in ONNX Runtime against eager torch, one thread each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.bench.measure import in_turn, median_seconds, speedup
+from components.export import OnnxPolicy, export_policy, random_observation
+from components.policies.store import LearnedPolicy
+
+SIZES = ((1, 16), (1, 32), (1, 256), (16, 256))
+
+
+@contextmanager
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def policy_step(
+    policy: LearnedPolicy, sizes: Sequence[tuple[int, int]] = SIZES, repeats: int = 15, inner: int = 10
+) -> list[dict[str, Any]]:
+    """Milliseconds per step by (rows, canvas length), and the speed-up: the median of paired ratios."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, one_thread(), torch.inference_mode():
+        path = Path(folder) / "policy.onnx"
+        export_policy(policy, path, {})
+        exported = OnnxPolicy(path, threads=1)
+        for batch, length in sizes:
+            obs = random_observation(policy, batch, length, "bench")
+            times = inner if batch * length <= 512 else 1
+
+            def many(who: Any, obs: Any = obs, times: int = times) -> None:
+                for _ in range(times):
+                    who.score(obs)
+
+            ours, theirs = in_turn([lambda: many(exported), lambda: many(policy)], repeats, torch.device("cpu"))
+            rows.append({
+                "rows": batch, "length": length, "torch_ms": 1e3 * median_seconds(theirs) / times,
+                "onnx_ms": 1e3 * median_seconds(ours) / times, "speedup": speedup(ours, theirs),
+            })  # fmt: skip
+    return rows
