@@ -154,6 +154,7 @@ class Cancelled(BaseException):
 )
 def test_no_grandchild_outlives_the_call(tmp_path: Path, ending: str) -> None:
     pids: list[int] = []
+    before = set(psutil.Process().children())  # the session's Prefect server may be one
 
     def log(line: str) -> None:
         pids.append(int(line))
@@ -163,7 +164,7 @@ def test_no_grandchild_outlives_the_call(tmp_path: Path, ending: str) -> None:
     with contextlib.suppress(Cancelled, guard.CommandFailed):
         guard.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
     assert pids and _gone(pids[0])
-    assert not [child for child in psutil.Process().children() if child.is_running()]
+    assert not [child for child in psutil.Process().children() if child.is_running() and child not in before]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "terminate"])
