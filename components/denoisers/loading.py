@@ -162,7 +162,7 @@ def _tokenizer(path: str, family: str, revision: str | None) -> Any:
     # tokenizer.json; AutoTokenizer would go by the model's family and put its own splitting into it (Qwen2: no spaces).
     kind = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
     try:
-        return kind.from_pretrained(path, revision=revision, padding_side="left")
+        return kind.from_pretrained(path, revision=revision, padding_side="left")  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
                               f"the {family} checkpoint's tokenizer beside its weights") from error  # fmt: skip
