@@ -3,7 +3,7 @@
 A flow shows a few typed fields as a form and refuses bad values by their bounds; everything else is params.yaml's,
 whose settings are checked as a whole before anything runs.
 
-Left out: what the settings mean and which combinations work (components/settings.py).
+Left out: what the settings mean and which combinations work (components/settings).
 """
 
 import io

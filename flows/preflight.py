@@ -1,6 +1,6 @@
 """Whether this machine can run the profile at all, asked before anything is made.
 
-Left out: whether the settings are right (components/settings.py), loading the model (stage pretrain).
+Left out: whether the settings are right (components/settings), loading the model (stage pretrain).
 """
 
 from collections.abc import Mapping

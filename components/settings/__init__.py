@@ -1,0 +1,26 @@
+"""params.yaml as frozen pydantic models; what cannot work is refused before anything runs.
+
+No field has a default: what is not in params.yaml is not tracked by DVC. Settings stop at ``stages``: below it there
+are numbers and objects. A stage's function names the sections it reads, and those are its ``params:`` in dvc.yaml.
+"""
+
+from components.settings.base import Section, nearest
+from components.settings.data import (
+    SPLITS,
+    Counts,
+    Data,
+    Domain,
+    Model,
+    Models,
+    Pretrain,
+    TaskSettings,
+)
+from components.settings.file import load, read
+from components.settings.judging import Case, Evaluate, Ood, Transfer
+from components.settings.learning import Distill, Family, Train
+from components.settings.policy import Decode, Policy
+from components.settings.whole import Params, Settings
+
+__all__ = ["SPLITS", "Case", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Family", "Model", "Models",
+           "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings", "Train", "Transfer", "load",
+           "nearest", "read"]  # fmt: skip

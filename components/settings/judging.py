@@ -1,0 +1,39 @@
+"""Sections of how policies are judged: the heuristics' sweep, the matrix cells of transfer and ood."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from components.settings.base import Count, Layout, NonNegative, Positive, Section, Seed, Share
+
+
+class Evaluate(Section):
+    """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    gate_task: str
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    block_lengths: tuple[Count | None, ...]
+    thresholds: tuple[Share, ...]
+    factors: tuple[Positive, ...]
+    gammas: tuple[NonNegative, ...]
+    per_step: tuple[Count, ...]
+
+
+class Case(Section):
+    """One matrix cell of transfer or ood: which dLLM, which task."""
+
+    model: Layout
+    task: str
+
+
+class Transfer(Section):
+    dream: Case
+    long: Case
+
+
+class Ood(Section):
+    near: Case
+    far: Case

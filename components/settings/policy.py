@@ -1,0 +1,46 @@
+"""Sections of the policy: what fixes its parameters, and how it is decoded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from components.settings.base import Count, Natural, Positive, Section
+
+
+class Policy(Section):
+    """See ``components.policies.confidence.Shape``; features: whether the frozen model's hidden states are read."""
+
+    inputs: Annotated[
+        tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...], Field(min_length=1)
+    ]
+    top_k: Natural
+    features: bool
+    width: Count
+    heads: Count
+    inner: Count
+    period: Positive
+    bias: float
+    where: Literal["eligible", "masked", "all"]
+    action: Literal["bernoulli", "dpls", "categorical"]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Policy:
+        if ("top" in self.inputs) != (self.top_k > 0):
+            raise ValueError(f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
+                             f"what is not there; name top and give top_k >= 1, or neither")  # fmt: skip
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
+                             f"even width per head; use a multiple of {2 * self.heads}")  # fmt: skip
+        return self
+
+
+class Decode(Section):
+    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta).
+    choose: how the policy is decoded when it is judged and served."""
+
+    block_length: Count | None
+    temperature: Positive
+    scale: Positive
+    choose: Literal["mode", "sample"]
