@@ -1,4 +1,4 @@
-"""`unmask`: one sub-command per stage, plus decode, compare, promote, doctor. Everything heavy is imported inside."""
+"""`unmask`: one sub-command per stage, plus decode, compare, promote, bench, doctor. Heavy imports are inside."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ class OodCase(StrEnum):
 class Choice(StrEnum):
     mode = "mode"
     sample = "sample"
+
+
+class Weights(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
 
 
 POLICY = "a rule (threshold:0.9, confidence), a policy folder, an .onnx file, or models:/NAME@champion"
@@ -230,6 +236,43 @@ def compare(
     from components.show import show_comparison
 
     show_comparison(one, other, prompt, count, choose.value, block)
+
+
+@app.command()
+def bench(
+    policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; beside those that are always measured")] = None,
+    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
+    random: Annotated[
+        int | None, typer.Option(min=1, help="a random dLLM (4 layers, width 128), canvases this long, no data")
+    ] = None,
+    vocabulary: Annotated[int, typer.Option(min=8, help="tokens of the random dLLM")] = 68,
+    dtype: Annotated[Weights | None, typer.Option(help="of the dLLM's weights; by default the profile's")] = None,
+    count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training round at most")] = 128,
+    rows: Annotated[int, typer.Option(min=1, help="rows in flight, and the reference loop's batch")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout, the tables to stderr")] = False,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="log it as a run of the profile's experiment")] = False,
+) -> None:
+    """The decode engine against a plain loop, a training round in its parts, the policy's step: how fast, and why.
+
+    In: outputs of prepare and pretrain, policies if there are; nothing with --random. Out: tables, JSON.
+    Example: unmask bench --random 64 --json > bench.json
+    """
+    from rich.console import Console
+
+    from components.bench import command
+
+    _quiet()
+    console = Console(stderr=as_json, highlight=False)
+    console = console if console.is_terminal else Console(stderr=as_json, highlight=False, width=160)
+    found = command.bench(
+        command.Request(policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats),
+        console.print,
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+    if mlflow:
+        command.log_to_mlflow(found)
 
 
 @app.command()

@@ -7,14 +7,32 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from components.stopwatch import Stopwatch
+
 PROC = Path("/proc/self")
+
+
+class Synchronised(Stopwatch):
+    """Waits for the device at the end of every section: what a section started belongs to it."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    @contextmanager
+    def __call__(self, section: str) -> Iterator[None]:
+        with super().__call__(section):
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
 
 
 @dataclass(frozen=True)
@@ -37,12 +55,12 @@ def timed(work: Callable[[], Any], device: torch.device) -> Timed:
     return Timed(seconds, None if before is None or peak is None else max(0, peak - before), value)
 
 
-def in_turn(
-    works: Sequence[Callable[[], Any]], repeats: int, device: torch.device, warm: bool = True
-) -> list[list[Timed]]:
-    """``repeats`` timings of each; in every round all of them are run, and who goes first changes."""
+def in_turn(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device) -> list[list[Timed]]:
+    """``repeats`` timings of each; in every round all of them are run, and who goes first changes. The first round
+    warms up and is not counted."""
+    gc.collect()  # what an earlier measurement left; it takes too long to be done each time
     found: list[list[Timed]] = [[] for _ in works]
-    for number in range(-1 if warm else 0, repeats):
+    for number in range(-1, repeats):
         order = list(range(len(works)))
         for index in order if number % 2 == 0 else reversed(order):
             done = timed(works[index], device)
@@ -51,9 +69,10 @@ def in_turn(
     return found
 
 
-def speedup(ours: Sequence[Timed], theirs: Sequence[Timed]) -> float:
-    """Median over pairs of their seconds / ours: above 1 we are faster."""
-    return statistics.median(b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True))
+def ratios(ours: Sequence[Timed], theirs: Sequence[Timed]) -> tuple[float, float, float]:
+    """Median, lowest and highest over pairs of their seconds / ours: above 1 we are faster."""
+    found = [b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(found), min(found), max(found)
 
 
 def median_seconds(many: Sequence[Timed]) -> float:
@@ -68,7 +87,6 @@ def peak_bytes(many: Sequence[Timed]) -> int | None:
 
 def _forget_peak(device: torch.device) -> int | None:
     """Starts a new peak; what is held now."""
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

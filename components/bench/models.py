@@ -1,28 +1,58 @@
-"""A random dLLM of a given size, for benchmarks without a checkpoint."""
+"""A random dLLM of a given size and prompts for it, for benchmarks that need no checkpoint and no data."""
 
 from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
 
 import torch
 
 from components.denoisers import Encoder, TransformerDenoiser, embedded
+from components.prompts import Prompts
+from components.tasks.example import Example, Score, address
 
 SHARPNESS = 8.0
+PROMPT = 32
 
 
-def random_denoiser(
-    width: int = 128, layers: int = 4, heads: int = 4, positions: int = 1024, vocabulary: int = 68, seed: int = 0,
-    dtype: torch.dtype = torch.float32, alphabet: str | None = None,
-) -> tuple[TransformerDenoiser, Encoder]:  # fmt: skip
-    """Its head is scaled up, so that it is sure of some positions and unsure of others, as a trained one is.
+@dataclass(frozen=True)
+class Coin:
+    """Prompts of 16 to 32 random characters; a text is right if its hash is even, so that members of a group differ in
+    reward, as they do while a policy learns."""
 
-    vocabulary: width of the logits; what the alphabet (by default ASCII from "!" on) does not reach is forbidden.
+    canvas_length: int
+    alphabet: str
+    name: str = "coin"
+
+    def sample(self, index: int, seed: int) -> Example:
+        source = random.Random(address(self.name, seed, index))
+        return Example(self.name, "".join(source.choices(self.alphabet, k=source.randint(PROMPT // 2, PROMPT))), "")
+
+    def score(self, text: str, example: Example) -> Score:
+        right = float(address(text) % 2 == 0)
+        return Score(right, right)
+
+
+def random_model(
+    length: int, width: int = 128, layers: int = 4, vocabulary: int = 68, dtype: str = "float32", seed: int = 0
+) -> tuple[TransformerDenoiser, Encoder, Coin]:
+    """The denoiser, its encoder, and a task with canvases of ``length`` that is written in its characters.
+
+    One token per character; the head is scaled up, so that it is sure of some positions and unsure of others, as a
+    trained one is.
     """
-    letters = alphabet or "".join(chr(33 + i) for i in range(min(vocabulary - 4, 94)))
-    denoiser, encoder = embedded.build("llada", letters, width, layers, heads, 4 * width, positions, seed)
-    if vocabulary > denoiser.vocabulary:
-        wide = denoiser.model.resize_token_embeddings(vocabulary, mean_resizing=False)
-        assert wide.weight.shape[0] == vocabulary
+    special = len(embedded.SPECIAL)
+    points = (point for point in itertools.count(33) if not 0xD800 <= point < 0xE000)  # surrogates are no characters
+    alphabet = "".join(map(chr, itertools.islice(points, vocabulary - special)))
+    positions = length + PROMPT + special
+    denoiser, encoder = embedded.build(
+        "llada", alphabet, width, layers, max(1, width // 32), 4 * width, positions, seed
+    )
     denoiser.model.lm_head.weight.data *= SHARPNESS
-    return TransformerDenoiser(
-        denoiser.model.to(dtype), denoiser.mask_id, len(encoder.tokenizer), denoiser.shifted
-    ), encoder
+    denoiser.model.to(getattr(torch, dtype))
+    return denoiser, encoder, Coin(length, alphabet)
+
+
+def random_prompts(task: Coin, encoder: Encoder, count: int, seed: int = 0) -> Prompts:
+    return Prompts.of(task, [task.sample(index, seed) for index in range(count)], encoder)

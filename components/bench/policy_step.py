@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from components.bench.measure import in_turn, median_seconds, speedup
+from components.bench.measure import in_turn, median_seconds, ratios
 from components.export import OnnxPolicy, export_policy, random_observation
 from components.policies.store import LearnedPolicy
 
@@ -30,7 +30,7 @@ def one_thread():
 def policy_step(
     policy: LearnedPolicy, sizes: Sequence[tuple[int, int]] = SIZES, repeats: int = 15, inner: int = 10
 ) -> list[dict[str, Any]]:
-    """Milliseconds per step by (rows, canvas length), and the speed-up: the median of paired ratios."""
+    """Milliseconds per step by (rows, canvas length), and the speed-up: median, lowest and highest of paired ratios."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, one_thread(), torch.inference_mode():
         path = Path(folder) / "policy.onnx"
@@ -47,6 +47,6 @@ def policy_step(
             ours, theirs = in_turn([lambda: many(exported), lambda: many(policy)], repeats, torch.device("cpu"))
             rows.append({
                 "rows": batch, "length": length, "torch_ms": 1e3 * median_seconds(theirs) / times,
-                "onnx_ms": 1e3 * median_seconds(ours) / times, "speedup": speedup(ours, theirs),
+                "onnx_ms": 1e3 * median_seconds(ours) / times, "speedup": ratios(ours, theirs),
             })  # fmt: skip
     return rows

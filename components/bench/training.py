@@ -6,50 +6,52 @@ import copy
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from components.bench.measure import in_turn, median_seconds
+import torch
+
+from components.bench.measure import Synchronised, in_turn, median_seconds
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
 from components.prompts import Prompts
-from components.stopwatch import Stopwatch
 from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, update
 from components.types import Steps
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 
 
+PARTS = ("rollout", "reward", "update")
+
+
 @dataclass(frozen=True)
 class Round:
-    """Median seconds of one round's parts; pairs: recorded (row, step) pairs."""
+    """One round's median seconds by PARTS and their shares; pairs: recorded (row, step) pairs; live: those of them that
+    the update learns from, the others' groups having had one reward."""
 
-    rollout: float
-    reward: float
-    update: float
+    rows: int
     pairs: int
-
-    def flat(self) -> dict[str, Any]:
-        whole = self.rollout + self.reward + self.update
-        shares = {f"share_{n}": getattr(self, n) / whole for n in ("rollout", "reward", "update")}
-        return {"rollout_seconds": self.rollout, "reward_seconds": self.reward, "update_seconds": self.update,
-                "pairs": self.pairs} | shares  # fmt: skip
+    live: int
+    seconds: dict[str, float]
+    shares: dict[str, float]
 
 
 def training_round(
     policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective, repeats: int
 ) -> tuple[Round, Collected]:
-    """``repeats`` rounds from the same weights (a copy of them learns); and the last one's experience."""
+    """``repeats`` rounds from the same weights (a copy of them learns), after one that warms up; and the last one's
+    experience."""
     parts: list[dict[str, float]] = []
     found = None
     for number in range(repeats + 1):
-        student, watch = copy.deepcopy(policy), Stopwatch()
+        student, watch = copy.deepcopy(policy), Synchronised(denoiser.device)
         found = collect(student, None, None, denoiser, prompts, plan, objective, number, watch)
         with watch("update"):
             update(student, None, optimiser_for(student, plan), found, plan, objective)
-        parts.append(dict(watch.seconds))
+        parts.append(watch.seconds)
     assert found is not None
-    rollout, reward, updated = (statistics.median(p[n] for p in parts[1:]) for n in ("rollout", "reward", "update"))
-    return Round(rollout, reward, updated, len(found.steps.row_N)), found
+    seconds = {name: statistics.median(p[name] for p in parts[1:]) for name in PARTS}
+    live = int((found.advantage_R[found.steps.row_N] != 0).sum())
+    return Round(len(found.job), len(found.steps.row_N), live, seconds,
+                 {name: value / sum(seconds.values()) for name, value in seconds.items()}), found  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ def update_throughput(
     whole = Collected(found.job, found.rollout, steps, found.reward_R, found.correct_R, found.dense_R, advantage_R)
     optimiser = optimiser_for(student, plan)
     # The batches are cut beforehand: what is measured is arithmetic.
-    cuts = {size: [steps.pairs(n) for n in _numbers(steps).split(size)] for size in batches if size <= len(steps.row_N)}
-    device = steps.row_N.device
+    pairs, device = len(steps.row_N), steps.row_N.device
+    number_N = torch.arange(pairs, device=device)
+    cuts = {
+        size: [steps.pairs(n) for n in number_N.split(size)] for size in batches if size <= pairs or size == batches[0]
+    }
 
     def bare(parts: Sequence[Steps]) -> None:
         student.zero_grad(set_to_none=True)
@@ -86,12 +91,5 @@ def update_throughput(
     ours, alone = in_turn(
         [lambda: update(student, None, optimiser, whole, plan, objective), lambda: bare(cuts[best])], repeats, device
     )
-    pairs = len(steps.row_N)
     share = statistics.median(objective.epochs * b.seconds / a.seconds for a, b in zip(ours, alone, strict=True))
     return Throughput(objective.epochs * pairs / median_seconds(ours), pairs / median_seconds(alone), best, share)
-
-
-def _numbers(steps: Steps):
-    import torch
-
-    return torch.arange(len(steps.row_N), device=steps.row_N.device)

@@ -1,0 +1,81 @@
+"""The results of ``unmask bench`` as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from components.bench.decoding import SECTIONS, Comparison
+from components.bench.training import Round, Throughput
+
+
+def machine(facts: Mapping[str, Any]) -> Table:
+    table = Table("", "", title="machine and dLLM", show_header=False, box=box.SIMPLE, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def decoding(found: Sequence[Comparison]) -> Table:
+    table = _table("decoding: engine / reference loop, in turn", "policy", "NFE", "longest", "tokens/s", "speed-up",
+                   "useful", "same rows", "peak MB")  # fmt: skip
+    for row in found:
+        ours, theirs = row.engine, row.reference
+        table.add_row(
+            row.name, f"{row.nfe:.2f}", str(row.nfe_longest),
+            f"{ours.tokens_per_second:,.0f} / {theirs.tokens_per_second:,.0f}", spread(row.speedup),
+            f"{ours.useful:.3f} / {theirs.useful:.3f}", f"{row.same:.1%}",
+            f"{megabytes(ours.peak)} / {megabytes(theirs.peak)}",
+        )  # fmt: skip
+    return table
+
+
+def shares(found: Sequence[Comparison]) -> Table:
+    table = _table("where the time goes: engine / reference loop", "policy", *SECTIONS)
+    for row in found:
+        ours, theirs = row.engine.shares, row.reference.shares
+        table.add_row(row.name, *(f"{ours[name]:.1%} / {theirs[name]:.1%}" for name in SECTIONS))
+    return table
+
+
+def training(found: Round, speed: Throughput) -> Table:
+    table = _table("a training round", "part", "seconds", "share")
+    for part, seconds in found.seconds.items():
+        table.add_row(part, f"{seconds:.2f}", f"{found.shares[part]:.1%}")
+    table.add_section()
+    bare = f"{speed.share:.0%} of bare forward and backward at their best batch, {speed.best_batch}"
+    table.add_row("rows", f"{found.rows:,}", "")
+    table.add_row("(row, step) pairs", f"{found.pairs:,}", f"{found.live:,} to learn from")
+    table.add_row("pairs per second", f"{speed.update_pairs_per_second:,.0f}", bare)
+    return table
+
+
+def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
+    table = _table(
+        "the policy's step, one thread", "policy", "rows", "canvas", "torch ms", "ONNX Runtime ms", "speed-up"
+    )
+    for row in found:
+        table.add_row(row["policy"], str(row["rows"]), str(row["length"]), f"{row['torch_ms']:.3f}",
+                      f"{row['onnx_ms']:.3f}", spread(row["speedup"]))  # fmt: skip
+    return table
+
+
+def spread(ratios: tuple[float, float, float]) -> str:
+    """Median, lowest, highest."""
+    middle, lowest, highest = ratios
+    return f"{middle:.2f} ({lowest:.2f} to {highest:.2f})"
+
+
+def megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.0f}"
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

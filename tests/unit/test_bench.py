@@ -1,0 +1,121 @@
+"""`unmask bench` on a random dLLM of a few positions: what it says is complete, adds up, and both loops decide alike.
+
+Nothing here is timed against a bound; that is for tests/benchmarks, by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components import cli
+from components.bench import command, policy_step
+from components.bench.decoding import SECTIONS
+from components.bench.measure import Timed, ratios, timed
+from components.bench.models import random_model, random_prompts
+from components.bench.training import PARTS
+from components.policies.confidence import ConfidencePolicy, Shape
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json", "--mlflow"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with settings and nothing else."""
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copy(ROOT / "params.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> dict[str, Any]:
+    """What the command prints to stdout: JSON alone. Exports take seconds; the policy stands in for its own."""
+    small = ConfidencePolicy(Shape(width=8, heads=2, inner=8)).eval()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.chdir(place)
+        patch.setattr(command, "_fresh", lambda settings, width: {"profile's": small})
+        patch.setattr(policy_step, "SIZES", ((1, 4), (2, 3)))
+        patch.setattr(policy_step, "export_policy", lambda *_: None)
+        patch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: small)
+        patch.setattr(sys, "argv", ["unmask", "bench", "--random=6", *WORDS])
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+        with (place / "bench.json").open("w") as out:
+            patch.setattr(sys, "stdout", out)
+            cli.main()
+    assert not ended.value.code
+    return json.loads((place / "bench.json").read_text())
+
+
+def test_both_loops_decide_alike_and_their_shares_sum_to_one(found: dict[str, Any]) -> None:
+    names = [row["name"] for row in found["decoding"]]
+    assert len(set(names)) == len(names) and {"threshold:0.9", "entropy_bound:0.3", "confidence:1"} < set(names)
+    for row in found["decoding"]:
+        assert row["same"] == 1.0 and row["rows"] == 4 and row["length"] == 6
+        for side in (row["engine"], row["reference"]):
+            assert tuple(side["shares"]) == SECTIONS and min(side["shares"].values()) >= 0
+            assert sum(side["shares"].values()) == pytest.approx(1)
+            assert side["tokens_per_second"] > 0 and side["useful"] <= 1
+        assert row["engine"]["useful"] == 1 and row["engine"]["forwards"] <= row["reference"]["forwards"]
+    one_by_one = next(row for row in found["decoding"] if row["name"] == "confidence:1")
+    assert one_by_one["nfe"] == one_by_one["nfe_longest"] == 6 and one_by_one["engine"]["forwards"] == 4 * 6
+
+
+def test_a_training_round_is_told_in_its_parts(found: dict[str, Any]) -> None:
+    round_ = found["training"]
+    assert tuple(round_["shares"]) == PARTS and sum(round_["shares"].values()) == pytest.approx(1)
+    assert 0 < round_["live"] <= round_["pairs"] <= 6 * round_["rows"]
+    assert round_["share"] > 0 and round_["update_pairs_per_second"] > 0
+
+
+def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
+    assert [(row["policy"], row["rows"], row["length"]) for row in found["policy_step"]] == [
+        ("profile's", 1, 4), ("profile's", 2, 3)]  # fmt: skip
+    assert all(row["torch_ms"] > 0 and row["onnx_ms"] > 0 for row in found["policy_step"])
+
+
+def test_the_same_figures_are_a_run_of_mlflow(found: dict[str, Any], place: Path) -> None:
+    from components.tracking import store
+    from components.tracking.mlflow_tracker import clean
+
+    client = store.connect(f"sqlite:///{place}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.stage = 'bench'")
+    assert run.info.status == "FINISHED" and run.data.params["request.random"] == "6"
+    for row in found["decoding"]:
+        above = clean(f"bench/decoding/{row['name']}")
+        assert run.data.metrics[f"{above}/speedup"] == row["speedup"][0]
+        assert run.data.metrics[f"{above}/engine/shares/readout"] == row["engine"]["shares"]["readout"]
+    assert run.data.metrics["bench/training/shares/update"] == found["training"]["shares"]["update"]
+
+
+def test_ratios_are_of_pairs() -> None:
+    ours, theirs = ([Timed(s, None) for s in seconds] for seconds in ((1.0, 2.0, 4.0), (3.0, 2.0, 8.0)))
+    assert ratios(ours, theirs) == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_the_peak_is_of_what_was_held_at_once_and_starts_anew() -> None:
+    def work(pieces: int) -> None:
+        [torch.zeros(2**23).add_(1) for _ in range(pieces)]  # 32 MiB each, all dropped at the end
+
+    for pieces in (3, 1):
+        peak = timed(lambda pieces=pieces: work(pieces), torch.device("cpu")).peak
+        assert peak is not None and abs(peak / 2**25 - pieces) < 0.5
+
+
+@pytest.mark.parametrize("vocabulary", [12, 60_000])
+def test_a_random_dllm_knows_what_its_task_is_written_in(vocabulary: int) -> None:
+    denoiser, encoder, task = random_model(8, 16, 1, vocabulary)
+    prompts = random_prompts(task, encoder, 64)
+    assert denoiser.vocabulary == vocabulary == len(encoder.tokenizer) and denoiser.forbidden_ids.tolist() == [0]
+    assert len({len(ids) for ids in prompts.ids}) > 1
+    for ids, example in zip(prompts.ids, prompts.examples, strict=True):
+        assert encoder.text(ids[1:-1]) == example.prompt and int(ids.max()) < vocabulary
+    scores = {task.score(str(i), prompts.examples[0]).correct for i in range(64)}
+    assert scores == {0.0, 1.0}
