@@ -23,7 +23,7 @@ from components.rng import generator
 from components.rollout import Options, rollout
 
 RESAMPLES = 2000
-RANDOM_RULES = ("random",)
+RANDOM_RULES = ("random", "softmax_confidence", "top_k_random")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def evaluate(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: 
     """Decodes every prompt, once per seed where the candidate is random."""
     random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
     correct, dense, nfe, unfinished = [], [], [], 0
-    job = prompts.job(candidate.block_length)
+    job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
     spent = 0.0
     for seed in seeds if random else seeds[:1]:

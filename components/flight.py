@@ -29,7 +29,8 @@ class Job:
     ``member_R`` address its noise: they, not the place in the job, decide what is drawn.
 
     ``canvas_RL``: ids to start from where a canvas is partly filled already (masks where it is not); None: all masks.
-    ``answers``: the prompts' reference answers as canvases, for policies that need them.
+    ``answers``: the prompts' reference answers as canvases, for policies that need them. ``alpha_R``: the speed
+    exponents asked for, of policies that are conditioned on them; None: the policy's own.
 
     SettingsError if a block length does not divide its canvas.
     """
@@ -43,6 +44,7 @@ class Job:
     policy_R: Tensor
     canvas_RL: Tensor | None = None
     answers: Sequence[Tensor] | None = None
+    alpha_R: Tensor | None = None
 
     def __post_init__(self) -> None:
         for length, block in torch.stack([self.length_R, self.block_R], 1).unique(dim=0).tolist():
@@ -100,6 +102,7 @@ class Flight:
     fields: dict[str, Tensor] = field(default_factory=dict)
     state: RowState | None = None
     answer_BL: Tensor | None = None
+    alpha_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row_B)
@@ -126,11 +129,16 @@ class Flight:
         )
 
     @property
-    def eligible_BL(self) -> Tensor:
-        """Masked positions of the current block."""
+    def block_BL(self) -> Tensor:
+        """Positions of the current block."""
         position_L = torch.arange(self.masked_BL.shape[1], device=self.masked_BL.device)
         low_B1 = (self.block_B * self.size_B).unsqueeze(1)
-        return self.masked_BL & (position_L >= low_B1) & (position_L < low_B1 + self.size_B.unsqueeze(1))
+        return (position_L >= low_B1) & (position_L < low_B1 + self.size_B.unsqueeze(1))
+
+    @property
+    def eligible_BL(self) -> Tensor:
+        """Masked positions of the current block."""
+        return self.masked_BL & self.block_BL
 
     def observation(self, needs: Needs, eligible_BL: Tensor) -> Observation:
         chosen = dict(self.fields)
@@ -141,6 +149,8 @@ class Flight:
             chosen["attend_BT"] = self.attend_BT
         if needs.answer and self.answer_BL is not None:
             chosen["answer_BL"] = self.answer_BL
+        if self.alpha_B is not None:
+            chosen["alpha_B"] = self.alpha_B
         start = self.start if needs.features == "sequence" else 0
         return Observation(self.masked_BL, eligible_BL, self.step_B, self.length_B, canvas_start=start, **chosen)
 
@@ -173,6 +183,7 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> Flight:
         prompt_B=torch.tensor(lengths, dtype=torch.int64, device=device),
         stale_B=torch.ones(count, dtype=torch.bool, device=device), start=prompt,
         answer_BL=None if job.answers is None else _answers(job.answers, job.prompt_R[rows], longest).to(device),
+        alpha_B=None if job.alpha_R is None else job.alpha_R[rows].float().to(device),
     )  # fmt: skip
     return replace(flight, state=denoiser.start(Canvas(flight.ids_BT, flight.attend_BT, prompt)))
 
@@ -236,7 +247,8 @@ def _look_at(
     with watch("denoiser"):
         # Columns that are padding in every row are not sent, unless a state may be laid out by columns.
         cut = flight.start - int(flight.prompt_B.max()) if flight.state is None else 0
-        canvas = Canvas(flight.ids_BT[:, cut:], flight.attend_BT[:, cut:], flight.start - cut)
+        block_BT = None if flight.state is None else F.pad(flight.block_BL, (flight.start, 0))
+        canvas = Canvas(flight.ids_BT[:, cut:], flight.attend_BT[:, cut:], flight.start - cut, block_BT)
         hidden_bTD, state = denoiser.hidden(canvas, flight.state)
     with watch("readout"):
         hidden_bLD = hidden_bTD[:, flight.start - cut :]

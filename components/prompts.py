@@ -45,12 +45,13 @@ class Prompts:
 
     def job(
         self, block_length: int | None, group: int = 1, experts: int = 0, expert_block: int | None = None,
-        answers: bool = False,
+        answers: bool = False, alpha_P: Tensor | None = None,
     ) -> Job:  # fmt: skip
         """``group`` rows a prompt that policy 0 draws, then ``experts`` rows that policy 1 draws, prompt by prompt.
 
         block_length None: the whole canvas, full diffusion. expert_block: of the experts' rows, None for the same.
-        answers: with the reference answers, for a policy that needs them.
+        answers: with the reference answers, for a policy that needs them. alpha_P: the speed exponent that each
+        prompt's group is asked for, of a policy that is conditioned on it.
         """
         members = group + experts
         prompt_R = torch.arange(len(self)).repeat_interleave(members)
@@ -62,7 +63,8 @@ class Prompts:
         if expert_block is not None:
             block_R = block_R.masked_fill(expert_R, expert_block)
         return Job(self.ids, prompt_R, uid_P[prompt_R], member_R, length_R, block_R, expert_R.long(),
-                   answers=self.answers() if answers else None)  # fmt: skip
+                   answers=self.answers() if answers else None,
+                   alpha_R=None if alpha_P is None else alpha_P[prompt_R])  # fmt: skip
 
     def answers(self) -> list[Tensor]:
         """The reference answers as canvases."""

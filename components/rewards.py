@@ -13,14 +13,14 @@ def speed(nfe_R: Tensor, length_R: Tensor) -> Tensor:
     return (length_R - torch.minimum(nfe_R, length_R) + 1) / length_R
 
 
-def multiplicative(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float) -> Tensor:
-    """(R,) r * speed^alpha, paper A's reward. alpha = 0 is pure correctness."""
-    if alpha < 0:
+def multiplicative(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float | Tensor) -> Tensor:
+    """(R,) r * speed^alpha, paper A's reward. alpha = 0 is pure correctness; a tensor: each row its own."""
+    if bool((torch.as_tensor(alpha) < 0).any()):
         raise SettingsError(f"alpha={alpha} is negative; slower decoding would be rewarded; use alpha >= 0")
     return score_R * speed(nfe_R, length_R) ** alpha
 
 
-def additive(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float) -> Tensor:
+def additive(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float | Tensor) -> Tensor:
     """(R,) r - alpha n/L, paper A's ablation: a wrong one-step answer beats a wrong long one, and training collapses
     to committing everything at once."""
     return score_R - alpha * nfe_R / length_R

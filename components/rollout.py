@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from components import memory
 from components.denoisers.protocol import Denoiser
 from components.errors import SettingsError
 from components.flight import Flight, Job, admit, look, open_block
 from components.maths.distributions import ActionDistribution, commit
+from components.maths.masked import rank_of, sort_eligible
 from components.policies.protocol import Policy
 from components.rng import Noise
 from components.stopwatch import Stopwatch
@@ -33,7 +35,7 @@ __all__ = ["Job", "Options", "advance", "is_over", "rollout"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is decoded. The first six change results, the last four only the cost.
+    """How a job is decoded. The last five change the cost and no result.
 
     seed    the run's seed, part of every row's noise address.
     choose  "sample" or "mode".
@@ -44,8 +46,9 @@ class Options:
     keep    share of the steps that is recorded, each with this probability.
     widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
             learn the block order too).
-    rows    rows in flight at most.
-    tokens  sequence positions in one forward of the denoiser; None: what suits the device.
+    rows    rows in flight at most; None: as many as are of use.
+    memory  bytes for the rows in flight and one forward, which bound both; None: half of what the device has free.
+    tokens  sequence positions in one forward of the denoiser at most; None: what suits the device.
     refill  waiting rows join as soon as others finish; False: the next ``rows`` start when all have finished.
     reuse   do not ask a stateless denoiser twice about one canvas.
     """
@@ -58,7 +61,8 @@ class Options:
     needs: Needs = Needs()  # noqa: RUF009 (frozen)
     keep: float = 1.0
     widen: bool = False
-    rows: int = 256
+    rows: int | None = None
+    memory: int | None = None
     tokens: int | None = None
     refill: bool = True
     reuse: bool = True
@@ -100,8 +104,10 @@ def _run(
     if not len(job):
         none = torch.zeros(0, dtype=torch.int64)
         return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
+    sizes = memory.count(job, denoiser, needs, options.record, options.keep)
+    rows, tokens = memory.fit(sizes, sum(job.shape), denoiser.device, options.memory, options.rows, options.tokens)
     waiting, whole = _queue(job, denoiser.mask_id)
-    flight, waiting = admit(job, waiting[: options.rows], denoiser, options.seed), waiting[options.rows :]
+    flight, waiting = admit(job, waiting[:rows], denoiser, options.seed), waiting[rows:]
     landed = [_land(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
     records: list[Steps] = []
     forwards = useful = 0
@@ -109,7 +115,7 @@ def _run(
     while len(flight):
         # A stateful denoiser says something new every time.
         fresh = int(flight.stale_B.sum()) if every and denoiser.stateless else len(flight)
-        flight, asked = look(flight, denoiser, needs, watch, every, options.tokens)
+        flight, asked = look(flight, denoiser, needs, watch, every, tokens)
         forwards, useful = forwards + asked, useful + min(asked, fresh)
         with watch("policy"):
             action, record = _decide(policies, flight, needs, options)
@@ -125,7 +131,7 @@ def _run(
                 flight = (replace(flight, fields={}) if idle else flight).keep(~over_B)
                 if progress is not None:
                     progress(len(landed[-1]["row"]))
-                room = options.rows - len(flight)
+                room = rows - len(flight)
                 if len(waiting) and (options.refill or not len(flight)):
                     flight = flight.join(admit(job, waiting[:room], denoiser, options.seed))
                     waiting = waiting[room:]
@@ -164,7 +170,9 @@ def _decide(policies: list[Policy], flight: Flight, needs: Needs, options: Optio
             draws.append((rows_b, _draw(learning, shown.eligible_BL, noise, options).rows(rows_b)))
         elif len(rows_b):
             part, own = obs.rows(rows_b), Noise(noise.key_B[rows_b], noise.step_B[rows_b])
-            draws.append((rows_b, _draw(policy.distribution(part), part.eligible_BL, own, options)))
+            drawn = _draw(policy.distribution(part), part.eligible_BL, own, options)
+            ordered = learning is None or drawn.rank_BL is not None
+            draws.append((rows_b, drawn if ordered else _by_score(drawn, policy.score(part))))
     action = _merge(draws, obs.masked_BL)
     if learning is None:
         return action, None
@@ -181,15 +189,22 @@ def _thinned(record: Steps, flight: Flight, keep: float) -> Steps:
     return record.pairs(Noise(flight.key_B, flight.step_B).uniform(_KEEP, 1).squeeze(1) < keep)
 
 
+def _by_score(action: Action, score_BL: Tensor) -> Action:
+    """An unordered rule's commits as if drawn one after the other, best first: what an ordered policy is steered to."""
+    assert action.committed_BL is not None
+    order_BL, _ = sort_eligible(score_BL, action.committed_BL)
+    return replace(action, rank_BL=rank_of(order_BL).masked_fill(~action.committed_BL, -1))
+
+
 def _merge(draws: list[tuple[Tensor, Action]], masked_BL: Tensor) -> Action:
-    """One action out of those of different rows; an unordered rule's picks count as drawn by position."""
+    """One action out of those of different rows."""
     drawn_BL, committed_BL = torch.zeros_like(masked_BL), torch.zeros_like(masked_BL)
     rank_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
     for rows_b, part in draws:
         assert part.committed_BL is not None
         drawn_BL[rows_b], committed_BL[rows_b] = part.drawn_BL, part.committed_BL
-        order = part.rank_BL if part.rank_BL is not None else part.drawn_BL.cumsum(-1) - 1
-        rank_BL[rows_b] = order.masked_fill(~part.drawn_BL, -1)
+        if part.rank_BL is not None:
+            rank_BL[rows_b] = part.rank_BL
     return Action(drawn_BL, rank_BL, committed_BL)
 
 

@@ -128,10 +128,9 @@ def _loaded(name: str, place: Place, settings: Settings) -> Any:
         return OnnxPolicy(Path(name))
     if Path(name).is_dir():
         from components.policies import store as policies
+        from components.stages.decoding import served
 
-        policy = policies.load(Path(name))
-        policy.temperature, policy.scale = settings.decode.temperature, settings.decode.scale
-        return policy
+        return served(policies.load(Path(name)), settings.decode)
     return None
 
 

@@ -21,7 +21,7 @@ F     input features per position of a policy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -45,18 +45,21 @@ class Canvas:
     """Token ids of whole sequences: the prompt, padded on the left, then the canvas.
 
     ids_BT: int64. attend_BT: bool, False at padding. start: the first column of the canvas, the same for all rows.
+    block_BT: bool, each row's current block, committed positions included; told to denoisers with a state.
     """
 
     ids_BT: Tensor
     attend_BT: Tensor
     start: int
+    block_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.ids_BT.shape != self.attend_BT.shape:
             raise ValueError(f"Canvas: ids {tuple(self.ids_BT.shape)} and attend {tuple(self.attend_BT.shape)} differ")
 
     def rows(self, index: Tensor) -> Canvas:
-        return Canvas(self.ids_BT[index], self.attend_BT[index], self.start)
+        block_BT = None if self.block_BT is None else self.block_BT[index]
+        return Canvas(self.ids_BT[index], self.attend_BT[index], self.start, block_BT)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Needs:
     committed positions, as paper A does). Elsewhere they are zero. top_k: how many probabilities. features:
     the frozen model's hidden states at "canvas" positions or over the whole "sequence". drift: how many past
     values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for a teacher that knows it.
+    statistics: of ``STATISTICS``, those that are read beside the token and its confidence, which always are there.
     """
 
     where: str = "eligible"
@@ -74,10 +78,15 @@ class Needs:
     features: str = "none"
     drift: int = 0
     answer: bool = False
+    statistics: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        if self.where not in WHERE or self.features not in FEATURES:
-            raise ValueError(f"Needs: where={self.where!r} must be one of {WHERE}, features one of {FEATURES}")
+        # In one order and hashable, whoever wrote them: a set, a policy's inputs, a JSON list.
+        object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
+        if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
+            raise ValueError(f"Needs: where={self.where!r} must be one of {WHERE}, features={self.features!r} one of "
+                             f"{FEATURES}, statistics={self.statistics} of {STATISTICS}; the loop would not know what "
+                             f"to read; name these")  # fmt: skip
 
     def __or__(self, other: Needs) -> Needs:
         """What two policies need together."""
@@ -87,11 +96,13 @@ class Needs:
             FEATURES[max(FEATURES.index(self.features), FEATURES.index(other.features))],
             max(self.drift, other.drift),
             self.answer or other.answer,
+            {*self.statistics, *other.statistics},
         )
 
 
 WHERE = ("eligible", "masked", "all")
 FEATURES = ("none", "canvas", "sequence")
+STATISTICS = ("log_odds", "margin", "entropy")
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class Observation:
     top_BLK         float32, the K largest probabilities, descending.
     drift_BLH       float32, KL(p_t || p_{t-1}), newest first, +inf where there is no past.
     answer_BL       int64, the reference answer; in training, for a teacher that knows it.
+    alpha_B         float32, the speed exponent asked for; read by policies that are conditioned on it.
     features_BTD    hidden states that predict the positions; T = L if the policy needs the canvas alone.
     attend_BT       bool, True where features_BTD is not padding.
     canvas_start    column of features_BTD at which the canvas starts.
@@ -127,6 +139,7 @@ class Observation:
     top_BLK: Tensor | None = None
     drift_BLH: Tensor | None = None
     answer_BL: Tensor | None = None
+    alpha_B: Tensor | None = None
     features_BTD: Tensor | None = None
     attend_BT: Tensor | None = None
     canvas_start: int = 0

@@ -25,13 +25,14 @@ from components.types import Action, Canvas, Needs, Observation, Rollout, Steps
 def reference_rollout(
     denoiser: Denoiser, policies: Policy | Sequence[Policy], job: Job, options: Options, watch: Stopwatch | None = None
 ) -> Rollout:
-    """Decodes the job in batches of ``options.rows``, in the job's own order; ``refill`` and ``reuse`` are not for it.
+    """Decodes the job in batches of ``options.rows`` (None: all in one), in its own order; ``refill``, ``reuse``
+    and ``memory`` are not for it.
 
     The result's (row, step) pairs come batch by batch, step by step.
     """
     many = list(policies) if isinstance(policies, Sequence) else [policies]
     with torch.no_grad():
-        rows = torch.arange(len(job)).split(options.rows)
+        rows = torch.arange(len(job)).split(options.rows or max(len(job), 1))
         parts = [_lock_step(denoiser, many, job, rows_B, options, watch or Stopwatch()) for rows_B in rows]
     put = {name: torch.cat([getattr(p, name) for p in parts])
            for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")}  # fmt: skip
@@ -64,12 +65,12 @@ def _lock_step(
         useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
         with watch("denoiser"):
             hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
-            logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
         open_BL = _open(masked_BL, block_BL, passed_B) & busy_B.unsqueeze(1)
         present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
         eligible_BL = open_BL & (block_BL == present_B1)
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with watch("readout"):
+            logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
             fields: dict[str, Any] = seen | given | _features(hidden_BTD, attend_BT, start, needs)
         obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
@@ -175,11 +176,22 @@ def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tenso
             return action
         assert action.committed_BL is not None
         own_B1 = (policy_B == number).unsqueeze(1)
-        order_BL = (action.drawn_BL.cumsum(-1) - 1) if action.rank_BL is None else action.rank_BL
-        rank_BL = torch.where(own_B1, order_BL.masked_fill(~action.drawn_BL, -1), rank_BL)
+        # What an unordered expert commits counts as drawn best first.
+        order_BL = action.rank_BL
+        if order_BL is None and number > 0 and options.record:
+            order_BL = _places(policy.score(obs), action.committed_BL)
+        rank_BL = rank_BL if order_BL is None else torch.where(own_B1, order_BL, rank_BL)
         drawn_BL = torch.where(own_B1, action.drawn_BL, drawn_BL)
         committed_BL = torch.where(own_B1, action.committed_BL, committed_BL)
     return Action(drawn_BL, rank_BL, committed_BL)
+
+
+def _places(score_BL: Tensor, chosen_BL: Tensor) -> Tensor:
+    """How many of the chosen positions have a higher score, or the same and come first; -1 where not chosen."""
+    mine_BL1, theirs_B1L = score_BL.unsqueeze(2), score_BL.unsqueeze(1)
+    first_LL = torch.ones(score_BL.shape[1], score_BL.shape[1], device=score_BL.device).tril(-1) > 0
+    before_BLL = chosen_BL.unsqueeze(1) & ((theirs_B1L > mine_BL1) | ((theirs_B1L == mine_BL1) & first_LL))
+    return before_BLL.sum(-1).masked_fill(~chosen_BL, -1)
 
 
 def _record(

@@ -1,8 +1,9 @@
 """The exported file as ONNX Runtime sees it: what it reads, what it is, utilities from arrays. No torch in here.
 
 The inputs are named like the Observation's fields. What the graph cannot say stands in the file's metadata, each entry
-text: ``unmask.version`` of this layout, ``unmask.policy`` (kind, shape and speed), ``unmask.needs``, ``unmask.action``
-(the distribution and its knobs), ``unmask.exporter`` (opset and versions), and whatever the exporting stage adds.
+text: ``unmask.version`` of this layout, ``unmask.policy`` (kind, shape, and the speed exponent that holds where
+``alpha_B`` is not given), ``unmask.needs``, ``unmask.action`` (the distribution and its knobs), ``unmask.exporter``
+(opset and versions), and whatever the exporting stage adds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ACTIONS = ("bernoulli", "categorical", "dpls")
 FIELDS = {
     "masked_BL": np.bool_, "eligible_BL": np.bool_, "step_B": np.int64, "length_B": np.int64, "token_BL": np.int64,
     "confidence_BL": np.float32, "log_odds_BL": np.float32, "margin_BL": np.float32, "entropy_BL": np.float32,
-    "top_BLK": np.float32, "drift_BLH": np.float32, "answer_BL": np.int64,
+    "top_BLK": np.float32, "drift_BLH": np.float32, "answer_BL": np.int64, "alpha_B": np.float32,
     "features_BTD": np.float32, "attend_BT": np.bool_,
 }  # fmt: skip
 """The tensors of an Observation, as ``components.types`` documents them; a test holds the two together."""
@@ -63,9 +64,11 @@ class OnnxFile:
                                   f"be turned into actions; export the policy again") from error  # fmt: skip
 
     def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 (B, L). Fields that the file does not read are ignored. DataError if one is missing or does not
-        fit the file's layout."""
+        """float32 (B, L). Fields that the file does not read are ignored; ``alpha_B`` may be left out, for the speed
+        that the file was exported with. DataError if another one is missing or does not fit the file's layout."""
         sizes: dict[str, int] = {}
+        if "alpha_B" in self.inputs and "alpha_B" not in fields:
+            fields = {**fields, "alpha_B": np.full(len(fields.get("masked_BL", ())), self.policy["speed"], np.float32)}
         feed = {name: self._fitting(name, axes, fields, sizes) for name, axes in self.inputs.items()}
         return self._session.run([OUTPUT], feed)[0]
 

@@ -40,6 +40,8 @@ def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: 
     if needs.features == "sequence":
         pad_B = torch.randint(0, prompt, (rows,), generator=draw)
         fields["attend_BT"] = torch.cat([torch.arange(prompt) >= pad_B.unsqueeze(1), valid_BL], 1)
+    if policy.describe()["shape"].get("alphas"):
+        fields["alpha_B"] = 10 * torch.rand(rows, generator=draw)
     obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, **fields)
     device = next(policy.parameters()).device
     return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})

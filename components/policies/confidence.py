@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from components.errors import SettingsError
 from components.maths.distributions import ActionDistribution, Bernoulli, Categorical
 from components.maths.plackett_luce import DPLS
-from components.types import Needs, Observation
+from components.types import STATISTICS, Needs, Observation
 
 INPUTS = ("confidence", "log_odds", "entropy", "margin", "bound", "top")
 ACTIONS = {"bernoulli": Bernoulli, "dpls": DPLS, "categorical": Categorical}
@@ -32,8 +32,8 @@ class Shape:
 
     features: width of the frozen model's hidden states, 0 to leave them out. period: of the sinusoidal time embedding
     (paper: 1, which makes all frequencies equal). bias: the output's first bias (paper: -2, an initial unmasking
-    probability of .12). where: see Needs ("all" re-predicts committed positions, as in the paper). alpha: condition
-    on the speed exponent, one policy for the whole trade-off.
+    probability of .12). where: see Needs ("all" re-predicts committed positions, as in the paper). alphas: the speed
+    exponents that one policy is trained for, and conditioned on; none: trained for one, and blind to it.
     """
 
     inputs: tuple[str, ...] = ("log_odds", "entropy", "margin")
@@ -46,7 +46,7 @@ class Shape:
     bias: float = -2.0
     where: str = "masked"
     action: str = "bernoulli"
-    alpha: bool = False
+    alphas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.inputs if name not in INPUTS]
@@ -134,7 +134,7 @@ class ConfidencePolicy(nn.Module):
     """Utilities (B, L) from an Observation; see the module's docstring.
 
     temperature and scale are test-time knobs of the Bernoulli action (paper: tau_pi and beta); speed is the alpha
-    that a conditioned policy is asked for.
+    that a conditioned policy is asked for where the observation does not say (``alpha_B``).
     """
 
     def __init__(self, shape: Shape, temperature: float = 1.0, scale: float = 1.0, speed: float = 1.0) -> None:
@@ -151,10 +151,16 @@ class ConfidencePolicy(nn.Module):
         if shape.features:
             self.features = nn.Linear(shape.features, width, bias=False)
             nn.init.zeros_(self.features.weight)
-        if shape.alpha:
-            self.alpha = nn.Linear(1, width)
-            nn.init.zeros_(self.alpha.weight)
-            nn.init.zeros_(self.alpha.bias)
+        if shape.alphas:
+            self.condition(shape.alphas)
+
+    def condition(self, alphas: tuple[float, ...]) -> None:
+        """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
+        nothing changes until it is trained."""
+        self.shape = replace(self.shape, alphas=tuple(alphas))
+        self.alpha = nn.Linear(1, self.shape.width, device=self.head.weight.device, dtype=self.head.weight.dtype)
+        nn.init.zeros_(self.alpha.weight)
+        nn.init.zeros_(self.alpha.bias)
 
     def withhold_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
@@ -164,7 +170,9 @@ class ConfidencePolicy(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        return Needs(self.shape.where, self.shape.top_k, "canvas" if self.shape.features else "none")
+        read = {"entropy" if name == "bound" else name for name in self.shape.inputs}
+        features = "canvas" if self.shape.features else "none"
+        return Needs(self.shape.where, self.shape.top_k, features, statistics=read & set(STATISTICS))
 
     def score(self, obs: Observation) -> Tensor:
         parts = []
@@ -191,8 +199,9 @@ class ConfidencePolicy(nn.Module):
             x_BLW = x_BLW + self.features(F.layer_norm(states_BLD, states_BLD.shape[-1:]))
         time_B = obs.step_B.to(weight.dtype) / obs.length_B.to(weight.dtype)
         condition_BW = self.time(sinusoid(time_B, self.shape.width, self.shape.period))
-        if self.shape.alpha:
-            condition_BW = condition_BW + self.alpha(torch.full_like(time_B, math.log1p(self.speed)).unsqueeze(-1))
+        if self.shape.alphas:
+            alpha_B = torch.full_like(time_B, self.speed) if obs.alpha_B is None else obs.alpha_B.to(time_B)
+            condition_BW = condition_BW + self.alpha(alpha_B.log1p().unsqueeze(-1))
         condition_B2W = condition_BW.unsqueeze(1) + self.bit.weight
         position_L = torch.arange(obs.masked_BL.shape[1], device=weight.device)
         padding_B11L = (position_L >= obs.length_B.unsqueeze(1))[:, None, None, :]

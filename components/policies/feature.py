@@ -98,7 +98,8 @@ class FeaturePolicy(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        return Needs("masked", self.shape.top_k, "sequence")
+        # A shortlist is ranked by the log-odds.
+        return Needs("masked", self.shape.top_k, "sequence", statistics=("log_odds",) if self.shape.shortlist else ())
 
     def score(self, obs: Observation) -> Tensor:
         if obs.features_BTD is None or obs.attend_BT is None or obs.top_BLK is None:

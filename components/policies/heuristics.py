@@ -24,9 +24,11 @@ from components.errors import SettingsError
 from components.maths.distributions import ActionDistribution, Categorical, Deterministic
 from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
 from components.maths.plackett_luce import PlackettLuce
-from components.types import Needs, Observation
+from components.types import STATISTICS, Needs, Observation
 
-PLAIN = Needs()  # the statistics at eligible positions, nothing else
+PLAIN = Needs()  # token and confidence at eligible positions, nothing else
+ODDS = Needs(statistics=("log_odds",))
+ENTROPY = Needs(statistics=("entropy",))
 
 
 def _first(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Deterministic:
@@ -61,7 +63,7 @@ class Quota:
 
     @property
     def needs(self) -> Needs:
-        return Needs()
+        return Needs(statistics={self.order} & set(STATISTICS))
 
     def score(self, obs: Observation) -> Tensor:
         if self.order == "random":
@@ -105,7 +107,7 @@ class Factor:
     """Confidences in descending order: commit the largest n such that (n + 1)(1 - c_(n)) < factor; the best is free."""
 
     factor: float
-    needs: Needs = PLAIN
+    needs: Needs = ODDS
 
     def score(self, obs: Observation) -> Tensor:
         # The log-odds order positions as the confidence does, and do not saturate at 1.
@@ -127,7 +129,7 @@ class EntropyBound:
     entropy (a suppressed position) is nobody's largest term: it is committed only where there is no other."""
 
     gamma: float
-    needs: Needs = PLAIN
+    needs: Needs = ENTROPY
 
     def score(self, obs: Observation) -> Tensor:
         return -_read(obs, "entropy_BL")
@@ -174,7 +176,7 @@ class MaxConfidence:
     """One position, uniformly among those of the largest confidence: UPO's deterministic reference. Decoding uses
     ``Quota("confidence", 1)``; this is the target of its cross-entropy, in which ties are split evenly."""
 
-    needs: Needs = PLAIN
+    needs: Needs = ODDS
 
     def score(self, obs: Observation) -> Tensor:
         return _read(obs, "log_odds_BL")
@@ -215,7 +217,7 @@ class TopKRandom:
     """One position, uniformly among the ``k`` most confident: UPO's Top-K reference."""
 
     k: int = 5
-    needs: Needs = PLAIN
+    needs: Needs = ODDS
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -266,8 +268,10 @@ HEURISTICS = {
     "factor": lambda value: Factor(float(value)),
     "entropy_bound": lambda value: EntropyBound(float(value)),
     "klass": lambda value: Klass(float(value), 0.01),
+    "softmax_confidence": lambda value: SoftmaxConfidence(float(value)),
+    "top_k_random": lambda value: TopKRandom(int(value)),
 }
-"""name -> rule from its one number: positions per step, threshold, factor, gamma."""
+"""name -> rule from its one number: positions per step (or to draw among), threshold, factor, gamma, tau."""
 
 
 def heuristic(name: str, value: float = 1):

@@ -25,7 +25,7 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
 
 
 def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
-    given: dict[str, Any] = shape | {"inputs": tuple(shape["inputs"])}
+    given: dict[str, Any] = shape | {name: tuple(shape[name]) for name in ("inputs", "alphas")}
     return ConfidencePolicy(Shape(**given))
 
 

@@ -19,7 +19,7 @@ class Teacher:
 
     @property
     def needs(self) -> Needs:
-        return Needs(answer=True)
+        return Needs(answer=True, statistics=("log_odds",))
 
     def score(self, obs: Observation) -> Tensor:
         if obs.log_odds_BL is None:

@@ -16,11 +16,11 @@ from components.settings.data import (
     TaskSettings,
 )
 from components.settings.file import load, read
-from components.settings.judging import Case, Evaluate, Ood, Transfer
-from components.settings.learning import Distill, Family, Train
-from components.settings.policy import Decode, Policy
+from components.settings.judging import Case, Evaluate, Headroom, Ood, Transfer
+from components.settings.learning import Distill, Train
+from components.settings.policy import Confidence, Decode, Feature, Policy
 from components.settings.whole import Params, Settings
 
-__all__ = ["SPLITS", "Case", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Family", "Model", "Models",
-           "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings", "Train", "Transfer", "load",
-           "nearest", "read"]  # fmt: skip
+__all__ = ["SPLITS", "Case", "Confidence", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Feature",
+           "Headroom", "Model", "Models", "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings", "Train",
+           "Transfer", "load", "nearest", "read"]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from components.errors import SettingsError
 from components.settings.base import nearest
+from components.settings.policy import Confidence, Feature
 from components.settings.whole import Params, Settings
+
+KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "feature": Feature}
 
 
 def read(path: Path) -> Params:
@@ -40,11 +44,15 @@ def load(path: Path) -> Settings:
 
 
 def _sentence(path: Path, error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "the whole file"
+    # Which member of a union it is stands in the file as its kind, not in the path.
+    loc = tuple(part for before, part in pairwise((None, *error["loc"])) if before != "policy" or part not in KINDS)
+    if error["type"] == "union_tag_not_found":
+        loc = (*loc, "kind")
+    where = ".".join(str(part) for part in loc) or "the whole file"
     if error["type"] == "extra_forbidden":
         return (f"{path}: {where} is not a setting; it would be ignored in silence; "
                 f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}")  # fmt: skip
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "union_tag_not_found"):
         return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
@@ -57,7 +65,9 @@ def _siblings(loc: tuple[Any, ...]) -> list[str]:
     """The fields that the model at this place does have."""
     model: Any = Params
     for part in loc[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+        if part in KINDS and KINDS[part] in get_args(model):
+            model = KINDS[part]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
         elif get_args(model):
             model = get_args(model)[-1]

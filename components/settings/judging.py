@@ -22,6 +22,13 @@ class Evaluate(Section):
     per_step: tuple[Count, ...]
 
 
+class Headroom(Section):
+    """prompts of the tune split, and random orders of each, by which a task is accepted."""
+
+    prompts: Count
+    orders: Count
+
+
 class Case(Section):
     """One matrix cell of transfer or ood: which dLLM, which task."""
 

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.base import Count, Natural, Positive, Section
+from components.settings.base import Count, Natural, NonNegative, Positive, Section
 
 
-class Policy(Section):
-    """See ``components.policies.confidence.Shape``; features: whether the frozen model's hidden states are read."""
+class Confidence(Section):
+    """Paper A's policy, see ``components.policies.confidence.Shape``; features: whether the frozen model's hidden
+    states are read."""
 
+    kind: Literal["confidence"]
     inputs: Annotated[
         tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...], Field(min_length=1)
     ]
@@ -25,8 +27,13 @@ class Policy(Section):
     where: Literal["eligible", "masked", "all"]
     action: Literal["bernoulli", "dpls", "categorical"]
 
+    @property
+    def shortlist(self) -> int:
+        """Positions it draws among; 0: all."""
+        return 0
+
     @model_validator(mode="after")
-    def _agrees(self) -> Policy:
+    def _agrees(self) -> Confidence:
         if ("top" in self.inputs) != (self.top_k > 0):
             raise ValueError(f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
                              f"what is not there; name top and give top_k >= 1, or neither")  # fmt: skip
@@ -36,11 +43,33 @@ class Policy(Section):
         return self
 
 
+class Feature(Section):
+    """Paper B's policy, see ``components.policies.feature.FeatureShape``: a transformer block as wide as the frozen
+    model, then an MLP of ``hidden`` layers over its output, the top_k probabilities, the mask and the block flag. One
+    position is drawn, among the ``shortlist`` most confident ones (0: among all)."""
+
+    kind: Literal["feature"]
+    heads: Count
+    inner: Count
+    hidden: Count
+    top_k: Count
+    shortlist: Natural
+
+    @property
+    def action(self) -> Literal["categorical"]:
+        return "categorical"
+
+
+Policy = Annotated[Confidence | Feature, Field(discriminator="kind")]
+
+
 class Decode(Section):
-    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta).
-    choose: how the policy is decoded when it is judged and served."""
+    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta). alpha:
+    the speed exponent that a policy trained for several is asked for; null where it was trained for one. choose: how
+    the policy is decoded when it is judged and served."""
 
     block_length: Count | None
     temperature: Positive
     scale: Positive
+    alpha: NonNegative | None
     choose: Literal["mode", "sample"]

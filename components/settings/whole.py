@@ -6,9 +6,10 @@ from pydantic import model_validator
 
 from components.settings.base import Section, nearest
 from components.settings.data import Data, Domain, Model, Models, Pretrain
-from components.settings.judging import Evaluate, Ood, Transfer
+from components.settings.judging import Evaluate, Headroom, Ood, Transfer
+from components.settings.learnable import check_learning
 from components.settings.learning import Distill, Train
-from components.settings.policy import Decode, Policy
+from components.settings.policy import Confidence, Decode, Feature, Policy
 
 
 class Settings(Section):
@@ -17,6 +18,7 @@ class Settings(Section):
     data: Data
     models: Models
     pretrain: Pretrain
+    headroom: Headroom
     domain: Domain
     policy: Policy
     decode: Decode
@@ -48,6 +50,9 @@ class Settings(Section):
         if self.evaluate.gate_task not in self.evaluate.tasks:
             raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
                              f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip
+        check_learning(self.policy, self.decode, self.distill, self.train,
+                       max(tasks[name].length for name in self.domain.tasks))  # fmt: skip
+        self._splits(self.policy)
         for name in dict.fromkeys([*self.domain.tasks, *self.evaluate.tasks, *(c.task for c in cases)]):
             self._fits(name, tasks[name].length)
         return self
@@ -58,9 +63,13 @@ class Settings(Section):
             fits = [d for d in range(1, length + 1) if length % d == 0]
             raise ValueError(f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
                              f"{length % block} positions would never be committed; use one of {fits}")  # fmt: skip
-        if self.policy.top_k and block is not None and self.policy.top_k > block:
-            raise ValueError(f"policy.top_k={self.policy.top_k} is larger than decode.block_length={block}; a block "
-                             f"has no such shortlist; use at most {block}")  # fmt: skip
+
+    def _splits(self, policy: Confidence | Feature) -> None:
+        source = getattr(self.models, self.domain.model).source
+        if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
+            raise ValueError(f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
+                             f"rotary positions need an even width per head; use heads of which twice the number "
+                             f"divides it")  # fmt: skip
 
 
 class Params(Section):

@@ -6,8 +6,9 @@ import json
 import os
 
 from components.denoisers import Encoder, TransformerDenoiser, load
+from components.policies.store import LearnedPolicy
 from components.prompts import Prompts
-from components.settings import Data, Domain, Models
+from components.settings import Data, Decode, Domain, Models
 from components.stages.place import Place, task_of
 
 
@@ -23,6 +24,23 @@ def open_denoiser(place: Place, models: Models, which: str) -> tuple[Transformer
     if dtype == "auto":
         dtype = json.loads((folder / "dtype.json").read_text())["dtype"]
     return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), dtype, revision)
+
+
+def reference_of(name: str, value: float | None):
+    """A reference policy as the settings name it: a heuristic with its one number, or the teacher."""
+    from components.policies.heuristics import MaxConfidence, heuristic
+    from components.policies.teacher import Teacher
+
+    bare = {"max_confidence": MaxConfidence, "teacher": Teacher}
+    return bare[name]() if name in bare else heuristic(name, 1 if value is None else value)
+
+
+def served(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
+    """The policy with the test-time knobs of the settings."""
+    policy.temperature, policy.scale = decode.temperature, decode.scale
+    if decode.alpha is not None:
+        policy.speed = decode.alpha
+    return policy
 
 
 def prompts_of(place: Place, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:

@@ -1,10 +1,10 @@
-"""Stage distill: the policy learns to do what a reference heuristic does, by exact likelihood."""
+"""Stage distill: the policy learns to do what a reference does, a heuristic or a teacher, by exact likelihood."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from components.settings import Data, Decode, Distill, Domain, Models, Policy
+from components.settings import Data, Decode, Distill, Domain, Feature, Models, Policy
 from components.stages.place import Place
 from components.stages.progress import progress
 
@@ -14,11 +14,15 @@ def fresh_policy(policy: Policy, width: int, seed: int):
     import torch
 
     from components.policies.confidence import ConfidencePolicy, Shape
+    from components.policies.feature import FeaturePolicy, FeatureShape
     from components.rng import seed_of
 
-    chosen: dict[str, Any] = policy.model_dump() | {"features": width if policy.features else 0}
+    chosen: dict[str, Any] = policy.model_dump(exclude={"kind"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy"))
+        if isinstance(policy, Feature):
+            return FeaturePolicy(FeatureShape(features=width, **chosen))
+        chosen["features"] = width if policy.features else 0
         return ConfidencePolicy(Shape(**chosen))
 
 
@@ -28,13 +32,12 @@ def distill(
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
     from components.evaluation import Candidate, evaluate
     from components.policies import store
-    from components.policies.heuristics import heuristic
-    from components.stages.decoding import open_denoiser, prompts_of
+    from components.stages.decoding import open_denoiser, prompts_of, reference_of
     from components.trainers.distil import Distil, distil
 
     denoiser, encoder = open_denoiser(place, models, domain.model)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
-    reference = heuristic(distill.reference, distill.value)
+    reference = reference_of(distill.reference, distill.value)
     train = prompts_of(place, data, domain, encoder, "train", data.counts.train)
     plan = Distil(distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length,
                   distill.seed)  # fmt: skip
@@ -49,8 +52,9 @@ def distill(
     store.save(student, place.outputs / "distill" / "policy")
     figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
     tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
-    for name, who in (("reference", reference), ("student", student)):
-        cell = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, "mode"), tune, [distill.seed])
+    # A reference draws: what it does, and not the likeliest thing, is imitated. A rule draws what it always does.
+    for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
+        cell = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
         figures |= {f"{name}.accuracy": float(cell.correct_SP.mean()), f"{name}.nfe": float(cell.nfe_SP.mean())}
     place.metrics("distill", figures)
     return figures

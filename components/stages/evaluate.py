@@ -5,6 +5,7 @@ Also what transfer and ood share: one task on one dLLM, all candidates, one tabl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,9 @@ def evaluate(
     return figures
 
 
-def learned(place: Place, decode: Decode, denoiser, foreign: bool) -> list[Any]:
-    """The trained and the distilled policy, by their mode and by sampling.
+def learned(place: Place, decode: Decode, denoiser, foreign: bool, every: bool = False) -> list[Any]:
+    """The trained and the distilled policy, by their mode and by sampling. every: one that was trained for several
+    alphas also at each that it is not served at.
 
     foreign: the dLLM is not the one they were trained over. Its hidden states mean something else, so that a policy
     that also reads statistics goes without them, and one that reads nothing else is left out.
@@ -50,17 +52,22 @@ def learned(place: Place, decode: Decode, denoiser, foreign: bool) -> list[Any]:
     from components.evaluation import Candidate
     from components.policies import store
     from components.policies.confidence import ConfidencePolicy
+    from components.stages.decoding import served
 
     found = []
     for family, stage in (("learned", "train"), ("distilled", "distill")):
-        policy = store.load(place.outputs / stage / "policy").to(denoiser.device)
-        policy.temperature, policy.scale = decode.temperature, decode.scale
+        policy = served(store.load(place.outputs / stage / "policy").to(denoiser.device), decode)
         if foreign and policy.shape.features:
             if not isinstance(policy, ConfidencePolicy):
                 continue
             policy.withhold_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
             found.append(Candidate(family, choose, policy, decode.block_length, choose))
+        if every and isinstance(policy, ConfidencePolicy):
+            for alpha in policy.shape.alphas:
+                if alpha != decode.alpha:
+                    other = served(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
+                    found.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
     return found
 
 
@@ -76,7 +83,7 @@ def measure(
     task = task_of(data, name)
     asked = Prompts.of(task, place.examples(name, split, getattr(data.counts, split)), encoder)
     sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step)
-    candidates = learned(place, decode, denoiser, foreign) + sweep.candidates(task.canvas_length, wide)
+    candidates = learned(place, decode, denoiser, foreign, every=wide) + sweep.candidates(task.canvas_length, wide)
     with progress(f"evaluate {name} {split}", len(candidates)) as tick:
         return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))
 
@@ -106,7 +113,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for row in mine:
             if row["family"] in ("learned", "distilled"):
                 front = envelope_at([r["nfe"] for r in rules], [r["accuracy"] for r in rules], row["nfe"])
-                figures.setdefault(name, {})[f"{row['family']}_{row['choose']}"] = {
+                figures.setdefault(name, {})[f"{row['family']}_{row['setting']}"] = {
                     "accuracy": row["accuracy"], "nfe": row["nfe"], "envelope": front,
                     "above_envelope": row["accuracy"] - front,
                 }  # fmt: skip

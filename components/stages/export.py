@@ -13,14 +13,15 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
-    from components.stages.decoding import judged_prompts, open_denoiser
+    from components.stages.decoding import judged_prompts, open_denoiser, served
 
     trained = place.outputs / "train" / "policy"
-    policy = store.load(trained)
-    policy.temperature, policy.scale = decode.temperature, decode.scale
+    policy = served(store.load(trained), decode)
     run = read_run(place.outputs / "train" / "run.json")
     path = place.outputs / "export" / "policy.onnx"
     choice = {"block_length": str(decode.block_length or ""), "choose": decode.choose}
+    if decode.alpha is not None:
+        choice["alpha"] = str(decode.alpha)
     export_policy(policy, path, {"training": run["identity"], "profile": place.profile, **choice})
     denoiser, encoder = open_denoiser(place, models, domain.model)
     asked = judged_prompts(place, data, domain, encoder)

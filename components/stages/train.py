@@ -1,4 +1,4 @@
-"""Stage train: GRPO from the distilled policy, resumable to the bit.
+"""Stage train: GRPO or UPO from the distilled policy, resumable to the bit.
 
 Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a
 run); identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
@@ -17,8 +17,8 @@ from components.stages.progress import progress
 from components.stages.runfile import describe_run, write_run
 from components.tracking.tracker import Both, JsonlTracker, Tracker
 
-CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "prompts.py", "readout.py", "rewards.py",
-        "rng.py", "rollout.py", "types.py", "stages/train.py", "stages/decoding.py")  # fmt: skip
+CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "memory.py", "prompts.py", "readout.py",
+        "rewards.py", "rng.py", "rollout.py", "types.py", "stages/train.py", "stages/decoding.py")  # fmt: skip
 
 
 def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
@@ -38,7 +38,8 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
 
     denoiser, encoder = open_denoiser(place, models, domain.model)
     policy = store.load(place.outputs / "distill" / "policy").to(denoiser.device)
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    reference = reference_for(train, policy)
+    condition(policy, train)
     plan, objective = plan_of(train, decode)
     optimiser = optimiser_for(policy, plan)
     facts: dict[str, Any] = {"round": -1, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
@@ -93,11 +94,32 @@ def plan_of(train: Train, decode: Decode):
     from components.trainers.reinforce import Objective, Plan
 
     plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
-                experts=train.experts, expert_block=train.expert_block, warmup=train.warmup, clip_norm=train.clip_norm,
-                force=train.empty_draw == "forced", rows=train.rows, temperature=train.temperature)  # fmt: skip
-    goal = Objective(alpha=train.alpha, reward=train.reward, signal=train.signal, clip=train.clip,
-                     epochs=train.epochs, weighting=train.weighting, pull=train.pull, pairs=train.pairs)  # fmt: skip
+                experts=train.experts, expert_block=train.expert_block, warmup=train.warmup, floor=train.floor,
+                weight_decay=train.weight_decay, clip_norm=train.clip_norm, force=train.empty_draw == "forced",
+                cap=train.cap, rows=train.rows, temperature=train.temperature, anneal=train.anneal)  # fmt: skip
+    divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
+    goal = Objective(alpha=train.one_alpha, alphas=train.alphas, reward=train.reward, signal=train.signal,
+                     clip=train.clip, epochs=train.epochs, weighting=train.weighting, by_std=train.by_std,
+                     pull=train.pull, pairs=train.pairs, keep_steps=train.keep_steps, **divergence)  # fmt: skip
     return plan, goal
+
+
+def reference_for(train: Train, distilled):
+    """What the pull, and policy/kl in the figures, are measured from: the distilled policy as it is now, a rule, or
+    nothing."""
+    from components.stages.decoding import reference_of
+
+    if train.divergence == "none":
+        return None
+    if train.reference == "distilled":
+        return copy.deepcopy(distilled).requires_grad_(False)
+    return reference_of(train.reference, train.reference_value)
+
+
+def condition(policy, train: Train) -> None:
+    """One policy for several alphas reads which it is asked for; the distilled start does not change."""
+    if train.alphas:
+        policy.condition(train.alphas)
 
 
 def expert_of(train: Train):
@@ -118,21 +140,29 @@ def _tracker(place: Place, lines: Path, facts: dict[str, Any], begun: dict[str, 
 
 
 def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
-    """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served."""
+    """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
+    that is trained for several alphas the mean over them."""
+    import torch
+
     from components.rewards import REWARDS
     from components.rng import seed_of
-    from components.rollout import Options, rollout
+    from components.rollout import Job, Options, rollout
     from components.stages.decoding import prompts_of
+    from components.types import Rollout
 
     tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
-    job = tune.job(decode.block_length)
+    jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
+    jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
     options = Options(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
 
     def judge(policy) -> dict[str, float]:
-        done = rollout(denoiser, policy, job, options)
+        figures = [_judged(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
+        return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+
+    def _judged(alpha: float, job: Job, done: Rollout) -> dict[str, float]:
         _, correct_R, dense_R = tune.scores(job, done)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, train.alpha)
+        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
         return {"tune/reward": float(reward_R.mean()), "tune/correct": float(correct_R.mean()),
                 "tune/nfe": float(done.nfe_R.float().mean())}  # fmt: skip
 

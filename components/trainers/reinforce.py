@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Objective:
     """What is maximised, and by how much per round.
 
     alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
-    alphas           one of them per round, in turn, in place of alpha: for a policy that is conditioned on it.
+    alphas           each group draws one of them in place of alpha: for a policy that is conditioned on it.
     clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
     by_std           divide the advantage by the group's standard deviation.
@@ -96,9 +96,12 @@ class Plan:
     cap: str = "canvas"
     rows: int = 512
     temperature: float = 1.0
+    anneal: bool = True
 
     def temperature_at(self, number: int) -> float:
-        return 1 + (self.temperature - 1) * (1 - number / self.rounds)
+        """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line, or
+        the same throughout (UPO samples at .8)."""
+        return 1 + (self.temperature - 1) * (1 - number / self.rounds) if self.anneal else self.temperature
 
 
 @dataclass
@@ -132,7 +135,11 @@ def collect(
     source = generator(plan.seed, "reinforce", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
     answers = needs.answer or any(p.needs.answer for p in many)
-    job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers)
+    alpha_P = None
+    if objective.alphas:
+        draw = generator(plan.seed, "reinforce", "alpha", number)
+        alpha_P = torch.tensor(objective.alphas)[torch.randint(len(objective.alphas), (len(chosen),), generator=draw)]
+    job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
     options = Options(seed=seed_of(plan.seed, "reinforce", "rollout", number), force=plan.force, cap=plan.cap,
                       record=True, needs=needs, keep=objective.keep_steps, widen=plan.experts > 0,
                       rows=plan.rows)  # fmt: skip
@@ -141,7 +148,8 @@ def collect(
     with watch("reward"):
         _, correct_R, dense_R = chosen.scores(job, done)
         signal_R = correct_R if objective.signal == "correct" else dense_R
-        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, objective.alpha)
+        alpha = objective.alpha if job.alpha_R is None else job.alpha_R
+        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.by_std)
     assert done.steps is not None
     found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R)
@@ -258,9 +266,6 @@ def reinforce(
         fall = plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
-        if objective.alphas:
-            objective = replace(objective, alpha=objective.alphas[number % len(objective.alphas)])
-            policy.speed = objective.alpha
         policy.eval()
         served = policy.temperature
         policy.temperature = served * plan.temperature_at(number)

@@ -22,16 +22,14 @@ from components.trainers.reinforce import Objective, Plan
 
 @dataclass(frozen=True)
 class Preset:
-    """A training run but for its denoiser and prompts: ``FeaturePolicy(shape, temperature)``, taught by ``reference``
-    first where ``taught``, then ``reinforce`` with it. The temperature is that of the rollouts and of the likelihood.
-    """
+    """A training run but for its denoiser and prompts: ``FeaturePolicy(shape)``, taught by ``reference`` first where
+    ``taught``, then ``reinforce`` with it."""
 
     shape: FeatureShape
     objective: Objective
     plan: Plan
     reference: Policy
     taught: bool
-    temperature: float = 0.8
 
 
 def preset(name: str, features: int, heads: int = 4, inner: int = 256, keep_steps: float = 1.0) -> Preset:
@@ -44,7 +42,7 @@ def preset(name: str, features: int, heads: int = 4, inner: int = 256, keep_step
 
 # 3,500 optimiser steps of 16 epochs on 24 prompts x 6 members; the learning rate is constant after .056 of them.
 _PLAN = Plan(rounds=219, prompts=24, group=6, learning_rate=3e-6, seed=0, block_length=None, warmup=12, floor=1.0,
-             weight_decay=0.1, clip_norm=0.2)  # fmt: skip
+             weight_decay=0.1, clip_norm=0.2, temperature=0.8, anneal=False)  # fmt: skip
 _OBJECTIVE = Objective(alpha=0.0, signal="dense", clip=0.5, epochs=16, weighting="constant", pull=1e-4)
 _SHAPE = FeatureShape(features=4096, heads=32, inner=12288)
 

@@ -33,7 +33,8 @@ from components.export.parity import TOLERANCE
 from components.maths.distributions import Categorical, commit
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
-from components.policies.heuristics import shortlist
+from components.policies.feature import FeaturePolicy, FeatureShape
+from components.policies.store import LearnedPolicy
 from components.prompts import Prompts
 from components.rng import Noise, generator, row_keys
 from components.rollout import Options, rollout
@@ -45,34 +46,20 @@ WIDTH = 16  # of the denoiser, hence of the features
 CALLER = {"commit": "0123abc", "training": '{"rounds": 3}'}
 
 
-class SequencePolicy(ConfidencePolicy):
-    """Reads the features of the prompt too, their mean over what is not padding moves every utility, and draws among
-    the two most confident positions alone: what paper B's policy does."""
-
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, features="sequence")
-
-    def score(self, obs: Observation) -> torch.Tensor:
-        assert obs.features_BTD is not None and obs.attend_BT is not None
-        weight_BT = obs.attend_BT / obs.attend_BT.sum(-1, keepdim=True)
-        utilities_BL = super().score(obs) + (obs.features_BTD.mean(-1) * weight_BT).sum(-1, keepdim=True)
-        return utilities_BL.masked_fill(~shortlist(obs, 2), -torch.inf)
-
-
 SMALL: dict[str, Any] = dict(width=16, heads=2, inner=32)
 CASES = {
     "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
     "dpls": lambda: ConfidencePolicy(
-        Shape(("log_odds", "top"), top_k=3, features=WIDTH, action="dpls", alpha=True, where="all", **SMALL), speed=2.5
+        Shape(("log_odds", "top"), top_k=3, features=WIDTH, action="dpls", alphas=(0.3, 9.0), where="all", **SMALL),
+        speed=2.5,
     ),
-    "categorical": lambda: SequencePolicy(
-        Shape(("entropy",), features=WIDTH, where="eligible", action="categorical", **SMALL), temperature=0.5
+    "categorical": lambda: FeaturePolicy(
+        FeatureShape(WIDTH, heads=2, inner=32, hidden=2, top_k=3, shortlist=2), temperature=0.5
     ),
 }
 
 
-def make(name: str) -> ConfidencePolicy:
+def make(name: str) -> LearnedPolicy:
     """No weight is zero, those that start there included; utilities on either side of zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
@@ -80,16 +67,17 @@ def make(name: str) -> ConfidencePolicy:
         for value in policy.parameters():
             value.add_(torch.randn(value.shape) * 0.3)
         utilities_BL = policy.score(random_observation(policy, 8, 16, "centre"))
-        policy.head.bias.sub_(utilities_BL[utilities_BL.isfinite()].mean())
+        if isinstance(policy, ConfidencePolicy):
+            policy.head.bias.sub_(utilities_BL[utilities_BL.isfinite()].mean())
     return policy
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ConfidencePolicy, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LearnedPolicy, Path]]:
     """One export for each case, made when it is first asked for: they take seconds."""
 
     @functools.cache
-    def export(name: str) -> tuple[ConfidencePolicy, Path]:
+    def export(name: str) -> tuple[LearnedPolicy, Path]:
         policy, path = make(name), tmp_path_factory.mktemp("export") / f"{name}.onnx"
         export_policy(policy, path, CALLER)
         return policy, path
@@ -98,12 +86,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[ConfidencePolicy, Path]:
+def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[LearnedPolicy, Path]:
     return exported(request.param)
 
 
 @pytest.fixture(scope="module")
-def bernoulli(exported: Callable) -> tuple[ConfidencePolicy, Path]:
+def bernoulli(exported: Callable) -> tuple[LearnedPolicy, Path]:
     return exported("bernoulli")
 
 
@@ -138,7 +126,7 @@ def test_numpy_noise_is_the_torch_noise() -> None:
         assert np.array_equal(actions.Noise(ours, step.numpy()).uniform(stream, 33), expected)
 
 
-def test_the_file_is_the_policy(pair: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+def test_the_file_is_the_policy(pair: tuple[LearnedPolicy, Path], decoding: Decoding) -> None:
     """On random states of sizes the export never saw, and on whole decodes with padding, blocks and refilling."""
     policy, path = pair
     report = check_parity(policy, OnnxPolicy(path), random_states(policy, 500, path.stem), decoding)
@@ -146,7 +134,7 @@ def test_the_file_is_the_policy(pair: tuple[ConfidencePolicy, Path], decoding: D
     assert report.texts == report.equal_texts == report.equal_orders == 16
 
 
-def test_another_policy_is_not_the_file(bernoulli: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+def test_another_policy_is_not_the_file(bernoulli: tuple[LearnedPolicy, Path], decoding: Decoding) -> None:
     policy, path = bernoulli
     states = random_states(policy, 50)
     for knob in ("temperature", "scale"):
@@ -163,7 +151,7 @@ def test_another_policy_is_not_the_file(bernoulli: tuple[ConfidencePolicy, Path]
         check_parity(other, OnnxPolicy(path), [], decoding)
 
 
-def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[ConfidencePolicy, Path]) -> None:
+def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[LearnedPolicy, Path]) -> None:
     policy, path = pair
     exported, obs = OnnxPolicy(path), random_observation(policy, 6, 20, "rows")
     together = exported.score(obs)
@@ -177,7 +165,7 @@ def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[Confidenc
         assert torch.allclose(alone, together[row : row + 1, :size], atol=TOLERANCE)
 
 
-def test_numpy_chooses_what_torch_chooses(pair: tuple[ConfidencePolicy, Path]) -> None:
+def test_numpy_chooses_what_torch_chooses(pair: tuple[LearnedPolicy, Path]) -> None:
     policy, path = pair
     exported, light = OnnxPolicy(path), NumpyPolicy(path)
     empty = drawn = 0
@@ -197,10 +185,10 @@ def test_numpy_chooses_what_torch_chooses(pair: tuple[ConfidencePolicy, Path]) -
                 assert np.array_equal(chosen, expected.numpy())
             empty += int((~action.drawn_BL.any(-1) & obs.eligible_BL.any(-1)).sum())
             drawn += int(action.drawn_BL.sum())
-    assert drawn > 500 and (empty > 0) == (policy.shape.action == "bernoulli")
+    assert drawn > 500 and (empty > 0) == (path.stem == "bernoulli")
 
 
-def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[ConfidencePolicy, Path]) -> None:
+def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[LearnedPolicy, Path]) -> None:
     eligible = np.array([[False, True, True, True], [False, False, False, False]])
     utilities = np.array([[9.0, -1.0, -1.0, -2.0]] * 2, np.float32)
     for kind in ("bernoulli", "categorical", "dpls"):
@@ -218,7 +206,7 @@ def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[
             NumpyPolicy(path).choose(given, choose, uniform)
 
 
-def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+def test_without_torch_the_file_scores_and_chooses(pair: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     policy, path = pair
     obs = random_observation(policy, 4, 10, "subprocess")
     np.savez(tmp_path / "fields.npz", allow_pickle=False, **arrays(obs))
@@ -245,7 +233,7 @@ def test_without_torch_the_file_scores_and_chooses(pair: tuple[ConfidencePolicy,
     assert np.allclose(out["score"], policy.score(obs).detach().numpy(), atol=TOLERANCE)
 
 
-def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> None:
+def test_metadata_says_what_the_file_is(pair: tuple[LearnedPolicy, Path]) -> None:
     policy, path = pair
     exported = OnnxPolicy(path)
     assert exported.needs == policy.needs
@@ -255,7 +243,7 @@ def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> 
     distribution = exported.distribution(random_observation(policy, 2, 5))
     assert type(distribution) is type(policy.distribution(random_observation(policy, 2, 5)))
     action = json.loads(exported.metadata["unmask.action"])
-    assert action.pop("kind") == policy.shape.action
+    assert action.pop("kind") == path.stem
     assert action == {name: vars(policy)[name] for name in action} and "temperature" in action
     exporter = json.loads(exported.metadata["unmask.exporter"])
     graph = onnx.load(path)
@@ -265,12 +253,12 @@ def test_metadata_says_what_the_file_is(pair: tuple[ConfidencePolicy, Path]) -> 
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_inputs_are_what_the_policy_reads(pair: tuple[ConfidencePolicy, Path]) -> None:
+def test_inputs_are_what_the_policy_reads(pair: tuple[LearnedPolicy, Path]) -> None:
     policy, path = pair
     obs = random_observation(policy, 3, 7)
     names = {value.name for value in onnx.load(path).graph.input}
     expected = policy.score(obs)
-    for name in obs.tensors().keys() - {"masked_BL", "eligible_BL", "step_B", "length_B"}:
+    for name in obs.tensors().keys() - {"masked_BL", "eligible_BL", "step_B", "length_B", "alpha_B"}:
         without = replace(obs, **{name: None})
         if name in names:
             with pytest.raises(DataError, match=f"no {name}.*exported from.*needs"):
@@ -279,7 +267,25 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[ConfidencePolicy, Path]) -
             assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=TOLERANCE)
 
 
-def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Callable) -> None:
+    """``alpha_B`` is an input of a policy that was trained for several alphas, and of no other."""
+    for name, reads in (("dpls", True), ("bernoulli", False), ("categorical", False)):
+        policy, path = exported(name)
+        inputs = {value.name for value in onnx.load(path).graph.input}
+        assert ("alpha_B" in inputs) is reads
+    policy, path = exported("dpls")
+    obs = random_observation(policy, 3, 7)
+    silent = replace(obs, alpha_B=None)
+    asked = replace(obs, alpha_B=torch.full((3,), policy.speed))
+    for one in (OnnxPolicy(path), policy):
+        assert torch.allclose(one.score(silent), one.score(asked), atol=1e-6)
+        assert not torch.allclose(one.score(silent), one.score(obs), atol=1e-2)
+    given = {n: v for n, v in arrays(silent).items()}
+    assert np.allclose(NumpyPolicy(path).score(given), policy.score(asked).detach().numpy(), atol=TOLERANCE)
+    assert OnnxPolicy(path).metadata["unmask.policy"].count('"speed": 2.5') == 1
+
+
+def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     _, path = bernoulli
     again = make("bernoulli").train().double()
     export_policy(again, tmp_path / "again.onnx", CALLER)
@@ -291,7 +297,7 @@ def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[ConfidencePolicy,
     assert identity(tmp_path / "told.onnx") == identity(path)
 
 
-def test_wrong_layouts_are_refused_by_name(bernoulli: tuple[ConfidencePolicy, Path]) -> None:
+def test_wrong_layouts_are_refused_by_name(bernoulli: tuple[LearnedPolicy, Path]) -> None:
     policy, path = bernoulli
     obs, exported = random_observation(policy, 2, 5), OnnxPolicy(path)
     light, good = NumpyPolicy(path), arrays(obs)
@@ -308,7 +314,7 @@ def test_wrong_layouts_are_refused_by_name(bernoulli: tuple[ConfidencePolicy, Pa
     assert np.array_equal(wide, exported.score(obs).numpy())
 
 
-def test_files_that_are_not_ours_are_refused(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+def test_files_that_are_not_ours_are_refused(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     _, path = bernoulli
 
     def changed(name: str, value: str | None) -> Path:
@@ -338,7 +344,7 @@ def test_files_that_are_not_ours_are_refused(bernoulli: tuple[ConfidencePolicy, 
         OnnxPolicy(changed("unmask.action", '{"kind": "bandit"}'))
 
 
-def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[ConfidencePolicy, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     policy, _ = bernoulli
     with pytest.raises(SettingsError, match=r"unmask\.needs.*overwritten.*choose others"):
         export_policy(policy, tmp_path / "policy.onnx", {"unmask.needs": "nothing"})
@@ -365,7 +371,7 @@ class Greedy:
         return Categorical(self.score(obs), obs.eligible_BL)
 
 
-def test_decodes_alike_beside_a_policy_that_needs_more(pair: tuple[ConfidencePolicy, Path], decoding: Decoding) -> None:
+def test_decodes_alike_beside_a_policy_that_needs_more(pair: tuple[LearnedPolicy, Path], decoding: Decoding) -> None:
     """Expert steering: the loop then computes what both need, more of the probabilities and of the features."""
     policy, path = pair
     job = decoding.prompts.job(None, group=1, experts=1)

@@ -60,7 +60,7 @@ SHAPES = {
     "default": Shape(width=16, inner=32),
     "rich": RICH,
     "long period": replace(RICH, period=10000.0, where="eligible"),
-    "conditioned": replace(RICH, alpha=True, where="all"),
+    "conditioned": replace(RICH, alphas=(0.3, 9.0), where="all"),
     "bound": Shape(inputs=("bound", "entropy"), width=16, inner=32),
     "feature": FeatureShape(8, heads=2, inner=16, top_k=2),
     "feature, shortlist": FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2),
@@ -188,18 +188,25 @@ def test_rotary_scores_depend_on_the_distance_alone():
 
 
 def test_one_policy_for_every_speed():
-    """Conditioned on alpha it starts blind to it, then answers to what it is asked for; others never look."""
+    """Conditioned on alpha it is what it was before, then answers to what it is asked for, each row by itself, where
+    the observation says it or else by the policy's own speed; others never look."""
     obs = observe()
-    torch.manual_seed(0)
-    fresh = ConfidencePolicy(SHAPES["conditioned"])
-    before = fresh.score(obs)
-    fresh.speed = 9.0
-    assert torch.equal(fresh.score(obs), before)
+    plain = policy_of("rich")
+    before = plain.score(obs)
+    plain.condition((0.3, 9.0))
+    for asked in (0.3, 9.0):
+        plain.speed = asked
+        assert torch.equal(plain.score(obs), before)
+    mixed = replace(obs, alpha_B=torch.tensor([0.3, 9.0, 9.0, 0.3]))
     for name, looks in (("conditioned", True), ("rich", False), ("feature", False)):
         policy = policy_of(name)
-        slow = policy.score(obs)
+        slow, per_row = policy.score(obs), policy.score(mixed)
         policy.speed = 9.0
-        assert torch.allclose(policy.score(obs), slow) is not looks
+        fast = policy.score(obs)
+        assert torch.allclose(fast, slow) is not looks
+        assert torch.allclose(per_row[1:3], fast[1:3], atol=1e-12)
+        policy.speed = 0.3
+        assert torch.allclose(per_row[::3], policy.score(obs)[::3], atol=1e-6)  # .3 in float32
 
 
 def test_a_threshold_on_the_bound_is_the_entropy_bound_rule():

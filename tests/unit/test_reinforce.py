@@ -152,16 +152,51 @@ def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
 
 
 def test_one_training_for_every_speed(key_first):
-    """The rounds take the alphas in turn; the policy is asked for, and rewarded by, the same one."""
-    seen: list[float] = []
-    policy = learner(alpha=True)
-    objective = Objective(alphas=(0.0, 3.0), signal="dense")
+    """Each group draws its alpha; its members are asked for, recorded with, and rewarded by the same one."""
+    alphas, plan = (0.0, 3.0), replace(PLAN, prompts=12)
+    found = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
+    alpha_R = found.job.alpha_R
+    assert alpha_R is not None and set(alpha_R.tolist()) == set(alphas)
+    for prompt in range(plan.prompts):
+        assert len(set(alpha_R[found.job.prompt_R == prompt].tolist())) == 1
+    assert found.steps.observation.alpha_B is not None
+    assert torch.equal(found.steps.observation.alpha_B, alpha_R[found.steps.row_N])
+    speed = (4 - found.rollout.nfe_R + 1) / 4
+    assert torch.allclose(found.reward_R, found.dense_R * speed**alpha_R)
+    again = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
+    assert again.job.alpha_R is not None and torch.equal(again.job.alpha_R, alpha_R)
 
-    def after(number: int, metrics: dict[str, float]) -> None:
-        seen.append(policy.speed)
 
-    reinforce(policy, key_first.denoiser(), key_first.prompts(), PLAN, objective, after, optimiser_for(policy, PLAN))
-    assert seen == [0.0, 3.0]
+def test_one_alpha_of_a_list_is_that_alpha(key_first):
+    """What is drawn from one number is that number: same rollouts, rewards and update."""
+    results = []
+    for objective in (Objective(alpha=2.0, signal="dense"), Objective(alphas=(2.0,), signal="dense")):
+        policy = learner()
+        found = gathered(key_first, policy, objective=objective)
+        update(policy, None, optimiser_for(policy, PLAN), found, PLAN, objective)
+        results.append((found, snapshot(policy)))
+    (one, ours), (other, theirs) = results
+    assert torch.equal(one.rollout.canvas_RL, other.rollout.canvas_RL) and torch.equal(one.reward_R, other.reward_R)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_expert_s_commits_are_recorded_best_first(key_first):
+    """An ordered policy is steered to the expert's own order of preference, not to that of the positions."""
+    plan = replace(PLAN, block_length=None, experts=1)
+    found = gathered(key_first, learner(action="dpls"), plan, expert=Threshold(0.5))
+    steps = found.steps
+    steered = (found.job.policy_R == 1)[steps.row_N]
+    seen, action = steps.observation, steps.action
+    confidence_BL, rank_BL = seen.confidence_BL, action.rank_BL
+    assert confidence_BL is not None and rank_BL is not None
+    several = 0
+    for row in steered.nonzero().flatten().tolist():
+        drawn = action.drawn_BL[row].nonzero().flatten().tolist()
+        wanted = sorted(drawn, key=lambda k: (-float(confidence_BL[row, k]), k))
+        assert sorted(drawn, key=lambda k: int(rank_BL[row, k])) == wanted
+        assert sorted(rank_BL[row, drawn].tolist()) == list(range(len(drawn)))
+        several += wanted != drawn
+    assert several > 0
 
 
 def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first):
@@ -229,7 +264,7 @@ def test_paper_b_s_presets_have_the_published_hyperparameters():
         o, p = chosen.objective, chosen.plan
         assert (o.clip, o.epochs, o.pull, o.weighting, o.alpha, o.keep_steps) == (0.5, 16, 1e-4, "constant", 0.0, 0.25)
         assert (p.group, p.learning_rate, p.weight_decay, p.clip_norm, p.floor) == (6, 3e-6, 0.1, 0.2, 1.0)
-        assert chosen.temperature == 0.8
+        assert (p.temperature_at(0), p.temperature_at(p.rounds - 1)) == (0.8, 0.8)
 
 
 @pytest.mark.parametrize("name", ["paper", "full", "steered", "dpls", "default"])
@@ -247,7 +282,7 @@ def test_paper_a_s_presets_run(key_first, name):
 def test_paper_b_s_presets_run(key_first, name):
     chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.5)
     plan = replace(chosen.plan, rounds=1, prompts=3)
-    policy = FeaturePolicy(chosen.shape, chosen.temperature)
+    policy = FeaturePolicy(chosen.shape)
     if chosen.taught:
         first = Distil(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
         distil(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
@@ -256,7 +291,7 @@ def test_paper_b_s_presets_run(key_first, name):
               optimiser_for(policy, plan), reference=chosen.reference)  # fmt: skip
     assert all(math.isfinite(value) for value in seen[0].values())
     assert seen[0]["decode/nfe"] == 4  # one position per step
-    assert policy.temperature == chosen.temperature
+    assert policy.temperature == 1.0
 
 
 def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
@@ -272,5 +307,6 @@ def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
 
 
 def test_needs_add_up():
-    both = Needs("eligible", 3, "sequence", 0) | Needs("masked", 1, "canvas", 2, answer=True)
-    assert both == Needs("masked", 3, "sequence", 2, True)
+    one = Needs("eligible", 3, "sequence", 0, statistics=["margin", "entropy"])
+    both = one | Needs("masked", 1, "canvas", 2, answer=True, statistics={"log_odds", "margin"})
+    assert both == Needs("masked", 3, "sequence", 2, True, ("entropy", "log_odds", "margin"))

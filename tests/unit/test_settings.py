@@ -15,7 +15,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from components.errors import SettingsError
-from components.settings import Params, Settings, load, read
+from components.maths import plackett_luce
+from components.policies.heuristics import HEURISTICS
+from components.settings import Params, Settings, learnable, learning, load, read
+from components.settings.learning import BARE
+from components.stages.decoding import reference_of
 from components.tasks import programs
 
 FILE = Path(__file__).parents[2] / "params.yaml"
@@ -83,11 +87,15 @@ def test_reading_the_settings_of_all_profiles_runs_no_program(monkeypatch: pytes
 
 def test_settings_are_frozen() -> None:
     for model in set(models()):
-        assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
+        assert model.model_config.get("frozen") and model.model_config.get("extra") == "forbid"
     with pytest.raises(ValidationError):
         load(FILE).train.alpha = 2.0  # pyright: ignore
 
 
+HEAD = {"kind": "feature", "heads": 4, "inner": 64, "hidden": 3, "top_k": 8, "shortlist": 0}
+SHORT, ONE = {**HEAD, "shortlist": 5}, {"distill.reference": "confidence", "distill.value": 1}
+UPO = {"policy": HEAD, **ONE, "train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1}
+SPEEDS = {"train.alpha": [0.3, 3.0], "decode.alpha": 1.0}
 EIGHT = {"kind": "number_sorting", "knobs": {"numbers": 8}, "canvas": None}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     # what: (changes, what the sentence must name)
@@ -99,10 +107,54 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"decode.block_length": 16, "data.tasks.eight": EIGHT, "transfer.long.task": "eight"}, r"canvas of \d+",
     ),
     "a shortlist larger than the block": (
-        {"policy.inputs": ["top"], "policy.top_k": 5, "decode.block_length": 4}, "top_k=5 .*block_length=4",
+        {"policy": SHORT, "decode.block_length": 4, **ONE}, "shortlist=5 .*block_length=4",
     ),
-    "a shortlist that nobody reads": ({"policy.top_k": 3}, "top_k=3"),
-    "a negative alpha": ({"train.alpha": -0.5}, "train.alpha=-0.5"),
+    "probabilities that nobody reads": ({"policy.top_k": 3}, "top_k=3"),
+    "a negative alpha": ({"train.alpha": -0.5}, "alpha=-0.5"),
+    "no alpha": ({"train.alpha": []}, r"alpha=\[\]"),
+    "an alpha twice": ({**SPEEDS, "train.alpha": [1.0, 1.0]}, r"alpha=\[1.0, 1.0\]"),
+    "a speed that is not asked for": ({"train.alpha": [0.3, 3.0]}, r"decode.alpha=None .*\[0.3, 3.0\]"),
+    "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*give 0.3 to 3"),
+    "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \(3.0\)"),
+    "speeds at one position per step": (
+        {**SPEEDS, "policy.action": "categorical", **ONE}, r"train.alpha=\[0.3, 3.0\] .*no speed",
+    ),
+    "an unknown kind of policy": ({"policy.kind": "featur"}, "policy.*'featur'"),
+    "heads that do not split the dLLM's width": (
+        {"policy": {**HEAD, "heads": 3}, **ONE}, "policy.heads=3 .*pretrain.width=128",
+    ),
+    "a scale of a draw that has none": ({"decode.scale": 1.2, "policy.action": "dpls"}, "decode.scale=1.2 .*dpls"),
+    "a reference of several positions for a policy of one": (
+        {"policy": HEAD, "distill.reference": "threshold", "distill.value": 0.9}, "distill.reference=threshold",
+    ),
+    "two positions per step for a policy of one": (
+        {"policy": HEAD, "distill.reference": "margin", "distill.value": 2}, "distill.reference=margin",
+    ),
+    "a reference outside the shortlist": (
+        {"policy": SHORT, "distill.reference": "left_to_right", "distill.value": 1}, "left_to_right .*shortlist=5",
+    ),
+    "a share of a position": ({"distill.reference": "margin", "distill.value": 1.5}, "value=1.5 .*margin.*whole"),
+    "a threshold above one": ({"distill.reference": "klass", "distill.value": 1.5}, "value=1.5 .*klass.*0 to 1"),
+    "a rule without its number": ({"distill.value": None}, "value=None .*entropy_bound"),
+    "a number for a teacher": ({"distill.reference": "teacher"}, "value=0.4 .*teacher"),
+    "a number for the distilled policy": ({"train.reference_value": 1.0}, "reference_value=1.0 .*distilled"),
+    "a pull to nothing": ({"train.divergence": "none", "train.pull": 0.1}, "pull=0.1 .*divergence=none"),
+    "upo without a pull": ({**UPO, "train.pull": 0.0}, "objective=upo .*pull=0.0"),
+    "upo for speed": ({**UPO, "train.alpha": 1.0}, "objective=upo .*alpha=1.0"),
+    "upo of many positions": (
+        {"train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1}, "objective=upo .*bernoulli",
+    ),
+    "kl to a rule that forbids": ({**UPO, "train.reference": "max_confidence"}, "kl to max_confidence"),
+    "kl to fewer positions": (
+        {**UPO, "policy": SHORT, "train.reference": "top_k_random", "train.reference_value": 3}, "top_k_random .*=5",
+    ),
+    "a draw of one for a policy of sets": (
+        {"train.reference": "softmax_confidence", "train.reference_value": 0.05}, "softmax_confidence .*bernoulli",
+    ),
+    "a reference of ordered draws": (
+        {"train.reference": "random", "train.reference_value": 1}, "train.reference=random; .*top_k_random",
+    ),
+    "an exact divergence of too many orders": ({"policy.action": "dpls", "train.pull": 0.1}, r"2\^16"),
     "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
     "an unknown gate task": ({"evaluate.gate_task": "latin_squares"}, "'latin_squares' .*did you mean latin_square"),
     "a gate task that is not evaluated": ({"evaluate.gate_task": "latin_square"}, "not among evaluate.tasks"),
@@ -136,9 +188,44 @@ def test_what_cannot_work_is_refused_in_three_clauses(tmp_path: Path, what: str)
     assert_three_clauses(str(refused.value))
 
 
+ALLOWED: dict[str, dict[str, Any]] = {
+    "many probabilities in small blocks": {"policy.inputs": ["top"], "policy.top_k": 5, "decode.block_length": 4},
+    "a list of one alpha": {"train.alpha": [3.0]},
+    "several alphas": SPEEDS,
+    "upo, cross-entropy to max-confidence": {**UPO, "train.divergence": "ce", "train.reference": "max_confidence"},
+    "upo, KL to softmax-confidence": {**UPO, "train.reference": "softmax_confidence", "train.reference_value": 0.05},
+    "upo, KL to the uniform shortlist": {
+        **UPO, "policy": SHORT, "train.reference": "top_k_random", "train.reference_value": 5,
+    },
+    "upo by paper A's network": {**UPO, "policy": {**RAW["profiles"]["tiny"]["policy"], "action": "categorical"}},
+    "a threshold as reference": {"train.reference": "threshold", "train.reference_value": 0.9, "train.pull": 0.1},
+    "a teacher first": {"distill.reference": "teacher", "distill.value": None},
+    "ordered draws in small blocks": {"policy.action": "dpls", "train.pull": 0.1, "decode.block_length": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ALLOWED)
+def test_what_can_work_is_not_refused(tmp_path: Path, what: str) -> None:
+    load(write(tmp_path, ALLOWED[what]))
+
+
+def test_the_limit_of_exact_orders_is_the_library_s() -> None:
+    assert learnable.EXACT_LIMIT == plackett_luce.EXACT_LIMIT
+
+
+def test_every_reference_that_the_settings_name_can_be_made() -> None:
+    """And every heuristic of the library is among them."""
+    for rule in get_args(learning.Rule):
+        value = {"threshold": 0.9, "klass": 0.9, "softmax_confidence": 0.05}.get(rule, None if rule in BARE else 1)
+        learning.check_rule("value", rule, value)
+        assert reference_of(rule, value).distribution is not None
+    assert set(HEURISTICS) | {"max_confidence", "teacher"} == set(get_args(learning.Rule))
+
+
 @pytest.mark.parametrize(
     ("path", "near"),
     [
+        ("policy.widht", "width"),
         ("train.runds", "rounds"),
         ("trane", "train"),
         ("data.tasks.sudoku_many.knob", "knobs"),
@@ -152,7 +239,9 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(tmp_path: Path, path: s
     assert_three_clauses(str(refused.value))
 
 
-@pytest.mark.parametrize("path", ["train.alpha", "decode", "data.tasks.sudoku_many.canvas", "evaluate.seeds"])
+@pytest.mark.parametrize(
+    "path", ["train.alpha", "decode", "policy.kind", "policy.width", "data.tasks.sudoku_many.canvas", "evaluate.seeds"]
+)
 def test_a_missing_key_is_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(SettingsError, match=rf"profiles\.tiny\.{path} is missing") as refused:
         load(write(tmp_path, {}, drop=path))
