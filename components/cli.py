@@ -109,6 +109,15 @@ def pretrain(model: Annotated[Layout, typer.Option(help="which of the two dLLMs"
 
 
 @app.command()
+def headroom() -> None:
+    """Do the tasks ask a real question of the dLLM? What the order and what speed costs, before any policy is seen.
+
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/metrics/headroom.json. Example: unmask headroom
+    """
+    _stage("headroom")
+
+
+@app.command()
 def distill() -> None:
     """Teach a fresh policy to do what a reference heuristic does, by exact likelihood.
 

@@ -22,5 +22,5 @@ from components.settings.policy import Confidence, Decode, Feature, Policy
 from components.settings.whole import Params, Settings
 
 __all__ = ["SPLITS", "Case", "Confidence", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Feature",
-           "Headroom", "Model", "Models", "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings", "Train",
-           "Transfer", "load", "nearest", "read"]  # fmt: skip
+           "Headroom", "Model", "Models", "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings",
+           "Train", "Transfer", "load", "nearest", "read"]  # fmt: skip

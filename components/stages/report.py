@@ -5,11 +5,12 @@ from __future__ import annotations
 from components.settings import Data, Domain, Evaluate
 from components.stages.place import Place, task_of
 from components.stages.runfile import read_run
+from components.tracking.tracker import read_json
 
 
 def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
-    """P/report: pareto.png, learning.png, picture.png, order.html, card.md, table.md; P/plots: pareto, learning.csv."""
-    from components.reports import card, cells, files, learning, order_page, pareto, picture, table
+    """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv."""
+    from components.reports import card, cells, files, headroom, learning, order_page, pareto, picture, table
 
     outputs = place.outputs
     folder, plots = outputs / "report", outputs / "plots"
@@ -27,6 +28,7 @@ def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [c for c in test if c.task == gate])
     table.write(folder / "table.md", [*test, *transfer, *ood])
+    headroom.write(folder / "headroom.md", read_json(outputs / "metrics" / "headroom.json"))
     run = read_run(outputs / "train" / "run.json")
     first = next(iter(domain.tasks))
     described = read_policy(place)
