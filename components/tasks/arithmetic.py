@@ -45,6 +45,11 @@ class Calculation:
     max_digits: int = 3
 
     def __post_init__(self) -> None:
+        if self.operators not in ("+-", "*"):
+            raise SettingsError(
+                f"operators={self.operators!r}: the generator draws from '+-' or from '*', whatever is written here; "
+                "prompts would hold characters that the alphabet has not; write one of these two"
+            )
         _check_range("terms", self.min_terms, self.max_terms, 2, 6)
         _check_range("digits", self.min_digits, self.max_digits, 1, 6)
 

@@ -170,6 +170,7 @@ def test_an_answer_that_does_not_fit_its_canvas_is_refused():
         ("sudoku_many", {"box_rows": 4, "box_columns": 4}, ["16 digits", "at most 9"]),
         ("sudoku_unique", {"max_empty": 13}, ["max_empty=13", "unique"]),
         ("chain_sum", {"min_terms": 1}, ["min_terms=1", "use 2 <="]),
+        ("chain_sum", {"operators": "+"}, ["operators='+'", "write one of these two"]),
         ("products", {"max_digits": 0}, ["max_digits=0"]),
         ("countdown", {"max_target": 0}, ["max_target=0", "use at least 1"]),
         ("number_sorting", {"numbers": 1}, ["numbers=1", "use 2 to 36"]),
