@@ -63,7 +63,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     show(tables.shares(decoded))
     trained, speed = _training(request, place, settings, denoiser, prompts, block)
     show(tables.training(trained, speed))
-    steps = [{"policy": name, **row} for name, policy in _fresh(settings, denoiser.width).items()
+    steps = [{"policy": name, **row} for name, policy in fresh_policies(settings, denoiser.width).items()
              for row in policy_step(policy, SIZES, repeats=5 * request.repeats)]  # fmt: skip
     show(tables.policy_step(steps))
     return {"machine": facts, "request": asdict(request), "decoding": [asdict(row) for row in decoded],
@@ -99,6 +99,14 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
     tracker.finish("FINISHED")
 
 
+def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
+    """Untrained policies, of the profile's shape and of the published one."""
+    from components.policies.confidence import PAPER, ConfidencePolicy
+    from components.stages.distill import fresh_policy
+
+    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": ConfidencePolicy(PAPER).eval()}
+
+
 def _subject(request: Request, place: Place, settings: Settings) -> tuple[TransformerDenoiser, Prompts, int | None]:
     """The denoiser, prompts for it, and the block length."""
     if request.random is not None:
@@ -123,14 +131,6 @@ def _subject(request: Request, place: Place, settings: Settings) -> tuple[Transf
     return denoiser, Prompts.of(task_of(settings.data, name), examples, encoder), settings.decode.block_length
 
 
-def _fresh(settings: Settings, width: int) -> dict[str, Any]:
-    """Untrained policies, of the profile's shape and of the published one."""
-    from components.policies.confidence import PAPER, ConfidencePolicy
-    from components.stages.distill import fresh_policy
-
-    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": ConfidencePolicy(PAPER).eval()}
-
-
 def _cases(request: Request, place: Place, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
     from components.bench.decoding import Case
@@ -139,7 +139,7 @@ def _cases(request: Request, place: Place, settings: Settings, denoiser: Transfo
 
     legal = Options(rows=request.rows, force=False)
     cases = [Case(f"cold start, {name} policy", policy.to(denoiser.device), legal)
-             for name, policy in _fresh(settings, denoiser.width).items()]  # fmt: skip
+             for name, policy in fresh_policies(settings, denoiser.width).items()]  # fmt: skip
     made = [str(place.outputs / stage / "policy") for stage in ("distill", "train")]
     made = [path for path in made if Path(path).is_dir()] if request.random is None and request.model is None else []
     for name in dict.fromkeys([*made, *RULES, *request.policies]):
@@ -166,7 +166,7 @@ def _training(
     plan = replace(plan, prompts=few, rows=request.rows, block_length=block, experts=0)
     distilled = place.outputs / "distill" / "policy"
     own = request.random is None and request.model is None and distilled.is_dir()
-    policy = store.load(distilled) if own else _fresh(settings, denoiser.width)["profile's"]
+    policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]
     policy = policy.to(denoiser.device)
     found, experience = training_round(policy, denoiser, prompts, plan, objective, request.repeats)
     return found, update_throughput(policy, experience, plan, objective, request.repeats)

@@ -40,7 +40,7 @@ def found(place: Path) -> dict[str, Any]:
     small = ConfidencePolicy(Shape(width=8, heads=2, inner=8)).eval()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.chdir(place)
-        patch.setattr(command, "_fresh", lambda settings, width: {"profile's": small})
+        patch.setattr(command, "fresh_policies", lambda settings, width: {"profile's": small})
         patch.setattr(policy_step, "SIZES", ((1, 4), (2, 3)))
         patch.setattr(policy_step, "export_policy", lambda *_: None)
         patch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: small)
