@@ -22,13 +22,13 @@ from components.policies.teacher import Teacher
 from components.rewards import multiplicative
 from components.trainers.distil import Distil, distil
 from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
-from components.types import Needs
+from components.types import STATISTICS, Needs
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.learn
 
 WORDS = 16
-NEEDS = Needs("masked", 4, "sequence", answer=True)
+NEEDS = Needs("masked", 4, "sequence", answer=True, statistics=STATISTICS)
 
 
 def values(task, policy: Policy, alpha: float, choose: str = "mode", single: bool = False) -> tuple[float, float]:
@@ -63,6 +63,23 @@ def trained(
 def confidence_policy(seed: int, **knobs: Any) -> ConfidencePolicy:
     torch.manual_seed(seed)
     return ConfidencePolicy(Shape(width=32, inner=64, bias=-1.0, **knobs))
+
+
+def test_one_policy_learns_a_speed_for_each_alpha(key_first):
+    """Trained for both, asked for either. A quarter right at once is worth more than all right in two steps where speed
+    counts (alpha = 8: .25 against .75^8), and less where it does not (0)."""
+    policy = confidence_policy(0, alphas=(0.0, 8.0))
+    plan = Plan(rounds=80, prompts=12, group=8, learning_rate=5e-3, seed=0, block_length=None, force=False)
+    trained(policy, key_first, plan, Objective(alphas=(0.0, 8.0), signal="dense"))
+    prompts, denoiser, steps = key_first.prompts(), key_first.denoiser(), []
+    for policy.speed, best_steps in ((0.0, 2.0), (8.0, 1.0)):
+        exact = []
+        for ids, answer in zip(prompts.ids, prompts.answers(), strict=True):
+            lattice = enumerate_decoding(denoiser, ids, 4, None, NEEDS, answer=answer)
+            with torch.no_grad():
+                exact.append(follow(lattice, policy).expected(lattice.ends.nfe_R).item())
+        steps.append(sum(exact) / len(exact))
+        assert steps[-1] == pytest.approx(best_steps, abs=0.1)
 
 
 def feature_policy(seed: int, shortlist: int = 0) -> FeaturePolicy:
