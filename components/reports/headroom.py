@@ -20,10 +20,12 @@ def markdown(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         row = [task, *shares, _yes(order), f"{100 * speed['best']:.1f}", f"{speed['saturates_at_nfe']:.2f}",
                f"{100 * speed['at_half']:.1f}", _yes(speed)]  # fmt: skip
         lines.append("| " + " | ".join(row) + " |")
-    legend = ("The dLLM and the rules alone, full diffusion, prompts of the tune split. The order matters where the best "
-              "of the random orders is at least 15 points above surest first, and that at least 8 above random (one "
-              "position per step). Speed costs where the rules' front is at most 85 % at half of the forwards at which "
-              "it is within a point of its best.")  # fmt: skip
+    legend = (
+        "The dLLM and the rules alone, full diffusion, prompts of the tune split. The order matters where the best of "
+        "the random orders is at least 15 points above surest first, and that at least 8 above random (one position "
+        "per step). Speed costs where the rules' front is at most 85 % at half of the forwards at which it is within "
+        "a point of its best."
+    )
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 

@@ -84,8 +84,13 @@ class Models(Section):
     dream: Model
 
 
+class Rows(Section):
+    llada: dict[str, Count]
+    dream: dict[str, Count]
+
+
 class Pretrain(Section):
-    """rows: rows of each task in one step's batch."""
+    """rows: for either dLLM, rows of each task in one step's batch."""
 
     seed: Seed
     width: Count
@@ -95,7 +100,7 @@ class Pretrain(Section):
     steps: Count
     learning_rate: Rate
     warmup: Natural
-    rows: dict[str, Count]
+    rows: Rows
 
     @model_validator(mode="after")
     def _splits(self) -> Pretrain:

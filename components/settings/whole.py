@@ -34,7 +34,8 @@ class Settings(Section):
         cases = [self.transfer.dream, self.transfer.long, self.ood.near, self.ood.far]
         named = {
             "domain.tasks": list(self.domain.tasks), "evaluate.tasks": list(self.evaluate.tasks),
-            "evaluate.gate_task": [self.evaluate.gate_task], "pretrain.rows": list(self.pretrain.rows),
+            "evaluate.gate_task": [self.evaluate.gate_task],
+            "pretrain.rows": [*self.pretrain.rows.llada, *self.pretrain.rows.dream],
             "transfer and ood": [c.task for c in cases],
         }  # fmt: skip
         for where, names in named.items():

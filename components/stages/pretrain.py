@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from components.errors import CheckpointError
+from components.errors import CheckpointError, SettingsError
 from components.settings import Data, Models, Pretrain
 from components.stages.place import Place, fresh, settle, task_of
 from components.stages.progress import progress
@@ -19,7 +19,11 @@ def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model
         (beside / "source.json").write_text(json.dumps(_resolve(chosen.source, chosen.revision), indent=2) + "\n")
         figures: dict[str, float] = {}
     else:
-        figures = _train(place, data, pretrain, chosen.layout, beside)
+        rows = getattr(pretrain.rows, model)
+        if not rows:
+            raise SettingsError(f"pretrain.rows.{model} names no task; an embedded dLLM would learn nothing; give rows "
+                                f"of at least one task, or set models.{model}.source")  # fmt: skip
+        figures = _train(place, data, pretrain, chosen.layout, rows, beside)
         if chosen.dtype == "auto":
             from components.denoisers.dtype import fastest
 
@@ -48,7 +52,9 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
                               f"weights made them; go online, or set models.*.revision") from error  # fmt: skip
 
 
-def _train(place: Place, data: Data, settings: Pretrain, layout: str, beside) -> dict[str, float]:
+def _train(
+    place: Place, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], beside
+) -> dict[str, float]:  # fmt: skip
     import torch
 
     from components.denoisers import embedded
@@ -57,9 +63,11 @@ def _train(place: Place, data: Data, settings: Pretrain, layout: str, beside) ->
     from components.trainers.pretrain import Batch
     from components.trainers.pretrain import pretrain as run
 
-    tasks = {name: task_of(data, name) for name in settings.rows}
-    alphabet = "".join(task.alphabet for task in tasks.values())
-    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
+    # Its tokenizer reads every task, so that it can be asked what it was not trained on.
+    known = {name: task_of(data, name) for name in data.tasks}
+    tasks = {name: known[name] for name in rows_of}
+    alphabet = "".join(task.alphabet for task in known.values())
+    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in known.items())
     denoiser, encoder = embedded.build(layout, alphabet, settings.width, settings.layers, settings.heads,
                                        settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
 
@@ -72,14 +80,14 @@ def _train(place: Place, data: Data, settings: Pretrain, layout: str, beside) ->
         return ids, attend, torch.stack([encoder.answer(x.answer, tasks[name].canvas_length) for x in examples])
 
     encoded = {name: encode(name, encoder) for name in tasks}
-    total = sum(settings.rows.values())
+    total = sum(rows_of.values())
 
     def batches(step: int) -> list[Batch]:
         found = []
         for name, (ids, attend, answers) in encoded.items():
             source = generator(settings.seed, "pretrain", "rows", name, step)
-            rows = torch.randint(len(ids), (settings.rows[name],), generator=source)
-            found.append(Batch(ids[rows], attend[rows], answers[rows], settings.rows[name] / total))
+            rows = torch.randint(len(ids), (rows_of[name],), generator=source)
+            found.append(Batch(ids[rows], attend[rows], answers[rows], rows_of[name] / total))
         return found
 
     history: list[dict[str, float]] = []
