@@ -198,9 +198,9 @@ def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any
 
     logging.disable_progress_bar()
     if model is None:
-        from components.stages.decoding import open_denoiser
+        from components.stages.decoding import open_cached
 
-        return open_denoiser(place, settings.models, settings.domain.model)
+        return open_cached(place, settings.models, settings.domain.model, settings.decode)
     from components.denoisers import load
 
     dtype = getattr(settings.models, settings.domain.model).dtype

@@ -63,11 +63,12 @@ def _lock_step(
     while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < length_B)).any()):
         forwards += len(rows_B)
         useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
-        with watch("denoiser"):
-            hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start), state)
         open_BL = _open(masked_BL, block_BL, passed_B) & busy_B.unsqueeze(1)
         present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
         eligible_BL = open_BL & (block_BL == present_B1)
+        block_BT = torch.nn.functional.pad(block_BL == present_B1, (start, 0))
+        with watch("denoiser"):
+            hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start, block_BT), state)
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with watch("readout"):
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])

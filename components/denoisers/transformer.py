@@ -38,20 +38,32 @@ class TransformerDenoiser:
 
     def features(self, ids_BT: Tensor, attend_BT: Tensor) -> Tensor:
         """(B, T, D) last hidden states, aligned; with gradients if the caller's mode allows (pretraining)."""
-        hidden_BTD = self.model.model(
-            input_ids=ids_BT,
+        return self.aligned(self.states(ids_BT, places(attend_BT), attend_BT))
+
+    def states(self, ids_BW: Tensor, place_BW: Tensor, attend_BT: Tensor, cache: Any = None) -> Tensor:
+        """(B, W, D) last hidden states of W tokens at their places, as the model gives them; they attend to T columns:
+        themselves, or what ``cache.update(keys, values, layer)`` makes of theirs."""
+        return self.model.model(
+            input_ids=ids_BW,
             # A four-dimensional mask is taken as it is: keys that are padding are closed, nothing is causal.
-            attention_mask=attend_BT[:, None, None, :].expand(-1, 1, ids_BT.shape[1], -1),
-            position_ids=(attend_BT.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
+            attention_mask=attend_BT[:, None, None, :].expand(-1, 1, ids_BW.shape[1], -1),
+            position_ids=place_BW,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
-        if self.shifted:
-            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], 1)
-        return hidden_BTD
+
+    def aligned(self, states_BTD: Tensor) -> Tensor:
+        """The same, column i speaking of position i."""
+        return torch.cat([states_BTD[:, :1], states_BTD[:, :-1]], 1) if self.shifted else states_BTD
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         with torch.no_grad():
             return self.model.lm_head(hidden_ND)
+
+
+def places(attend_BT: Tensor) -> Tensor:
+    """(B, T) what the rotary positions count: a row's own tokens, from 0 on."""
+    return (attend_BT.cumsum(-1) - 1).clamp(min=0)
 
 
 def probe(denoiser: TransformerDenoiser) -> None:

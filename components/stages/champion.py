@@ -19,10 +19,10 @@ def reevaluate_on(place: Place, settings: Settings) -> Callable[[Path], Mapping[
         from components.evaluation import evaluate as decode_all
         from components.export import OnnxPolicy
         from components.prompts import Prompts
-        from components.stages.decoding import open_denoiser
+        from components.stages.decoding import open_cached
 
         name, decode = settings.evaluate.gate_task, settings.decode
-        denoiser, encoder = open_denoiser(place, settings.models, settings.domain.model)
+        denoiser, encoder = open_cached(place, settings.models, settings.domain.model, decode)
         task = task_of(settings.data, name)
         asked = Prompts.of(task, place.examples(name, "gate", settings.data.counts.gate), encoder)
         candidate = Candidate("learned", decode.choose, OnnxPolicy(path), decode.block_length, decode.choose)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 
-from components.denoisers import Encoder, TransformerDenoiser, load
+from components.denoisers import Denoiser, Encoder, TransformerDenoiser, load, with_cache
 from components.policies.store import LearnedPolicy
 from components.prompts import Prompts
 from components.settings import Data, Decode, Domain, Models
 from components.stages.place import Place, task_of
+
+
+def open_cached(place: Place, models: Models, which: str, decode: Decode) -> tuple[Denoiser, Encoder]:
+    """What a policy decodes with: ``open_denoiser``'s, with the cache that ``decode.cache`` names."""
+    denoiser, encoder = open_denoiser(place, models, which)
+    return with_cache(denoiser, decode.cache), encoder
 
 
 def open_denoiser(place: Place, models: Models, which: str) -> tuple[TransformerDenoiser, Encoder]:

@@ -32,10 +32,10 @@ def distill(
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
     from components.evaluation import Candidate, evaluate
     from components.policies import store
-    from components.stages.decoding import open_denoiser, prompts_of, reference_of
+    from components.stages.decoding import open_cached, prompts_of, reference_of
     from components.trainers.distil import Distil, distil
 
-    denoiser, encoder = open_denoiser(place, models, domain.model)
+    denoiser, encoder = open_cached(place, models, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = reference_of(distill.reference, distill.value)
     train = prompts_of(place, data, domain, encoder, "train", data.counts.train)

@@ -20,9 +20,9 @@ def evaluate(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate
 ) -> dict[str, Any]:
     """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
-    from components.stages.decoding import open_denoiser
+    from components.stages.decoding import open_cached
 
-    opened = open_denoiser(place, models, domain.model)
+    opened = open_cached(place, models, domain.model, decode)
     tests: list[dict[str, Any]] = []
     decodes: list[dict[str, Any]] = []
     for name in evaluate.tasks:

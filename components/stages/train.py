@@ -24,7 +24,7 @@ CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "mem
 def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
-    from components.stages.decoding import open_denoiser, prompts_of
+    from components.stages.decoding import open_cached, prompts_of
     from components.trainers import checkpoints
     from components.trainers.reinforce import optimiser_for, reinforce
 
@@ -36,7 +36,7 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
     kept = place.root / ".checkpoints" / place.profile / begun["identity"]
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
 
-    denoiser, encoder = open_denoiser(place, models, domain.model)
+    denoiser, encoder = open_cached(place, models, domain.model, decode)
     policy = store.load(place.outputs / "distill" / "policy").to(denoiser.device)
     reference = reference_for(train, policy)
     condition(policy, train)

@@ -34,9 +34,9 @@ def _table(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, where: Case,
     stage: str, case: str,
 ) -> dict[str, Any]:  # fmt: skip
-    from components.stages.decoding import open_denoiser
+    from components.stages.decoding import open_cached
 
-    opened = open_denoiser(place, models, where.model)
+    opened = open_cached(place, models, where.model, decode)
     foreign = where.model != domain.model
     cells = measure(place, data, decode, evaluate, opened, where.task, "test", foreign=foreign)
     rows = rows_of(data, cells, where.task, where.model, "test")

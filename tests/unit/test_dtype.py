@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from itertools import cycle
+from typing import Literal
 
 import pytest
 import torch
 
 from components.denoisers import dtype, embedded
-from components.settings import Model, Models
-from components.stages.decoding import open_denoiser
+from components.settings import Decode, Model, Models
+from components.stages.decoding import open_cached, open_denoiser
 from components.stages.place import Place
 
 
@@ -41,3 +42,11 @@ def test_auto_loads_the_recorded_type(place: Place, recorded: str) -> None:
     auto = Model(source="embedded", layout="llada", revision=None, dtype="auto")
     denoiser, _ = open_denoiser(place, Models(llada=auto, dream=auto), "llada")
     assert next(denoiser.model.parameters()).dtype is getattr(torch, recorded)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_policy_decodes_with_the_cache_that_is_set(place: Place, cache: Literal["none", "prefix", "dual"]) -> None:
+    plain = Model(source="embedded", layout="llada", revision=None, dtype="float32")
+    decode = Decode(block_length=None, temperature=1.0, scale=1.0, alpha=None, choose="mode", cache=cache)
+    denoiser, _ = open_cached(place, Models(llada=plain, dream=plain), "llada", decode)
+    assert getattr(denoiser, "kind", "none") == cache

@@ -33,7 +33,7 @@ from components.policies.protocol import Policy
 from components.rewards import multiplicative
 from components.rollout import Job, Options, rollout
 from components.trainers.reinforce import Objective, Plan, surrogate
-from components.types import Action, Needs, Observation, Rollout, Steps
+from components.types import STATISTICS, Action, Needs, Observation, Rollout, Steps
 
 torch.set_num_threads(1)
 
@@ -94,7 +94,7 @@ def reward_of(ends: Rollout, alpha: float = 1.0) -> Tensor:
     return multiplicative(9 * score * ends.finished_R, ends.nfe_R.double(), torch.full_like(ends.nfe_R, length), alpha)
 
 
-NEEDS = Needs(where="masked")
+NEEDS = Needs(where="masked", statistics=STATISTICS)
 POLICIES = {
     "bernoulli": learner(),
     "bernoulli, scaled": learner(temperature=0.7, scale=1.3),

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from components import readout
 from components.rng import generator
-from components.types import Needs
+from components.types import STATISTICS, Needs
 
 torch.set_num_threads(1)
 
 
-STATISTICS = Needs()
+EVERYTHING = Needs(statistics=STATISTICS)
 
 
 def by_definition(logits_NV: Tensor, forbidden: list[int], top_k: int) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def by_definition(logits_NV: Tensor, forbidden: list[int], top_k: int) -> dict[s
     }
 
 
-def read(logits_NV: Tensor, forbidden: list[int], needs: Needs = STATISTICS) -> dict[str, Tensor]:
+def read(logits_NV: Tensor, forbidden: list[int], needs: Needs = EVERYTHING) -> dict[str, Tensor]:
     return readout.read(lambda x: x, logits_NV, torch.tensor(forbidden, dtype=torch.int64), needs, logits_NV.shape[-1])
 
 
@@ -62,7 +62,7 @@ def test_statistics_are_those_of_a_float64_softmax(dtype, seed, vocabulary, scal
     logits_NV = (scale * torch.randn(5, vocabulary, generator=source, dtype=torch.float64)).to(dtype)
     forbidden = torch.randperm(vocabulary, generator=source)[: min(forbid, vocabulary - 1)].tolist()
     wanted = by_definition(logits_NV, forbidden, top_k)
-    found = read(logits_NV, forbidden, Needs(top_k=top_k))
+    found = read(logits_NV, forbidden, Needs(top_k=top_k, statistics=STATISTICS))
     assert torch.equal(found["token"], wanted["token"])
     assert not any(token in forbidden for token in found["token"].tolist())
     for name in ("confidence", "log_odds", "margin", "entropy", *(["top"] if top_k else [])):
@@ -97,7 +97,7 @@ def test_ties_go_to_the_lowest_allowed_id(value: float):
 def test_a_single_allowed_token_is_certain(other: float):
     logits = torch.full((1, 4), other)
     logits[0, 2] = -7.0
-    found = read(logits, [0, 1, 3], Needs(top_k=2))
+    found = read(logits, [0, 1, 3], Needs(top_k=2, statistics=STATISTICS))
     assert found["token"].tolist() == [2]
     assert found["confidence"].tolist() == found["margin"].tolist() == [1.0]
     assert found["entropy"].tolist() == [0.0]
@@ -108,16 +108,32 @@ def test_a_single_allowed_token_is_certain(other: float):
 def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch):
     logits_NV = torch.randn(50, 9, generator=generator("chunks"), dtype=torch.float64)
     before = logits_NV.clone()
-    whole = read(logits_NV, [0], Needs(top_k=3, drift=1))
+    whole = read(logits_NV, [0], Needs(top_k=3, drift=1, statistics=STATISTICS))
     monkeypatch.setattr(readout, "chunk_bytes", lambda device: (7 * 9 * 4, 3 * 9 * 4))
-    parts = read(logits_NV, [0], Needs(top_k=3, drift=1))
+    parts = read(logits_NV, [0], Needs(top_k=3, drift=1, statistics=STATISTICS))
     assert torch.equal(logits_NV, before)
     for name, value in whole.items():
         assert torch.equal(parts[name], value), name
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), asked=st.sets(st.sampled_from(STATISTICS)), top_k=st.integers(0, 3),
+    drift=st.integers(0, 1),
+)  # fmt: skip
+def test_only_what_is_asked_for_is_read_and_is_the_same_beside_whatever_else(seed, asked, top_k, drift):
+    logits_NV = 5 * torch.randn(6, 12, generator=generator("asked", seed))
+    found = read(logits_NV, [1], Needs(top_k=top_k, drift=drift, statistics=asked))
+    assert set(found) == {"token", "confidence", *asked} | ({"top"} if top_k else set()) | (
+        {"log_probs"} if drift else set()
+    )
+    everything = read(logits_NV, [1], Needs(top_k=top_k, drift=1, statistics=STATISTICS))
+    for name, value in found.items():
+        assert torch.equal(value, everything[name]), name
+
+
 def test_no_position_is_asked_for_and_none_is_answered():
-    found = read(torch.zeros(0, 5), [0], Needs(top_k=2))
+    found = read(torch.zeros(0, 5), [0], Needs(top_k=2, statistics=STATISTICS))
     assert {name: tuple(v.shape) for name, v in found.items()} == {
         "token": (0,), "confidence": (0,), "log_odds": (0,), "margin": (0,), "entropy": (0,), "top": (0, 2),
     }  # fmt: skip
