@@ -73,7 +73,7 @@ class CachedDenoiser:
                     part = {name: t[rows_b] for name, t in state.items()}
                     fresh = act(canvas.rows(rows_b), part, first_B[rows_b], last_B[rows_b])
                     state |= {name: state[name].index_copy(0, rows_b, t) for name, t in fresh.items()}
-        return self.inner.aligned(state["hidden"]), state
+        return self.inner.aligned(state["hidden"], canvas.attend_BT), state
 
     def _refreshed(self, canvas: Canvas, state: RowState, first_B: Tensor, last_B: Tensor) -> dict[str, Tensor]:
         kept = _Kept([], [])

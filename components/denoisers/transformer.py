@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from components.errors import CheckpointError
@@ -38,7 +39,7 @@ class TransformerDenoiser:
 
     def features(self, ids_BT: Tensor, attend_BT: Tensor) -> Tensor:
         """(B, T, D) last hidden states, aligned; with gradients if the caller's mode allows (pretraining)."""
-        return self.aligned(self.states(ids_BT, places(attend_BT), attend_BT))
+        return self.aligned(self.states(ids_BT, places(attend_BT), attend_BT), attend_BT)
 
     def states(self, ids_BW: Tensor, place_BW: Tensor, attend_BT: Tensor, cache: Any = None) -> Tensor:
         """(B, W, D) last hidden states of W tokens at their places, as the model gives them; they attend to T columns:
@@ -52,9 +53,13 @@ class TransformerDenoiser:
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def aligned(self, states_BTD: Tensor) -> Tensor:
-        """The same, column i speaking of position i."""
-        return torch.cat([states_BTD[:, :1], states_BTD[:, :-1]], 1) if self.shifted else states_BTD
+    def aligned(self, states_BTD: Tensor, attend_BT: Tensor) -> Tensor:
+        """The same, column i speaking of position i. Nothing speaks of a shifted row's first token: it keeps its own
+        state, never that of the padding before it, which there is or is not depending on the batch."""
+        if not self.shifted:
+            return states_BTD
+        first_BT = attend_BT & ~F.pad(attend_BT[:, :-1], (1, 0))
+        return states_BTD.where(first_BT.unsqueeze(-1), F.pad(states_BTD[:, :-1], (0, 0, 1, 0)))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         with torch.no_grad():

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from components import memory
 from components.bench.reference import reference_rollout
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
 from components.errors import SettingsError
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import (
     Klass,
     MaxConfidence,
@@ -36,7 +38,7 @@ from components.types import Canvas, Needs, Observation, Rollout, RowState, Step
 
 torch.set_num_threads(1)
 
-VOCABULARY, MASK = 11, 0
+VOCABULARY, MASK = 12, 0
 
 
 # --- doubles -----------------------------------------------------------------------------------------------------
@@ -173,6 +175,15 @@ def learned(shape: Shape, seed: int = 0) -> ConfidencePolicy:
     return policy.eval()
 
 
+def paper_b(width: int, shortlist: int) -> FeaturePolicy:
+    """A random feature policy in float64, its last layer away from zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = FeaturePolicy(FeatureShape(width, heads=2, inner=16, hidden=1, top_k=4, shortlist=shortlist)).double()
+        policy.head.weight.data.normal_()
+    return policy.eval()
+
+
 SMALL = dict(width=8, heads=2, inner=16)
 POLICIES: dict[str, Callable[[int], Policy]] = {
     **{name: lambda width, n=name, v=value: heuristic(n, v) for name, value in
@@ -189,6 +200,9 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "learned_dpls": lambda width: learned(Shape(action="dpls", **SMALL)),
     "learned_categorical": lambda width: learned(Shape(action="categorical", **SMALL)),
     "learned_features": lambda width: learned(Shape(features=width, **SMALL)),
+    "learned_bound": lambda width: learned(Shape(inputs=("bound", "log_odds"), where="eligible", **SMALL)),
+    "paper_b": lambda width: paper_b(width, shortlist=0),
+    "paper_b_top_k": lambda width: paper_b(width, shortlist=3),
     "sight": lambda width: Sight(),
     "never": lambda width: Never(),
     "patient": lambda width: Patient(),
@@ -340,7 +354,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
 
 
 @pytest.mark.parametrize("which", ["llada", "dream"])
-@pytest.mark.parametrize("name", ["learned", "learned_features", "sight", "entropy_bound", "klass"])
+@pytest.mark.parametrize("name", ["learned", "learned_features", "paper_b_top_k", "sight", "entropy_bound", "klass"])
 def test_engine_decides_what_the_reference_decides_over_transformers(which: str, name: str):
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
     policy, base = POLICIES[name](denoiser.width), Options(seed=5, force=False, record=True)
@@ -366,18 +380,23 @@ def situations(draw):
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
     job = partly_filled(job, draw(st.integers(0, 99))) if draw(st.booleans()) else job
     names = (draw(st.sampled_from(sorted(POLICIES))), draw(st.sampled_from(sorted(POLICIES))))
-    return draw(st.sampled_from(["table", "remembering"])), names, job, options
+    return draw(st.sampled_from(["table", "remembering"])), names, job, options, draw(st.sampled_from([None, 1, 3]))
 
 
 @settings(max_examples=100, deadline=None)
 @given(situations())
 def test_engine_decides_what_the_reference_decides_anywhere(situation):
-    which, (first, second), job, options = situation
+    which, (first, second), job, options, room = situation
     denoiser = DENOISERS[which]()
     policies = [POLICIES[first](denoiser.width)]
     if bool((job.policy_R > 0).any()):
         policies.append(POLICIES[second](denoiser.width))
     wanted = reference_rollout(denoiser, policies, job, replace(options, rows=64))
+    if room is not None:  # so many times the memory that one row takes
+        needs = policies[0].needs | policies[-1].needs
+        needs = needs | Needs(where="masked") if options.widen else needs
+        sizes = memory.count(job, denoiser, needs, record=True)
+        options = replace(options, rows=None, memory=room * (sizes.row + sizes.forward(sum(job.shape))))
     found = rollout(denoiser, policies, job, options)
     assert_same(found, wanted)
     assert_lawful(found, job, options.force and options.cap == "canvas")
@@ -386,6 +405,20 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
     if options.reuse and denoiser.stateless:
         assert found.useful == found.forwards
     assert found.useful <= found.forwards
+
+
+@pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b"])
+def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
+    denoiser, job = Table(), job_of(MIXED, group=3)
+    policy, options = POLICIES[name](denoiser.width), Options(seed=8, force=False, record=True, rows=4)
+    changes = (dict(keep=1.0), dict(keep=0.5), dict(keep=0.5, rows=2, refill=False))
+    whole, half, other = (rollout(denoiser, policy, job, replace(options, **change)) for change in changes)
+    assert whole.steps is not None and half.steps is not None
+    kept_N = half.steps.row_N * 10_000 + half.steps.step_N
+    assert 0.3 < len(kept_N) / len(whole.steps.row_N) < 0.7
+    chosen = torch.isin(whole.steps.row_N * 10_000 + whole.steps.step_N, kept_N)
+    assert_same(half, replace(whole, steps=whole.steps.pairs(chosen)))
+    assert_same(other, half)
 
 
 # --- what is not computed ----------------------------------------------------------------------------------------
