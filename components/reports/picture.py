@@ -1,8 +1,8 @@
 """The README's one picture: the same puzzle decoded by a heuristic and by the learned policy, beside the Pareto front.
 
-The two decodes are chosen by rule, not by hand: the heuristic whose accuracy is nearest to the learned policy's, and
-the prompt whose saving in forwards is nearest to the mean saving, among those that both got right. So the boards show
-the usual case, and the front shows how often it happens.
+The two decodes are chosen by rule, not by hand: the heuristic that needs the fewest forwards to be as accurate as the
+learned policy, and the prompt whose saving in forwards is nearest to the mean saving, among those that both got right.
+So the boards show the usual case, and the front shows how often it happens.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def typical_pair(decodes: Sequence[Decode], cells: Sequence[Cell]) -> tuple[Deco
         for found in cases([d for d in decodes if d["task"] in tasks]).values()
         for case in found
         if case.learned is not None
-        for heuristic in _nearest(case, cells, learned)
+        for heuristic in _rival(case, cells, learned)
     ]
     if not pairs:
         raise DataError(
@@ -147,12 +147,17 @@ def _across(decode: Decode, columns: Mapping[str, int] | None) -> int:
     return math.ceil(math.sqrt(length)) if across == length > 12 else across
 
 
-def _nearest(case: Case, cells: Sequence[Cell], learned: Cell | None) -> list[Decode]:
-    """The one heuristic decode of the case whose cell is nearest to the learned policy's accuracy; ties: fewer NFE."""
+def _rival(case: Case, cells: Sequence[Cell], learned: Cell | None) -> list[Decode]:
+    """The heuristic decode of the case whose cell needs the fewest forwards to be as accurate as the learned policy;
+    the most accurate one if none is."""
     full = table.full_length(cells)
     place = {(c.family, c.setting): c for c in cells if c.block_length == full}
     known = [(place.get((str(d["family"]), str(d["setting"]))), d) for d in case.heuristics]
-    ranked = [(abs(c.accuracy - learned.accuracy), c.nfe, i) for i, (c, _) in enumerate(known) if c and learned]
+    ranked = [
+        (c.accuracy < learned.accuracy, c.nfe if c.accuracy >= learned.accuracy else -c.accuracy, i)
+        for i, (c, _) in enumerate(known)
+        if c and learned
+    ]
     return [known[min(ranked)[2]][1]] if ranked else list(case.heuristics[:1])
 
 

@@ -42,5 +42,7 @@ class Transfer(Section):
 
 
 class Ood(Section):
-    near: Case
-    far: Case
+    """null: not asked; the stage says so and its table is empty."""
+
+    near: Case | None
+    far: Case | None

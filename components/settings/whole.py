@@ -31,7 +31,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _together(self) -> Settings:
         tasks = self.data.tasks
-        cases = [self.transfer.dream, self.transfer.long, self.ood.near, self.ood.far]
+        asked = [self.transfer.dream, self.transfer.long, self.ood.near, self.ood.far]
+        cases = [case for case in asked if case is not None]
         named = {
             "domain.tasks": list(self.domain.tasks), "evaluate.tasks": list(self.evaluate.tasks),
             "evaluate.gate_task": [self.evaluate.gate_task],

@@ -121,7 +121,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(place: Place, data: Data, opened, name: str, cells: Sequence[Any]) -> list[dict[str, Any]]:
-    """Decodes of the first prompts by the policies and by the full-diffusion rule that is nearest in accuracy."""
+    """Decodes of the first prompts by the policies, by the full-diffusion rule that needs the fewest forwards to be as
+    accurate as the learned one, and one by one."""
     from components.prompts import Prompts
     from components.rollout import Options, rollout
 
@@ -131,11 +132,12 @@ def show(place: Place, data: Data, opened, name: str, cells: Sequence[Any]) -> l
     own = [cell for cell in cells if cell.candidate.family in ("learned", "distilled")]
     target = float(own[0].correct_SP.mean()) if own else 1.0
     rules = [c for c in cells if c.candidate.block_length is None and c not in own]
-    nearest = sorted(rules, key=lambda c: abs(float(c.correct_SP.mean()) - target))[:1]
+    equal = [c for c in rules if float(c.correct_SP.mean()) >= target]
+    rival = [min(equal, key=lambda c: float(c.nfe_SP.mean()))] if equal else []
     quota = [c for c in rules if (c.candidate.family, c.candidate.setting) == ("confidence", "1")]
-    one_by_one = [c for c in quota if c not in nearest]
+    one_by_one = [c for c in quota if c not in rival]
     lines = []
-    for cell in [*own, *nearest, *one_by_one]:
+    for cell in [*own, *rival, *one_by_one]:
         chosen = cell.candidate
         job = asked.job(chosen.block_length)
         done = rollout(denoiser, chosen.policy, job, Options(choose=chosen.choose))

@@ -10,7 +10,7 @@ from components.tasks.splits import answers_seen, collect_all
 
 
 def prepare(place: Place, data: Data) -> dict[str, float]:
-    """P/data/<task>.<split>.jsonl; metrics: prompts per split, share of test answers seen in pretraining."""
+    """P/data/<task>.<split>.jsonl; metrics: share of test answers seen in pretraining."""
     folder = place.outputs / "data"
     beside = fresh(folder)
     counts = {split: count for split, count in data.counts.model_dump().items() if count}
@@ -25,7 +25,6 @@ def prepare(place: Place, data: Data) -> dict[str, float]:
             )  # fmt: skip
             for split, examples in found.items():
                 write_examples(beside / f"{name}.{split}.jsonl", examples)
-                figures[f"{name}.{split}"] = float(len(examples))
             if found.get("pretrain"):
                 figures[f"{name}.test_answers_seen"] = answers_seen(found["test"], found["pretrain"])
             tick(name)

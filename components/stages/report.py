@@ -16,7 +16,8 @@ def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict
     folder, plots = outputs / "report", outputs / "plots"
     test = cells.read_cells(outputs / "evaluate" / "test.csv")
     transfer = cells.read_cells(*sorted((outputs / "transfer").glob("*.csv")))
-    ood = cells.read_cells(*sorted((outputs / "ood").glob("*.csv")))
+    asked = [path for path in sorted((outputs / "ood").glob("*.csv")) if path.read_text().strip()]
+    ood = cells.read_cells(*asked) if asked else []
     rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
     decodes = files.read_jsonl(outputs / "evaluate" / "decodes.jsonl")
 

@@ -26,7 +26,12 @@ def transfer(
 def ood(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, ood: Ood, case: str
 ) -> dict[str, Any]:
-    """P/ood/<case>.csv."""
+    """P/ood/<case>.csv; an empty file where the settings ask for none."""
+    if getattr(ood, case) is None:
+        print(f"ood: params.yaml asks for no task {case}; nothing is decoded, the table is empty", flush=True)
+        write_csv(place.outputs / "ood" / f"{case}.csv", [])
+        place.metrics(f"ood-{case}", {})
+        return {}
     return _table(place, data, models, domain, decode, evaluate, getattr(ood, case), "ood", case)
 
 

@@ -22,6 +22,7 @@ from components.stages.evaluate import evaluate
 from components.stages.export import export
 from components.stages.place import Place
 from components.stages.prepare import prepare
+from components.stages.transfer import ood
 from components.tracking.tracker import JsonlTracker
 
 torch.set_num_threads(1)
@@ -108,3 +109,14 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     assert said["alpha"] == "5.0" and json.loads(said["unmask.policy"])["speed"] == 5.0
     parity = json.loads((outputs / "metrics" / "export.json").read_text())
     assert parity["texts"] == parity["equal_texts"] == 24
+
+
+def test_an_ood_case_that_is_not_asked_for_leaves_an_empty_table_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s = toy(ood={"near": None})
+    place = Place(tmp_path, "toy")
+    assert ood(place, s.data, s.models, s.domain, s.decode, s.evaluate, s.ood, "near") == {}
+    assert not (place.outputs / "ood" / "near.csv").read_text().strip()
+    assert json.loads((place.outputs / "metrics" / "ood-near.json").read_text()) == {}
+    assert "asks for no task near" in capsys.readouterr().out
