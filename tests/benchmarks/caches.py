@@ -1,6 +1,6 @@
 """What the prefix and the dual key-value cache cost in accuracy and give in speed: the same prompts by the same rules
-without a cache and with either (times as fast: median of paired ratios). Run by hand, beside a params.yaml whose pretrain stage has run:
-`python tests/benchmarks/caches.py --model llada --task sudoku_many --blocks 4 8`."""
+without a cache and with either (times as fast: median of paired ratios). Run by hand, beside a params.yaml whose
+pretrain stage has run: `python tests/benchmarks/caches.py --model llada --task sudoku_many --blocks 4 8`."""
 
 from __future__ import annotations
 
