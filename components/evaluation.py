@@ -75,7 +75,9 @@ def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float
     return low, high
 
 
-def evaluate(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int = 512) -> Cell:
+def evaluate(
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int | None = None
+) -> Cell:
     """Decodes every prompt, once per seed where the candidate is random."""
     random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
     correct, dense, nfe, unfinished = [], [], [], 0

@@ -22,7 +22,7 @@ AT_HALF = 0.85
 SATURATED = 0.01  # as good as the best: within one point of it
 
 
-def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int, rows: int = 512) -> dict[str, float]:
+def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int, rows: int | None = None) -> dict[str, float]:
     """Shares of P prompts, full diffusion, one position per step; critical: whether the order matters.
 
     random: right by a random order, the mean over ``orders`` of them; best_of_random: right by at least one of them

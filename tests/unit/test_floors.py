@@ -30,7 +30,7 @@ FLOORS = (
     {"rollout", "rewards"},
     {"prompts", "oracle"},
     {"evaluation"},
-    {"trainers", "export", "reports"},
+    {"headroom", "trainers", "export", "reports"},
     {"settings", "tracking"},
     {"stages"},
     {"show", "doctor"},
