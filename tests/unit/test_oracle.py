@@ -28,7 +28,15 @@ from components.oracle import (
     text_distribution,
 )
 from components.policies.confidence import ConfidencePolicy, Shape
-from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom, heuristic
+from components.policies.heuristics import (
+    MaxConfidence,
+    Quota,
+    SoftmaxConfidence,
+    Threshold,
+    TopKRandom,
+    heuristic,
+    shortlist,
+)
 from components.policies.protocol import Policy
 from components.rewards import multiplicative
 from components.rollout import Job, Options, rollout
@@ -79,8 +87,6 @@ class TopK:
         return self.policy.score(obs)
 
     def distribution(self, obs: Observation):
-        from components.policies.heuristics import shortlist
-
         return self.policy.distribution(replace(obs, eligible_BL=shortlist(obs, self.k)))
 
     def parameters(self):
@@ -373,6 +379,24 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
     assert (found - wanted).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("name", "length", "block", "force", "cap"),
+    [
+        ("bernoulli", 4, 2, True, "canvas"),
+        ("dpls", 4, 2, True, "canvas"),
+        ("categorical", 4, 2, True, "canvas"),
+        ("bernoulli", 2, 1, False, "block"),  # as in paper A's release: a block may be left unfinished
+    ],
+)
+def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length, block, force, cap):
+    policy = POLICIES[name]
+    lattice = enumerate_decoding(scrambled(length, seed=4), PROMPT, length, block, NEEDS, force=force, cap=cap)
+    assert bool(lattice.ends.finished_R.all()) is (cap == "canvas")
+    exact = follow(lattice, policy).expected(reward_of(lattice.ends))
+    wanted = (1 - 1 / 2) / length * flat_gradient(exact, policy)
+    assert_same(mean_gradient(policy, None, all_groups(lattice, policy, 2), lattice, CONSTANT), wanted)
+
+
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize(("size", "length"), [(2, 3), (3, 2)])
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "top-k"])
@@ -437,17 +461,31 @@ def test_the_clipped_surrogate_off_policy(name, weighting):
     assert_same(found, wanted)
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_steering_by_a_mixture_likelihood(blind):
+def best_first(path: Path, lattice: Lattice) -> Path:
+    """A rule's trajectory as an ordered policy is steered to it: each step's commits by falling confidence."""
+    steps = []
+    for depth, state, action in path.steps:
+        confidence_BL, rank_BL = lattice.levels[depth].observation.confidence_BL, torch.full((1, 3), -1)
+        assert confidence_BL is not None
+        falling = confidence_BL[state].argsort(descending=True).tolist()
+        for place, position in enumerate(k for k in falling if action.drawn_BL[0, k]):
+            rank_BL[0, position] = place
+        steps.append((depth, state, Action(action.drawn_BL, rank_BL)))
+    return Path(steps, path.p, path.end)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical"])
+def test_steering_by_a_mixture_likelihood(name):
     """The expert's row has the likelihood G/(G+E) pi + 1/(G+E): its gradient is the policy's, times pi's share of it.
-    blind: the policy cannot draw what the expert draws; the row then only shifts the group's mean."""
-    policy = POLICIES["categorical" if blind else "bernoulli"]
+    A categorical policy cannot draw what the expert draws; the row then only shifts the group's mean."""
+    policy = POLICIES[name]
     lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
     (expert,) = paths(lattice, Threshold(0.4))
     assert any(int(a.drawn_BL.sum()) > 1 for *_, a in expert.steps)
-    groups = all_groups(lattice, policy, 2, expert)
+    groups = all_groups(lattice, policy, 2, best_first(expert, lattice) if name == "dpls" else expert)
     steered_N = groups.steered_R[groups.part.row_N]
     own_N = likelihood(policy, groups)
+    assert bool((own_N[steered_N] == -torch.inf).any()) is (name == "categorical")
     new_N = torch.where(steered_N, torch.log(2 / 3 * own_N.exp() + 1 / 3), own_N)
     reward_R = reward_of(lattice.ends)[groups.end_R]
     wanted = flat_gradient(by_hand(groups, new_N, new_N.detach(), reward_R, [3] * len(groups.end_R), 0.5), policy)

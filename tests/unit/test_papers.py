@@ -1,9 +1,12 @@
-"""The sections that docs/papers.md tells to paste are the papers' presets, and so are the variants that it names."""
+"""docs/papers.md keeps its word: the functions and tests that it maps equations to exist; the sections that it tells to
+paste are the papers' presets."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ from components.trainers import grpo, upo
 
 ROOT = Path(__file__).parents[2]
 GPU: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]["gpu"]
-PAPER_A, PAPER_B = (yaml.safe_load(block) for block in
-                    re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "papers.md").read_text(), re.S))  # fmt: skip
+TEXT = (ROOT / "docs" / "papers.md").read_text()
+PAPER_A, PAPER_B = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S))
 
 
 def settings(pasted: dict[str, Any], **changes: dict[str, Any]) -> Settings:
@@ -72,3 +75,62 @@ def test_paper_b_from_params_yaml_is_its_preset(
     assert isinstance(found.policy, Feature)
     assert FeatureShape(features=4096, **found.policy.model_dump(exclude={"kind"})) == wanted.shape
     assert reference_for(found.train, None) == reference_of(rule, value) == wanted.reference
+
+
+# --- The map of equations ---------------------------------------------------------------------------------------------
+
+
+def defined(folder: str) -> dict[str, set[str]]:
+    """file -> dotted names of what it defines: functions, classes, their methods and fields, constants."""
+
+    def names(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from names(node.body, f"{prefix}{node.name}.")
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+    files = {path.relative_to(ROOT): path for path in sorted((ROOT / folder).rglob("*.py"))}
+    return {f"/{short}": set(names(ast.parse(path.read_text()).body, "." + ".".join(short.with_suffix("").parts) + "."))
+            for short, path in files.items()}  # fmt: skip
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, without the table's own head."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines()
+            if line.startswith("| ")][1:]  # fmt: skip
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_equation_names_functions_and_tests_that_exist() -> None:
+    functions, tests = set().union(*defined("components").values()), defined("tests")
+    mapped = rows("Paper A") + rows("Paper B")
+    assert len(mapped) > 30
+    for what, _, function, test in mapped:
+        assert quoted(function) and quoted(test), what
+        for name in quoted(function):
+            tail = "." + re.split(r"[^\w.]", name)[0]
+            assert any(known.endswith(tail) for known in functions), (what, name)
+        for name in quoted(test):
+            file, _, wanted = name.split("[")[0].rpartition("::") if not name.endswith(".py") else (name, "", "")
+            there = [known for path, known in tests.items() if path.endswith("/" + file if file else ".py")]
+            assert there, (what, name)
+            assert not wanted or any(k.endswith("." + wanted) for known in there for k in known), (what, name)
+
+
+def test_every_switch_and_test_named_anywhere_exists() -> None:
+    tests = defined("tests")
+    known = {name.rsplit(".", 1)[-1] for names in tests.values() for name in names} | {Path(p).stem for p in tests}
+    assert set(re.findall(r"\btest_\w+", TEXT)) <= known
+    functions = set().union(*defined("components").values())
+    switches = [name for row in rows("Where we deviate, and the switch back") for name in quoted(row[-1])]
+    dotted = [re.split(r"[^\w.]", name)[0] for name in switches if re.match(r"\w+\.\w", name)]
+    assert len(dotted) > 5
+    for name in dotted:
+        assert any(k.endswith("." + name) for k in functions), name

@@ -19,6 +19,7 @@ from components.policies.confidence import PAPER, ConfidencePolicy, Shape, entro
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
 from components.policies.teacher import Teacher
+from components.trainers import upo
 from components.types import Observation
 
 torch.set_num_threads(1)
@@ -223,6 +224,15 @@ def test_a_threshold_on_the_bound_is_the_entropy_bound_rule():
 
 
 # --- the feature head ---------------------------------------------------------------------------------------------
+
+
+def test_the_feature_head_has_the_size_of_the_release():
+    """At LLaDA-8B's width: a block of 218.1M and an MLP of 50.6M weights, twice the 134.36M of the paper, which is what
+    counting weights that are packed in 4 bits gives."""
+    with torch.device("meta"):
+        policy = FeaturePolicy(upo.PRESETS["top_k"].shape)
+    assert sum(p.numel() for p in policy.block.parameters()) == 218_112_000
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(2 * 134.36e6, abs=0.01e6)
 
 
 def test_prompt_padding_changes_nothing_for_the_feature_head():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -100,22 +101,40 @@ def test_training_is_a_function_of_its_seed(key_first):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_stored_steps_are_a_share_of_all_with_weights_to_match(key_first):
-    """Half of the steps are kept, by address; rewards and decoded texts are those of the whole."""
+def test_stored_steps_are_a_share_of_all(key_first):
+    """Half of them; rewards and decoded texts are those of the whole."""
     policy, plan = learner(), replace(PLAN, prompts=12, group=16)
-    whole = gathered(key_first, policy, plan)
-    half = gathered(key_first, policy, plan, Objective(keep_steps=0.5))
+    whole, half = (gathered(key_first, policy, plan, Objective(keep_steps=share)) for share in (1.0, 0.5))
     assert torch.equal(whole.reward_R, half.reward_R)
-    kept = set(zip(half.steps.row_N.tolist(), half.steps.step_N.tolist(), strict=True))
-    assert kept < set(zip(whole.steps.row_N.tolist(), whole.steps.step_N.tolist(), strict=True))
+    every, kept = (set(zip(x.steps.row_N.tolist(), x.steps.step_N.tolist(), strict=True)) for x in (whole, half))
+    assert kept < every
+    assert abs(len(kept) - len(every) / 2) < 5 * math.sqrt(len(every)) / 2
+
+
+@pytest.mark.parametrize("weighting", ["row", "constant"])
+def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first, weighting):
+    """All 2^N choices of N steps, each with its probability: gradient and pull are those of the whole, exactly."""
+    keep, plan = 0.3, replace(PLAN, prompts=1, group=2, block_length=4)
+    whole = gathered(key_first, learner().double(), plan)
+    whole.advantage_R = torch.tensor([0.5, -0.5], dtype=torch.float64)
     count = len(whole.steps.row_N)
-    assert abs(len(kept) - count / 2) < 5 * math.sqrt(count) / 2
-    totals = []
-    for found, keep in ((whole, 1.0), (half, 0.5)):
-        found.advantage_R = torch.zeros_like(found.advantage_R)  # what is left is the pull, a sum of positive terms
-        fresh, objective = learner(), Objective(epochs=1, pull=1.0, keep_steps=keep)
-        totals.append(update(fresh, learner(1), optimiser_for(fresh, plan), found, plan, objective)["policy/loss"])
-    assert totals[0] == pytest.approx(totals[1], rel=0.15)
+    assert 3 <= count <= 7
+
+    def step(kept_N: torch.Tensor, share: float) -> torch.Tensor:
+        """What plain gradient descent of rate 1 takes off the weights."""
+        policy, reference = learner().double(), learner(1).double()
+        before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
+        objective = Objective(epochs=1, pull=1.0, weighting=weighting, keep_steps=share)
+        found, descent = replace(whole, steps=whole.steps.pairs(kept_N)), torch.optim.SGD(policy.parameters(), lr=1.0)
+        update(policy, reference, descent, found, replace(plan, clip_norm=math.inf), objective)
+        return before - torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+
+    every = torch.tensor(list(itertools.product([False, True], repeat=count)))
+    chance = torch.where(every, keep, 1 - keep).double().prod(1)
+    mean = sum(p * step(kept_N, keep) for p, kept_N in zip(chance, every, strict=True))
+    wanted = step(every[-1], 1.0)
+    assert wanted.abs().max() > 1e-3
+    assert torch.allclose(torch.as_tensor(mean), wanted, atol=1e-9)
 
 
 def test_what_the_reference_reads_is_recorded(key_first):
