@@ -33,7 +33,8 @@ class Shape:
     features: width of the frozen model's hidden states, 0 to leave them out. period: of the sinusoidal time embedding
     (paper: 1, which makes all frequencies equal). bias: the output's first bias (paper: -2, an initial unmasking
     probability of .12). where: see Needs ("all" re-predicts committed positions, as in the paper). alphas: the speed
-    exponents that one policy is trained for, and conditioned on; none: trained for one, and blind to it.
+    exponents that one policy is trained for, and conditioned on; none: trained for one, and blind to it. rounded: as in
+    the paper's release, probabilities and time embedding pass through bfloat16 (what is above .998 is 1).
     """
 
     inputs: tuple[str, ...] = ("log_odds", "entropy", "margin")
@@ -47,6 +48,7 @@ class Shape:
     where: str = "masked"
     action: str = "bernoulli"
     alphas: tuple[float, ...] = ()
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.inputs if name not in INPUTS]
@@ -63,7 +65,7 @@ class Shape:
                                 f"top and give top_k >= 1, or neither")  # fmt: skip
 
 
-PAPER = Shape(inputs=("confidence",), width=128, heads=2, inner=512, where="all")
+PAPER = Shape(inputs=("confidence",), width=128, heads=2, inner=512, where="all", rounded=True)
 
 
 def sinusoid(value_B: Tensor, width: int, period: float) -> Tensor:
@@ -174,7 +176,8 @@ class ConfidencePolicy(nn.Module):
         features = "canvas" if self.shape.features else "none"
         return Needs(self.shape.where, self.shape.top_k, features, statistics=read & set(STATISTICS))
 
-    def score(self, obs: Observation) -> Tensor:
+    def _inputs(self, obs: Observation) -> Tensor:
+        """(B, L, F) what is read, zero where this policy does not look."""
         parts = []
         for name in self.shape.inputs:
             field = {"top": "top_BLK", "bound": "entropy_BL"}.get(name, f"{name}_BL")
@@ -185,20 +188,26 @@ class ConfidencePolicy(nn.Module):
                 value = torch.log(entropy_before(value, obs.eligible_BL) + 0.01)
             # Beside a policy that needs more of the largest probabilities there are more than ours.
             wide = value[..., : self.shape.top_k] if name == "top" else value.unsqueeze(-1) * _SCALE.get(name, 1.0)
-            parts.append(wide)
+            parts.append(self._rounded(wide) if name in ("confidence", "top") else wide)
+        inputs_BLF = torch.cat(parts, -1).to(self.stem.weight.dtype)
+        if self.shape.where == "all":
+            return inputs_BLF
+        # Beside a policy that reads more positions there are more than ours.
+        ours_BL = obs.masked_BL if self.shape.where == "masked" else obs.eligible_BL
+        return inputs_BLF.masked_fill(~ours_BL.unsqueeze(-1), 0.0)
+
+    def _rounded(self, value: Tensor) -> Tensor:
+        return value.to(torch.bfloat16).to(value.dtype) if self.shape.rounded else value
+
+    def score(self, obs: Observation) -> Tensor:
         weight = self.stem.weight
-        inputs_BLF = torch.cat(parts, -1).to(weight.dtype)
-        if self.shape.where != "all":
-            # Beside a policy that reads more positions there are more than ours.
-            ours_BL = obs.masked_BL if self.shape.where == "masked" else obs.eligible_BL
-            inputs_BLF = inputs_BLF.masked_fill(~ours_BL.unsqueeze(-1), 0.0)
-        x_BLW = self.stem(inputs_BLF)
+        x_BLW = self.stem(self._inputs(obs))
         if self.shape.features:
             assert obs.features_BTD is not None
             states_BLD = obs.features_BTD[:, obs.canvas_start :].to(weight.dtype)
             x_BLW = x_BLW + self.features(F.layer_norm(states_BLD, states_BLD.shape[-1:]))
         time_B = obs.step_B.to(weight.dtype) / obs.length_B.to(weight.dtype)
-        condition_BW = self.time(sinusoid(time_B, self.shape.width, self.shape.period))
+        condition_BW = self.time(self._rounded(sinusoid(time_B, self.shape.width, self.shape.period)))
         if self.shape.alphas:
             alpha_B = torch.full_like(time_B, self.speed) if obs.alpha_B is None else obs.alpha_B.to(time_B)
             condition_BW = condition_BW + self.alpha(alpha_B.log1p().unsqueeze(-1))

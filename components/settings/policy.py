@@ -26,6 +26,7 @@ class Confidence(Section):
     bias: float
     where: Literal["eligible", "masked", "all"]
     action: Literal["bernoulli", "dpls", "categorical"]
+    rounded: bool
 
     @property
     def shortlist(self) -> int:

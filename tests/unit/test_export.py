@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = dict(width=16, heads=2, inner=32)
 CASES = {
     "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
     "dpls": lambda: ConfidencePolicy(
-        Shape(("log_odds", "top"), top_k=3, features=WIDTH, action="dpls", alphas=(0.3, 9.0), where="all", **SMALL),
+        Shape(("log_odds", "top"), 3, WIDTH, action="dpls", alphas=(0.3, 9.0), where="all", rounded=True, **SMALL),
         speed=2.5,
     ),
     "categorical": lambda: FeaturePolicy(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components import readout
 from components.errors import CheckpointError, SettingsError
 from components.maths.distributions import Bernoulli, Categorical
 from components.maths.plackett_luce import DPLS
@@ -20,7 +21,7 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
 from components.policies.teacher import Teacher
 from components.trainers import upo
-from components.types import Observation
+from components.types import Needs, Observation
 
 torch.set_num_threads(1)
 
@@ -179,6 +180,25 @@ def test_the_time_embedding_of_the_release_has_one_frequency():
     found = sinusoid(t, 8, period=1.0)
     assert torch.allclose(found, torch.cat([t.cos()[:, None].expand(2, 4), t.sin()[:, None].expand(2, 4)], 1))
     assert len(sinusoid(t, 8, period=10000.0)[0, :4].unique()) == 4
+
+
+def test_rounded_it_reads_what_the_release_reads():
+    """A softmax in the model's bfloat16, and a time embedding that went through it; all else is the same policy."""
+    logits_BLV = (3 * torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))).bfloat16()
+    logits_BLV[0, 0], logits_BLV[0, 0, 7] = 0.0, 10.5  # .9987: 1 in bfloat16
+    ours = readout.statistics(logits_BLV.float().flatten(0, 1), Needs())["confidence"].unflatten(0, (2, 6))
+    theirs = logits_BLV.softmax(-1).amax(-1).float()
+    assert ours[0, 0] < theirs[0, 0] == 1 and not torch.equal(ours, theirs)
+    every, seen = torch.ones(2, 6, dtype=torch.bool), []
+    obs = Observation(every, every, torch.tensor([0, 0]), torch.tensor([6, 6]), confidence_BL=ours)
+    exact, rounded = (ConfidencePolicy(replace(PAPER, rounded=switch)) for switch in (False, True))
+    rounded.load_state_dict(stirred(exact).float().state_dict())
+    # At step 0 the time embedding is ones and zeros, in any type.
+    assert torch.equal(rounded.score(obs), exact.score(replace(obs, confidence_BL=theirs)))
+    assert not torch.equal(rounded.score(obs), exact.score(obs))
+    rounded.time.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    rounded.score(replace(obs, step_B=torch.tensor([1, 5])))
+    assert torch.equal(seen[0], sinusoid(torch.tensor([1 / 6, 5 / 6]), 128, 1.0).bfloat16().float())
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
