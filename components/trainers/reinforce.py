@@ -227,7 +227,10 @@ def surrogate(
     - weighting "row": (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step;
     - beyond the first epoch: of the clipped ratio per step, not of the trajectory's;
     - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed;
-    - steered rows: of the expert's action times the policy's share of its mixture likelihood.
+    - steered rows: of the expert's action times the policy's share of its mixture likelihood;
+    - by_std: each group counts as if its rewards were as far apart as any other's.
+
+    keep_steps changes no mean: a step that is stored counts for 1/keep_steps.
     """
     distribution = policy.distribution(part.observation)
     own_n = distribution.log_prob(part.action)

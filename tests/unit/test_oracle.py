@@ -352,7 +352,7 @@ def mean_gradient(
     length = lattice.ends.canvas_RL.shape[1]
     members = int((groups.group_R == 0).sum()) - experts
     reward_R = reward_of(lattice.ends)[groups.end_R]
-    advantage_R = group_advantages(reward_R, groups.group_R)
+    advantage_R = group_advantages(reward_R, groups.group_R, objective.by_std)
     row = groups.part.row_N
     # Weights of one group alone, then each group by its probability.
     steps_R = groups.steps_R.double()
@@ -411,15 +411,18 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, fo
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
 
 
-def by_hand(groups: Groups, new_N: Tensor, old_N: Tensor, reward_R: Tensor, per_row: list[int], clip: float) -> Tensor:
+def by_hand(
+    groups: Groups, new_N: Tensor, old_N: Tensor, reward_R: Tensor, per_row: list[int], clip: float, by_std=False
+) -> Tensor:  # fmt: skip
     """sum over groups of P(group) (1/G) sum_g (1/per_row_g) sum_t min(rho A, clip(rho) A), one term after the other."""
     ratio = (new_N - old_N).exp()
     total = torch.zeros((), dtype=torch.float64)
     for number, chance in enumerate(groups.chance_P.tolist()):
         members = (groups.group_R == number).nonzero().flatten().tolist()
         mean = sum(float(reward_R[m]) for m in members) / len(members)
+        spread = math.sqrt(sum((float(reward_R[m]) - mean) ** 2 for m in members) / len(members)) + 1e-4
         for m in members:
-            advantage = float(reward_R[m]) - mean
+            advantage = (float(reward_R[m]) - mean) / (spread if by_std else 1)
             for n in (groups.part.row_N == m).nonzero().flatten().tolist():
                 cut = min(max(float(ratio[n].detach()), 1 - clip), 1 + clip)
                 kept = ratio[n] if float(ratio[n].detach()) * advantage <= cut * advantage else torch.tensor(cut)
@@ -444,9 +447,9 @@ def test_weighting_by_row_is_another_objective():
     assert_same(found, wanted)
 
 
-@pytest.mark.parametrize("weighting", ["row", "constant"])
+@pytest.mark.parametrize(("weighting", "by_std"), [("row", False), ("constant", False), ("constant", True)])
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical"])
-def test_the_clipped_surrogate_off_policy(name, weighting):
+def test_the_clipped_surrogate_off_policy(name, weighting, by_std):
     """Groups drawn by an older policy: the ratio per step, cut where the gain is large enough."""
     policy, older, clip = POLICIES[name], learner(name, seed=1), 0.1
     length = 3 if name == "categorical" else 2  # of two positions, each the other's rest, all ratios would be cut
@@ -456,8 +459,9 @@ def test_the_clipped_surrogate_off_policy(name, weighting):
     new_N = likelihood(policy, groups)
     assert bool(((new_N - groups.part.log_prob_N).exp().sub(1).abs() > clip).any())
     reward_R = reward_of(lattice.ends)[groups.end_R]
-    wanted = flat_gradient(by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip), policy)
-    found = mean_gradient(policy, None, groups, lattice, Objective(weighting=weighting, clip=clip))
+    wanted = flat_gradient(by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip, by_std), policy)
+    objective = Objective(weighting=weighting, clip=clip, by_std=by_std)
+    found = mean_gradient(policy, None, groups, lattice, objective)
     assert_same(found, wanted)
 
 
