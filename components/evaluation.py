@@ -8,7 +8,7 @@ over its decode seeds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from components.denoisers.protocol import Denoiser
-from components.policies.heuristics import heuristic
+from components.policies.heuristics import SuppressTokens, heuristic
 from components.policies.protocol import Policy
 from components.prompts import Prompts
 from components.rng import generator
@@ -103,13 +103,19 @@ def evaluate(
 @dataclass(frozen=True)
 class Sweep:
     """The heuristics to compare with. Every rule is swept at every one of ``block_lengths`` that divides the canvas;
-    None stands for the whole canvas, full diffusion."""
+    None stands for the whole canvas, full diffusion, where the rules that read statistics commit positions that predict
+    one of ``late_ids`` (the end of the text) last, as LLaDA's own baseline does."""
 
     block_lengths: Sequence[int | None]
     thresholds: Sequence[float]
     factors: Sequence[float]
     gammas: Sequence[float]
     per_step: Sequence[int]
+    late_ids: Collection[int] = ()
+
+    def rule(self, family: str, value: float, size: int | None) -> Policy:
+        policy = heuristic(family, value)
+        return SuppressTokens(policy, tuple(sorted(self.late_ids))) if self.late_ids and size is None else policy
 
     def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
         """wide: also the factor rule and the entropy bound in blocks, and the rules that are there for orientation
@@ -117,14 +123,14 @@ class Sweep:
         sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
         swept = [("threshold", self.thresholds), ("factor", self.factors), ("entropy_bound", self.gammas)]
         found = [
-            Candidate(family, f"{value:g}", heuristic(family, value), size)
+            Candidate(family, f"{value:g}", self.rule(family, value, size), size)
             for family, values in swept
             for size in (sizes if wide or family == "threshold" else [None])
             for value in values
         ]
         quotas = ("random", "left_to_right", "confidence", "margin", "entropy") if wide else ("confidence",)
         return found + [
-            Candidate(family, str(count), heuristic(family, count), None)
+            Candidate(family, str(count), self.rule(family, count, None), None)
             for family in quotas
             for count in (self.per_step if family == "confidence" else self.per_step[:1])
         ]

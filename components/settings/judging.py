@@ -10,7 +10,9 @@ from components.settings.base import Count, Layout, NonNegative, Positive, Secti
 
 
 class Evaluate(Section):
-    """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number."""
+    """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number;
+    ends_last: over the whole canvas they commit predicted ends of the text last, without which a language model ends
+    the text first."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     gate_task: str
@@ -20,6 +22,7 @@ class Evaluate(Section):
     factors: tuple[Positive, ...]
     gammas: tuple[NonNegative, ...]
     per_step: tuple[Count, ...]
+    ends_last: bool
 
 
 class Headroom(Section):

@@ -82,7 +82,8 @@ def measure(
     denoiser, encoder = opened
     task = task_of(data, name)
     asked = Prompts.of(task, place.examples(name, split, getattr(data.counts, split)), encoder)
-    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step)
+    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step,
+                  encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
     candidates = learned(place, decode, denoiser, foreign, every=wide) + sweep.candidates(task.canvas_length, wide)
     with progress(f"evaluate {name} {split}", len(candidates)) as tick:
         return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))

@@ -19,7 +19,8 @@ def headroom(
     from components.stages.decoding import open_denoiser
 
     denoiser, encoder = open_denoiser(place, models, domain.model)
-    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step)
+    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step,
+                  encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
     figures: dict[str, Any] = {}
     with progress("headroom", len(evaluate.tasks)) as tick:
         for name in evaluate.tasks:
