@@ -233,9 +233,8 @@ class TopKRandom:
 @dataclass(frozen=True)
 class SuppressTokens:
     """Another policy that sees positions predicting one of ``ids`` (end of text, end of turn) as hopeless, so that
-    they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Unlike the
-    released code it also holds when tokens are sampled. Rules that read no statistics (random, left to right) are
-    left as they are."""
+    they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Rules that
+    read no statistics (random, left to right) are left as they are."""
 
     policy: Quota | Threshold | Factor | EntropyBound | Klass
     ids: tuple[int, ...]
