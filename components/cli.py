@@ -40,6 +40,7 @@ class TransferCase(StrEnum):
 class OodCase(StrEnum):
     near = "near"
     far = "far"
+    order = "order"
 
 
 class Choice(StrEnum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from components.policies.heuristics import SuppressTokens, heuristic
 from components.policies.protocol import Policy
 from components.prompts import Prompts
 from components.rng import generator
-from components.rollout import Options, rollout
+from components.rollout import Job, Options, rollout
+from components.types import Rollout
 
 RESAMPLES = 2000
 RANDOM_RULES = ("random", "softmax_confidence", "top_k_random")
@@ -79,25 +81,32 @@ def evaluate(
     denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int | None = None
 ) -> Cell:
     """Decodes every prompt, once per seed where the candidate is random."""
+    return _score(candidate, prompts, *_decode(denoiser, candidate, prompts, seeds, rows))
+
+
+def _decode(
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int | None
+) -> tuple[Job, list[Rollout], float]:
+    """The job, what each seed made of it, and the seconds of decoding."""
     random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
-    correct, dense, nfe, unfinished = [], [], [], 0
     job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
-    spent = 0.0
-    for seed in seeds if random else seeds[:1]:
-        begin = time.perf_counter()
-        done = rollout(
-            denoiser, candidate.policy, job,
-            Options(seed=seed, choose="sample" if random else "mode", rows=rows),
-        )  # fmt: skip
-        spent += time.perf_counter() - begin
-        _, correct_R, dense_R = prompts.scores(job, done)
-        correct.append(correct_R)
-        dense.append(dense_R)
-        nfe.append(done.nfe_R.cpu().float())
-        unfinished += int((~done.finished_R).sum())
-    tokens = sum(prompts.lengths) * len(correct)
-    return Cell(candidate, torch.stack(correct), torch.stack(dense), torch.stack(nfe), tokens / spent, unfinished)
+    done = [
+        rollout(denoiser, candidate.policy, job,
+                Options(seed=seed, choose="sample" if random else "mode", rows=rows))
+        for seed in (seeds if random else seeds[:1])
+    ]  # fmt: skip
+    return job, done, time.perf_counter() - begin
+
+
+def _score(candidate: Candidate, prompts: Prompts, job: Job, done: Sequence[Rollout], seconds: float) -> Cell:
+    scores = [prompts.scores(job, one) for one in done]
+    tokens = sum(prompts.lengths) * len(done)
+    return Cell(
+        candidate, torch.stack([correct_R for _, correct_R, _ in scores]),
+        torch.stack([dense_R for _, _, dense_R in scores]), torch.stack([one.nfe_R.cpu().float() for one in done]),
+        tokens / seconds, sum(int((~one.finished_R).sum()) for one in done),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,10 +149,23 @@ def table(
     denoiser: Denoiser, candidates: Sequence[Candidate], prompts: Prompts, seeds: Sequence[int],
     progress: Callable[[int], None] | None = None,
 ) -> list[Cell]:  # fmt: skip
-    """One cell per candidate; ``progress(1)`` after each."""
-    cells = []
-    for candidate in candidates:
-        cells.append(evaluate(denoiser, candidate, prompts, seeds))
-        if progress is not None:
-            progress(1)
+    """One cell per candidate; ``progress(1)`` after each.
+
+    On a CPU as many candidates at a time as torch has threads, with one thread each (their tokens per second are of
+    that one): a step is many small operations, of which several threads make little.
+    """
+    workers = torch.get_num_threads() if denoiser.device.type == "cpu" else 1
+    before, cells = torch.get_num_threads(), []
+    if workers > 1:
+        torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        decoded = pool.map(lambda who: _decode(denoiser, who, prompts, seeds, None), candidates)
+        for candidate, found in zip(candidates, decoded, strict=True):
+            cells.append(_score(candidate, prompts, *found))
+            if progress is not None:
+                progress(1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # who interrupts does not wait for candidates that have not begun
+        torch.set_num_threads(before)
     return cells

@@ -7,17 +7,19 @@ from pathlib import Path
 
 from components.reports.files import write_text
 
-HEADINGS = ("task", "random order, %", "best of the random orders, %", "surest first, %", "order matters",
+# dLLM, task, question, name
+Figures = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+HEADINGS = ("task", "dLLM", "random order, %", "best of the random orders, %", "surest first, %", "order matters",
             "best rule, %", "from NFE", "at half of it, %", "speed costs")  # fmt: skip
 
 
-def markdown(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A GitHub table, one line per task, and how it is judged."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
-    for task, found in figures.items():
+def markdown(figures: Figures) -> str:
+    """A GitHub table, one line per task and dLLM, and how it is judged."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2)]
+    for model, task, found in [(m, t, f) for m, tasks in figures.items() for t, f in tasks.items()]:
         order, speed = found["order"], found["speed"]
         shares = [f"{100 * order[name]:.1f}" for name in ("random", "best_of_random", "surest_first")]
-        row = [task, *shares, _yes(order), f"{100 * speed['best']:.1f}", f"{speed['saturates_at_nfe']:.2f}",
+        row = [task, model, *shares, _yes(order), f"{100 * speed['best']:.1f}", f"{speed['saturates_at_nfe']:.2f}",
                f"{100 * speed['at_half']:.1f}", _yes(speed)]  # fmt: skip
         lines.append("| " + " | ".join(row) + " |")
     legend = (
@@ -29,7 +31,7 @@ def markdown(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 
-def write(path: str | Path, figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
+def write(path: str | Path, figures: Figures) -> Path:
     return write_text(path, markdown(figures))
 
 

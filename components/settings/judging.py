@@ -25,18 +25,19 @@ class Evaluate(Section):
     ends_last: bool
 
 
-class Headroom(Section):
-    """prompts of the tune split, and random orders of each, by which a task is accepted."""
-
-    prompts: Count
-    orders: Count
-
-
 class Case(Section):
-    """One matrix cell of transfer or ood: which dLLM, which task."""
+    """Which dLLM, which task: a matrix cell of transfer or ood, a line of headroom."""
 
     model: Layout
     task: str
+
+
+class Headroom(Section):
+    """prompts of the tune split, and random orders of each, by which a task over a dLLM is accepted."""
+
+    prompts: Count
+    orders: Count
+    cases: tuple[Case, ...]
 
 
 class Transfer(Section):
@@ -49,3 +50,4 @@ class Ood(Section):
 
     near: Case | None
     far: Case | None
+    order: Case | None

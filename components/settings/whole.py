@@ -31,13 +31,20 @@ class Settings(Section):
     @model_validator(mode="after")
     def _together(self) -> Settings:
         tasks = self.data.tasks
-        asked = [self.transfer.dream, self.transfer.long, self.ood.near, self.ood.far]
+        asked = [
+            self.transfer.dream,
+            self.transfer.long,
+            self.ood.near,
+            self.ood.far,
+            self.ood.order,
+            *self.headroom.cases,
+        ]
         cases = [case for case in asked if case is not None]
         named = {
             "domain.tasks": list(self.domain.tasks), "evaluate.tasks": list(self.evaluate.tasks),
             "evaluate.gate_task": [self.evaluate.gate_task],
             "pretrain.rows": [*self.pretrain.rows.llada, *self.pretrain.rows.dream],
-            "transfer and ood": [c.task for c in cases],
+            "transfer, ood and headroom": [c.task for c in cases],
         }  # fmt: skip
         for where, names in named.items():
             for name in names:

@@ -63,11 +63,9 @@ def _train(
     from components.trainers.pretrain import Batch
     from components.trainers.pretrain import pretrain as run
 
-    # Its tokenizer reads every task, so that it can be asked what it was not trained on.
-    known = {name: task_of(data, name) for name in data.tasks}
-    tasks = {name: known[name] for name in rows_of}
-    alphabet = "".join(task.alphabet for task in known.values())
-    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in known.items())
+    tasks = {name: task_of(data, name) for name in rows_of}
+    alphabet = "".join(task.alphabet for task in tasks.values())
+    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
     denoiser, encoder = embedded.build(layout, alphabet, settings.width, settings.layers, settings.heads,
                                        settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
 

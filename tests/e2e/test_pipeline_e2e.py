@@ -52,7 +52,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     tiny["data"]["counts"] = {"pretrain": 200, "train": 64, "tune": 16, "gate": 24, "test": 24}
     tiny["pretrain"] |= {"width": 32, "layers": 1, "heads": 2, "inner": 32, "steps": 20, "warmup": 2}
     tiny["pretrain"]["rows"] = {model: dict.fromkeys(rows, 8) for model, rows in tiny["pretrain"]["rows"].items()}
-    tiny["headroom"] = {"prompts": 8, "orders": 4}
+    tiny["headroom"] |= {"prompts": 8, "orders": 4}
     tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
     tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
     tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 3,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from components.denoisers.formula import FormulaDenoiser
-from components.evaluation import Candidate, Sweep
+from components.evaluation import Candidate, Sweep, evaluate, table
+from components.policies.heuristics import heuristic
 from components.rollout import Job, Options, rollout
 from components.types import Canvas
 
@@ -42,3 +43,22 @@ def test_over_the_whole_canvas_ends_of_the_text_come_last_where_they_are_named()
             assert last_word < first_end, other
         elif one.family == "left_to_right":
             assert when(one) == when(other)
+
+
+def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first):
+    """Random rules and deterministic ones; the threads are as many as before."""
+    denoiser, prompts, before = key_first.denoiser(), key_first.prompts(), torch.get_num_threads()
+    rules = [("random", 1), ("confidence", 1), ("random", 2), ("threshold", 0.6), ("entropy_bound", 0.5)]
+    candidates = [Candidate(name, str(value), heuristic(name, value), None) for name, value in rules]
+    torch.set_num_threads(2)
+    try:
+        ticks: list[int] = []
+        cells = table(denoiser, candidates, prompts, [0, 1, 2], ticks.append)
+        assert torch.get_num_threads() == 2 and len(ticks) == len(candidates)
+    finally:
+        torch.set_num_threads(before)
+    for cell, candidate in zip(cells, candidates, strict=True):
+        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2])
+        assert cell.candidate is candidate and cell.unfinished == alone.unfinished == 0
+        assert torch.equal(cell.correct_SP, alone.correct_SP) and torch.equal(cell.nfe_SP, alone.nfe_SP)
+        assert len(cell.correct_SP) == (3 if candidate.family == "random" else 1)
