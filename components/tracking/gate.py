@@ -193,8 +193,7 @@ def incomparable(challenger: Evidence, champion: Evidence) -> str | None:
 def decide(
     challenger: Evidence, champion: Evidence | None, resamples: int = RESAMPLES, seed: int = 0, slack: float = SLACK
 ) -> Verdict:
-    """Promote if the lower bound of the score is above -slack and that of the gain over the champion above 0, and some
-    prompt is solved at all.
+    """Promote if the lower bound of the score is above -slack and that of the gain over the champion above 0.
 
     Without a champion the first condition is all. Deterministic: the same evidence gives the same verdict.
     """
@@ -202,8 +201,6 @@ def decide(
         return Verdict(False, "this policy is the champion", judge(challenger, None, resamples, seed), live=True)
     why_not = incomparable(challenger, champion) if champion else None
     figures = judge(challenger, None if why_not else champion, resamples, seed)
-    if not figures["accuracy"]:
-        return Verdict(False, "it solves none of the prompts, and as little as a rule does is no reason", figures)
     if figures["score_low"] <= -slack:
         bounds = f"lower bound {100 * figures['score_low']:+.1f} points, must be above {-100 * slack:+.1f}"
         return Verdict(False, f"not level with the heuristics at its own speed: {bounds}", figures)

@@ -168,13 +168,6 @@ def test_up_to_one_point_below_the_envelope_is_forgiven(low, promote):
     assert verdict.promote is promote
 
 
-def test_who_solves_nothing_is_refused_though_no_rule_does_better():
-    idle = Cell("threshold", "0.9", 16, "mode", np.zeros(64), np.full(64, 4.0))
-    policy = Cell("learned", "mode", 16, "mode", np.zeros(64), np.full(64, 4.0))
-    verdict = decide(Evidence("new", "t", "p", policy, (idle,)), None)
-    assert not verdict.promote and "solves none" in verdict.reason
-
-
 def test_another_frozen_model_is_noticed_by_the_heuristics_it_changes():
     champion = evidence(0.80, identity="old")
     other = replace(champion, heuristics=(exact("threshold", "0.7", 4.2, 0.4), *champion.heuristics[1:]))
