@@ -22,17 +22,17 @@ AT_HALF = 0.85
 SATURATED = 0.01  # as good as the best: within one point of it
 
 
-def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int, rows: int | None = None) -> dict[str, float]:
+def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> dict[str, float]:
     """Shares of P prompts, full diffusion, one position per step; critical: whether the order matters.
 
     random: right by a random order, the mean over ``orders`` of them; best_of_random: right by at least one of them
     (Pass@K); surest_first: right by max-confidence. headroom = best_of_random - surest_first.
     """
     job = prompts.job(None, group=orders)
-    done = rollout(denoiser, heuristic("random", 1), job, Options(seed=seed, choose="sample", rows=rows))
+    done = rollout(denoiser, heuristic("random", 1), job, Options(seed=seed, choose="sample"))
     _, correct_R, _ = prompts.scores(job, done)
     correct_PK = correct_R.unflatten(0, (len(prompts), orders))
-    cell = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed], rows)
+    cell = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed])
     random, best, surest = (float(x.mean()) for x in (correct_PK, correct_PK.amax(1), cell.correct_SP))
     critical = best - surest >= ORDER_HEADROOM and surest - random >= OVER_RANDOM
     return {"random": random, "best_of_random": best, "surest_first": surest, "headroom": best - surest,

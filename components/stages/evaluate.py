@@ -71,19 +71,26 @@ def learned(place: Place, decode: Decode, denoiser, foreign: bool, every: bool =
     return found
 
 
+def sweep_of(evaluate: Evaluate, encoder) -> Any:
+    """The heuristics that the settings compare with, for one dLLM's tokenizer."""
+    from components.evaluation import Sweep
+
+    return Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step,
+                 encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
+
+
 def measure(
     place: Place, data: Data, decode: Decode, evaluate: Evaluate, opened, name: str, split: str,
     wide: bool = False, foreign: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Cells of all candidates on one task and split. wide: see Sweep.candidates. foreign: see ``learned``."""
-    from components.evaluation import Sweep, table
+    from components.evaluation import table
     from components.prompts import Prompts
 
     denoiser, encoder = opened
     task = task_of(data, name)
     asked = Prompts.of(task, place.examples(name, split, getattr(data.counts, split)), encoder)
-    sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step,
-                  encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
+    sweep = sweep_of(evaluate, encoder)
     candidates = learned(place, decode, denoiser, foreign, every=wide) + sweep.candidates(task.canvas_length, wide)
     with progress(f"evaluate {name} {split}", len(candidates)) as tick:
         return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from components.settings import Data, Evaluate, Headroom, Models
+from components.stages.evaluate import sweep_of
 from components.stages.place import Place, task_of
 from components.stages.progress import progress
 
 
 def headroom(place: Place, data: Data, models: Models, evaluate: Evaluate, headroom: Headroom) -> dict[str, Any]:
     """Metrics per dLLM and task, on the tune split: what the order and what speed costs; see components.headroom."""
-    from components.evaluation import Sweep, table
+    from components.evaluation import table
     from components.headroom import order, speed
     from components.prompts import Prompts
     from components.stages.decoding import open_denoiser
@@ -20,11 +21,11 @@ def headroom(place: Place, data: Data, models: Models, evaluate: Evaluate, headr
     with progress("headroom", len(headroom.cases)) as tick:
         for case in headroom.cases:
             denoiser, encoder = open_denoiser(place, models, case.model)
-            sweep = Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas,
-                          evaluate.per_step, encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
             task = task_of(data, case.task)
             asked = Prompts.of(task, place.examples(case.task, "tune", headroom.prompts), encoder)
-            rules = table(denoiser, sweep.candidates(task.canvas_length, wide=False), asked, evaluate.seeds)
+            rules = table(
+                denoiser, sweep_of(evaluate, encoder).candidates(task.canvas_length, wide=False), asked, evaluate.seeds
+            )
             figures.setdefault(case.model, {})[case.task] = {
                 "order": order(denoiser, asked, headroom.orders, evaluate.seeds[0]),
                 "speed": speed(rules),
