@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from components import lanes
 from components.denoisers.protocol import Denoiser
 from components.policies.heuristics import SuppressTokens, heuristic
 from components.policies.protocol import Policy
@@ -151,21 +151,14 @@ def table(
 ) -> list[Cell]:  # fmt: skip
     """One cell per candidate; ``progress(1)`` after each.
 
-    On a CPU as many candidates at a time as torch has threads, with one thread each (their tokens per second are of
-    that one): a step is many small operations, of which several threads make little.
+    On a CPU as many candidates at a time as torch has threads, with one thread each: their tokens per second are of
+    that one.
     """
-    workers = torch.get_num_threads() if denoiser.device.type == "cpu" else 1
-    before, cells = torch.get_num_threads(), []
-    if workers > 1:
-        torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        decoded = pool.map(lambda who: _decode(denoiser, who, prompts, seeds, None), candidates)
+    cells = []
+    with lanes.lanes(lanes.count(denoiser.device, len(candidates))) as run:
+        decoded = run(lambda who: _decode(denoiser, who, prompts, seeds, None), candidates)
         for candidate, found in zip(candidates, decoded, strict=True):
             cells.append(_score(candidate, prompts, *found))
             if progress is not None:
                 progress(1)
-    finally:
-        pool.shutdown(cancel_futures=True)  # who interrupts does not wait for candidates that have not begun
-        torch.set_num_threads(before)
     return cells

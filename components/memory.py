@@ -72,16 +72,19 @@ def _state_bytes(denoiser: Denoiser, whole: int, start: int) -> int:
     return 0 if state is None else sum(t.nbytes for t in state.values())
 
 
+def budget(device: torch.device) -> int:
+    """Bytes that a job may take if nobody says: ``SHARE`` of what the device has free now."""
+    return int(SHARE * free_bytes(device))
+
+
 def fit(
-    sizes: Bytes, whole: int, device: torch.device, memory: int | None, rows: int | None, tokens: int | None
+    sizes: Bytes, whole: int, device: torch.device, budget: int, rows: int | None, tokens: int | None
 ) -> tuple[int, int]:
     """(rows in flight, sequence positions in one forward) of rows that are ``whole`` positions long.
 
-    memory: bytes; None: ``SHARE`` of what the device has free now. rows: at most so many; None: as many as fill
-    ``FORWARDS`` forwards. tokens: positions in a forward at most; None: what suits the device.
-    SettingsError where not even one row fits.
+    budget: bytes. rows: at most so many; None: as many as fill ``FORWARDS`` forwards. tokens: positions in a forward at
+    most; None: what suits the device. SettingsError where not even one row fits.
     """
-    budget = int(SHARE * free_bytes(device)) if memory is None else memory
     least = sizes.row + sizes.forward(whole)
     if least > budget:
         raise SettingsError(f"a memory budget of {budget:,} bytes; one row of {whole} positions in flight takes about "

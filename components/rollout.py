@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from components import memory
+from components import lanes, memory
 from components.denoisers.protocol import Denoiser
 from components.errors import SettingsError
 from components.flight import Flight, Job, admit, look, open_block
@@ -28,6 +29,8 @@ from components.rng import Noise
 from components.stopwatch import Stopwatch
 from components.types import Action, Needs, Observation, Rollout, Steps
 
+# Positions in flight that are worth a lane: below that the lanes wait for one another's Python.
+LANE_TOKENS = 512
 _KEEP = 32  # a noise stream that no distribution draws from
 
 __all__ = ["Job", "Options", "advance", "is_over", "rollout"]
@@ -35,7 +38,7 @@ __all__ = ["Job", "Options", "advance", "is_over", "rollout"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is decoded. The last five change the cost and no result.
+    """How a job is decoded. The last six change the cost and no result.
 
     seed    the run's seed, part of every row's noise address.
     choose  "sample" or "mode".
@@ -47,7 +50,8 @@ class Options:
     widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
             learn the block order too).
     rows    rows in flight at most; None: as many as are of use.
-    memory  bytes for the rows in flight and one forward, which bound both; None: half of what the device has free.
+    lanes   parts of the job that are decoded side by side on a CPU, see ``lanes``; None: as many as are of use.
+    memory  bytes for the rows in flight and the forwards, which bound both; None: half of what the device has free.
     tokens  sequence positions in one forward of the denoiser at most; None: what suits the device.
     refill  waiting rows join as soon as others finish; False: the next ``rows`` start when all have finished.
     reuse   do not ask a stateless denoiser twice about one canvas.
@@ -62,6 +66,7 @@ class Options:
     keep: float = 1.0
     widen: bool = False
     rows: int | None = None
+    lanes: int | None = None
     memory: int | None = None
     tokens: int | None = None
     refill: bool = True
@@ -78,13 +83,38 @@ def rollout(
 ) -> Rollout:
     """Decodes every row of the job. ``policies[0]`` is the learning one; ``job.policy_R`` says who draws which row.
 
-    progress is called with the number of rows that have just finished.
+    progress is called with the number of rows that have just finished, from the lane that finished them.
     """
     many = list(policies) if isinstance(policies, Sequence) else [policies]
-    watch = watch or Stopwatch()
     needs = _needs(many, job, options)
+    if not len(job):
+        none = torch.zeros(0, dtype=torch.int64)
+        return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
+    waiting, whole = _queue(job, denoiser.mask_id)
+    number, rows, tokens = _shares(denoiser, job, options, needs, len(waiting))
     with torch.no_grad():
-        return _run(denoiser, many, job, options, needs, watch, progress)
+        landed = [_land(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
+
+    def lane(mine: Tensor, watch: Stopwatch) -> _Lane:
+        with torch.no_grad():
+            return _run(denoiser, many, job, mine, rows, tokens, options, needs, watch, progress)
+
+    # Every lane has rows of all lengths, and the same ones each time, whichever lane is done first.
+    work = [partial(lane, waiting[i::number]) for i in range(number)]
+    done = lanes.watched(work, watch or Stopwatch())
+    return _collect(landed + [part for one in done for part in one.landed], [r for one in done for r in one.records],
+                    sum(one.forwards for one in done), sum(one.useful for one in done))  # fmt: skip
+
+
+def _shares(denoiser: Denoiser, job: Job, options: Options, needs: Needs, waiting: int) -> tuple[int, int, int]:
+    """How many lanes decode the job; rows in flight and positions in a forward, of each."""
+    sizes = memory.count(job, denoiser, needs, options.record, options.keep)
+    budget = memory.budget(denoiser.device) if options.memory is None else options.memory
+    whole, most = sum(job.shape), options.rows or waiting
+    wanted = options.lanes or lanes.count(denoiser.device, min(most, waiting) * whole // LANE_TOKENS)
+    number = max(1, min(wanted, most, waiting, budget // (sizes.row + sizes.forward(whole))))
+    rows = None if options.rows is None else -(-options.rows // number)
+    return number, *memory.fit(sizes, whole, denoiser.device, budget // number, rows, options.tokens)
 
 
 def _needs(policies: list[Policy], job: Job, options: Options) -> Needs:
@@ -97,18 +127,23 @@ def _needs(policies: list[Policy], job: Job, options: Options) -> Needs:
     return needs | Needs(where="masked") if options.record and options.widen else needs
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """What one lane decoded."""
+
+    landed: list[dict[str, Tensor]]
+    records: list[Steps]
+    forwards: int
+    useful: int
+
+
 def _run(
-    denoiser: Denoiser, policies: list[Policy], job: Job, options: Options, needs: Needs, watch: Stopwatch,
-    progress: Callable[[int], None] | None,
-) -> Rollout:  # fmt: skip
-    if not len(job):
-        none = torch.zeros(0, dtype=torch.int64)
-        return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
-    sizes = memory.count(job, denoiser, needs, options.record, options.keep)
-    rows, tokens = memory.fit(sizes, sum(job.shape), denoiser.device, options.memory, options.rows, options.tokens)
-    waiting, whole = _queue(job, denoiser.mask_id)
+    denoiser: Denoiser, policies: list[Policy], job: Job, waiting: Tensor, rows: int, tokens: int, options: Options,
+    needs: Needs, watch: Stopwatch, progress: Callable[[int], None] | None,
+) -> _Lane:  # fmt: skip
+    """Decodes the job's ``waiting`` rows, ``rows`` at a time."""
     flight, waiting = admit(job, waiting[:rows], denoiser, options.seed), waiting[rows:]
-    landed = [_land(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
+    landed: list[dict[str, Tensor]] = []
     records: list[Steps] = []
     forwards = useful = 0
     every = not (options.reuse and denoiser.stateless)
@@ -135,7 +170,7 @@ def _run(
                 if len(waiting) and (options.refill or not len(flight)):
                     flight = flight.join(admit(job, waiting[:room], denoiser, options.seed))
                     waiting = waiting[room:]
-    return _collect(landed, records, forwards, useful)
+    return _Lane(landed, records, forwards, useful)
 
 
 def _queue(job: Job, mask_id: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
+    def fresh(self) -> Stopwatch:
+        """One of the same kind that has measured nothing."""
+        return type(self)()
+
     @contextmanager
     def __call__(self, section: str) -> Iterator[None]:
         begin = time.perf_counter()

@@ -27,6 +27,9 @@ class Synchronised(Stopwatch):
         super().__init__()
         self.device = device
 
+    def fresh(self) -> Synchronised:
+        return Synchronised(self.device)
+
     @contextmanager
     def __call__(self, section: str) -> Iterator[None]:
         with super().__call__(section):

@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components import lanes
 from components.denoisers.transformer import TransformerDenoiser
 from components.rng import generator
+
+PIECE = 64  # rows whose gradient is computed at a time
 
 
 def mask_some(answer_BL: Tensor, mask_id: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -51,6 +54,12 @@ class Batch:
     answer_BL: Tensor
     weight: float
 
+    def pieces(self) -> list[Batch]:
+        """As few equal pieces as hold at most ``PIECE`` rows; their weights add up to the batch's."""
+        parts = -(-len(self.answer_BL) // PIECE)
+        split = zip(*(t.tensor_split(parts) for t in (self.prompt_BP, self.attend_BP, self.answer_BL)), strict=True)
+        return [Batch(p, a, x, self.weight * len(x) / len(self.answer_BL)) for p, a, x in split]
+
 
 def optimisers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms. Measured on 4x4 sudoku, loss
@@ -62,6 +71,25 @@ def optimisers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.o
         torch.optim.Muon(inside, lr=10 * learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
+
+
+def _backward(
+    denoiser: TransformerDenoiser, batches: list[Batch], parameters: list[torch.nn.Parameter], address: tuple
+) -> dict[str, float]:
+    """Adds the batches' gradients to the parameters'; the loss of each. Pieces of the batches run side by side: which
+    pieces there are, what is drawn for them and the order of the sums do not depend on the number of lanes."""
+    pieces = [(n, i, p) for n, batch in enumerate(batches) for i, p in enumerate(batch.pieces())]
+
+    def loss(number: int, index: int, piece: Batch):
+        source = generator(*address, number, index)
+        value = loss_of(denoiser, piece.prompt_BP, piece.attend_BP, piece.answer_BL, source)
+        return piece.weight * value, (number, piece.weight * float(value.detach()))
+
+    works = [lambda piece=piece: loss(*piece) for piece in pieces]
+    losses = dict.fromkeys((f"loss/{n}" for n in range(len(batches))), 0.0)
+    for number, share in lanes.add_gradients(works, parameters, lanes.count(denoiser.device, len(works))):
+        losses[f"loss/{number}"] += share / batches[number].weight
+    return losses
 
 
 def pretrain(
@@ -83,12 +111,7 @@ def pretrain(
             optimiser.zero_grad(set_to_none=True)
             for group, base in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        losses = {}
-        for number, batch in enumerate(batches(step)):
-            loss = loss_of(denoiser, batch.prompt_BP, batch.attend_BP, batch.answer_BL,
-                           generator(seed, "pretrain", step, number))  # fmt: skip
-            (batch.weight * loss).backward()
-            losses[f"loss/{number}"] = float(loss.detach())
+        losses = _backward(denoiser, batches(step), list(model.parameters()), (seed, "pretrain", step))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from components import lanes
 from components.denoisers.protocol import Denoiser
 from components.errors import SettingsError
 from components.maths import objectives
@@ -187,15 +189,19 @@ def update(
     weight_N = weight_N / objective.keep_steps
     steered_N = (found.job.policy_R > 0)[steps.row_N]
     old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
+    weights = [p for p in policy.parameters() if p.requires_grad]
     totals: dict[str, float] = {}
+
+    def loss(chosen: Tensor) -> tuple[Tensor, dict[str, float]]:
+        part = steps.pairs(chosen)
+        return surrogate(policy, reference, part, old_N[chosen], found.advantage_R[part.row_N], weight_N[chosen],
+                         steered_N[chosen], plan, objective)  # fmt: skip
+
     for epoch in range(objective.epochs):
         optimiser.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
-        for chosen in live_N.split(objective.pairs) if len(live_N) else ():  # no pairs: no group had two rewards
-            part = steps.pairs(chosen)
-            loss, seen = surrogate(policy, reference, part, old_N[chosen], found.advantage_R[part.row_N],
-                                   weight_N[chosen], steered_N[chosen], plan, objective)  # fmt: skip
-            loss.backward()
+        works = [partial(loss, chosen) for chosen in live_N.split(objective.pairs)] if len(live_N) else []
+        for seen in lanes.add_gradients(works, weights, lanes.count(steps.row_N.device, len(works))):
             for name, value in seen.items():
                 sums[name] += value
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.clip_norm)

@@ -328,12 +328,13 @@ def assert_blocks_in_order(done: Rollout, job: Job) -> None:
 
 # --- engine and reference ----------------------------------------------------------------------------------------
 
-# All optimisations on, each one off alone, all off; few rows in flight, few positions in a forward.
+# All optimisations on, each one off alone, all off; few rows in flight, few positions in a forward; in lanes.
 SWITCHES = [
     dict(rows=3),
+    dict(lanes=3, rows=4),
     dict(rows=3, refill=False),
     dict(reuse=False),
-    dict(rows=4, tokens=20),
+    dict(rows=4, tokens=20, lanes=2),
     dict(rows=2, refill=False, reuse=False, tokens=1),
 ]
 MODES = [dict(force=True), dict(force=False), dict(choose="mode")]
@@ -375,7 +376,7 @@ def situations(draw):
         seed=draw(st.integers(0, 99)), choose=draw(st.sampled_from(["sample", "mode"])), force=draw(st.booleans()),
         cap=draw(st.sampled_from(["canvas", "block"])), record=True, widen=experts > 0 and draw(st.booleans()),
         rows=draw(st.integers(1, 9)), tokens=draw(st.sampled_from([None, 1, 30])),
-        refill=draw(st.booleans()), reuse=draw(st.booleans()),
+        refill=draw(st.booleans()), reuse=draw(st.booleans()), lanes=draw(st.sampled_from([None, 1, 2, 3])),
     )  # fmt: skip
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
     job = partly_filled(job, draw(st.integers(0, 99))) if draw(st.booleans()) else job
