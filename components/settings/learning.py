@@ -71,6 +71,7 @@ class Train(Section):
     divergence       kl, ce or none; a rule without randomness is left to ce. pull: its weight.
     keep_steps       share of the steps that is stored and learned from (UPO's Algorithm 2).
     temperature      of the rollouts, inside the likelihood; anneal: down to 1 in a straight line.
+    entropy          nats per step that the temperature is to hold from its start on; null to leave it as it is.
     empty_draw, cap  see ``components.rollout``; floor: of the learning rate, a share of it.
     """
 
@@ -101,6 +102,7 @@ class Train(Section):
     keep_steps: Annotated[float, Field(gt=0, le=1)]
     temperature: Positive
     anneal: bool
+    entropy: Positive | None
     empty_draw: Literal["forced", "legal"]
     cap: Literal["canvas", "block"]
     pairs: Count
@@ -123,6 +125,9 @@ class Train(Section):
         if self.divergence == "none" and self.pull > 0:
             raise ValueError(f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "
                              f"or write pull: 0.0")  # fmt: skip
+        if self.entropy is not None and self.anneal:
+            raise ValueError(f"entropy={self.entropy} with anneal=true; the temperature cannot both fall to 1 and hold "
+                             f"an entropy; write anneal: false, or entropy: null")  # fmt: skip
         if self.objective == "upo" and (self.pull == 0 or self.weighting != "constant" or self.alpha != 0):
             raise ValueError(f"objective=upo with pull={self.pull}, weighting={self.weighting} and alpha={self.alpha}; "
                              f"paper B pulls to its reference, weights by 1/L, and at one position per step there is "

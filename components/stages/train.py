@@ -42,7 +42,8 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
     condition(policy, train)
     plan, objective = plan_of(train, decode)
     optimiser = optimiser_for(policy, plan)
-    facts: dict[str, Any] = {"round": -1, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
+    facts: dict[str, Any] = {"round": -1, "before": None, "best_reward": None, "best_weights": {},
+                             "mlflow_run_id": None}  # fmt: skip
     if saved.exists():
         facts = checkpoints.load(saved, policy, optimiser)
         print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
@@ -67,13 +68,14 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
             tracker.log(metrics, number)
             if (number + 1) % train.save_every == 0 or last:
                 facts["round"] = number
+                facts["before"] = metrics["decode/temperature"], metrics["decode/entropy"]
                 checkpoints.save(saved, policy, optimiser, facts)
             tick(f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
                  f"NFE {metrics['decode/nfe']:.2f}")  # fmt: skip
 
         try:
             reinforce(policy, denoiser, prompts, plan, objective, after, optimiser, facts["round"] + 1, reference,
-                      expert_of(train))  # fmt: skip
+                      expert_of(train), facts["before"])  # fmt: skip
         except BaseException:
             tracker.finish("KILLED")
             raise
@@ -96,7 +98,8 @@ def plan_of(train: Train, decode: Decode):
     plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
                 experts=train.experts, expert_block=train.expert_block, warmup=train.warmup, floor=train.floor,
                 weight_decay=train.weight_decay, clip_norm=train.clip_norm, force=train.empty_draw == "forced",
-                cap=train.cap, rows=train.rows, temperature=train.temperature, anneal=train.anneal)  # fmt: skip
+                cap=train.cap, rows=train.rows, temperature=train.temperature, anneal=train.anneal,
+                entropy=train.entropy)  # fmt: skip
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
     goal = Objective(alpha=train.one_alpha, alphas=train.alphas, reward=train.reward, signal=train.signal,
                      clip=train.clip, epochs=train.epochs, weighting=train.weighting, by_std=train.by_std,

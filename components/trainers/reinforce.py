@@ -77,6 +77,9 @@ CHOICES = {
 }  # fmt: skip
 
 
+COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
+
+
 @dataclass(frozen=True)
 class Plan:
     """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
@@ -99,10 +102,18 @@ class Plan:
     rows: int = 512
     temperature: float = 1.0
     anneal: bool = True
+    entropy: float | None = None
 
-    def temperature_at(self, number: int) -> float:
-        """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line, or
-        the same throughout (UPO samples at .8)."""
+    def temperature_at(self, number: int, before: tuple[float, float] | None = None) -> float:
+        """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line; the
+        same throughout (UPO samples at .8); or, to hold ``entropy`` nats per step, warmer than in the round ``before``
+        (its temperature and the entropy seen there) where that was too sure, and cooler where it was not."""
+        if self.entropy is not None:
+            if before is None:
+                return self.temperature
+            temperature, seen = before
+            short = max(-1.0, min(1.0, 1 - seen / self.entropy))
+            return max(COOLEST, min(WARMEST, temperature * math.exp(0.2 * short)))
         return 1 + (self.temperature - 1) * (1 - number / self.rounds) if self.anneal else self.temperature
 
 
@@ -165,6 +176,8 @@ def _describe(found: Collected) -> dict[str, float]:
     groups = found.job.prompt_R[own_R]
     spread_R = objectives.group_advantages(reward_R, groups)
     size = int(groups.max()) + 1
+    # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
+    drawn_N = found.steps.log_prob_N[own_R[found.steps.row_N]]
     std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
     return {
         "reward/mean": float(reward_R.mean()),
@@ -172,6 +185,7 @@ def _describe(found: Collected) -> dict[str, float]:
         "reward/mixed_groups": float((std_P > 0).float().mean()),
         "reward/correct": float(found.correct_R[own_R].mean()),
         "reward/dense": float(found.dense_R[own_R].mean()),
+        "decode/entropy": -float(drawn_N.mean()) if len(drawn_N) else 0.0,
         "decode/nfe": float(found.rollout.nfe_R.cpu()[own_R].float().mean()),
         "decode/useful": found.rollout.useful / max(found.rollout.forwards, 1),
         "decode/finished": float(found.rollout.finished_R.cpu()[own_R].float().mean()),
@@ -267,9 +281,10 @@ def surrogate(
 def reinforce(
     policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective,
     after: Callable[[int, dict[str, float]], None], optimiser: torch.optim.Optimizer, first: int = 0,
-    reference: Policy | None = None, expert: Policy | None = None,
+    reference: Policy | None = None, expert: Policy | None = None, before: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
-    """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves."""
+    """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves. before: the last
+    round's "decode/temperature" and "decode/entropy", of a training that goes on."""
     for number in range(first, plan.rounds):
         watch = Stopwatch()
         fall = plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
@@ -277,10 +292,12 @@ def reinforce(
             group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
         policy.eval()
         served = policy.temperature
-        policy.temperature = served * plan.temperature_at(number)
+        temperature = plan.temperature_at(number, before)
+        policy.temperature = served * temperature
         found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, watch)
         with watch("update"):
             learnt = update(policy, reference, optimiser, found, plan, objective)
         policy.temperature = served
         times = {f"seconds/{name}": value for name, value in watch.seconds.items()}
-        after(number, found.metrics | learnt | times)
+        before = temperature, found.metrics["decode/entropy"]
+        after(number, found.metrics | {"decode/temperature": temperature} | learnt | times)

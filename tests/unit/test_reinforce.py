@@ -313,6 +313,40 @@ def test_paper_b_s_presets_run(key_first, name):
     assert policy.temperature == 1.0
 
 
+def test_the_temperature_falls_or_stays_or_holds_an_entropy():
+    plan = Plan(rounds=10, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, temperature=3.0)
+    assert [plan.temperature_at(n) for n in (0, 5)] == [3.0, 2.0]
+    assert replace(plan, anneal=False).temperature_at(5, (2.0, 0.1)) == 3.0
+    held = replace(plan, entropy=0.4)
+    assert held.temperature_at(0) == 3.0
+    assert held.temperature_at(1, (2.0, 0.4)) == 2.0
+    assert held.temperature_at(1, (2.0, 0.1)) > held.temperature_at(1, (2.0, 0.3)) > 2.0
+    assert 1.0 < held.temperature_at(1, (2.0, 0.5)) < 2.0
+    assert held.temperature_at(1, (2.0, 40.0)) == held.temperature_at(1, (2.0, 0.8))  # no faster than that
+    assert held.temperature_at(1, (1.05, 9.0)) == 1.0 and held.temperature_at(1, (19.5, 0.0)) == 20.0
+
+
+def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(key_first):
+    """A policy that is far too sure explores as much as was asked; what it would do by its mode does not change."""
+    policy = learner()
+    with torch.no_grad():
+        policy.head.weight.mul_(30)
+        policy.head.bias.zero_()
+    plan = Plan(rounds=40, prompts=16, group=8, learning_rate=0.0, seed=3, block_length=None, entropy=1.4)
+    seen: list[dict[str, float]] = []
+    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
+              lambda _, m: seen.append(m), optimiser_for(policy, plan))  # fmt: skip
+    assert seen[0]["decode/temperature"] == 1.0 and seen[0]["decode/entropy"] < 1.2
+    assert sum(m["decode/entropy"] for m in seen[-8:]) / 8 == pytest.approx(1.4, abs=0.15)
+    assert seen[-1]["decode/temperature"] > 1.5 and policy.temperature == 1.0
+    again: list[dict[str, float]] = []
+    before = seen[34]["decode/temperature"], seen[34]["decode/entropy"]
+    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
+              lambda _, m: again.append(m), optimiser_for(policy, plan), first=35, before=before)  # fmt: skip
+    kept = ("decode/temperature", "decode/entropy", "reward/mean")
+    assert [[m[k] for k in kept] for m in again] == [[m[k] for k in kept] for m in seen[35:]]
+
+
 def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
     rates: list[float] = []
     for floor in (0.0, 1.0):
