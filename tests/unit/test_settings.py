@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
     "an unknown gate task": ({"evaluate.gate_task": "latin_squares"}, "'latin_squares' .*did you mean latin_square"),
     "a gate task that is not evaluated": ({"evaluate.gate_task": "latin_square"}, "not among evaluate.tasks"),
-    "an unknown transfer task": ({"transfer.long.task": "sudoku_lang"}, "'sudoku_lang'.*did you mean sudoku_long"),
+    "an unknown transfer task": ({"transfer.long.task": "sudoku_lange"}, "'sudoku_lange'.*did you mean sudoku_large"),
     "an unknown kind of task": ({"data.tasks.sudoku_many.kind": "sudoku_mny"}, "'sudoku_mny' .*sudoku_many"),
     "an unknown kind of text": ({"data.tasks.new": {"kind": "gsm8", "knobs": {}, "canvas": 16}}, "'gsm8' .*gsm8k"),
     "an unknown knob of a task that runs programs": (
