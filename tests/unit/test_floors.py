@@ -23,7 +23,7 @@ PACKAGES = ("components", "flows")
 FLOORS = (
     {"types", "errors"},
     {"rng", "stopwatch"},
-    {"maths", "tasks"},
+    {"maths", "tasks", "lanes"},
     {"denoisers", "readout", "policies"},
     {"flight"},
     {"memory"},
