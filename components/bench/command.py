@@ -100,11 +100,16 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
 
 
 def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
-    """Untrained policies, of the profile's shape and of the published one."""
+    """Untrained policies, of the profile's shape and of the published one; the same ones each time."""
+    import torch
+
     from components.policies.confidence import PAPER, ConfidencePolicy
     from components.stages.distill import fresh_policy
 
-    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": ConfidencePolicy(PAPER).eval()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        paper = ConfidencePolicy(PAPER)
+    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": paper.eval()}
 
 
 def _subject(request: Request, place: Place, settings: Settings) -> tuple[TransformerDenoiser, Prompts, int | None]:

@@ -119,3 +119,14 @@ def test_a_random_dllm_knows_what_its_task_is_written_in(vocabulary: int) -> Non
         assert encoder.text(ids[1:-1]) == example.prompt and int(ids.max()) < vocabulary
     scores = {task.score(str(i), prompts.examples[0]).correct for i in range(64)}
     assert scores == {0.0, 1.0}
+
+
+def test_untrained_policies_are_the_same_ones_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    _, settings = command.profile()
+    before = torch.get_rng_state()
+    one, other = (command.fresh_policies(settings, 16) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for name in ("profile's", "paper's"):
+        theirs = other[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in one[name].state_dict().items())
