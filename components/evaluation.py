@@ -77,23 +77,20 @@ def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float
     return low, high
 
 
-def evaluate(
-    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int | None = None
-) -> Cell:
+def evaluate(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> Cell:
     """Decodes every prompt, once per seed where the candidate is random."""
-    return _score(candidate, prompts, *_decode(denoiser, candidate, prompts, seeds, rows))
+    return _score(candidate, prompts, *_decode(denoiser, candidate, prompts, seeds))
 
 
 def _decode(
-    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], rows: int | None
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]
 ) -> tuple[Job, list[Rollout], float]:
     """The job, what each seed made of it, and the seconds of decoding."""
     random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
     job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
     done = [
-        rollout(denoiser, candidate.policy, job,
-                Options(seed=seed, choose="sample" if random else "mode", rows=rows))
+        rollout(denoiser, candidate.policy, job, Options(seed=seed, choose="sample" if random else "mode"))
         for seed in (seeds if random else seeds[:1])
     ]  # fmt: skip
     return job, done, time.perf_counter() - begin
@@ -156,7 +153,7 @@ def table(
     """
     cells = []
     with lanes.lanes(lanes.count(denoiser.device, len(candidates))) as run:
-        decoded = run(lambda who: _decode(denoiser, who, prompts, seeds, None), candidates)
+        decoded = run(lambda who: _decode(denoiser, who, prompts, seeds), candidates)
         for candidate, found in zip(candidates, decoded, strict=True):
             cells.append(_score(candidate, prompts, *found))
             if progress is not None:

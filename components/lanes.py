@@ -55,9 +55,7 @@ def watched(work: Sequence[Callable[[Stopwatch], Any]], watch: Stopwatch) -> lis
     return found
 
 
-def add_gradients(
-    losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters: Sequence[Tensor], number: int
-) -> list[Any]:
+def add_gradients(losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters: Sequence[Tensor]) -> list[Any]:
     """Adds the gradient of the sum of the losses to ``parameters``' own, in the order of the losses: the result does
     not depend on which lane is done first. Returns what came with each loss.
 
@@ -70,7 +68,7 @@ def add_gradients(
             return torch.autograd.grad(value, parameters, allow_unused=True), also
 
     found = []
-    with lanes(min(number, len(losses))) as run:
+    with lanes(count(parameters[0].device, len(losses))) as run:
         for gradients, also in run(work, losses):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:

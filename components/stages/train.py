@@ -17,24 +17,9 @@ from components.stages.progress import progress
 from components.stages.runfile import describe_run, write_run
 from components.tracking.tracker import Both, JsonlTracker, Tracker
 
-CODE = (
-    "maths",
-    "denoisers",
-    "policies",
-    "tasks",
-    "trainers",
-    "flight.py",
-    "lanes.py",
-    "memory.py",
-    "prompts.py",
-    "readout.py",
-    "rewards.py",
-    "rng.py",
-    "rollout.py",
-    "types.py",
-    "stages/train.py",
-    "stages/decoding.py",
-)
+CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "lanes.py", "memory.py", "prompts.py",
+        "readout.py", "rewards.py", "rng.py", "rollout.py", "types.py", "stages/train.py",
+        "stages/decoding.py")  # fmt: skip
 
 
 def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:

@@ -87,7 +87,7 @@ def _backward(
 
     works = [lambda piece=piece: loss(*piece) for piece in pieces]
     losses = dict.fromkeys((f"loss/{n}" for n in range(len(batches))), 0.0)
-    for number, share in lanes.add_gradients(works, parameters, lanes.count(denoiser.device, len(works))):
+    for number, share in lanes.add_gradients(works, parameters):
         losses[f"loss/{number}"] += share / batches[number].weight
     return losses
 

@@ -215,7 +215,7 @@ def update(
         optimiser.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
         works = [partial(loss, chosen) for chosen in live_N.split(objective.pairs)] if len(live_N) else []
-        for seen in lanes.add_gradients(works, weights, lanes.count(steps.row_N.device, len(works))):
+        for seen in lanes.add_gradients(works, weights):
             for name, value in seen.items():
                 sums[name] += value
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.clip_norm)

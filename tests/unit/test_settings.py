@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an alpha twice": ({**SPEEDS, "train.alpha": [1.0, 1.0]}, r"alpha=\[1.0, 1.0\]"),
     "a speed that is not asked for": ({"train.alpha": [0.3, 3.0]}, r"decode.alpha=None .*\[0.3, 3.0\]"),
     "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*give 0.3 to 3"),
-    "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \([\d.]+\)"),
+    "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \(3.0\)"),
     "speeds at one position per step": (
         {**SPEEDS, "policy.action": "categorical", **ONE}, r"train.alpha=\[0.3, 3.0\] .*no speed",
     ),
