@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.errors import CheckpointError
-from components.types import Canvas, RowState
+from components.core.errors import CheckpointError
+from components.core.types import Canvas, RowState
 
 
 class TransformerDenoiser:
