@@ -13,7 +13,7 @@ from components.bench import tables
 from components.bench.decoding import Case, compare
 from components.bench.models import random_model, random_prompts
 from components.commands.bench import fresh_policies, machine, profile
-from components.decode.engine import Options
+from components.decode.job import DecodeOptions
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.trainers.distill import Distil, distil
 
@@ -24,7 +24,7 @@ DISTILLED = "distilled from entropy_bound:1"
 
 def cases(denoiser: Any, encoder: Any, task: Any, settings: Any, rows: int, only: str) -> Iterator[Case]:
     """Near a cold start with legal empty draws (the profile's shape and the published one), distilled, the rules."""
-    legal, mode = Options(rows=rows, force=False), Options(rows=rows, choose="mode")
+    legal, mode = DecodeOptions(rows=rows, force=False), DecodeOptions(rows=rows, choose="mode")
     for name, policy in fresh_policies(settings, denoiser.width).items():
         yield Case(f"cold start, {name} policy", policy, legal)
     if only in DISTILLED:

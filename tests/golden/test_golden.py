@@ -19,8 +19,11 @@ SHOWN = 40  # lines of a long list
 def test_the_pipeline_gives_the_recorded_figures(tmp_path: Path) -> None:
     """Every digit on the recording machine type, within the tolerances of ``compare`` elsewhere."""
     stored, here = record.stored(), record.environment()
-    changed = {name: (stored["environment"].get(name), here[name]) for name in here
-               if stored["environment"].get(name) != here[name]}  # fmt: skip
+    changed = {
+        name: (stored["environment"].get(name), here[name])
+        for name in here
+        if stored["environment"].get(name) != here[name]
+    }
     lines = compare.differences(stored["figures"], pipeline.figures(tmp_path), exact=not changed)
     shown = "\n".join(lines[:SHOWN])
     assert not lines, (

@@ -55,8 +55,16 @@ def trained(
     def after(number: int, metrics: dict[str, float]) -> None:
         rewards.append(metrics["reward/mean"])
 
-    reinforce(policy, task.denoiser(), task.prompts(), plan, objective, after, optimiser_for(policy, plan),
-              reference=reference)  # fmt: skip
+    reinforce(
+        policy,
+        task.denoiser(),
+        task.prompts(),
+        plan,
+        objective,
+        after,
+        optimiser_for(policy, plan),
+        reference=reference,
+    )
     return rewards
 
 
@@ -131,8 +139,9 @@ def imitate(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: in
 def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
     """The teacher commits what is right: the key, then everything. Its student, who does not know the answer, reaches
     the best order by imitation alone."""
-    lattice = enumerate_decoding(key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS,
-                                 answer=key_first.prompts().answers()[1])  # fmt: skip
+    lattice = enumerate_decoding(
+        key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS, answer=key_first.prompts().answers()[1]
+    )
     exact = follow(lattice, Teacher())
     assert lattice.ends.nfe_R[int(exact.mass_N.argmax())] == 2 and exact.mass_N.max() == 1
     policy = confidence_policy(0)
@@ -147,8 +156,9 @@ def test_the_realisations_start_from_their_reference(key_first, reference):
     policy, prompts = feature_policy(0), key_first.prompts()
     losses = imitate(policy, reference, key_first, 120, 0)
     assert losses[-1] < 0.25 * losses[0]
-    lattice = enumerate_decoding(key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True,
-                                 answer=prompts.answers()[2])  # fmt: skip
+    lattice = enumerate_decoding(
+        key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True, answer=prompts.answers()[2]
+    )
     with torch.no_grad():
         ours, theirs = (follow(lattice, p).mass_N for p in (policy, reference))
         first = lattice.levels[0].observation
