@@ -255,7 +255,7 @@ def _scores(path: Path) -> Iterator[tuple[str, Any]]:
     sizes = {"batch": 3, "length": 8, "sequence": 12}
     given = {}
     for place, wanted in enumerate(session.get_inputs()):
-        shape = [sizes.get(size, size) for size in wanted.shape]
+        shape = [int(sizes.get(str(size), size) or 0) for size in wanted.shape]
         ramp = np.arange(math.prod(shape)).reshape(shape)
         values = {
             "tensor(float)": (0.5 + 0.49 * np.sin(1.7 * ramp + place)).astype(np.float32),
