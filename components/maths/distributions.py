@@ -46,9 +46,10 @@ Kind = TypeVar("Kind", bound=Any)
 
 
 def take(distribution: Kind, index: Tensor) -> Kind:
-    """The rows of a distribution that an index picks, with repetition if it says so."""
+    """The rows of a distribution that an index picks, with repetition if it says so. A tensor of no axes is every
+    row's."""
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
-    return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor)})
+    return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor) and v.ndim})
 
 
 def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Tensor:
