@@ -13,15 +13,15 @@ unbiased estimate of the entropy, and the difference of two distributions' ``log
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.maths.coupling import Path, log_odds, over, utilities_along, utility
+from components.maths.coupling import Path, few, first_utilities, over, utilities_along
 from components.maths.distributions import ActionDistribution, _p_log, _same_kind, take
-from components.maths.masked import masked_argmax, masked_logsumexp, one_hot, sort_eligible
+from components.maths.masked import masked_argmax, masked_logsumexp, one_hot
 from components.rng import Noise
 from components.types import Action
 
@@ -57,7 +57,7 @@ class CoupledPlackettLuce:
     @property
     def logits_BL(self) -> Tensor:
         """The utilities of the first pick, before the temperature: those of the DPLS that this is without shifts."""
-        return utility(replace(self, temperature=1.0), log_odds(self), self.log_odds_BL.new_zeros(1, 1))
+        return first_utilities(self)
 
     @property
     def fallback_B(self) -> Tensor:
@@ -119,7 +119,7 @@ class CoupledPlackettLuce:
         return log_B.masked_fill(outside_B, -torch.inf)
 
     def entropy(self) -> Tensor:
-        narrow, _ = self._few(self, "-log_prob of a draw")
+        narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
         log_BO = narrow._outcomes()
         return -_p_log(log_BO, log_BO).sum(-1)
 
@@ -127,32 +127,9 @@ class CoupledPlackettLuce:
         """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
         _same_kind(self, other)
         assert isinstance(other, CoupledPlackettLuce)
-        narrow, other = self._few(other, "log_prob(draw) - other.log_prob(draw)")
+        narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
         log_BO = narrow._outcomes()
         return _p_log(log_BO, log_BO - other._outcomes()).sum(-1)
-
-    def _few(self, other: CoupledPlackettLuce, estimate: str) -> tuple[CoupledPlackettLuce, CoupledPlackettLuce]:
-        """Both without the positions that neither may draw, few enough to enumerate."""
-        either_BL = self.eligible_BL | other.eligible_BL
-        most = max(1, int(either_BL.sum(-1).max()) if len(either_BL) else 0)
-        if most > EXACT_LIMIT:
-            raise ValueError(
-                f"{most} eligible positions have too many orders to enumerate (at most {EXACT_LIMIT}). "
-                f"Use the mean of {estimate} as an estimate."
-            )
-        order_Bn = sort_eligible(either_BL.to(torch.uint8).float(), either_BL)[0][:, :most]
-        return self._gathered(order_Bn), other._gathered(order_Bn)
-
-    def _gathered(self, order_Bn: Tensor) -> CoupledPlackettLuce:
-        rows_BnL = self.shift_BLL.gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, self.shift_BLL.shape[-1]))
-        shift_Bnn = rows_BnL.gather(2, order_Bn.unsqueeze(1).expand(-1, order_Bn.shape[1], -1))
-        log_odds_Bn, bias_Bn, mix_Bn, eligible_Bn = (
-            values_BL.gather(1, order_Bn)
-            for values_BL in (self.log_odds_BL, self.bias_BL, self.mix_BL, self.eligible_BL)
-        )
-        return replace(
-            self, log_odds_BL=log_odds_Bn, bias_BL=bias_Bn, shift_BLL=shift_Bnn, mix_BL=mix_Bn, eligible_BL=eligible_Bn
-        )
 
     def _outcomes(self) -> Tensor:
         """(B, O) log-probability of every ordered draw there is, possible or not."""
@@ -160,7 +137,7 @@ class CoupledPlackettLuce:
         rank_OL = _orders(length).to(self.eligible_BL.device)
         index_N = torch.arange(rows, device=rank_OL.device).repeat_interleave(len(rank_OL))
         rank_NL = rank_OL.repeat(rows, 1)
-        return take(self, index_N).log_prob(Action(rank_NL >= 0, rank_NL)).unflatten(0, (rows, -1))
+        return take(self, index_N).log_prob(Action(rank_NL >= 0, rank_NL)).view(rows, len(rank_OL))
 
 
 def _picks(z_BKL: Tensor, order_BL: Tensor, eligible_BL: Tensor, drawn_BK: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ began. A rise is negative where the earlier ones support i, so that a risk may f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.maths.masked import one_hot
+from components.maths.masked import one_hot, sort_eligible
 from components.types import Action
 
 
@@ -73,7 +73,7 @@ def log_odds(coupled: Coupled) -> Tensor:
 
 
 def surprise(log_odds: Tensor) -> Tensor:
-    """-log sigma(log_odds), rounded once from float64: equal bits on every machine, numpy's path included."""
+    """-log sigma(log_odds), rounded once from float64, so that the path in numpy has the same bits."""
     return -F.logsigmoid(log_odds.double()).to(log_odds.dtype)
 
 
@@ -103,7 +103,7 @@ def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Ten
 
 @dataclass
 class Path:
-    """Where rows stand while positions are taken one after the other: the state of a step, never a gradient."""
+    """Where rows stand while positions are taken one after the other. It carries no gradient."""
 
     coupled: Coupled
     cond_BL: Tensor
@@ -115,13 +115,8 @@ class Path:
     def start(coupled: Coupled) -> Path:
         cond_BL = log_odds(coupled)
         count_B = torch.zeros(len(cond_BL), dtype=torch.int64, device=cond_BL.device)
-        return Path(
-            coupled,
-            cond_BL,
-            torch.zeros_like(cond_BL[:, :1]),
-            count_B,
-            torch.full_like(coupled.eligible_BL, -1, dtype=torch.int64),
-        )
+        rank_BL = torch.full_like(coupled.eligible_BL, -1, dtype=torch.int64)
+        return Path(coupled, cond_BL, torch.zeros_like(cond_BL[:, :1]), count_B, rank_BL)
 
     def utilities(self) -> Tensor:
         return utility(self.coupled, self.cond_BL, self.risk_B1)
@@ -129,15 +124,13 @@ class Path:
     def take(self, index_B: Tensor, taken_B: Tensor) -> None:
         """Takes position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
         own, index_B1, taken_B1 = self.coupled, index_B.unsqueeze(1), taken_B.unsqueeze(1)
-        added_B1 = added_risk(
-            own.mix_BL.gather(1, index_B1), self.cond_BL.gather(1, index_B1), log_odds(own).gather(1, index_B1)
-        )
+        mix_B1, cond_B1, before_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, log_odds(own)))
+        added_B1 = added_risk(mix_B1, cond_B1, before_B1)
         self.risk_B1 = self.risk_B1 + _among(added_B1, taken_B1 & (self.count_B > 0).unsqueeze(1))
         row_BL = own.shift_BLL[torch.arange(len(index_B), device=index_B.device), index_B]
         self.cond_BL = self.cond_BL + _among(row_BL, taken_B1 & own.eligible_BL)
-        self.rank_BL = torch.where(
-            one_hot(index_B, taken_B1 & own.eligible_BL), self.count_B.unsqueeze(1), self.rank_BL
-        )
+        taken_BL = one_hot(index_B, taken_B1 & own.eligible_BL)
+        self.rank_BL = torch.where(taken_BL, self.count_B.unsqueeze(1), self.rank_BL)
         self.count_B = self.count_B + taken_B
 
     def action(self) -> Action:
@@ -147,3 +140,35 @@ class Path:
 def over(going_B: Tensor, pick: int) -> bool:
     """Whether every row has stopped. An accelerator is asked every fourth time only, so that no pick waits for it."""
     return (going_B.device.type == "cpu" or pick % 4 == 3) and not bool(going_B.any())
+
+
+def first_utilities(coupled: Coupled) -> Tensor:
+    """(B, L) the utilities of an empty set, before the temperature."""
+    log_odds_BL = log_odds(coupled)
+    risk_B1 = torch.zeros_like(log_odds_BL[:, :1])
+    return utility(cast(Any, replace(cast(Any, coupled), temperature=1.0)), log_odds_BL, risk_B1)
+
+
+Kind = TypeVar("Kind", bound=Coupled)
+
+
+def few(one: Kind, other: Kind, limit: int, estimate: str) -> tuple[Kind, Kind]:
+    """Both without the positions that neither may draw; ValueError where they are too many to enumerate draws."""
+    either_BL = one.eligible_BL | other.eligible_BL
+    most = max(1, int(either_BL.sum(-1).max()) if len(either_BL) else 0)
+    if most > limit:
+        raise ValueError(
+            f"{most} eligible positions have too many draws to enumerate (at most {limit}). "
+            f"Use the mean of {estimate} as an estimate."
+        )
+    order_Bn = sort_eligible(torch.zeros_like(either_BL, dtype=one.log_odds_BL.dtype), either_BL)[0][:, :most]
+    return _gathered(one, order_Bn), _gathered(other, order_Bn)
+
+
+def _gathered(coupled: Kind, order_Bn: Tensor) -> Kind:
+    """The positions ``order_Bn`` of each row, as a canvas of their own."""
+    names = ("log_odds_BL", "bias_BL", "mix_BL", "eligible_BL")
+    values = {name: getattr(coupled, name).gather(1, order_Bn) for name in names}
+    rows_BnL = coupled.shift_BLL.gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, coupled.shift_BLL.shape[-1]))
+    values["shift_BLL"] = rows_BnL.gather(2, order_Bn.unsqueeze(1).expand(-1, order_Bn.shape[1], -1))
+    return cast(Any, replace(cast(Any, coupled), **values))

@@ -193,7 +193,11 @@ class Deterministic:
         return torch.zeros(self.selected_BL.shape[0], device=self.selected_BL.device)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """KL(rule || other), which is the cross-entropy; to an ordered draw, that of the selection by score."""
+        """KL(rule || other), which is the cross-entropy; to an ordered draw, that of the selection by score; to one
+        with an order of its own for a set, of that order."""
         action = self.mode()
+        of_set = getattr(other, "log_prob_of_set", None)
+        if of_set is not None:
+            return -of_set(action.drawn_BL)
         order_BL, _ = sort_eligible(self.score_BL, action.drawn_BL)
         return -other.log_prob(Action(action.drawn_BL, rank_of(order_BL).masked_fill(~action.drawn_BL, -1)))
