@@ -35,7 +35,7 @@ class CoupledPlackettLuce:
     """The distribution of this module's text.
 
     log_odds_BL  l, of the present prediction at each position.
-    bias_BL      b, the policy's own word on a position.
+    bias_BL      b, what the policy adds to each position.
     shift_BLL    w[b, i, j], what taking i adds to the log-odds of j; row i is the cause.
     mix_BL       m in [0, 1], the share of the joint probability in a position's risk.
     eligible_BL  what may be drawn. Elsewhere the other fields may hold anything.
