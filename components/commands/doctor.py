@@ -38,7 +38,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
         try:
             ok, text = check(root)
         except SettingsError:
-            ok, text = False, "settings are not readable; what is asked here depends on them; see the line settings"
+            ok, text = False, "settings are not readable; what is asked here depends on them; mend the line settings"
         except Exception as error:  # a doctor that dies says nothing about the rest
             ok, text = (
                 False,

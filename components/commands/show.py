@@ -143,9 +143,8 @@ def rule(name: str) -> Any:
     if kind not in HEURISTICS:
         near = difflib.get_close_matches(kind, HEURISTICS, 1)
         raise SettingsError(
-            f"{name!r} is no rule, no policy folder, no .onnx file and no models:/NAME@ALIAS; nothing "
-            f"could be decoded with it; rules are {', '.join(HEURISTICS)}"
-            f"{f' (did you mean {near[0]}?)' if near else ''}"
+            f"{name!r} is no rule, policy folder, .onnx file or models:/NAME@ALIAS"
+            f"{f' (did you mean {near[0]}?)' if near else ''}. Use one of these, or a rule: {', '.join(HEURISTICS)}."
         )
     wanted = r"\d+" if kind in COUNTED else r"\d*\.?\d+"
     if not re.fullmatch(wanted, number) and (colon or kind not in COUNTED):

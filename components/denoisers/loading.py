@@ -137,8 +137,8 @@ def load(
         model, info = llama.from_pretrained(path, **common)
     else:
         raise CheckpointError(
-            f"{path}: model_type {family!r} is not known; its attention and shift are not; "
-            f"known are llada, Dream, and llama or qwen2 folders of this project"
+            f"{path}: model_type {family!r} is not supported. Use llada, Dream, or a llama or qwen2 folder that this "
+            f"project wrote."
         )
     wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
     if model.config.tie_word_embeddings and wrong.get("missing_keys") == ["lm_head.weight"]:

@@ -33,13 +33,13 @@ def distill(
     from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
     from components.stages.common.models import open_cached, prompts_of, reference_of
-    from components.trainers.distill import Distil, distil
+    from components.trainers.distill import DistillPlan, imitate
 
     denoiser, encoder = open_cached(workspace, models, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = reference_of(distill.reference, distill.value)
     train = prompts_of(workspace, data, domain, encoder, "train", data.counts.train)
-    plan = Distil(
+    plan = DistillPlan(
         distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed
     )
     losses: list[float] = []
@@ -49,7 +49,7 @@ def distill(
             losses.append(metrics["distill/loss"])
             tick(f"loss {losses[-1]:.4f}")
 
-        distil(student, reference, denoiser, train, plan, report)
+        imitate(student, reference, denoiser, train, plan, report)
     store.save(student, workspace.outputs / "distill" / "policy")
     figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
     tune = prompts_of(workspace, data, domain, encoder, "tune", data.counts.tune)

@@ -28,7 +28,7 @@ from components.policies.store import LearnedPolicy
 
 
 @dataclass(frozen=True)
-class Distil:
+class DistillPlan:
     """rounds: batches of ``prompts`` decoded canvases; each is used for one optimiser step per ``pairs`` (row, step)
     pairs. learning_rate falls by a cosine to zero."""
 
@@ -48,12 +48,12 @@ def imitation_loss(student: Policy, reference: Policy, observation: Observation,
     return -own.log_prob(target.sample(noise))
 
 
-def distil(
+def imitate(
     student: LearnedPolicy,
     reference: Policy,
     denoiser: Denoiser,
     prompts: Prompts,
-    plan: Distil,
+    plan: DistillPlan,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Trains ``student`` in place; ``report(round, metrics)`` after each round."""
@@ -83,7 +83,7 @@ def distil(
 
 
 def _visit(
-    student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: Distil, number: int
+    student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: DistillPlan, number: int
 ) -> Steps:
     """The states of one round: by the reference, from half of the rounds on by the student too."""
     source = generator(plan.seed, "distil", "prompts", number)

@@ -20,7 +20,7 @@ from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfiden
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
-from components.trainers.distill import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
 from components.trainers.rewards import multiplicative
 
@@ -131,8 +131,8 @@ def test_paper_b_learns_the_best_order(key_first, seed):
 
 def imitate(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
-    plan = Distil(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
-    distil(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
+    plan = DistillPlan(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
+    imitate(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
     return losses
 
 

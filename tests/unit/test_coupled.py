@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.core.rng import Noise, row_keys
+from components.core.types import Action
 from components.export import actions
 from components.export.coupled_actions import (
     CoupledScores,
@@ -28,8 +30,6 @@ from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
 from components.maths.plackett_luce import DPLS
-from components.rng import Noise, row_keys
-from components.types import Action
 
 torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
 from components.policies.teacher import Teacher
 from components.trainers import grpo, upo
-from components.trainers.distill import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, reinforce, update
 
 torch.set_num_threads(1)
@@ -240,9 +240,9 @@ def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first)
 
 
 def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
-    plan = Distil(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+    plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
-        distil(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
+        imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_paper_b_s_presets_run(key_first, name):
     plan = replace(chosen.plan, rounds=1, prompts=3)
     policy = FeaturePolicy(chosen.shape)
     if chosen.taught:
-        first = Distil(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
-        distil(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
+        first = DistillPlan(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+        imitate(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
     seen: list[dict[str, float]] = []
     reinforce(
         policy,

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from components.core.errors import DataError
+from components.core.files import write_text
 from components.maths.pareto import front_at, upper_hull
-from components.reports import boards, card, files, learning, order_page, pareto, picture, table
+from components.reports import boards, card, learning, order_page, pareto, picture, table
 from components.reports import cells as cell_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -482,7 +483,7 @@ def test_the_cards_example_is_python_on_names_that_exist():
     code = card.example(FACTS)
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-    assert len(imports) == 3 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
+    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names), node.module
@@ -509,9 +510,9 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = files.write_text(tmp_path / "table.md", "old")
+    path = write_text(tmp_path / "table.md", "old")
     with pytest.raises(UnicodeEncodeError):
-        files.write_text(path, "half \ud800")
+        write_text(path, "half \ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
