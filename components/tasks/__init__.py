@@ -38,8 +38,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def build(task: str, /, **knobs: object) -> Task:
-    """The task of this name with its knobs.
+def build(task: str, /, **params: object) -> Task:
+    """The task of this name with its params.
 
     Raises:
         SettingsError: an unknown task or knob (the known ones are named, and the nearest), or a knob that cannot work.
@@ -47,10 +47,10 @@ def build(task: str, /, **knobs: object) -> Task:
     if task not in TASKS:
         raise SettingsError(_unknown("task", task, list(TASKS)))
     known = list(inspect.signature(TASKS[task]).parameters)
-    for knob in knobs:
+    for knob in params:
         if knob not in known:
             raise SettingsError(_unknown(f"setting of task {task}", knob, known))
-    return TASKS[task](**knobs)
+    return TASKS[task](**params)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
