@@ -5,8 +5,8 @@ from __future__ import annotations
 from components.settings import Data
 from components.stages.place import Place, fresh, settle, task_of
 from components.stages.progress import progress
-from components.tasks.example import Example, write_examples
-from components.tasks.splits import answers_seen, collect_all
+from components.tasks.example import write_examples
+from components.tasks.splits import Finite, answers_seen, collect_all
 
 
 def prepare(place: Place, data: Data) -> dict[str, float]:
@@ -18,11 +18,9 @@ def prepare(place: Place, data: Data) -> dict[str, float]:
     with progress("prepare", len(data.tasks)) as tick:
         for name in data.tasks:
             task = task_of(data, name)
-            # A data set with files has splits of its own; a generator fills as many prompts as are asked for.
-            found: dict[str, list[Example]] = (
-                {split: task.examples(split)[:count] for split, count in counts.items()}  # pyright: ignore
-                if hasattr(task, "examples") else collect_all(task, counts, data.seed)
-            )  # fmt: skip
+            # Splits that a data set does not have (test files without a train file) get an empty file.
+            asked = {s: count if not isinstance(task, Finite) or s in task.splits else 0 for s, count in counts.items()}
+            found = collect_all(task, asked, data.seed)
             for split, examples in found.items():
                 write_examples(beside / f"{name}.{split}.jsonl", examples)
             if found.get("pretrain"):

@@ -20,7 +20,10 @@ TRAIN_FILE_SHARES = {"train": 0.90, "tune": 0.05, "gate": 0.05}  # of a data set
 
 @runtime_checkable
 class Finite(Protocol):
-    """A task whose prompts are given, not generated."""
+    """A task whose prompts are given, not generated. ``splits``: those that its data set has."""
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def examples(self, split: str) -> list[Example]: ...
 

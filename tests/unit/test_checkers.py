@@ -49,7 +49,7 @@ def write(path, rows):
         ("<answer>18.00001</answer>", False),
         ("<answer>-18</answer>", False),
         ("<answer>18 or 19</answer>", False),
-        ("<answer>18/1</answer>", False),
+        ("<answer>18/1</answer>", True),
         (r"\boxed{\frac{18}{7}}", False),
         ("<answer>eighteen</answer>", False),
         ("<answer></answer>", False),
