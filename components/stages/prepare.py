@@ -6,7 +6,8 @@ from components.settings import Data
 from components.stages.place import Place, fresh, settle, task_of
 from components.stages.progress import progress
 from components.tasks.example import write_examples
-from components.tasks.splits import Finite, answers_seen, collect_all
+from components.tasks.splits import answers_seen, collect_all
+from components.tasks.text_data import TextTask
 
 
 def prepare(place: Place, data: Data) -> dict[str, float]:
@@ -19,7 +20,8 @@ def prepare(place: Place, data: Data) -> dict[str, float]:
         for name in data.tasks:
             task = task_of(data, name)
             # Splits that a data set does not have (test files without a train file) get an empty file.
-            asked = {s: count if not isinstance(task, Finite) or s in task.splits else 0 for s, count in counts.items()}
+            has = task.splits if isinstance(task, TextTask) else tuple(counts)
+            asked = {split: count if split in has else 0 for split, count in counts.items()}
             found = collect_all(task, asked, data.seed)
             for split, examples in found.items():
                 write_examples(beside / f"{name}.{split}.jsonl", examples)

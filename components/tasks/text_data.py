@@ -8,6 +8,7 @@ words. A row that cannot be scored is refused with its line. Left out: few-shot 
 
 from __future__ import annotations
 
+import ast
 import functools
 import math as maths
 from collections.abc import Callable, Collection, Iterable
@@ -239,11 +240,29 @@ def mbpp(
 
 def _read_mbpp(task: str, row: Row) -> Example:
     """Its question is the sentence with the tests: MBPP asks some sentences twice, of functions with other names."""
-    sentence, asserts = rows.text(row, "prompt"), rows.checking("\n".join(rows.texts(row, "test_list")), "test_list")
+    sentence, code = rows.text(row, "prompt"), rows.text(row, "code")
+    asserts = rows.checking("\n".join(rows.texts(row, "test_list")), "test_list")
     imports = rows.texts(row, "test_imports") if row.get("test_imports") is not None else []
     question = f"{sentence}\n\nIt must pass these tests:\n{asserts}"
-    metadata = {"question": question, "tests": "\n".join([*imports, asserts, ""])}
-    return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{rows.text(row, 'code')}\n```", metadata)
+    used, names = _names(code, asserts)
+    metadata = {"question": question, "tests": asserts, "imports": "\n".join([*used, *imports]), "names": names}
+    return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{code}\n```", metadata)
+
+
+def _names(code: str, tests: str) -> tuple[list[str], list[str]]:
+    """The imports of a gold program, and those of its own names that the tests use: what a program must define."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise DataError(f"code={code[:60]!r} is no Python ({error}). Repair it, or remove the row.") from error
+    imports = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    defined |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    if not defined & used:
+        raise DataError(f"test_list={tests[:60]!r} uses none of {sorted(defined)}. Test what the code defines.")
+    return imports, sorted(defined & used)
 
 
 def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) -> Callable[[str, Example], bool]:
@@ -262,17 +281,25 @@ def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) ->
     def check(text: str, example: Example) -> bool:
         if not text.strip():
             return False
-        program = assemble(text, example)
-        return programs.run(program, seconds=seconds, allow_unconfined=allow_unconfined).passed
+        program, tests = assemble(text, example), tests_of(example)
+        return programs.run(program, tests, seconds=seconds, allow_unconfined=allow_unconfined).passed
 
     return check
 
 
 def assemble(text: str, example: Example) -> str:
     """The program to run: the text's, after the prompt's head if it is a whole function, or after the whole prompt if
-    it only goes on from there; then the tests."""
+    it only goes on from there."""
     code, metadata = checkers.program_in(text), example.metadata
+    if "entry" not in metadata:
+        return code
+    whole = f"def {metadata['entry']}(" in code
+    return (metadata["head"] if whole else metadata["question"]) + code
+
+
+def tests_of(example: Example) -> programs.Tests:
+    """The example's tests. They take from the program only what it was asked for, so that it replaces no helper."""
+    metadata = example.metadata
     if "entry" in metadata:
-        whole = f"def {metadata['entry']}(" in code
-        code = (metadata["head"] if whole else metadata["question"]) + code
-    return f"{code}\n\n{metadata['tests']}"
+        return programs.Tests(metadata["tests"], metadata["head"], [metadata["entry"]])
+    return programs.Tests(metadata["tests"], metadata["imports"], metadata["names"])

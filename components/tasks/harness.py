@@ -1,0 +1,310 @@
+"""Both ends of a program's test run: the program's process and the process that tests it.
+
+Standard library only; ``sandbox`` hands the source to a confined Python with ``-c``. The tests never run where the
+program does. They hold proxies of the program's functions; arguments and results cross a socket as plain data, and the
+verdict leaves through a pipe that the program's process does not have. So the program can only answer, rightly or
+wrongly. Its own classes stay with it: a proxy equals a plain value only if it is an instance of a plain type with that
+value, and cannot be added to or ordered with one. What Python cannot close: two objects of the program's own classes
+are equal when the program claims so, and a function may change the arguments that the tests compare with afterwards.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import operator
+import os
+import resource
+import socket
+import sys
+import time
+import types
+
+LONGEST = 64 * 2**20  # bytes of a message
+SEQUENCES = ("builtins.list", "builtins.tuple", "builtins.set", "builtins.frozenset", "collections.deque")
+MAPPINGS = ("builtins.dict", "collections.OrderedDict", "collections.Counter")
+PARTS = {
+    "builtins.complex": lambda x: (x.real, x.imag),
+    "builtins.range": lambda x: (x.start, x.stop, x.step),
+    "builtins.bytes": lambda x: (list(x),),
+    "builtins.bytearray": lambda x: (list(x),),
+    "decimal.Decimal": lambda x: (str(x),),
+    "fractions.Fraction": lambda x: (x.numerator, x.denominator),
+    "datetime.date": lambda x: (x.year, x.month, x.day),
+    "datetime.datetime": lambda x: (x.year, x.month, x.day, x.hour, x.minute, x.second, x.microsecond),
+    "datetime.time": lambda x: (x.hour, x.minute, x.second, x.microsecond),
+    "datetime.timedelta": lambda x: (x.days, x.seconds, x.microseconds),
+}
+MUTABLE = {
+    list: list.__init__,
+    dict: lambda x, y: (x.clear(), x.update(y)),
+    set: lambda x, y: (x.clear(), x.update(y)),
+    bytearray: bytearray.__init__,
+}  # how an argument takes the content that a call has left in it
+PLAIN = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
+ASKED = {
+    "__iter__": iter,
+    "__next__": next,
+    "__len__": len,
+    "__str__": str,
+    "__repr__": repr,
+    "__hash__": hash,
+    "__bool__": bool,
+    "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+    "__delitem__": operator.delitem,
+    "__enter__": lambda x: x.__enter__(),
+    "__exit__": lambda x, *error: x.__exit__(None, None, None),
+    "__instancecheck__": lambda x, y: isinstance(y, x),
+}
+AMONG = (
+    "eq",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "matmul",
+    "and_",
+    "or_",
+    "xor",
+)
+
+
+class Remote:
+    """Proxy of an object of the other process."""
+
+    def __init__(self, channel, number):
+        self.__dict__.update(_channel=channel, _number=number)
+
+    def __getattr__(self, name):
+        return self._channel.ask("getattr", self, name)
+
+    def __setattr__(self, name, value):
+        self._channel.ask("setattr", self, name, value)
+
+    def __call__(self, *args, **kwargs):
+        return self._channel.ask("call", self, list(args), kwargs)
+
+    def __eq__(self, other):
+        if isinstance(other, Remote):
+            return bool(self._channel.ask("eq", self, other))
+        known = self._channel.ask("plain", self)
+        return bool(known) and known[0] == other
+
+
+def _forward():
+    for name in ASKED:
+        setattr(Remote, name, lambda self, *args, _name=name: self._channel.ask(_name, self, *args))
+    for name in AMONG[1:]:
+
+        def among(self, other, _name=name):
+            return self._channel.ask(_name, self, other) if isinstance(other, Remote) else NotImplemented
+
+        setattr(Remote, f"__{name.strip('_')}__", among)
+
+
+_forward()
+
+
+class Channel:
+    """Requests and answers over a socket, nested as calls are. ``trusted``: the other side may name any builtin."""
+
+    def __init__(self, end, trusted):
+        self.socket, self.trusted = end, trusted
+        self.own, self.numbers = [], {}
+
+    # --- messages ---
+
+    def send(self, message):
+        data = json.dumps(message).encode()
+        self.socket.sendall(len(data).to_bytes(8, "big") + data)
+
+    def receive(self):
+        size = int.from_bytes(self._read(8), "big")
+        if size > LONGEST:
+            raise EOFError(f"a message of {size} bytes")
+        return json.loads(self._read(size))
+
+    def _read(self, size):
+        parts = []
+        while size:
+            part = self.socket.recv(min(size, 2**20))
+            if not part:
+                raise EOFError("the other process has ended")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def ask(self, what, *args):
+        self.send([what, [self.encode(arg) for arg in args]])
+        while True:
+            kind, *rest = self.receive()
+            if kind == "return":
+                result, after = rest
+                if what == "call":
+                    for arg, left in zip(args[1], map(self.decode, after), strict=False):
+                        if type(arg) in MUTABLE and type(left) is type(arg):
+                            MUTABLE[type(arg)](arg, left)
+                return self.decode(result)
+            if kind == "raise":
+                names, values, text = rest
+                known = (getattr(builtins, name, None) for name in names)
+                error = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), RuntimeError)
+                try:
+                    raised = error(*map(self.decode, values))
+                except Exception:
+                    raised = RuntimeError(str(text)[:500])
+                raise raised
+            self.answer([kind, *rest])
+
+    def answer(self, message):
+        """Do what the other side asks. Of the tests' process it may only call functions that were passed to it."""
+        try:
+            what, args = message
+            args = [self.decode(arg) for arg in args]
+            if not self.trusted and what != "call":
+                raise PermissionError(what)
+            result = self.perform(what, *args)
+            after = [self.encode(arg) for arg in args[1]] if what == "call" else []
+            reply = ["return", self.encode(result), after]
+        except BaseException as error:
+            names = [kind.__name__ for kind in type(error).__mro__]
+            text = f"{type(error).__name__}: {error}"[:500]
+            values = error.args if all(isinstance(arg, (str, int, float)) for arg in error.args) else [str(error)[:500]]
+            reply = ["raise", names, [self.encode(value) for value in values], text]
+        self.send(reply)
+
+    def perform(self, what, *args):
+        if what == "call":
+            return args[0](*args[1], **args[2])
+        if what == "plain":
+            kind = next((kind for kind in PLAIN if isinstance(args[0], kind)), None)
+            return [] if kind is None else [kind(args[0])]
+        if what in ("getattr", "setattr"):
+            return getattr(builtins, what)(*args)
+        return ASKED[what](*args) if what in ASKED else getattr(operator, what)(*args)
+
+    # --- values ---
+
+    def encode(self, value):
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if value is None or value is NotImplemented or kind in (bool, str):
+            return ["constant", str(value)] if value is NotImplemented else value
+        if kind is int:
+            return ["int", hex(value)]
+        if kind is float:
+            return ["float", value.hex()]
+        if name in SEQUENCES:
+            return [name, [self.encode(part) for part in value]]
+        if name in MAPPINGS or name == "collections.defaultdict":
+            pairs = [[self.encode(key), self.encode(part)] for key, part in value.items()]
+            return [name if name in MAPPINGS else "builtins.dict", pairs]
+        if name in PARTS:
+            return [name, [self.encode(part) for part in PARTS[name](value)]]
+        if isinstance(value, (type, types.BuiltinFunctionType)) and getattr(builtins, value.__name__, 0) is value:
+            return ["builtin", value.__name__]
+        if kind is Remote:
+            return ["yours", value._number]
+        if id(value) not in self.numbers:
+            self.numbers[id(value)] = len(self.own)
+            self.own.append(value)
+        return ["mine", self.numbers[id(value)]]
+
+    def decode(self, value):
+        if not isinstance(value, list):
+            return value
+        name, content = value
+        if name == "int":
+            return int(content, 16)
+        if name == "float":
+            return float.fromhex(content)
+        if name == "constant":
+            return NotImplemented
+        if name == "mine":
+            return Remote(self, int(content))
+        if name == "yours":
+            return self.own[content]
+        if name == "builtin":
+            found = getattr(builtins, content)
+            if not self.trusted and (not isinstance(found, type) or found is type):
+                raise PermissionError(content)
+            return found
+        module, _, short = name.partition(".")
+        if name in MAPPINGS:
+            pairs = {self.decode(key): self.decode(part) for key, part in content}
+            return getattr(importlib.import_module(module), short)(pairs)
+        if name not in SEQUENCES and name not in PARTS:
+            raise ValueError(f"unknown kind {name}")
+        kind, parts = getattr(importlib.import_module(module), short), [self.decode(part) for part in content]
+        return kind(parts) if name in SEQUENCES else kind(*parts)
+
+
+def limit(limits, keep):
+    """Set the limits of this process and close what it was not given."""
+    for name, value in limits:
+        resource.setrlimit(getattr(resource, name), (value, value))
+    low = 3
+    for fd in [*sorted(keep), 2**16]:
+        os.closerange(low, fd)
+        low = fd + 1
+
+
+def program(address, limits):
+    """The program's process: load the text, then do what the tests ask."""
+    limit(limits, [])
+    channel = Channel(connect("\0" + address), trusted=True)
+    channel.send("hello")
+    module = types.ModuleType("program")  # not __main__: a script's own demonstration is not asked for
+    sys.modules["program"] = module
+    channel.own += [lambda source: exec(compile(source, "program.py", "exec"), module.__dict__), module.__dict__.get]
+    while True:
+        channel.answer(channel.receive())
+
+
+def connect(address):
+    end = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            end.connect(address)
+            return end
+        except ConnectionRefusedError:  # the tests' process does not listen yet
+            time.sleep(0.005)
+
+
+def tests(address, verdict, job, limits):
+    """The tests' process: reads its job from one descriptor, writes lines of JSON to another, 'began' first."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("\0" + address)
+    listener.listen(1)
+    with open(job, encoding="utf-8") as file:
+        source, checks, head, names = json.load(file)
+    limit(limits, [listener.fileno(), verdict])
+    with listener:
+        channel = Channel(listener.accept()[0], trusted=False)
+    if channel.receive() != "hello":
+        return
+    os.write(verdict, b'"began"\n')
+    try:
+        channel.ask("call", Remote(channel, 0), [source], {})
+        space = {"__name__": "tests"}
+        exec(compile(head, "head.py", "exec"), space)
+        for name in names:
+            space[name] = channel.ask("call", Remote(channel, 1), [name], {})
+        exec(compile(checks, "tests.py", "exec"), space)
+        outcome = [True, "passed"]
+    except BaseException as error:
+        outcome = [False, f"{type(error).__name__}: {error}"[:500]]
+    os.write(verdict, json.dumps(outcome).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    role, name, *numbers = sys.argv[1:]
+    {"program": program, "tests": tests}[role](name, *map(json.loads, numbers))
