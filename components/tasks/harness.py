@@ -20,11 +20,13 @@ import socket
 import sys
 import time
 import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 LONGEST = 64 * 2**20  # bytes of a message
 SEQUENCES = ("builtins.list", "builtins.tuple", "builtins.set", "builtins.frozenset", "collections.deque")
 MAPPINGS = ("builtins.dict", "collections.OrderedDict", "collections.Counter")
-PARTS = {
+PARTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "builtins.complex": lambda x: (x.real, x.imag),
     "builtins.range": lambda x: (x.start, x.stop, x.step),
     "builtins.bytes": lambda x: (list(x),),
@@ -36,75 +38,52 @@ PARTS = {
     "datetime.time": lambda x: (x.hour, x.minute, x.second, x.microsecond),
     "datetime.timedelta": lambda x: (x.days, x.seconds, x.microseconds),
 }
-MUTABLE = {
-    list: list.__init__,
-    dict: lambda x, y: (x.clear(), x.update(y)),
-    set: lambda x, y: (x.clear(), x.update(y)),
-    bytearray: bytearray.__init__,
-}  # how an argument takes the content that a call has left in it
-PLAIN = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
-ASKED = {
-    "__iter__": iter,
-    "__next__": next,
-    "__len__": len,
-    "__str__": str,
-    "__repr__": repr,
-    "__hash__": hash,
-    "__bool__": bool,
+PLAIN: tuple[Any, ...] = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
+ASKED: dict[str, Callable[..., Any]] = {
+    "__instancecheck__": lambda kind, value: isinstance(value, kind),
     "__getitem__": operator.getitem,
     "__setitem__": operator.setitem,
     "__delitem__": operator.delitem,
-    "__enter__": lambda x: x.__enter__(),
-    "__exit__": lambda x, *error: x.__exit__(None, None, None),
-    "__instancecheck__": lambda x, y: isinstance(y, x),
+    **{f"__{ask.__name__}__": ask for ask in (iter, next, len, repr, hash)},
+    "__str__": str,
+    "__bool__": bool,
 }
-AMONG = (
-    "eq",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "matmul",
-    "and_",
-    "or_",
-    "xor",
-)
+# Operators that two proxies have; there are none between a proxy and plain data.
+AMONG = ["lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "and_", "or_", "xor"]
 
 
 class Remote:
     """Proxy of an object of the other process."""
 
-    def __init__(self, channel, number):
+    def __init__(self, channel: Channel, number: int) -> None:
         self.__dict__.update(_channel=channel, _number=number)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return self._channel.ask("getattr", self, name)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         self._channel.ask("setattr", self, name, value)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._channel.ask("call", self, list(args), kwargs)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):
             return bool(self._channel.ask("eq", self, other))
         known = self._channel.ask("plain", self)
         return bool(known) and known[0] == other
 
 
-def _forward():
+def _forward() -> None:
     for name in ASKED:
-        setattr(Remote, name, lambda self, *args, _name=name: self._channel.ask(_name, self, *args))
-    for name in AMONG[1:]:
 
-        def among(self, other, _name=name):
+        def asked(self: Remote, *args: Any, _name: str = name) -> Any:
+            return self._channel.ask(_name, self, *args)
+
+        setattr(Remote, name, asked)
+    for name in AMONG:
+
+        def among(self: Remote, other: object, _name: str = name) -> Any:
             return self._channel.ask(_name, self, other) if isinstance(other, Remote) else NotImplemented
 
         setattr(Remote, f"__{name.strip('_')}__", among)
@@ -116,24 +95,23 @@ _forward()
 class Channel:
     """Requests and answers over a socket, nested as calls are. ``trusted``: the other side may name any builtin."""
 
-    def __init__(self, end, trusted):
+    def __init__(self, end: socket.socket, trusted: bool) -> None:
         self.socket, self.trusted = end, trusted
-        self.own, self.numbers = [], {}
+        self.own: list[Any] = []
+        self.numbers: dict[int, int] = {}
 
-    # --- messages ---
-
-    def send(self, message):
+    def send(self, message: Any) -> None:
         data = json.dumps(message).encode()
         self.socket.sendall(len(data).to_bytes(8, "big") + data)
 
-    def receive(self):
+    def receive(self) -> Any:
         size = int.from_bytes(self._read(8), "big")
         if size > LONGEST:
             raise EOFError(f"a message of {size} bytes")
         return json.loads(self._read(size))
 
-    def _read(self, size):
-        parts = []
+    def _read(self, size: int) -> bytes:
+        parts: list[bytes] = []
         while size:
             part = self.socket.recv(min(size, 2**20))
             if not part:
@@ -142,29 +120,30 @@ class Channel:
             size -= len(part)
         return b"".join(parts)
 
-    def ask(self, what, *args):
+    def ask(self, what: str, *args: Any) -> Any:
+        """What the other side returns. What it asks meanwhile is answered."""
         self.send([what, [self.encode(arg) for arg in args]])
         while True:
             kind, *rest = self.receive()
+            if kind == "raise":
+                raise self._error(*rest)
             if kind == "return":
                 result, after = rest
-                if what == "call":
-                    for arg, left in zip(args[1], map(self.decode, after), strict=False):
-                        if type(arg) in MUTABLE and type(left) is type(arg):
-                            MUTABLE[type(arg)](arg, left)
+                for arg, left in zip(args[1] if what == "call" else (), after, strict=False):
+                    restore(arg, self.decode(left))
                 return self.decode(result)
-            if kind == "raise":
-                names, values, text = rest
-                known = (getattr(builtins, name, None) for name in names)
-                error = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), RuntimeError)
-                try:
-                    raised = error(*map(self.decode, values))
-                except Exception:
-                    raised = RuntimeError(str(text)[:500])
-                raise raised
             self.answer([kind, *rest])
 
-    def answer(self, message):
+    def _error(self, names: list[str], values: list[Any], text: str) -> Exception:
+        """An exception of the nearest built-in kind."""
+        known = (getattr(builtins, name, None) for name in names)
+        kind = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), RuntimeError)
+        try:
+            return kind(*map(self.decode, values))
+        except Exception:
+            return RuntimeError(str(text)[:500])
+
+    def answer(self, message: Any) -> None:
         """Do what the other side asks. Of the tests' process it may only call functions that were passed to it."""
         try:
             what, args = message
@@ -181,7 +160,7 @@ class Channel:
             reply = ["raise", names, [self.encode(value) for value in values], text]
         self.send(reply)
 
-    def perform(self, what, *args):
+    def perform(self, what: str, *args: Any) -> Any:
         if what == "call":
             return args[0](*args[1], **args[2])
         if what == "plain":
@@ -191,10 +170,8 @@ class Channel:
             return getattr(builtins, what)(*args)
         return ASKED[what](*args) if what in ASKED else getattr(operator, what)(*args)
 
-    # --- values ---
-
-    def encode(self, value):
-        kind = type(value)
+    def encode(self, value: Any) -> Any:
+        kind: Any = type(value)
         name = f"{kind.__module__}.{kind.__qualname__}"
         if value is None or value is NotImplemented or kind in (bool, str):
             return ["constant", str(value)] if value is NotImplemented else value
@@ -209,16 +186,17 @@ class Channel:
             return [name if name in MAPPINGS else "builtins.dict", pairs]
         if name in PARTS:
             return [name, [self.encode(part) for part in PARTS[name](value)]]
-        if isinstance(value, (type, types.BuiltinFunctionType)) and getattr(builtins, value.__name__, 0) is value:
+        named = isinstance(value, (type, types.BuiltinFunctionType)) and getattr(builtins, value.__name__, 0) is value
+        if named and (not self.trusted or (isinstance(value, type) and value is not type)):
             return ["builtin", value.__name__]
         if kind is Remote:
-            return ["yours", value._number]
+            return ["yours", value.__dict__["_number"]]
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.own)
             self.own.append(value)
         return ["mine", self.numbers[id(value)]]
 
-    def decode(self, value):
+    def decode(self, value: Any) -> Any:
         if not isinstance(value, list):
             return value
         name, content = value
@@ -234,9 +212,9 @@ class Channel:
             return self.own[content]
         if name == "builtin":
             found = getattr(builtins, content)
-            if not self.trusted and (not isinstance(found, type) or found is type):
-                raise PermissionError(content)
-            return found
+            if self.trusted or (isinstance(found, type) and found is not type):
+                return found
+            raise PermissionError(content)
         module, _, short = name.partition(".")
         if name in MAPPINGS:
             pairs = {self.decode(key): self.decode(part) for key, part in content}
@@ -247,7 +225,21 @@ class Channel:
         return kind(parts) if name in SEQUENCES else kind(*parts)
 
 
-def limit(limits, keep):
+def restore(argument: Any, left: Any) -> None:
+    """Give an argument the content that a call has left in its copy."""
+    if type(left) is not type(argument):
+        return
+    if isinstance(argument, (list, bytearray)):
+        argument[:] = left
+    elif type(argument).__name__ in ("set", "dict", "OrderedDict", "Counter"):
+        argument.clear()
+        argument.update(left)
+    elif type(argument).__name__ == "deque":
+        argument.clear()
+        argument.extend(left)
+
+
+def limit(limits: Iterable[Sequence[Any]], keep: Iterable[int]) -> None:
     """Set the limits of this process and close what it was not given."""
     for name, value in limits:
         resource.setrlimit(getattr(resource, name), (value, value))
@@ -257,7 +249,7 @@ def limit(limits, keep):
         low = fd + 1
 
 
-def program(address, limits):
+def program(address: str, limits: list[Any]) -> None:
     """The program's process: load the text, then do what the tests ask."""
     limit(limits, [])
     channel = Channel(connect("\0" + address), trusted=True)
@@ -269,7 +261,7 @@ def program(address, limits):
         channel.answer(channel.receive())
 
 
-def connect(address):
+def connect(address: str) -> socket.socket:
     end = socket.socket(socket.AF_UNIX)
     while True:
         try:
@@ -279,7 +271,7 @@ def connect(address):
             time.sleep(0.005)
 
 
-def tests(address, verdict, job, limits):
+def tests(address: str, verdict: int, job: int, limits: list[Any]) -> None:
     """The tests' process: reads its job from one descriptor, writes lines of JSON to another, 'began' first."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("\0" + address)

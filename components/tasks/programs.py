@@ -35,8 +35,8 @@ from components.errors import SettingsError
 from components.tasks import supervisor
 
 # $1: Python's own folder; then the socket's name, the limits and the command of either role. The new root is mounted
-# over /sys, in our namespace only: no folder is made on the machine. Nobody's write access is left anywhere but in /scratch, and what the
-# host has is not even mounted (/proc only until umount has read it). Descriptors: see ``supervisor``.
+# over /sys, in our namespace only: no folder is made on the machine. Nobody's write access is left anywhere but in
+# /scratch. What the host has is not even mounted (/proc only until umount has read it). Descriptors: ``supervisor``.
 _SANDBOX = """
 set -eu
 umask 022
@@ -99,7 +99,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Tests:
+class Checks:
     """``source`` runs in a process of its own after ``head`` (imports and helpers of the data set). It meets the
     program's ``names``, as proxies, and nothing else of the program."""
 
@@ -118,7 +118,7 @@ def way(allow_unconfined: bool = False) -> Way:
     tried = [_ROOT, _USER] if os.geteuid() == 0 else [_USER]
     reasons = []
     for candidate in tried + [_LIMITED] * allow_unconfined:
-        outcome = _run("import json", Tests(), candidate, seconds=20.0, megabytes=512)
+        outcome = _run("import json", Checks(), candidate, seconds=20.0, megabytes=512)
         if outcome.passed:
             return candidate
         reasons.append(outcome.reason)
@@ -131,7 +131,7 @@ def way(allow_unconfined: bool = False) -> Way:
 
 def run(
     program: str,
-    tests: Tests | None = None,
+    tests: Checks | None = None,
     *,
     seconds: float = 5.0,
     megabytes: int = 512,
@@ -142,7 +142,7 @@ def run(
     Raises:
         SettingsError: as ``way``; or this program was never reached, which says nothing about it.
     """
-    outcome = _run(program, tests or Tests(), way(allow_unconfined), seconds, megabytes)
+    outcome = _run(program, tests or Checks(), way(allow_unconfined), seconds, megabytes)
     if not outcome.began:
         raise SettingsError(
             f"a program could not be started with {megabytes} MB of memory ({outcome.reason}): a right program would "
@@ -151,7 +151,7 @@ def run(
     return outcome
 
 
-def _run(program: str, tests: Tests, how: Way, seconds: float, megabytes: int) -> Outcome:
+def _run(program: str, tests: Checks, how: Way, seconds: float, megabytes: int) -> Outcome:
     texts = [program, tests.source, tests.head, list(tests.names)]
     job = {
         "parent": os.getpid(),

@@ -73,3 +73,19 @@ def checking(tests: str, name: str) -> str:
     if not found:
         raise DataError(f"{name}={tests[:60]!r} asserts nothing. Write a test that can fail, or remove the row.")
     return tests
+
+
+def names(code: str, tests: str) -> tuple[list[str], list[str]]:
+    """The imports of a gold program, and those of its own names that the tests use: what a program must define."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise DataError(f"code={code[:60]!r} is no Python ({error}). Repair it, or remove the row.") from error
+    imports = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    defined |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    if not defined & used:
+        raise DataError(f"test_list={tests[:60]!r} uses none of {sorted(defined)}. Test what the code defines.")
+    return imports, sorted(defined & used)

@@ -8,7 +8,6 @@ words. A row that cannot be scored is refused with its line. Left out: few-shot 
 
 from __future__ import annotations
 
-import ast
 import functools
 import math as maths
 from collections.abc import Callable, Collection, Iterable
@@ -244,25 +243,9 @@ def _read_mbpp(task: str, row: Row) -> Example:
     asserts = rows.checking("\n".join(rows.texts(row, "test_list")), "test_list")
     imports = rows.texts(row, "test_imports") if row.get("test_imports") is not None else []
     question = f"{sentence}\n\nIt must pass these tests:\n{asserts}"
-    used, names = _names(code, asserts)
+    used, names = rows.names(code, asserts)
     metadata = {"question": question, "tests": asserts, "imports": "\n".join([*used, *imports]), "names": names}
     return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{code}\n```", metadata)
-
-
-def _names(code: str, tests: str) -> tuple[list[str], list[str]]:
-    """The imports of a gold program, and those of its own names that the tests use: what a program must define."""
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise DataError(f"code={code[:60]!r} is no Python ({error}). Repair it, or remove the row.") from error
-    imports = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    defined |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    if not defined & used:
-        raise DataError(f"test_list={tests[:60]!r} uses none of {sorted(defined)}. Test what the code defines.")
-    return imports, sorted(defined & used)
 
 
 def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) -> Callable[[str, Example], bool]:
@@ -297,9 +280,9 @@ def assemble(text: str, example: Example) -> str:
     return (metadata["head"] if whole else metadata["question"]) + code
 
 
-def tests_of(example: Example) -> programs.Tests:
+def tests_of(example: Example) -> programs.Checks:
     """The example's tests. They take from the program only what it was asked for, so that it replaces no helper."""
     metadata = example.metadata
     if "entry" in metadata:
-        return programs.Tests(metadata["tests"], metadata["head"], [metadata["entry"]])
-    return programs.Tests(metadata["tests"], metadata["imports"], metadata["names"])
+        return programs.Checks(metadata["tests"], metadata["head"], [metadata["entry"]])
+    return programs.Checks(metadata["tests"], metadata["imports"], metadata["names"])
