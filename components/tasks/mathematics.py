@@ -8,6 +8,7 @@ ends it when a comparison takes too long, and the next call starts another.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -63,17 +64,12 @@ def _based(text: str) -> tuple[str, int] | None:
 
 def _ask(gold: str, answer: str, seconds: float) -> bool:
     with _slots:
-        try:
-            worker = _idle.get_nowait()
-        except queue.Empty:
-            worker = _start()
+        worker = _take()
         assert worker.stdin is not None and worker.stdout is not None
         try:
             worker.stdin.write(json.dumps([gold, answer, seconds]) + "\n")
             worker.stdin.flush()
             verdict = worker.stdout.readline().strip()
-        except OSError:  # it ended between two calls
-            verdict = ""
         except BaseException:  # an interruption: its answer would be read by the next call
             _stop(worker)
             raise
@@ -82,6 +78,18 @@ def _ask(gold: str, answer: str, seconds: float) -> bool:
         else:
             _stop(worker)
         return verdict == "True"
+
+
+def _take() -> subprocess.Popen[str]:
+    """An idle worker that lives, or a new one."""
+    while True:
+        try:
+            worker = _idle.get_nowait()
+        except queue.Empty:
+            return _start()
+        if worker.poll() is None:
+            return worker
+        _stop(worker)
 
 
 def _start() -> subprocess.Popen[str]:
@@ -104,8 +112,11 @@ def _start() -> subprocess.Popen[str]:
 
 def _stop(worker: subprocess.Popen[str]) -> None:
     worker.kill()
-    with worker:
-        worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    worker.wait()
 
 
 @atexit.register

@@ -15,7 +15,7 @@ from fractions import Fraction
 LONGEST = 400  # digits: longer numbers and larger powers of ten are refused
 SIGNS = str.maketrans("−﹣－–‐‑﹢＋．，％＄⁄", "------++.,%$/")
 SPACES = re.compile(r"\\[,;: ]|(?<=\d)~(?=\d)|[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
-GROUPS = re.compile(r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+)(?!,?\d)(?! \d)")
+GROUPS = re.compile(r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+(?! ?/))(?!,?\d)(?! \d)")
 TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\b\s*\{([^{}]*)\}")
 EMPHASIS = re.compile(r"(\*{1,2}|`)([^*`]+)\1")
 LEFT_OUT = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[()\[\]!]")
@@ -30,7 +30,7 @@ NUMBER = re.compile(
 NEUTRAL = re.compile(r"[^\W\d_]|[\s.,:;'\"“”()\[\]{}%]|[$€£¥₹]")  # what may stand before the number and after it
 BOUNDS = re.compile(  # just before the number
     r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower) than|at (?:least|most)|up to|about|approx\w*|"
-    r"roughly|nearly|almost|around|over|under|not|minus|negative|half)(?: of| equal to)?[\W]*$"
+    r"roughly|nearly|almost|around|over|under|not|minus|negative|half)(?: of| equal to)?[\s$(]*$"
 )
 SCALES = re.compile(  # anywhere after it
     r"\b(?:hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|mn|mio|k|half|halves|"
