@@ -18,7 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from components.tasks.numerals import joined, spaced
 
 BASED = re.compile(r"(?:\\text\{|\\mathrm\{)?([0-9A-Z]+)\}?_\{?(\d+)\}?")

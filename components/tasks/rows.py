@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from components.errors import DataError
+from components.core.errors import DataError
 from components.tasks.example import json_rows
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks.example import Example, Task, address
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
@@ -20,10 +20,7 @@ TRAIN_FILE_SHARES = {"train": 0.90, "tune": 0.05, "gate": 0.05}  # of a data set
 
 @runtime_checkable
 class Finite(Protocol):
-    """A task whose prompts are given, not generated. ``splits``: those that its data set has."""
-
-    @property
-    def splits(self) -> tuple[str, ...]: ...
+    """A task whose prompts are given, not generated."""
 
     def examples(self, split: str) -> list[Example]: ...
 

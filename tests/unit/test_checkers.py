@@ -8,12 +8,12 @@ from fractions import Fraction
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
 from components.tasks import build as build_task
 from components.tasks import mathematics
 from components.tasks.checkers import final_answer, last_boxed, math_equal, number_equal
 from components.tasks.numerals import number_in, number_text
-from components.tasks.text_data import TextTask, load_rows
+from components.tasks.hub import TextTask, load_rows
 
 
 def build(name: str, **knobs: object) -> TextTask:

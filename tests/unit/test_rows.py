@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
 from components.settings.data import Counts, Data, TaskSettings
-from components.stages.place import Place
+from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
 from components.tasks.example import Example, read_examples
 from components.tasks.splits import collect
-from components.tasks.text_data import TextTask, _read_humaneval, _read_math, _read_mbpp, gsm8k, math
+from components.tasks.hub import TextTask, _read_humaneval, _read_math, _read_mbpp, gsm8k, math
 
 LINE = '{"question": "How many?", "answer": "#### 3"}'
 MBPP = {
@@ -205,7 +205,7 @@ def test_a_finite_data_set_is_drawn_by_the_seed(tmp_path: Path) -> None:
         file(tmp_path / f"{name}.jsonl", *({"question": f"{name} {i}?", "answer": f"#### {i}"} for i in range(count)))
     drawn = {}
     for seed in (1, 2, 1):
-        place = Place(root=tmp_path / str(seed), profile="p")
+        place = Workspace(root=tmp_path / str(seed), profile="p")
         prepare(place, settings(tmp_path, seed))
         drawn[seed] = place.examples("words", "test")
         task = settings(tmp_path, seed).tasks["words"].build()
@@ -223,5 +223,5 @@ def test_a_data_set_with_too_few_rows_says_so(counts: dict[str, int], words: str
     for name, count in (("train", 300), ("test", 40)):
         file(tmp_path / f"{name}.jsonl", *({"question": f"{name} {i}?", "answer": f"#### {i}"} for i in range(count)))
     with pytest.raises(DataError, match=words):
-        prepare(Place(root=tmp_path, profile="p"), settings(tmp_path, 1, **counts))
+        prepare(Workspace(root=tmp_path, profile="p"), settings(tmp_path, 1, **counts))
     assert not (tmp_path / "outputs" / "p" / "data").exists()
