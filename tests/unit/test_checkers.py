@@ -4,7 +4,6 @@ import json
 import signal
 import threading
 import time
-from fractions import Fraction
 
 import pytest
 
@@ -12,7 +11,6 @@ from components.core.errors import DataError
 from components.tasks import build as build_task
 from components.tasks import mathematics
 from components.tasks.checkers import final_answer, last_boxed, math_equal, number_equal
-from components.tasks.numerals import number_in, number_text
 from components.tasks.hub import TextTask, load_rows
 
 
@@ -60,53 +58,6 @@ def write(path, rows):
 )
 def test_numeric_answers(text, right):
     assert number_equal(text, "She sells them.\n#### 18") is right
-
-
-READ = {
-    # text: its number
-    "−3": -3, "－3": -3, "–3": -3, "− 3": -3, "- 3": -3, "Total: - 3": -3, "-$5": -5, "$-5": -5, "(-18)": -18, "+18": 18,
-    "1,234": 1234, "1,234,567": 1234567, "$1,234.50": "1234.5", "1{,}234": 1234, "1,\\!234": 1234, "1,234,": 1234,
-    "1 234": 1234, "1\u202f234": 1234, "1\u2009234": 1234, "1\u00a0234": 1234, "10\\,000": 10000, "10~000": 10000,
-    "12 345 678": 12345678, "1e3": 1000, "1E+3": 1000, "1.5e-3": ".0015", "2 \\times 10^{3}": 2000, "1.5 × 10^3": 1500,
-    "10^3": 1000, "1/2": "1/2", "1 / 2": "1/2", "1⁄2": "1/2", "-1/2": "-1/2", ".5": "1/2", "\\frac12": "1/2",
-    "\\dfrac{1}{2}": "1/2", "-\\frac{1}{2}": "-1/2", "1 1/2": "3/2", "3\\frac12": "7/2", "36/2 eggs": 18, "18.": 18,
-    "18, which is it": 18, "18 eggs": 18, "18%": 18, "18\\%": 18, "€18": 18, "18 €": 18, "**18**": 18, "`18`": 18,
-    "$18$": 18, "\\(18\\)": 18, "\\text{18 eggs}": 18, "18\\text{ cm}": 18, "x = 18": 18, "16 + 2 = 18": 18, "１８": 18,
-    "١٢": 12, "18 more than Bob": 18, "18 times": 18, "eggs left over: 18": 18, "0": 0, "-0": 0, "00018": 18,
-}  # fmt: skip
-REFUSED = [
-    "1,2,3", "0,5", "1,23", "0,123", "01,234", "12,34,567", "1,234,5", "1,2345", "1.234.567", "1.234,56", "1, 234",
-    "1,234 567", "1 2 3", "1 23", "1 234 5", "1'234", "1_234", "$1.2 million", "1.2 billion", "18 thousand", "18 dozen",
-    "18k", "18 and a half", "half of 18", "<18", ">18", "≤18", "< 18", "\\le 18", "~18", "≈ 18", "±18", "\\pm 18",
-    "at least 18", "about 18", "more than 18", "not 18", "minus 18", "18 or 19", "18 or so", "18-20", "18–20", "18+",
-    "18!", "18²", "18^2", "2^5", "2**5", "18°", "18:30", "18x", "x18", "18cm", "a-18", "18-a", "x - 3", "--3", "+-3",
-    "1..2", "1.2.3", "1e3.5", "2e3e4", "1e999999999", "10^{999999999}", "9" * 401, "3/0", "1/2/3", "1/", "/2", "½", "1½",
-    "x >= 18", "x != 18", "x ≠ 18", "x == 18", "The 3rd", "#18", "0x12", "∞", "nan", "inf", "1 234/5", "2 1/0", "", "-",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", READ)
-def test_numbers_are_read_exactly(text):
-    value = Fraction(READ[text])
-    assert number_in(text) == value
-    assert number_in(number_text(value)) == value
-    for gold in (f"so\n#### {text}", str(value)):
-        assert number_equal(f"<answer>{text}</answer>", gold)
-    assert not number_equal(f"<answer>{text}</answer>", str(value + 1))
-
-
-@pytest.mark.parametrize("text", REFUSED)
-def test_what_touches_bounds_or_scales_a_number_is_refused(text):
-    assert number_in(text) is None
-    digits = "".join(c for c in text if c.isdecimal() and c.isascii())
-    for gold in (digits, "18", "0.5", "1.2", "123", "1234"):
-        assert not number_equal(f"<answer>{text}</answer>", gold)
-
-
-def test_small_golds_are_not_rounded_away():
-    assert not number_equal("#### 0.0000002", "0.0000001")
-    assert not number_equal("#### 0.0000001", "0")
-    assert number_equal("#### 0.3333333", "1/3") and not number_equal("#### 0.33333", "1/3")
 
 
 @pytest.mark.parametrize(
@@ -158,28 +109,64 @@ def test_mathematical_answers(text, gold, right):
     assert math_equal(text, gold) is right
 
 
-SAME = [
-    ("10000", r"10\,000"), ("10000", "10,000"), ("10000", "10 000"), ("-3", "−3"), ("-3", "− 3"), ("1000", "1e3"),
-    ("2516_8", "2516_{8}"), (r"\text{A1}_{16}", "A1_{16}"), ("2516_8", "02516_8"), (r"\frac{1}{2^{98}}", r"\frac{2}{2^{99}}"),
-    ("2^{1000}", "4^{500}"), ("0.333333", r"\frac13"), (r"\sqrt2", "1.41421356"), (r"\{1,2\}", r"\{2,1\}"), ("x_1", "x_{1}"),
-    (r"\text{Evelyn}", "Evelyn"), (r"90^\circ", "90"), ("y=2x+1", "y=1+2x"), (r"9^{9^{9^{9}}}", r"9^{9^{9^{9}}}"),
-]  # fmt: skip
-OTHER = [
-    ("1/2^{99}", "1/2^{98}"), ("0", "1/2^{99}"), ("5", "5+10^{-30}"), ("2^{99}", "2^{99}+1"), ("10^{100}", "10^{100}+1"),
-    ("e^{-40}", "e^{-41}"), ("0.0000001", "0.0000002"), ("x+1/2^{99}", "x+1/2^{98}"), ("x/2^{99}", "x/2^{98}"),
-    ("i/2^{99}", "i/2^{98}"), ("(1/2^{99},1)", "(1/2^{98},1)"), (r"\{1/2^{99}\}", r"\{1/2^{98}\}"), ("x=1/2^{99}", "x=1/2^{98}"),
-    ("x<1/2^{99}", "x<1/2^{98}"), ("[0,1/2^{99}]", "[0,1/2^{98}]"), ("2516_8", "2516_9"), ("2516", "2516_8"), ("2516_8", "2516"),
-    ("x_1", "x_2"), ("123", "1,2,3"), ("5", "0,5"), ("1,2,3", "123"), (r"\frac13", "0.33"), ("3", r"9^{9^{"),
-]  # fmt: skip
+SAME = r"""
+10000 || 10\,000
+10000 || 10,000
+10000 || 10 000
+-3 || −3
+-3 || − 3
+1000 || 1e3
+2516_8 || 2516_{8}
+\text{A1}_{16} || A1_{16}
+2516_8 || 02516_8
+\frac{1}{2^{98}} || \frac{2}{2^{99}}
+2^{1000} || 4^{500}
+0.333333 || \frac13
+\sqrt2 || 1.41421356
+\{1,2\} || \{2,1\}
+x_1 || x_{1}
+\text{Evelyn} || Evelyn
+90^\circ || 90
+y=2x+1 || y=1+2x
+9^{9^{9^{9}}} || 9^{9^{9^{9}}}
+""".strip().splitlines()
+OTHER = r"""
+1/2^{99} || 1/2^{98}
+0 || 1/2^{99}
+5 || 5+10^{-30}
+2^{99} || 2^{99}+1
+10^{100} || 10^{100}+1
+e^{-40} || e^{-41}
+0.0000001 || 0.0000002
+x+1/2^{99} || x+1/2^{98}
+x/2^{99} || x/2^{98}
+i/2^{99} || i/2^{98}
+(1/2^{99},1) || (1/2^{98},1)
+\{1/2^{99}\} || \{1/2^{98}\}
+x=1/2^{99} || x=1/2^{98}
+x<1/2^{99} || x<1/2^{98}
+[0,1/2^{99}] || [0,1/2^{98}]
+2516_8 || 2516_9
+2516 || 2516_8
+2516_8 || 2516
+x_1 || x_2
+123 || 1,2,3
+5 || 0,5
+1,2,3 || 123
+\frac13 || 0.33
+3 || 9^{9^{
+""".strip().splitlines()
 
 
-@pytest.mark.parametrize(("gold", "answer"), SAME)
-def test_equal_mathematics(gold, answer):
+@pytest.mark.parametrize("pair", SAME)
+def test_equal_mathematics(pair):
+    gold, answer = pair.split(" || ")
     assert math_equal(f"\\boxed{{{answer}}}", gold)
 
 
-@pytest.mark.parametrize(("gold", "answer"), OTHER)
-def test_unequal_mathematics(gold, answer):
+@pytest.mark.parametrize("pair", OTHER)
+def test_unequal_mathematics(pair):
+    gold, answer = pair.split(" || ")
     assert not math_equal(f"<answer>{answer}</answer>", gold) and not math_equal(f"<answer>{gold}</answer>", answer)
 
 

@@ -13,8 +13,8 @@ from components.settings.data import Counts, Data, TaskSettings
 from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
 from components.tasks.example import Example, read_examples
-from components.tasks.splits import collect
 from components.tasks.hub import TextTask, _read_humaneval, _read_math, _read_mbpp, gsm8k, math
+from components.tasks.splits import collect
 
 LINE = '{"question": "How many?", "answer": "#### 3"}'
 MBPP = {
@@ -23,9 +23,11 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3"],
 }
 HUMANEVAL = {
-    "prompt": "def one():\n", "entry_point": "one", "canonical_solution": "    return 1\n",
+    "prompt": "def one():\n",
+    "entry_point": "one",
+    "canonical_solution": "    return 1\n",
     "test": "def check(candidate):\n    assert candidate() == 1\n",
-}  # fmt: skip
+}
 
 
 def file(path: Path, *rows: dict[str, Any]) -> str:
@@ -36,10 +38,13 @@ def file(path: Path, *rows: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     "content",
     [
-        b"\xef\xbb\xbf" + LINE.encode(), b"\n\n  \n" + LINE.encode() + b"\n\n", LINE.encode() + b"\r\n\r\n", LINE.encode(),
+        b"\xef\xbb\xbf" + LINE.encode(),
+        b"\n\n  \n" + LINE.encode() + b"\n\n",
+        LINE.encode() + b"\r\n\r\n",
+        LINE.encode(),
         b"\xef\xbb\xbf\n" + LINE.encode(),
     ],
-)  # fmt: skip
+)
 def test_byte_order_marks_and_blank_lines_are_read(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(content)
     assert [e.answer for e in gsm8k(test_path=str(tmp_path / "x.jsonl")).examples("test")] == ["<answer>3</answer>"]
@@ -60,7 +65,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "deep nesting": (b"[" * 100_000, "not a JSON object"),
     "a long integer": (b'{"question": "a", "answer": ' + b"9" * 5000 + b"}", "not a JSON object"),
     "a zero byte alone": (b"\x00", "not a JSON object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -71,18 +76,21 @@ def test_lines_that_are_no_rows_are_refused_by_number(name: str, tmp_path: Path)
     with pytest.raises(DataError, match=f"x.jsonl, line 2 .*({words})"):
         gsm8k(test_path=str(path)).examples("test")
     path.write_bytes((Example("t", "p", "a").to_json() + "\n").encode() + content)
-    with pytest.raises(DataError, match="x.jsonl, line 2 is not an example"):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2 is not an example"):
         read_examples(path)
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"task": 1, "prompt": "p", "answer": "a"}, {"task": "t", "prompt": None, "answer": "a"}, {"task": "t", "prompt": "p"},
-        {"task": "t", "prompt": "p", "answer": ["a"]}, {"task": "t", "prompt": "p", "answer": "a", "metadata": []},
+        {"task": 1, "prompt": "p", "answer": "a"},
+        {"task": "t", "prompt": None, "answer": "a"},
+        {"task": "t", "prompt": "p"},
+        {"task": "t", "prompt": "p", "answer": ["a"]},
+        {"task": "t", "prompt": "p", "answer": "a", "metadata": []},
         {"task": "t", "prompt": "p", "answer": "a", "more": 1},
     ],
-)  # fmt: skip
+)
 def test_examples_of_other_types_are_refused_by_number(row: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1 is not an example"):
         read_examples(Path(file(tmp_path / "x.jsonl", row)))
@@ -119,10 +127,18 @@ def test_rows_of_wrong_types_are_refused_by_number(task: Any, row: dict[str, Any
 @pytest.mark.parametrize(
     ("solution", "answer"),
     [
-        ("so\n#### −3", "-3"), ("#### − 3", "-3"), ("#### 1,234", "1234"), ("#### 1 234", "1234"), ("#### 1e3", "1000"),
-        ("#### 1/2", "0.5"), ("#### 1/3", "1/3"), ("#### $18.00", "18"), (r"\boxed{7} then #### 18", "18"), ("#### 0", "0"),
+        ("so\n#### −3", "-3"),
+        ("#### − 3", "-3"),
+        ("#### 1,234", "1234"),
+        ("#### 1 234", "1234"),
+        ("#### 1e3", "1000"),
+        ("#### 1/2", "0.5"),
+        ("#### 1/3", "1/3"),
+        ("#### $18.00", "18"),
+        (r"\boxed{7} then #### 18", "18"),
+        ("#### 0", "0"),
     ],
-)  # fmt: skip
+)
 def test_gold_numbers_keep_their_value(solution: str, answer: str, tmp_path: Path) -> None:
     task = gsm8k(test_path=file(tmp_path / "x.jsonl", {"question": "a", "answer": solution}))
     (example,) = task.examples("test")
@@ -133,11 +149,14 @@ def test_gold_numbers_keep_their_value(solution: str, answer: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("row", "gold"),
     [
-        ({"answer": 0, "solution": r"\boxed{7}"}, "0"), ({"answer": "0", "solution": r"\boxed{7}"}, "0"),
-        ({"answer": 0.5, "solution": r"\boxed{7}"}, "0.5"), ({"answer": None, "solution": r"\boxed{7}"}, "7"),
-        ({"solution": r"\boxed{5}, no, \boxed{7}"}, "7"), ({"answer": -3}, "-3"),
+        ({"answer": 0, "solution": r"\boxed{7}"}, "0"),
+        ({"answer": "0", "solution": r"\boxed{7}"}, "0"),
+        ({"answer": 0.5, "solution": r"\boxed{7}"}, "0.5"),
+        ({"answer": None, "solution": r"\boxed{7}"}, "7"),
+        ({"solution": r"\boxed{5}, no, \boxed{7}"}, "7"),
+        ({"answer": -3}, "-3"),
     ],
-)  # fmt: skip
+)
 def test_the_answer_column_is_the_gold_answer(row: dict[str, Any], gold: str) -> None:
     assert _read_math("math", {"problem": "a", **row}).metadata["gold"] == gold
 
@@ -145,14 +164,22 @@ def test_the_answer_column_is_the_gold_answer(row: dict[str, Any], gold: str) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"test_list": "assert add(1, 2) == 3"}, "no list of texts"), ({"test_list": []}, "asserts nothing"),
-        ({"test_list": [""]}, "asserts nothing"), ({"test_list": ["# add(1, 2)"]}, "asserts nothing"),
-        ({"test_list": ["add(1, 2)"]}, "asserts nothing"), ({"test_list": ["assert True"]}, "uses none of"),
-        ({"test_list": [1]}, "no list of texts"), ({"test_list": None}, "no 'test_list'"), ({"test_list": {"a": 1}}, "no list"),
-        ({"test_list": ["assert add(1, 2 == 3"]}, "no Python"), ({"test_imports": "import math"}, "no list of texts"),
-        ({"code": "def add(:"}, "no Python"), ({"code": ""}, "code=''"), ({"prompt": " "}, "prompt="),
+        ({"test_list": "assert add(1, 2) == 3"}, "no list of texts"),
+        ({"test_list": []}, "asserts nothing"),
+        ({"test_list": [""]}, "asserts nothing"),
+        ({"test_list": ["# add(1, 2)"]}, "asserts nothing"),
+        ({"test_list": ["add(1, 2)"]}, "asserts nothing"),
+        ({"test_list": ["assert True"]}, "uses none of"),
+        ({"test_list": [1]}, "no list of texts"),
+        ({"test_list": None}, "no 'test_list'"),
+        ({"test_list": {"a": 1}}, "no list"),
+        ({"test_list": ["assert add(1, 2 == 3"]}, "no Python"),
+        ({"test_imports": "import math"}, "no list of texts"),
+        ({"code": "def add(:"}, "no Python"),
+        ({"code": ""}, "code=''"),
+        ({"prompt": " "}, "prompt="),
     ],
-)  # fmt: skip
+)
 def test_mbpp_rows_whose_tests_cannot_fail_are_refused(change: dict[str, Any], words: str) -> None:
     assert _read_mbpp("mbpp", MBPP).metadata["names"] == ["add"]
     with pytest.raises(DataError, match=words):
@@ -162,11 +189,14 @@ def test_mbpp_rows_whose_tests_cannot_fail_are_refused(change: dict[str, Any], w
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"test": ""}, "test=''"), ({"test": "def check(candidate):\n    pass\n"}, "asserts nothing"),
-        ({"test": "assert one() == 1"}, "entry_point='one'"), ({"entry_point": "two"}, "entry_point='two'"),
-        ({"test": "def check(c: assert"}, "no Python"), ({"canonical_solution": 1}, "canonical_solution='1'"),
+        ({"test": ""}, "test=''"),
+        ({"test": "def check(candidate):\n    pass\n"}, "asserts nothing"),
+        ({"test": "assert one() == 1"}, "entry_point='one'"),
+        ({"entry_point": "two"}, "entry_point='two'"),
+        ({"test": "def check(c: assert"}, "no Python"),
+        ({"canonical_solution": 1}, "canonical_solution='1'"),
     ],
-)  # fmt: skip
+)
 def test_humaneval_rows_whose_tests_cannot_fail_are_refused(change: dict[str, Any], words: str) -> None:
     assert _read_humaneval("humaneval", HUMANEVAL).metadata["entry"] == "one"
     with pytest.raises(DataError, match=words):
