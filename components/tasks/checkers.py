@@ -28,7 +28,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_answer(text: str) -> str | None:
-    """What stands after the last ``<answer>``, up to its end tag or the end of the text, or None."""
+    """The text after the last ``<answer>``, up to its end tag or the end of the text, or None."""
     _, tag, rest = text.rpartition("<answer>")
     return rest.split("</answer>")[0].strip() if tag else None
 
@@ -53,7 +53,7 @@ def gold_number(gold: str) -> Fraction | None:
 
 
 def number_equal(text: str, gold: str) -> bool:
-    """Whether the text's final answer is the gold one's number, to within 1e-6 (GSM8K's rule in paper A).
+    """True if the text's final answer is the gold one's number, to within 1e-6 (GSM8K's rule in paper A).
 
     A gold number below 1e-3 asks for more: a thousandth of itself. ``gold`` is as in ``gold_number``.
     """
@@ -65,7 +65,7 @@ def number_equal(text: str, gold: str) -> bool:
 
 
 def math_equal(text: str, gold: str) -> bool:
-    r"""Whether the text's final answer equals the LaTeX ``gold`` by math-verify, gold first, in any thread.
+    r"""True if the text's final answer equals the LaTeX ``gold`` by math-verify, gold first, in any thread.
 
     Only the last answer is compared: math-verify would make a set of two boxes. See ``mathematics.equal``.
     """

@@ -1,11 +1,13 @@
 """Both ends of a program's test run: the program's process and the process that tests it.
 
-Standard library only; ``sandbox`` hands the source to a confined Python with ``-c``. The tests never run where the
-program does. They hold proxies of the program's functions; arguments and results cross a socket as plain data, and the
-verdict leaves through a pipe that the program's process does not have. So the program can only answer, rightly or
-wrongly. Its own classes stay with it: a proxy equals a plain value only if it is an instance of a plain type with that
-value, and cannot be added to or ordered with one. What Python cannot close: two objects of the program's own classes
-are equal when the program claims so, and a function may change the arguments that the tests compare with afterwards.
+Standard library only; ``sandbox`` hands the source to a confined Python with ``-c``. The tests run in a process of
+their own and hold proxies of the program's functions. Arguments and results cross a socket as plain data. The verdict
+leaves through a pipe that the program's process does not have: the program can only answer, rightly or wrongly.
+
+Objects of the program's own classes stay with it. A proxy equals a plain value only if its object is an instance of a
+plain type with that value. It cannot be added to a plain value or ordered with one. What Python cannot close: the
+program decides whether two objects of its own classes are equal, whether one is true, and how long it is; and a
+function may change arguments that the tests compare with afterwards.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ class Channel:
         return b"".join(parts)
 
     def ask(self, what: str, *args: Any) -> Any:
-        """What the other side returns. What it asks meanwhile is answered."""
+        """The result of a request to the other side. Requests that arrive meanwhile are answered."""
         self.send([what, [self.encode(arg) for arg in args]])
         while True:
             kind, *rest = self.receive()
@@ -166,15 +168,14 @@ class Channel:
         if what == "plain":
             kind = next((kind for kind in PLAIN if isinstance(args[0], kind)), None)
             return [] if kind is None else [kind(args[0])]
-        if what in ("getattr", "setattr"):
-            return getattr(builtins, what)(*args)
-        return ASKED[what](*args) if what in ASKED else getattr(operator, what)(*args)
+        module = builtins if what in ("getattr", "setattr") else operator
+        return (ASKED.get(what) or getattr(module, what))(*args)
 
     def encode(self, value: Any) -> Any:
         kind: Any = type(value)
         name = f"{kind.__module__}.{kind.__qualname__}"
-        if value is None or value is NotImplemented or kind in (bool, str):
-            return ["constant", str(value)] if value is NotImplemented else value
+        if value is None or kind in (bool, str):
+            return value
         if kind is int:
             return ["int", hex(value)]
         if kind is float:
@@ -204,8 +205,6 @@ class Channel:
             return int(content, 16)
         if name == "float":
             return float.fromhex(content)
-        if name == "constant":
-            return NotImplemented
         if name == "mine":
             return Remote(self, int(content))
         if name == "yours":
@@ -227,16 +226,11 @@ class Channel:
 
 def restore(argument: Any, left: Any) -> None:
     """Give an argument the content that a call has left in its copy."""
-    if type(left) is not type(argument):
-        return
-    if isinstance(argument, (list, bytearray)):
+    if type(left) is type(argument) and isinstance(argument, (list, bytearray)):
         argument[:] = left
-    elif type(argument).__name__ in ("set", "dict", "OrderedDict", "Counter"):
+    elif type(left) is type(argument) and hasattr(argument, "clear"):
         argument.clear()
-        argument.update(left)
-    elif type(argument).__name__ == "deque":
-        argument.clear()
-        argument.extend(left)
+        argument.extend(left) if hasattr(argument, "extend") else argument.update(left)
 
 
 def limit(limits: Iterable[Sequence[Any]], keep: Iterable[int]) -> None:

@@ -5,6 +5,7 @@ Run as a script, never imported. The kernel ends it (SIGPROF, SIGALRM) when one 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
@@ -18,7 +19,7 @@ ROUNDED = 1e-5  # largest relative difference of equal numbers where one is a de
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify calls them equal and no number in them contradicts it."""
+    """True if math-verify calls them equal and no number in them contradicts it."""
     from math_verify import parse, verify
 
     parsed, read = (parse(f"\\boxed{{{part}}}", parsing_timeout=None) for part in (gold, answer))  # pyright: ignore
@@ -28,7 +29,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def differ(gold: Any, answer: Any) -> bool:
-    """Whether two expressions hold numbers that are apart, though equal after rounding to 6 decimals.
+    """True if two expressions hold numbers that are apart, though equal after rounding to 6 decimals.
 
     math-verify rounds differences: 1/2^{99} and 1/2^{98} are 0 to it. Numbers are compared relatively here.
     """
@@ -64,7 +65,8 @@ def main() -> None:
     except ImportError:
         return
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     print("ready", flush=True)

@@ -30,7 +30,7 @@ _slots = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 
 def equal(gold: str, answer: str, *, seconds: float = 3.0) -> bool:
-    """Whether the answer equals gold; False also where comparing takes more than ``seconds`` of CPU time.
+    """True if the answer equals gold; False also where comparing takes more than ``seconds`` of CPU time.
 
     Separators of true thousands groups are dropped, ``1e3`` is a power of ten, and a numeral with a base ('25_8')
     equals the same numeral in the same base only.

@@ -90,7 +90,7 @@ def number_text(value: Fraction) -> str:
 
 
 def _neutral(text: str, touching: str, refused: re.Pattern[str]) -> bool:
-    """Whether only words and punctuation stand beside the number, and no letter touches it."""
+    """True if only words and punctuation stand beside the number, and no letter touches it."""
     return not NEUTRAL.sub("", text) and not re.search(r"[^\W_]", touching) and not refused.search(text.lower())
 
 

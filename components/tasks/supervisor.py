@@ -55,9 +55,14 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int, otherwise: int) -> int:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-    return otherwise
+    """Bytes with shared pages split among their processes; ``otherwise`` if that is not ours to read."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except (PermissionError, FileNotFoundError):
+        return otherwise if os.path.exists(f"/proc/{pid}") else 0
+    except OSError:  # it has just ended
+        return 0
 
 
 def end() -> None:
@@ -76,7 +81,7 @@ def end() -> None:
 
 
 class Watch:
-    """What has been read and measured of a running program."""
+    """Output and measurements of a running program."""
 
     def __init__(self, job: dict[str, Any], verdict: int, errors: int) -> None:
         self.job, self.verdict, self.errors = job, verdict, errors
@@ -87,7 +92,7 @@ class Watch:
             self.selector.register(fd, selectors.EVENT_READ)
 
     def outcome(self) -> tuple[bool, str] | None:
-        """Whether it has passed, and why; None as long as that is open."""
+        """Passed or not, with the reason; None while the program runs."""
         for key, _ in self.selector.select(TICK):
             data = os.read(key.fd, 65536)
             if not data:

@@ -48,7 +48,7 @@ assert passed
 
 @functools.cache
 def unconfined() -> bool:
-    """Whether this machine cannot confine programs, which the tests of the sandbox ask the system for."""
+    """True if this machine cannot confine programs, which the tests of the sandbox ask the system for."""
     try:
         sandbox.way()
     except SettingsError:
