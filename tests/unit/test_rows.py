@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components.core.errors import DataError
-from components.settings.data import Counts, Data, TaskSettings
+from components.settings.data import Counts, Data, Domain, TaskSettings
 from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
 from components.tasks.example import Example, read_examples
@@ -225,9 +225,9 @@ def test_mbpp_asks_one_sentence_of_two_functions() -> None:
 
 
 def settings(folder: Path, seed: int, *, train: int = 20, test: int = 10, pretrain: int = 5) -> Data:
-    knobs = {"train_path": str(folder / "train.jsonl"), "test_path": str(folder / "test.jsonl")}
+    params = {"train_path": str(folder / "train.jsonl"), "test_path": str(folder / "test.jsonl")}
     counts = Counts(pretrain=pretrain, train=train, tune=1, gate=1, test=test)
-    return Data(seed=seed, tasks={"words": TaskSettings(kind="gsm8k", knobs=knobs, canvas=64)}, counts=counts)
+    return Data(seed=seed, tasks={"words": TaskSettings(kind="gsm8k", params=params, canvas=64)}, counts=counts)
 
 
 def test_a_finite_data_set_is_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_a_finite_data_set_is_drawn_by_the_seed(tmp_path: Path) -> None:
         file(tmp_path / f"{name}.jsonl", *({"question": f"{name} {i}?", "answer": f"#### {i}"} for i in range(count)))
     drawn = {}
     for seed in (1, 2, 1):
-        place = Workspace(root=tmp_path / str(seed), profile="p")
-        prepare(place, settings(tmp_path, seed))
-        drawn[seed] = place.examples("words", "test")
+        workspace = Workspace(root=tmp_path / str(seed), profile="p")
+        prepare(workspace, settings(tmp_path, seed), {}, Domain(model="none", tasks={"words": 1}))
+        drawn[seed] = workspace.domain("words").examples("test")
         task = settings(tmp_path, seed).tasks["words"].build()
         for split, count in (("train", 20), ("test", 10)):
-            assert place.examples("words", split) == collect(task, split, count, seed)
-        assert place.examples("words", "pretrain") == []
+            assert workspace.domain("words").examples(split) == collect(task, split, count, seed)
+        assert workspace.task("words").examples("test") == drawn[seed]
     assert isinstance(task, TextTask)
     assert drawn[1] != drawn[2] and drawn[1] != task.examples("test")[:10]
 
@@ -253,5 +253,10 @@ def test_a_data_set_with_too_few_rows_says_so(counts: dict[str, int], words: str
     for name, count in (("train", 300), ("test", 40)):
         file(tmp_path / f"{name}.jsonl", *({"question": f"{name} {i}?", "answer": f"#### {i}"} for i in range(count)))
     with pytest.raises(DataError, match=words):
-        prepare(Workspace(root=tmp_path, profile="p"), settings(tmp_path, 1, **counts))
+        prepare(
+            Workspace(root=tmp_path, profile="p"),
+            settings(tmp_path, 1, **counts),
+            {},
+            Domain(model="none", tasks={"words": 1}),
+        )
     assert not (tmp_path / "outputs" / "p" / "data").exists()
