@@ -62,9 +62,10 @@ class BernoulliPolicy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2 * L, 64), nn.ReLU(), nn.Linear(64, L))
-        nn.init.zeros_(self.net[2].weight)
-        nn.init.constant_(self.net[2].bias, -1.0)  # at first: about a quarter of the positions, whichever they are
+        last = nn.Linear(64, L)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, -1.0)  # at first: about a quarter of the positions, whichever they are
+        self.net = nn.Sequential(nn.Linear(2 * L, 64), nn.ReLU(), last)
 
     def forward(self, masked_BL: Tensor, log_odds_BL: Tensor) -> Tensor:
         return self.net(torch.cat([masked_BL.float(), log_odds_BL], -1))
@@ -139,7 +140,6 @@ def show(name: str, choose: Choose) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     show("one position per step", threshold(2.0))
     for value in (0.9, 0.7, 0.5, 0.4, 0.3):
