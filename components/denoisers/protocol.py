@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from components.types import Canvas, RowState
+from components.core.types import Canvas, RowState
 
 
 class Denoiser(Protocol):

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
+from components.core.types import STATISTICS, Needs, Observation
 from components.maths.distributions import ActionDistribution, Categorical, Deterministic
 from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
 from components.maths.plackett_luce import PlackettLuce
-from components.types import STATISTICS, Needs, Observation
 
 PLAIN = Needs()  # token and confidence at eligible positions, nothing else
 ODDS = Needs(statistics=("log_odds",))
@@ -58,8 +58,10 @@ class Quota:
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS or self.per_step < 1:
-            raise SettingsError(f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
-                                f"use one of {ORDERS} and at least 1 per step")  # fmt: skip
+            raise SettingsError(
+                f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
+                f"use one of {ORDERS} and at least 1 per step"
+            )
 
     @property
     def needs(self) -> Needs:

@@ -9,7 +9,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from components.errors import CheckpointError
+from components.core.errors import CheckpointError
+from components.core.files import beside, write_json
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
@@ -19,8 +20,10 @@ LearnedPolicy = ConfidencePolicy | FeaturePolicy
 def build(described: dict[str, Any]) -> LearnedPolicy:
     """A freshly initialised policy from ``policy.describe()``."""
     if described.get("kind") not in KINDS:
-        raise CheckpointError(f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
-                              f"known are {sorted(KINDS)}")  # fmt: skip
+        raise CheckpointError(
+            f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
+            f"known are {sorted(KINDS)}"
+        )
     return KINDS[described["kind"]](described["shape"])
 
 
@@ -36,15 +39,10 @@ KINDS: dict[str, Callable[[dict[str, Any]], LearnedPolicy]] = {
 
 
 def save(policy: LearnedPolicy, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
-    for name, write in (
-        ("policy.safetensors", lambda path: save_file(weights, path)),
-        ("policy.json", lambda path: path.write_text(json.dumps(policy.describe(), indent=2, sort_keys=True) + "\n")),
-    ):
-        beside = folder / f".{name}.new"
-        write(beside)
-        beside.replace(folder / name)
+    """Write policy.safetensors and policy.json into the folder, each whole or not at all."""
+    with beside(folder / "policy.safetensors") as part:
+        save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
+    write_json(folder / "policy.json", policy.describe())
 
 
 def load(folder: Path) -> LearnedPolicy:
@@ -53,6 +51,7 @@ def load(folder: Path) -> LearnedPolicy:
         policy = build(json.loads((folder / "policy.json").read_text()))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with "
-                              f"`dvc repro train`") from error  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
+        ) from error
     return policy.eval()

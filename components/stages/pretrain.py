@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-from components.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, SettingsError
+from components.core.files import beside, write_json
 from components.settings import Data, Models, Pretrain
-from components.stages.place import Place, fresh, settle, task_of
-from components.stages.progress import progress
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Workspace, task_of
 
 
-def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
+def pretrain(workspace: Workspace, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
     """P/pretrain/<model>: a Hugging Face folder, or source.json with the pinned revision of a model from elsewhere."""
     chosen = getattr(models, model)
-    folder = place.outputs / "pretrain" / model
-    beside = fresh(folder)
-    if chosen.source != "embedded":
-        (beside / "source.json").write_text(json.dumps(_resolve(chosen.source, chosen.revision), indent=2) + "\n")
-        figures: dict[str, float] = {}
-    else:
-        rows = getattr(pretrain.rows, model)
-        if not rows:
-            raise SettingsError(f"pretrain.rows.{model} names no task; an embedded dLLM would learn nothing; give rows "
-                                f"of at least one task, or set models.{model}.source")  # fmt: skip
-        figures = _train(place, data, pretrain, chosen.layout, rows, beside)
-        if chosen.dtype == "auto":
-            from components.denoisers.dtype import fastest
+    folder = workspace.outputs / "pretrain" / model
+    figures: dict[str, float] = {}
+    with beside(folder) as part:
+        part.mkdir()
+        if chosen.source != "embedded":
+            write_json(part / "source.json", _resolve(chosen.source, chosen.revision))
+        else:
+            rows = getattr(pretrain.rows, model)
+            if not rows:
+                raise SettingsError(
+                    f"pretrain.rows.{model} names no task. Give rows of a task, or set models.{model}.source."
+                )
+            figures = _train(workspace, data, pretrain, chosen.layout, rows, part)
+            if chosen.dtype == "auto":
+                from components.denoisers.dtype import fastest
 
-            dtype, ratio = fastest(str(beside))
-            (beside / "dtype.json").write_text(json.dumps({"dtype": dtype}) + "\n")
-            figures["bfloat16_speed_up"] = ratio
-    settle(beside, folder)
-    place.metrics(f"pretrain-{model}", figures)
+                dtype, ratio = fastest(str(part))
+                write_json(part / "dtype.json", {"dtype": dtype})
+                figures["bfloat16_speed_up"] = ratio
+    workspace.metrics(f"pretrain-{model}", figures)
     return figures
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
-    from pathlib import Path
-
     from components.denoisers.loading import read_config
 
     read_config(source, revision)
@@ -48,29 +48,39 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
     try:
         return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
     except OSError as error:
-        raise CheckpointError(f"the revision of {source} could not be resolved ({error}); results would not say which "
-                              f"weights made them; go online, or set models.*.revision") from error  # fmt: skip
+        raise CheckpointError(
+            f"the revision of {source} could not be resolved ({error}); results would not say which "
+            f"weights made them; go online, or set models.*.revision"
+        ) from error
 
 
 def _train(
-    place: Place, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], beside
-) -> dict[str, float]:  # fmt: skip
+    workspace: Workspace, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], folder: Path
+) -> dict[str, float]:
     import torch
 
+    from components.core.rng import generator, seed_of
     from components.denoisers import embedded
     from components.denoisers.loading import Encoder
-    from components.rng import generator, seed_of
     from components.trainers.pretrain import Batch
     from components.trainers.pretrain import pretrain as run
 
     tasks = {name: task_of(data, name) for name in rows_of}
     alphabet = "".join(task.alphabet for task in tasks.values())
-    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
-    denoiser, encoder = embedded.build(layout, alphabet, settings.width, settings.layers, settings.heads,
-                                       settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
+    positions = 8 + max(len(workspace.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
+    denoiser, encoder = embedded.build(
+        layout,
+        alphabet,
+        settings.width,
+        settings.layers,
+        settings.heads,
+        settings.inner,
+        positions,
+        seed_of(settings.seed, layout) % 2**31,
+    )
 
     def encode(name: str, encoder: Encoder):
-        examples = place.examples(name, "pretrain")
+        examples = workspace.examples(name, "pretrain")
         prompts = [encoder.prompt(x.prompt) for x in examples]
         width = max(map(len, prompts))
         ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=denoiser.mask_id) for p in prompts])
@@ -96,7 +106,7 @@ def _train(
             tick(" ".join(f"{name} {metrics[f'loss/{i}']:.2f}" for i, name in enumerate(tasks)))
 
         run(denoiser, batches, settings.steps, settings.learning_rate, settings.warmup, settings.seed, report)
-    embedded.save(denoiser, encoder, beside)
+    embedded.save(denoiser, encoder, folder)
     late = history[-25:]
     return {"parameters": float(sum(p.numel() for p in denoiser.model.parameters()))} | {
         f"loss.{name}": sum(h[f"loss/{i}"] for h in late) / len(late) for i, name in enumerate(tasks)

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from components.core.files import read_lines
 from components.tracking import registry, store
 from components.tracking.publish import stage_figures
-from components.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -56,10 +56,24 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     tiny["headroom"] |= {"prompts": 8, "orders": 4}
     tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
     tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
-    tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 3,
-                      "save_every": SAVED + 1}  # fmt: skip
-    tiny["evaluate"] |= {"tasks": [gate], "block_lengths": [4, None], "thresholds": [0.9], "factors": [0.8],
-                         "gammas": [0.3], "per_step": [1], "seeds": [0, 1]}  # fmt: skip
+    tiny["train"] |= {
+        "signal": "dense",
+        "rounds": ROUNDS,
+        "prompts": 4,
+        "group": 4,
+        "pairs": 64,
+        "validate_every": 3,
+        "save_every": SAVED + 1,
+    }
+    tiny["evaluate"] |= {
+        "tasks": [gate],
+        "block_lengths": [4, None],
+        "thresholds": [0.9],
+        "factors": [0.8],
+        "gammas": [0.3],
+        "per_step": [1],
+        "seeds": [0, 1],
+    }
     return params
 
 
@@ -68,8 +82,9 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True,
-                                text=True, check=True).stdout  # fmt: skip
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         for name in filter(None, listed.split("\0")):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +156,7 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
 def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
-    assert facts["round"] == SAVED and [row["step"] for row in read_metrics(lines)] == list(range(KILLED + 1))
+    assert facts["round"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
 
 
 def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
@@ -162,7 +177,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     other.run("unmask", "train")
     one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
     assert one == two and "policy.safetensors" in one
-    curves = [read_metrics(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
+    curves = [read_lines(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
     assert [row["step"] for row in curves[0]] == list(range(ROUNDS))
     for rows in curves:
         for row in rows:

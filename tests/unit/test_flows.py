@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
-from components.errors import CheckpointError, DataError, SettingsError
+from components.core.errors import CheckpointError, DataError, SettingsError
 from flows import guard, parameters, preflight, tasks, worktree
 from flows.promote import promote_policy
 from flows.sweep import sweep
@@ -33,9 +33,17 @@ profiles:
     train: {seed: 0, alpha: 1.0, rounds: 9, learning_rate: 5.0e-4, prompts: 32, group: 8}
 """
 BAD = [
-    ("profile", "huge"), ("seed", -1), ("seed", 1.5), ("alpha", -1), ("alpha", "fast"), ("rounds", 0),
-    ("learning_rate", 0), ("learning_rate", 2), ("prompts_per_round", 0), ("group", 1),
-]  # fmt: skip
+    ("profile", "huge"),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("alpha", -1),
+    ("alpha", "fast"),
+    ("rounds", 0),
+    ("learning_rate", 0),
+    ("learning_rate", 2),
+    ("prompts_per_round", 0),
+    ("group", 1),
+]
 GIVEN = {"seed": 3, "alpha": 2.5, "rounds": 7, "learning_rate": 1e-4, "prompts_per_round": 16, "group": 4}
 
 

@@ -10,7 +10,7 @@ import torch
 from components.denoisers import embedded
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
-from components.trainers.distil import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
 
@@ -50,7 +50,7 @@ def reinforced(task) -> set[str]:
 
 def distilled(task) -> set[str]:
     names = Names()
-    distil(learner(), Threshold(0.9), task.denoiser(), task.prompts(), Distil(1, 4, 8, 1e-3, None, 0), names)
+    imitate(learner(), Threshold(0.9), task.denoiser(), task.prompts(), DistillPlan(1, 4, 8, 1e-3, None, 0), names)
     return names.seen[0]
 
 
