@@ -175,13 +175,14 @@ def example_for(place: Place, name: str, task: Task, prompt: str) -> tuple[Examp
     from components.tasks.example import Example, read_examples
     from components.tasks.logic import Queens
     from components.tasks.sudoku import SudokuMany
+    from components.tasks.worded import SudokuPair
 
     for split in ("test", "gate", "tune", "train"):
         path = place.data(name, split)
         for example in read_examples(path) if path.exists() else ():
             if example.prompt == prompt:
                 return example, True
-    return Example(name, prompt, ""), isinstance(task, SudokuMany | Queens)
+    return Example(name, prompt, ""), isinstance(getattr(task, "plain", task), SudokuMany | SudokuPair | Queens)
 
 
 def _profile() -> tuple[Place, Settings]:

@@ -70,12 +70,14 @@ def _train(
                                        settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
 
     def encode(name: str, encoder: Encoder):
-        examples = place.examples(name, "pretrain")
-        prompts = [encoder.prompt(x.prompt) for x in examples]
+        # A worded task's example offers further spellings of its answer.
+        found = place.examples(name, "pretrain")
+        pairs = [(x.prompt, text) for x in found for text in (x.answer, *x.metadata.get("respelled", ()))]
+        prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
         width = max(map(len, prompts))
         ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=denoiser.mask_id) for p in prompts])
         attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
-        return ids, attend, torch.stack([encoder.answer(x.answer, tasks[name].canvas_length) for x in examples])
+        return ids, attend, torch.stack([encoder.answer(text, tasks[name].canvas_length) for _, text in pairs])
 
     encoded = {name: encode(name, encoder) for name in tasks}
     total = sum(rows_of.values())
