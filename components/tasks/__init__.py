@@ -16,6 +16,7 @@ from components.tasks.hub import gsm8k, humaneval, math, mbpp
 from components.tasks.logic import GraphColor, KnightsKnaves, Queens
 from components.tasks.sequences import NumberSorting, SpellBackward
 from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
+from components.tasks.worded import SudokuPair, worded_many, worded_sorting, worded_unique
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 
@@ -23,6 +24,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sudoku_many": SudokuMany,
     "sudoku_unique": SudokuUnique,
     "sudoku_long": sudoku_long,
+    "sudoku_pair": SudokuPair,
+    "worded_many": worded_many,
+    "worded_unique": worded_unique,
+    "worded_sorting": worded_sorting,
     "chain_sum": Calculation,
     "products": products,
     "countdown": Countdown,
