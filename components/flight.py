@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components import readout
-from components.denoisers.protocol import Denoiser
+from components.denoisers.protocol import Denoiser, attended
 from components.errors import SettingsError
 from components.rng import row_keys
 from components.stopwatch import Stopwatch
@@ -152,7 +152,8 @@ class Flight:
         if self.alpha_B is not None:
             chosen["alpha_B"] = self.alpha_B
         start = self.start if needs.features == "sequence" else 0
-        return Observation(self.masked_BL, eligible_BL, self.step_B, self.length_B, canvas_start=start, **chosen)
+        return Observation(self.masked_BL, eligible_BL, self.step_B, self.length_B, canvas_start=start,
+                           attention_layers=needs.attention, **chosen)  # fmt: skip
 
 
 def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> Flight:
@@ -249,10 +250,12 @@ def _look_at(
         cut = flight.start - int(flight.prompt_B.max()) if flight.state is None else 0
         block_BT = None if flight.state is None else F.pad(flight.block_BL, (flight.start, 0))
         canvas = Canvas(flight.ids_BT[:, cut:], flight.attend_BT[:, cut:], flight.start - cut, block_BT)
-        hidden_bTD, state = denoiser.hidden(canvas, flight.state)
+        hidden_bTD, attention_bLLA, state = attended(denoiser, canvas, flight.state, needs.attention)
     with watch("readout"):
         hidden_bLD = hidden_bTD[:, flight.start - cut :]
         fields = _read(flight, denoiser, needs, hidden_bLD)
+        if attention_bLLA is not None:
+            fields["attention_BLLA"] = attention_bLLA
         if needs.features == "canvas":
             fields["features_BTD"] = hidden_bLD
         elif needs.features == "sequence":
@@ -283,7 +286,7 @@ def _unchanged(flight: Flight, looked_b: Tensor) -> Flight:
     return replace(flight, fields=flight.fields | {"drift_BLH": torch.where(rest_B[:, None, None], shifted, drift)})
 
 
-_NAMES = {"top": "top_BLK"}
+_NAMES = {"top": "top_BLK", "top_ids": "top_ids_BLK"}
 
 
 def _read(seen: Flight, denoiser: Denoiser, needs: Needs, hidden_bLD: Tensor) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     token_N1 = torch.where(logits_NV == top_N1, id_V, float(vocabulary - 1)).amin(-1, keepdim=True).long()
     gap_NV = logits_NV.scatter_(-1, token_N1, NEVER).sub_(top_N1)
     second_N = gap_NV.amax(-1) if "margin" in asked else None
+    ids_NK = _largest(gap_NV, token_N1, needs.top_k) if needs.top_ids else None
     odds_NV = gap_NV.exp() if "entropy" in asked else gap_NV.exp_()
     s_N = odds_NV.sum(-1)
     confidence_N = 1 / (1 + s_N)
@@ -55,9 +56,40 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
         top_Nk = torch.nn.functional.pad(odds_NV.topk(kept - 1, -1).values, (1, needs.top_k - kept))
         top_Nk[:, 0] = 1
         found["top"] = top_Nk * confidence_N.unsqueeze(-1)
+    if ids_NK is not None:
+        found["top_ids"] = ids_NK
     if "entropy" in asked:
         found["entropy"] = torch.log1p(s_N) - gap_NV.mul_(odds_NV).sum(-1) * confidence_N
     return found
+
+
+def _largest(gap_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
+    """(N, top_k) the winner, then the ids of the largest values, equal ones by the lowest id; -1 behind the last."""
+    kept = min(top_k, gap_NV.shape[-1])
+    if gap_NV.dtype == torch.float32:
+        # A gap is never above 0, so that its bits without the sign order like its size. With the id behind them no two
+        # keys are equal, and no device's way with ties matters.
+        id_V = torch.arange(gap_NV.shape[-1], device=gap_NV.device)
+        key_NV = (gap_NV.abs().view(torch.int32).long() << 32) | id_V
+        rest_NK = key_NV.topk(kept - 1, -1, largest=False).values & (2**32 - 1)
+    else:
+        rest_NK = gap_NV.sort(-1, descending=True, stable=True).indices[:, : kept - 1]
+    return torch.nn.functional.pad(torch.cat([token_N1, rest_NK], -1), (0, top_k - kept), value=-1)
+
+
+def log_odds_of(
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, forbidden_ids: Tensor, token_N: Tensor, vocabulary: int
+) -> Tensor:
+    """(N,) log p/(1-p) of the given tokens, whether or not they are the predicted ones; clamped as the statistic is."""
+    outer, inner = (max(1, size // (4 * vocabulary)) for size in chunk_bytes(hidden_ND.device))
+    parts: list[Tensor] = []
+    for some_ND, tokens_N in zip(hidden_ND.split(outer), token_N.split(outer), strict=True):
+        for raw_NV, token_n in zip(head(some_ND).split(inner), tokens_N.split(inner), strict=True):
+            logits_NV = predict(raw_NV, forbidden_ids)
+            own_N1 = logits_NV.gather(-1, token_n.unsqueeze(-1))
+            rest_N = logits_NV.scatter_(-1, token_n.unsqueeze(-1), NEVER).logsumexp(-1)
+            parts.append((own_N1.squeeze(-1) - rest_N).clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT))
+    return torch.cat(parts) if parts else hidden_ND.new_zeros(0)
 
 
 def drift(now_NV: Tensor, before_NV: Tensor) -> Tensor:
