@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 # Before torch is imported anywhere: waiting threads that spin cost a factor of 3 to 5 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,8 +61,9 @@ def _stage(name: str, **extra: str) -> None:
     """Runs components.stages.<name> with the settings sections that its signature names."""
     import importlib
 
+    from components.core.files import flatten
     from components.settings import read
-    from components.stages.place import Place
+    from components.stages.common.workspace import Place
 
     params = read(Path("params.yaml"))
     settings = params.profiles[params.profile]
@@ -71,7 +72,7 @@ def _stage(name: str, **extra: str) -> None:
     sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
     _quiet()
     figures = function(Place(Path.cwd(), params.profile), **sections, **extra)
-    for path, value in _flat(figures):
+    for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
 
 
@@ -82,13 +83,6 @@ def _quiet() -> None:
 
     hugging_face.disable_progress_bar()
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _flat(figures: Any, above: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in figures.items():
-        found += _flat(value, f"{above}{name}.") if isinstance(value, dict) else [(above + name, value)]
-    return found
 
 
 @app.command()
@@ -193,11 +187,11 @@ def promote(
     In: outputs of export and evaluate. Out: a version of unmasking-policy-PROFILE in the MLflow registry.
     Example: unmask promote --dry-run
     """
+    from components.commands.champion import reevaluate_on
+    from components.commands.promote import Pick
+    from components.commands.promote import promote as run
     from components.settings import read
-    from components.stages.champion import reevaluate_on
-    from components.stages.place import Place
-    from components.stages.promote import Pick
-    from components.stages.promote import promote as run
+    from components.stages.common.workspace import Place
 
     params = read(Path("params.yaml"))
     settings, place = params.profiles[params.profile], Place(Path.cwd(), params.profile)
@@ -222,7 +216,7 @@ def decode(
     In: a prompt, a policy; outputs of pretrain. Out: the canvas after every forward pass.
     Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
     """
-    from components.show import show_decode
+    from components.commands.show import show_decode
 
     show_decode(policy or ["confidence"], prompt, length, model, choose.value, block)
 
@@ -243,7 +237,7 @@ def compare(
     In: two policies; outputs of prepare and pretrain. Out: two canvases, a table with paired differences.
     Example: unmask compare entropy_bound:0.3 models:/unmasking-policy-tiny@champion
     """
-    from components.show import show_comparison
+    from components.commands.show import show_comparison
 
     show_comparison(one, other, prompt, count, choose.value, block)
 
@@ -270,19 +264,19 @@ def bench(
     """
     from rich.console import Console
 
-    from components.bench import command
+    from components.commands import bench
 
     _quiet()
     console = Console(stderr=as_json, highlight=False)
     console = console if console.is_terminal else Console(stderr=as_json, highlight=False, width=160)
-    found = command.bench(
-        command.Request(policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats),
+    found = bench.bench(
+        bench.Request(policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats),
         console.print,
     )
     if as_json:
         typer.echo(json.dumps(found))
     if mlflow:
-        command.log_to_mlflow(found)
+        bench.log_to_mlflow(found)
 
 
 @app.command()
@@ -291,7 +285,7 @@ def doctor() -> None:
 
     In: nothing. Out: one line per check. Example: unmask doctor
     """
-    from components.doctor import checks
+    from components.commands.doctor import checks
 
     failed = False
     for name, ok, text in checks(Path.cwd()):
@@ -301,7 +295,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    from components.errors import CheckpointError, DataError, ParityError, PromotionRefused, SettingsError
+    from components.core.errors import CheckpointError, DataError, ParityError, PromotionRefused, SettingsError
 
     try:
         app()

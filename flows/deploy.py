@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 
 POOLS = ("cpu", "gpu")
 DEPLOYMENTS = Path("infra/prefect.yaml")

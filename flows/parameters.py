@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from components.settings import Params

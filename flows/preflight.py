@@ -6,7 +6,7 @@ Left out: whether the settings are right (components/settings), loading the mode
 from collections.abc import Mapping
 from pathlib import Path
 
-from components.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, SettingsError
 
 
 def check_device(profile: str, environment: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Flow `promote-policy`: judge and promote what the checkout's outputs hold, or put the alias back on a version.
 
-Left out: the rules (components/tracking/gate.py). `unmask promote` does the same without Prefect.
+Left out: the rules (components/evaluation/gate.py). `unmask promote` does the same without Prefect.
 """
 
 from pathlib import Path

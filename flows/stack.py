@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
+from components.core.files import write_text
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
 
@@ -115,7 +116,7 @@ class Stack:
                 start_new_session=True,
             )
         self.processes[name] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
-        _write(self.state_file, json.dumps({"ports": self.ports, "processes": self.processes}, indent=2))
+        write_text(self.state_file, json.dumps({"ports": self.ports, "processes": self.processes}, indent=2))
 
     def wait(self, name: str, ready: Callable[[], bool]) -> None:
         """Until the service answers. Raises RuntimeError with the end of its log if it ends or takes too long."""
@@ -157,7 +158,7 @@ def up(stack: Stack) -> None:
             down(stack)
         raise
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
-    _write(stack.folder / "env", exports)
+    write_text(stack.folder / "env", exports)
     status(stack)
     print(f"\nin your shell:  source {stack.folder / 'env'}")
     print("then:           prefect deployment run train-policy/cpu --watch")
@@ -238,12 +239,6 @@ def _answers(url: str) -> bool:
         return urllib.request.urlopen(url, timeout=10).status == 200
     except OSError:
         return False
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from flows.command_line import run_from_command_line
 from flows.parameters import Profile
 from flows.train_policy import train_policy

@@ -7,13 +7,14 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
+from components.core.files import flatten, read_json
 from flows import parameters, preflight, worktree
 from flows.guard import stream
 
@@ -97,8 +98,9 @@ def metrics_page(outputs: Path, profile: str) -> str:
         page += [table.read_text().strip(), ""]
     page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
     for file in sorted((outputs / "metrics").glob("*.json")):
-        for name, value in _flat(json.loads(file.read_text())):
-            page.append(f"| {file.stem} | {name} | {value:.4g} |")
+        for name, value in flatten(read_json(file), separator="/"):
+            if isinstance(value, int | float):
+                page.append(f"| {file.stem} | {name} | {float(value):.4g} |")
     return "\n".join(page) + "\n"
 
 
@@ -117,11 +119,3 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         "DVC_NO_ANALYTICS": "1",
     }
-
-
-def _flat(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}/")
-        elif isinstance(value, int | float):
-            yield f"{above}{name}", float(value)

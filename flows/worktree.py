@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.errors import DataError
+from components.core.errors import DataError
 
 FOLDER = ".worktrees"
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.core.types import Canvas
+from components.decode.prompts import Prompts
 from components.denoisers.formula import FormulaDenoiser
 from components.denoisers.loading import Encoder
-from components.prompts import Prompts
 from components.tasks.example import Example, Score, matching
-from components.types import Canvas
 
 WORDS = 16  # 0 is the mask, 1 to 15 the letters a to o
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from components.bench.measure import Synchronised, Timed, in_turn, median_seconds, peak_bytes, ratios
 from components.bench.reference import reference_rollout
+from components.core.types import Rollout
+from components.decode.engine import Job, Options, rollout
 from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
-from components.rollout import Job, Options, rollout
-from components.types import Rollout
 
 SECTIONS = ("denoiser", "readout", "policy", "bookkeeping")
 

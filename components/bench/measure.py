@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from components.stopwatch import Stopwatch
+from components.core.timer import Stopwatch
 
 PROC = Path("/proc/self")
 

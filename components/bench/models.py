@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from components.decode.prompts import Prompts
 from components.denoisers import Encoder, TransformerDenoiser, embedded
-from components.prompts import Prompts
 from components.tasks.example import Example, Score, address
 
 SHARPNESS = 16.0  # of 64 positions the threshold rule (.9) decodes about two a step, the entropy bound (1) about three

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.core.rng import Noise, row_keys
+from components.core.timer import Stopwatch
+from components.core.types import Action, Canvas, Needs, Observation, Rollout, Steps
+from components.decode.engine import Job, Options
+from components.decode.readout import LOG_ODDS_LIMIT
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import commit
 from components.policies.protocol import Policy
-from components.readout import LOG_ODDS_LIMIT
-from components.rng import Noise, row_keys
-from components.rollout import Job, Options
-from components.stopwatch import Stopwatch
-from components.types import Action, Canvas, Needs, Observation, Rollout, Steps
 
 
 def reference_rollout(

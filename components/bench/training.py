@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from components.bench.measure import Synchronised, in_turn, median_seconds
+from components.core.types import Steps
+from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
-from components.prompts import Prompts
 from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, update
-from components.types import Steps
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 

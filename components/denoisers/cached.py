@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.core.errors import SettingsError
+from components.core.types import Canvas, RowState
 from components.denoisers.protocol import Denoiser
 from components.denoisers.transformer import TransformerDenoiser, places
-from components.errors import SettingsError
-from components.types import Canvas, RowState
 
 KINDS = ("prefix", "dual")
 

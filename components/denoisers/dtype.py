@@ -11,9 +11,9 @@ import time
 
 import torch
 
+from components.core.types import Canvas
 from components.denoisers.loading import load
 from components.denoisers.transformer import TransformerDenoiser
-from components.types import Canvas
 
 CLEARLY = 1.2
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.core.errors import CheckpointError, DataError
 from components.denoisers.transformer import TransformerDenoiser, probe
-from components.errors import CheckpointError, DataError
 
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
 

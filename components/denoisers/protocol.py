@@ -7,8 +7,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from components.errors import SettingsError
-from components.types import Canvas, RowState
+from components.core.errors import SettingsError
+from components.core.types import Canvas, RowState
 
 
 class Denoiser(Protocol):

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.errors import CheckpointError
-from components.types import Canvas, RowState
+from components.core.errors import CheckpointError
+from components.core.types import Canvas, RowState
 
 
-# The attention that is asked for in this thread's forward: layer -> None, then what the layer gave. Lanes share a model.
+# What is asked of this thread's forward: threads share a model.
 _ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)
 
 
@@ -99,7 +99,7 @@ class TransformerDenoiser:
 def _look_on(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before a layer attends: what it is going to attend to, if somebody asks."""
     asked = _ASKED.get()
-    if asked is not None and module.layer_idx in asked.layers:
+    if asked is not None and module.layer_idx in asked.layers - asked.found.keys():
         states_BTD = args[0] if args else kwargs["hidden_states"]
         with torch.no_grad():
             asked.found[module.layer_idx] = _weights(module, states_BTD, asked.start, kwargs["position_embeddings"],

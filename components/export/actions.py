@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from components.export.onnx_file import OnnxFile
 from components.tasks.example import address
 
@@ -118,14 +118,14 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(seed: int, prompt_R: np.ndarray, member_R: np.ndarray) -> np.ndarray:
-    """``components.rng.row_keys`` on int64 arrays."""
+    """``components.core.rng.row_keys`` on int64 arrays."""
     start = np.full_like(prompt_R, _signed(address("noise", seed) << 1))
     return _mix(_mix(start ^ prompt_R) + member_R)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """``components.rng.Noise`` on int64 arrays, equal bit for bit: the uniforms of one step, by address."""
+    """``components.core.rng.Noise`` on int64 arrays, equal bit for bit: the uniforms of one step, by address."""
 
     key_B: np.ndarray
     step_B: np.ndarray

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from components.errors import CheckpointError, DataError
+from components.core.errors import CheckpointError, DataError
 
 VERSION = 1
 PREFIX = "unmask."
@@ -28,7 +28,7 @@ FIELDS = {
     "top_BLK": np.float32, "drift_BLH": np.float32, "answer_BL": np.int64, "alpha_B": np.float32,
     "features_BTD": np.float32, "attend_BT": np.bool_,
 }  # fmt: skip
-"""The tensors of an Observation, as ``components.types`` documents them; a test holds the two together."""
+"""The tensors of an Observation, as ``components.core.types`` documents them; a test holds the two together."""
 
 _TYPES = {"tensor(bool)": np.bool_, "tensor(int64)": np.int64, "tensor(float)": np.float32}
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.core.types import Needs, Observation
 from components.export.onnx_file import OnnxFile
 from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ACTIONS
-from components.types import Needs, Observation
 
 
 class OnnxPolicy:

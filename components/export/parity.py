@@ -20,14 +20,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from components.core.errors import ParityError
+from components.core.rng import Noise, row_keys
+from components.core.types import Needs, Observation, Rollout
+from components.decode.engine import Options, rollout
+from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
-from components.errors import ParityError
 from components.maths.distributions import ActionDistribution, commit
 from components.policies.protocol import Policy
-from components.prompts import Prompts
-from components.rng import Noise, row_keys
-from components.rollout import Options, rollout
-from components.types import Needs, Observation, Rollout
 
 TOLERANCE = 1e-4
 CHOICES = ("mode", "sample")

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from components.core.rng import generator
+from components.core.types import Needs, Observation
+from components.decode.readout import LOG_ODDS_LIMIT
 from components.policies.store import LearnedPolicy
-from components.readout import LOG_ODDS_LIMIT
-from components.rng import generator
-from components.types import Needs, Observation
 
 _WORDS = 8  # of the random distributions' vocabulary, unless more probabilities are kept
 

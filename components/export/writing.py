@@ -21,12 +21,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
+from components.core.files import beside
+from components.core.types import Observation
 from components.export.onnx_file import ACTIONS, FIELDS, OUTPUT, PREFIX, VERSION
 from components.export.states import random_observation
 from components.policies.confidence import ACTIONS as DISTRIBUTIONS
 from components.policies.store import LearnedPolicy
-from components.types import Observation
 
 OPSET = 23
 _AXES = {"B": "batch", "L": "length", "T": "sequence"}  # the dynamic ones, by their letter
@@ -48,10 +49,8 @@ def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]
     model = _graph(still, example)
     for key, value in sorted({**metadata, **described}.items()):
         model.metadata_props.add(key=key, value=value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(model.SerializeToString(deterministic=True))
-    beside.replace(path)
+    with beside(path) as part:
+        part.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _described(policy: LearnedPolicy, example: Observation) -> dict[str, str]:

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, Categorical
-from components.types import Needs, Observation
+from components.core.types import Needs, Observation
 
 ACTIONS = ("coupled", "categorical")
 _ODDS = 1 / 8  # brings log-odds of +-30 to a few units

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from components.core.types import Needs, Observation
 from components.maths.distributions import ActionDistribution
-from components.types import Needs, Observation
 
 
 class Policy(Protocol):

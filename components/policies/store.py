@@ -9,7 +9,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from components.errors import CheckpointError
+from components.core.errors import CheckpointError
+from components.core.files import beside, write_json
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
@@ -36,15 +37,10 @@ KINDS: dict[str, Callable[[dict[str, Any]], LearnedPolicy]] = {
 
 
 def save(policy: LearnedPolicy, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
-    for name, write in (
-        ("policy.safetensors", lambda path: save_file(weights, path)),
-        ("policy.json", lambda path: path.write_text(json.dumps(policy.describe(), indent=2, sort_keys=True) + "\n")),
-    ):
-        beside = folder / f".{name}.new"
-        write(beside)
-        beside.replace(folder / name)
+    """Write policy.safetensors and policy.json into the folder, each whole or not at all."""
+    with beside(folder / "policy.safetensors") as part:
+        save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
+    write_json(folder / "policy.json", policy.describe())
 
 
 def load(folder: Path) -> LearnedPolicy:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.errors import DataError
+from components.core.errors import DataError
 from components.reports.cells import POLICIES, rule_name
 
 Decode = Mapping[str, Any]

@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from components.core.files import write_text
 from components.reports import table
 from components.reports.cells import Cell
-from components.reports.files import write_text
 
 TRAIN_KEYS = {
     "commit": "commit",
@@ -49,7 +49,7 @@ class Facts:
 
 
 def write(
-    path: str | Path,
+    path: Path,
     facts: Facts,
     run: Mapping[str, Any],
     cells: Sequence[Cell],
@@ -136,7 +136,7 @@ def _provenance(run: Mapping[str, Any]) -> str:
 
 _EXAMPLE = """from components.denoisers import load
 from components.export import OnnxPolicy
-from components.rollout import Job, Options, rollout
+from components.decode.engine import Job, Options, rollout
 
 denoiser, encoder = load($denoiser)
 job = Job.of([encoder.prompt($prompt)], length=$canvas, block_length=$canvas)

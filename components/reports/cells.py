@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from components.errors import DataError
-from components.maths.hull import envelope_at, upper_hull
+from components.core.errors import DataError
+from components.maths.pareto import envelope_at, upper_hull
 
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a heuristic and counts towards the envelope."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from components.reports.files import write_text
+from components.core.files import write_text
 
 # dLLM, task, question, name
 Figures = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
@@ -31,7 +31,7 @@ def markdown(figures: Figures) -> str:
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 
-def write(path: str | Path, figures: Figures) -> Path:
+def write(path: Path, figures: Figures) -> Path:
     return write_text(path, markdown(figures))
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.errors import DataError
-from components.reports.files import read_jsonl, write_figure, write_text
+from components.core.errors import DataError
+from components.core.files import read_lines, write_text
+from components.reports.files import write_figure
 from components.reports.pareto import STYLE
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ PANELS = {
 LINE, RAW = "#0072B2", "#B9D3E8"
 
 
-def read_rounds(path: str | Path) -> list[dict[str, Any]]:
+def read_rounds(path: Path) -> list[dict[str, Any]]:
     """The rounds of a metrics.jsonl by rising ``step``; of a step that was logged twice (a resumed run) the last."""
-    by_step = {int(record["step"]): record for record in read_jsonl(path) if "step" in record}
+    by_step = {int(record["step"]): record for record in read_lines(path) if "step" in record}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def draw(path: str | Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, str] = PANELS) -> Path:
+def draw(path: Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, str] = PANELS) -> Path:
     """A PNG with one panel per logged quantity: the raw values pale, a running mean over them dark.
 
     Errors:
@@ -67,7 +68,7 @@ def draw(path: str | Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[
         return write_figure(path, figure)
 
 
-def write_csv(path: str | Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, str] = PANELS) -> Path:
+def write_csv(path: Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, str] = PANELS) -> Path:
     """The drawn quantities for DVC's plots: ``step`` and one column per quantity, named as logged, blank if absent.
 
     Errors:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from components.core.files import write_text
 from components.reports.boards import (
     Case,
     Decode,
@@ -25,11 +26,10 @@ from components.reports.boards import (
     name_of,
     step_colour,
 )
-from components.reports.files import write_text
 
 
 def write(
-    path: str | Path,
+    path: Path,
     decodes: Sequence[Decode],
     columns: Mapping[str, int] | None = None,
     *,

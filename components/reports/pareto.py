@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.files import write_text
 from components.reports import cells as cell_table
 from components.reports.cells import LABELS, Cell
-from components.reports.files import write_figure, write_text
+from components.reports.files import write_figure
 from components.reports.table import points
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def draw(path: str | Path, cells: Sequence[Cell], columns: int = 3) -> Path:
+def draw(path: Path, cells: Sequence[Cell], columns: int = 3) -> Path:
     """A PNG with one panel per group of ``cells``, at most ``columns`` beside each other, and one legend below."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -155,7 +156,7 @@ def legend_handles(cells: Sequence[Cell]) -> list[Any]:
     return handles
 
 
-def write_csv(path: str | Path, cells: Sequence[Cell]) -> Path:
+def write_csv(path: Path, cells: Sequence[Cell]) -> Path:
     """Every cell (kind ``cell``) and every corner of each group's envelope (kind ``hull``, family ``envelope``)."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError
+from components.core.errors import DataError
 from components.reports import cells as table
 from components.reports.boards import (
     Case,
@@ -40,7 +40,7 @@ GAP = 0.16  # between the boxes of a sudoku, in cells
 
 
 def draw(
-    path: str | Path, decodes: Sequence[Decode], cells: Sequence[Cell], columns: Mapping[str, int] | None = None
+    path: Path, decodes: Sequence[Decode], cells: Sequence[Cell], columns: Mapping[str, int] | None = None
 ) -> Path:
     """Writes the PNG for one task.
 

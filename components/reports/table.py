@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.core.files import write_text
 from components.reports import cells as cell_table
 from components.reports.cells import Cell
-from components.reports.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,7 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n\n" + _legend(cells) + "\n"
 
 
-def write(path: str | Path, cells: Sequence[Cell]) -> Path:
+def write(path: Path, cells: Sequence[Cell]) -> Path:
     return write_text(path, markdown(cells))
 
 

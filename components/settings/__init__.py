@@ -4,7 +4,6 @@ No field has a default: what is not in params.yaml is not tracked by DVC. Settin
 are numbers and objects. A stage's function names the sections it reads, and those are its ``params:`` in dvc.yaml.
 """
 
-from components.settings.base import Section, nearest
 from components.settings.data import (
     SPLITS,
     Counts,
@@ -15,11 +14,12 @@ from components.settings.data import (
     Pretrain,
     TaskSettings,
 )
-from components.settings.file import load, read
-from components.settings.judging import Case, Evaluate, Headroom, Ood, Transfer
-from components.settings.learning import Distill, Train
+from components.settings.evaluation import Case, Evaluate, Headroom, Ood, Transfer
+from components.settings.load import load, read
 from components.settings.policy import Confidence, Decode, Feature, Policy
-from components.settings.whole import Params, Settings
+from components.settings.profile import Params, Settings
+from components.settings.section import Section, nearest
+from components.settings.training import Distill, Train
 
 __all__ = ["SPLITS", "Case", "Confidence", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Feature",
            "Headroom", "Model", "Models", "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings",

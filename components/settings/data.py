@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.base import Count, Layout, Natural, Rate, Section, Seed
+from components.settings.section import Count, Layout, Natural, Rate, Section, Seed
 from components.tasks import TASKS, Task, build
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.base import Count, Natural, NonNegative, Positive, Section
+from components.settings.section import Count, Natural, NonNegative, Positive, Section
 
 
 class Confidence(Section):

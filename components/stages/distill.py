@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from components.settings import Data, Decode, Distill, Domain, Feature, Models, Policy
-from components.stages.place import Place
-from components.stages.progress import progress
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Place
 
 
 def fresh_policy(policy: Policy, width: int, seed: int):
     """A policy of the settings' shape over hidden states of this width; its weights depend on the seed alone."""
     import torch
 
+    from components.core.rng import seed_of
     from components.policies.confidence import ConfidencePolicy, Shape
     from components.policies.feature import FeaturePolicy, FeatureShape
-    from components.rng import seed_of
 
     chosen: dict[str, Any] = policy.model_dump(exclude={"kind"})
     with torch.random.fork_rng(devices=[]):
@@ -30,10 +30,10 @@ def distill(
     place: Place, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
 ) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
-    from components.evaluation import Candidate, evaluate
+    from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
-    from components.stages.decoding import open_cached, prompts_of, reference_of
-    from components.trainers.distil import Distil, distil
+    from components.stages.common.models import open_cached, prompts_of, reference_of
+    from components.trainers.distill import Distil, distil
 
     denoiser, encoder = open_cached(place, models, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)

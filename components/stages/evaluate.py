@@ -9,9 +9,10 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from components.core.files import write_csv, write_lines
 from components.settings import Data, Decode, Domain, Evaluate, Models
-from components.stages.place import Place, task_of, write_csv, write_jsonl
-from components.stages.progress import progress
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Place, task_of
 
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
@@ -20,7 +21,7 @@ def evaluate(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate
 ) -> dict[str, Any]:
     """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
-    from components.stages.decoding import open_cached
+    from components.stages.common.models import open_cached
 
     opened = open_cached(place, models, domain.model, decode)
     tests: list[dict[str, Any]] = []
@@ -35,8 +36,8 @@ def evaluate(
     folder = place.outputs / "evaluate"
     write_csv(folder / "test.csv", tests)
     write_csv(folder / "gate.csv", rows_of(data, gate, evaluate.gate_task, domain.model, "gate"))
-    write_jsonl(folder / "prompts.jsonl", prompts)
-    write_jsonl(folder / "decodes.jsonl", decodes)
+    write_lines(folder / "prompts.jsonl", prompts)
+    write_lines(folder / "decodes.jsonl", decodes)
     figures = summary(tests)
     place.metrics("evaluate", figures)
     return figures
@@ -49,10 +50,10 @@ def learned(place: Place, decode: Decode, denoiser, foreign: bool, every: bool =
     foreign: the dLLM is not the one they were trained over. Its hidden states mean something else, so that a policy
     that also reads statistics goes without them, and one that reads nothing else is left out.
     """
-    from components.evaluation import Candidate
+    from components.evaluation.evaluate import Candidate
     from components.policies import store
     from components.policies.confidence import ConfidencePolicy
-    from components.stages.decoding import served
+    from components.stages.common.models import served
 
     found = []
     for family, stage in (("learned", "train"), ("distilled", "distill")):
@@ -73,7 +74,7 @@ def learned(place: Place, decode: Decode, denoiser, foreign: bool, every: bool =
 
 def sweep_of(evaluate: Evaluate, encoder) -> Any:
     """The heuristics that the settings compare with, for one dLLM's tokenizer."""
-    from components.evaluation import Sweep
+    from components.evaluation.evaluate import Sweep
 
     return Sweep(evaluate.block_lengths, evaluate.thresholds, evaluate.factors, evaluate.gammas, evaluate.per_step,
                  encoder.end_ids if evaluate.ends_last else ())  # fmt: skip
@@ -84,8 +85,8 @@ def measure(
     wide: bool = False, foreign: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Cells of all candidates on one task and split. wide: see Sweep.candidates. foreign: see ``learned``."""
-    from components.evaluation import table
-    from components.prompts import Prompts
+    from components.decode.prompts import Prompts
+    from components.evaluation.evaluate import table
 
     denoiser, encoder = opened
     task = task_of(data, name)
@@ -112,7 +113,7 @@ def line_of(cell: Any, name: str, split: str, length: int) -> dict[str, Any]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Per task and trained policy: accuracy, NFE, the heuristics' envelope there, and the difference."""
-    from components.maths.hull import envelope_at
+    from components.maths.pareto import envelope_at
 
     figures: dict[str, Any] = {}
     for name in dict.fromkeys(row["task"] for row in rows):
@@ -131,8 +132,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def show(place: Place, data: Data, opened, name: str, cells: Sequence[Any]) -> list[dict[str, Any]]:
     """Decodes of the first prompts by the policies, by the full-diffusion rule that needs the fewest forwards to be as
     accurate as the learned one, and one by one."""
-    from components.prompts import Prompts
-    from components.rollout import Options, rollout
+    from components.decode.engine import Options, rollout
+    from components.decode.prompts import Prompts
 
     denoiser, encoder = opened
     task = task_of(data, name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from components.settings import Data, Decode, Domain, Models
-from components.stages.place import Place
-from components.stages.progress import progress
-from components.stages.runfile import read_run, write_run
+from components.stages.common.progress import progress
+from components.stages.common.runfile import read_run, write_run
+from components.stages.common.workspace import Place
 
 
 def export(place: Place, data: Data, models: Models, domain: Domain, decode: Decode) -> dict[str, float]:
@@ -13,7 +13,7 @@ def export(place: Place, data: Data, models: Models, domain: Domain, decode: Dec
     mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
-    from components.stages.decoding import judged_prompts, open_denoiser, served
+    from components.stages.common.models import judged_prompts, open_denoiser, served
 
     trained = place.outputs / "train" / "policy"
     policy = served(store.load(trained), decode)

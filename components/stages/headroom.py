@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from components.settings import Data, Evaluate, Headroom, Models
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Place, task_of
 from components.stages.evaluate import sweep_of
-from components.stages.place import Place, task_of
-from components.stages.progress import progress
 
 
 def headroom(place: Place, data: Data, models: Models, evaluate: Evaluate, headroom: Headroom) -> dict[str, Any]:
-    """Metrics per dLLM and task, on the tune split: what the order and what speed costs; see components.headroom."""
-    from components.evaluation import table
-    from components.headroom import order, speed
-    from components.prompts import Prompts
-    from components.stages.decoding import open_denoiser
+    """Metrics per dLLM and task, on the tune split: the cost of order and of speed (evaluation.headroom)."""
+    from components.decode.prompts import Prompts
+    from components.evaluation.evaluate import table
+    from components.evaluation.headroom import order, speed
+    from components.stages.common.models import open_denoiser
 
     figures: dict[str, Any] = {}
     with progress("headroom", len(headroom.cases)) as tick:

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-from components.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, SettingsError
+from components.core.files import beside, write_json
 from components.settings import Data, Models, Pretrain
-from components.stages.place import Place, fresh, settle, task_of
-from components.stages.progress import progress
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Place, task_of
 
 
 def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
     """P/pretrain/<model>: a Hugging Face folder, or source.json with the pinned revision of a model from elsewhere."""
     chosen = getattr(models, model)
     folder = place.outputs / "pretrain" / model
-    beside = fresh(folder)
-    if chosen.source != "embedded":
-        (beside / "source.json").write_text(json.dumps(_resolve(chosen.source, chosen.revision), indent=2) + "\n")
-        figures: dict[str, float] = {}
-    else:
-        rows = getattr(pretrain.rows, model)
-        if not rows:
-            raise SettingsError(f"pretrain.rows.{model} names no task; an embedded dLLM would learn nothing; give rows "
-                                f"of at least one task, or set models.{model}.source")  # fmt: skip
-        figures = _train(place, data, pretrain, chosen.layout, rows, beside)
-        if chosen.dtype == "auto":
-            from components.denoisers.dtype import fastest
+    figures: dict[str, float] = {}
+    with beside(folder) as part:
+        part.mkdir()
+        if chosen.source != "embedded":
+            write_json(part / "source.json", _resolve(chosen.source, chosen.revision))
+        else:
+            rows = getattr(pretrain.rows, model)
+            if not rows:
+                raise SettingsError(
+                    f"pretrain.rows.{model} names no task. Give rows of a task, or set models.{model}.source."
+                )
+            figures = _train(place, data, pretrain, chosen.layout, rows, part)
+            if chosen.dtype == "auto":
+                from components.denoisers.dtype import fastest
 
-            dtype, ratio = fastest(str(beside))
-            (beside / "dtype.json").write_text(json.dumps({"dtype": dtype}) + "\n")
-            figures["bfloat16_speed_up"] = ratio
-    settle(beside, folder)
+                dtype, ratio = fastest(str(part))
+                write_json(part / "dtype.json", {"dtype": dtype})
+                figures["bfloat16_speed_up"] = ratio
     place.metrics(f"pretrain-{model}", figures)
     return figures
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
-    from pathlib import Path
-
     from components.denoisers.loading import read_config
 
     read_config(source, revision)
@@ -53,13 +53,13 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
 
 
 def _train(
-    place: Place, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], beside
+    place: Place, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], folder: Path
 ) -> dict[str, float]:  # fmt: skip
     import torch
 
+    from components.core.rng import generator, seed_of
     from components.denoisers import embedded
     from components.denoisers.loading import Encoder
-    from components.rng import generator, seed_of
     from components.trainers.pretrain import Batch
     from components.trainers.pretrain import pretrain as run
 
@@ -96,7 +96,7 @@ def _train(
             tick(" ".join(f"{name} {metrics[f'loss/{i}']:.2f}" for i, name in enumerate(tasks)))
 
         run(denoiser, batches, settings.steps, settings.learning_rate, settings.warmup, settings.seed, report)
-    embedded.save(denoiser, encoder, beside)
+    embedded.save(denoiser, encoder, folder)
     late = history[-25:]
     return {"parameters": float(sum(p.numel() for p in denoiser.model.parameters()))} | {
         f"loss.{name}": sum(h[f"loss/{i}"] for h in late) / len(late) for i, name in enumerate(tasks)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from components.core.files import read_json, read_lines
 from components.settings import Data, Domain, Evaluate
-from components.stages.place import Place, task_of
-from components.stages.runfile import read_run
-from components.tracking.tracker import read_json
+from components.stages.common.runfile import read_run
+from components.stages.common.workspace import Place, task_of
 
 
 def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
     """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv."""
-    from components.reports import card, cells, files, headroom, learning, order_page, pareto, picture, table
+    from components.reports import card, cells, headroom, learning, order_page, pareto, picture, table
 
     outputs = place.outputs
     folder, plots = outputs / "report", outputs / "plots"
@@ -19,7 +19,7 @@ def report(place: Place, data: Data, domain: Domain, evaluate: Evaluate) -> dict
     asked = [path for path in sorted((outputs / "ood").glob("*.csv")) if path.read_text().strip()]
     ood = cells.read_cells(*asked) if asked else []
     rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
-    decodes = files.read_jsonl(outputs / "evaluate" / "decodes.jsonl")
+    decodes = read_lines(outputs / "evaluate" / "decodes.jsonl")
 
     pareto.draw(folder / "pareto.png", [*test, *transfer, *ood])
     pareto.write_csv(plots / "pareto.csv", test)

@@ -11,28 +11,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from components.core.files import copy as copy_file
 from components.settings import Data, Decode, Domain, Models, Train
-from components.stages.place import Place
-from components.stages.progress import progress
-from components.stages.runfile import describe_run, write_run
-from components.tracking.tracker import Both, JsonlTracker, Tracker
-
-CODE = ("maths", "denoisers", "policies", "tasks", "trainers", "flight.py", "lanes.py", "memory.py", "prompts.py",
-        "readout.py", "rewards.py", "rng.py", "rollout.py", "types.py", "stages/train.py",
-        "stages/decoding.py")  # fmt: skip
+from components.stages.common.progress import progress
+from components.stages.common.runfile import code_of, describe_run, write_run
+from components.stages.common.workspace import Place
+from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
 
 
 def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
-    from components.stages.decoding import open_cached, prompts_of
+    from components.stages.common.models import open_cached, prompts_of
     from components.trainers import checkpoints
     from components.trainers.reinforce import optimiser_for, reinforce
 
     settings = {name: value.model_dump(mode="json") for name, value in
                 dict(data=data, models=models, domain=domain, decode=decode, train=train).items()}  # fmt: skip
     inputs = [place.outputs / "data", place.outputs / "pretrain" / domain.model, place.outputs / "distill" / "policy"]
-    code = [Path(__file__).parents[1] / part for part in CODE]
+    code = code_of("train")
     begun = describe_run("train", place.profile, settings, [*inputs, *code], place.root)
     kept = place.root / ".checkpoints" / place.profile / begun["identity"]
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
@@ -82,7 +79,7 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
             raise
     policy.load_state_dict(facts["best_weights"])
     store.save(policy, place.outputs / "train" / "policy")
-    shutil.copyfile(lines, place.outputs / "train" / "metrics.jsonl")
+    copy_file(lines, place.outputs / "train" / "metrics.jsonl")
     figures = judge(policy)
     write_run(place.outputs / "train" / "run.json", "train", place.profile, settings, [*inputs, *code], figures,
               {"started": begun["started"], "mlflow_run_id": tracker.run_id})  # fmt: skip
@@ -111,7 +108,7 @@ def plan_of(train: Train, decode: Decode):
 def reference_for(train: Train, distilled):
     """What the pull, and policy/kl in the figures, are measured from: the distilled policy as it is now, a rule, or
     nothing."""
-    from components.stages.decoding import reference_of
+    from components.stages.common.models import reference_of
 
     if train.divergence == "none":
         return None
@@ -140,7 +137,7 @@ def _tracker(place: Place, lines: Path, facts: dict[str, Any], begun: dict[str, 
 
     remote = MlflowTracker.start(tracking_store.tracking_uri(place.root), experiment_name(place.profile),
                                  f"train-{begun['identity'][:8]}", facts["mlflow_run_id"], run_tags(begun))  # fmt: skip
-    return Both(JsonlTracker(lines, facts["round"]), remote)
+    return CompositeTracker(JsonlTracker(lines, facts["round"]), remote)
 
 
 def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
@@ -148,11 +145,11 @@ def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Trai
     that is trained for several alphas the mean over them."""
     import torch
 
-    from components.rewards import REWARDS
-    from components.rng import seed_of
-    from components.rollout import Job, Options, rollout
-    from components.stages.decoding import prompts_of
-    from components.types import Rollout
+    from components.core.rng import seed_of
+    from components.core.types import Rollout
+    from components.decode.engine import Job, Options, rollout
+    from components.stages.common.models import prompts_of
+    from components.trainers.rewards import REWARDS
 
     tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.core.files import write_csv
 from components.settings import Case, Data, Decode, Domain, Evaluate, Models, Ood, Transfer
+from components.stages.common.workspace import Place
 from components.stages.evaluate import measure, rows_of, summary
-from components.stages.place import Place, write_csv
 
 
 def transfer(
@@ -39,7 +40,7 @@ def _table(
     place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, where: Case,
     stage: str, case: str,
 ) -> dict[str, Any]:  # fmt: skip
-    from components.stages.decoding import open_cached
+    from components.stages.common.models import open_cached
 
     opened = open_cached(place, models, where.model, decode)
     foreign = where.model != domain.model

@@ -9,13 +9,13 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from components.tasks.arithmetic import Calculation, Countdown, products
 from components.tasks.example import END, Example, Score, Task
+from components.tasks.hub import gsm8k, humaneval, math, mbpp
 from components.tasks.logic import GraphColor, KnightsKnaves, Queens
+from components.tasks.sequences import NumberSorting, SpellBackward
 from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
-from components.tasks.text import NumberSorting, SpellBackward
-from components.tasks.text_data import gsm8k, humaneval, math, mbpp
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.files import write_text
 
 END = "$"  # ends an answer that is shorter than its canvas, and fills the rest of it; in no task's alphabet
 
@@ -116,10 +116,7 @@ def matching(text: str, gold: str) -> float:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """JSON lines, written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text("".join(example.to_json() + "\n" for example in examples), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(example.to_json() + "\n" for example in examples))
 
 
 def read_examples(path: Path) -> list[Example]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks import gym
 from components.tasks.example import Example, Score, address, canvas_for, cut, matching
 

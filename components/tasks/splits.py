@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks.example import Example, Task, address
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")

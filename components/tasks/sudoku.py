@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks import gym
 from components.tasks.example import Example, Score, address, cut
 

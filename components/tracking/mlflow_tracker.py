@@ -10,13 +10,13 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
+from components.core.files import csv_text, flatten
 from components.tracking import store
-from components.tracking.tracker import as_csv
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,7 +86,7 @@ class MlflowTracker:
             self._flush()
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._attempt(name, lambda: self._client.log_text(self._run_id, as_csv(rows), f"tables/{name}.csv"))
+        self._attempt(name, lambda: self._client.log_text(self._run_id, csv_text(rows), f"tables/{name}.csv"))
 
     def artifact(self, path: Path) -> None:
         self._attempt(path.name, lambda: self._client.log_artifact(self._run_id, path))
@@ -120,16 +120,6 @@ def clean(name: str) -> str:
     parts = re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII).split("/")
     # A name is a path to MLflow: none of its parts may be empty or mean another folder.
     return "/".join(part if part.strip(".") else "_" for part in parts if part)[:250].rstrip("/")
-
-
-def flatten(nested: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings with their path; lists are leaves."""
-    for key, value in nested.items():
-        path = f"{prefix}{separator}{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            yield from flatten(value, separator, path)
-        else:
-            yield path, value
 
 
 def log_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any]) -> None:

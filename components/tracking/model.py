@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError
+from components.core.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.files import flatten, read_json, read_lines
 from components.tracking import mlflow_tracker as entries
 from components.tracking import store
 from components.tracking.model import log_policy
-from components.tracking.tracker import read_json, read_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,7 +87,7 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
     # The files do not say when a round was; all that is added late carries the end of the run.
     curves = [
         point
-        for record in read_metrics(outputs / "train" / "metrics.jsonl")
+        for record in read_lines(outputs / "train" / "metrics.jsonl")
         for point in entries.metric_entities(
             {k: v for k, v in record.items() if k != "step"}, record["step"], _ended(run), known
         )
@@ -103,7 +103,7 @@ def stage_figures(outputs: Path) -> dict[str, float]:
     """The figures of all metrics/*.json, named `<stage>/<path of keys>`; what is not a finite number is left out."""
     found = {}
     for path in sorted((outputs / "metrics").glob("*.json")):
-        for key, value in entries.flatten(read_json(path), separator="/", prefix=path.stem):
+        for key, value in flatten(read_json(path), separator="/", prefix=path.stem):
             if isinstance(value, int | float):
                 found |= {metric.key: metric.value for metric in entries.metric_entities({key: value}, 0, 0)}
     return found

@@ -1,7 +1,7 @@
 """The registered model `unmasking-policy-<profile>`: one version per policy, the alias `champion` on the live one.
 
 A version is found by its tag `identity` (see `model.py`), so registering twice names the existing one. The rules
-of promotion are in `gate.py`, who applies them is `components/stages/promote.py`.
+of promotion are in `gate.py`, who applies them is `components/commands/promote.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.evaluation.gate import Evidence
 from components.tracking import store
-from components.tracking.gate import Evidence
 from components.tracking.model import find_logged
 
 if TYPE_CHECKING:

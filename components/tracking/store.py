@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,16 +5,13 @@ A trainer receives a `Tracker` and never imports this package. MLflow is in `mlf
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.errors import DataError
+from components.core.files import read_lines, write_csv, write_lines
 
 
 class Tracker(Protocol):
@@ -51,8 +48,8 @@ class JsonlTracker:
     def __init__(self, path: Path, resume_after: int | None = None) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [] if resume_after is None else [r for r in read_metrics(path) if r["step"] <= resume_after]
-        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        resumes = resume_after is not None and path.exists()
+        write_lines(path, [r for r in read_lines(path) if r["step"] <= resume_after] if resumes else [])
         self._file = path.open("a", encoding="utf-8")
 
     def params(self, settings: Mapping[str, Any]) -> None:
@@ -64,7 +61,7 @@ class JsonlTracker:
         self._file.flush()  # a killed process loses at most the line it was writing
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_atomic(self._path.with_name(f"{name}.csv"), as_csv(rows))
+        write_csv(self._path.with_name(f"{name}.csv"), rows)
 
     def artifact(self, path: Path) -> None:
         pass
@@ -73,7 +70,7 @@ class JsonlTracker:
         self._file.close()
 
 
-class Both:
+class CompositeTracker:
     """Reports to two trackers, in this order; the run's name is the first one that has a name."""
 
     def __init__(self, first: Tracker, second: Tracker) -> None:
@@ -102,39 +99,3 @@ class Both:
     def finish(self, status: str) -> None:
         for tracker in self._all:
             tracker.finish(status)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order. A torn last line (a killed writer) costs that line.
-
-    No file, no records. Raises ValueError for a torn line anywhere else: that is damage, not a crash.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # A line is whole when its newline is there; what follows the last newline was being written.
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the pipeline. DataError if it is not there."""
-    if not path.exists():
-        raise DataError(f"{path} is not there; it tells what a stage did and with what; run `dvc repro` first")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV text, columns in the order of first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Written beside and renamed: a reader sees the old file or the new one, never half."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

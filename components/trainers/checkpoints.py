@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from components.core.files import beside
+
 
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
@@ -24,11 +26,9 @@ def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts:
     tensors |= {f"best/{name}": value for name, value in facts.get("best_weights", {}).items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, beside,
-              metadata={"facts": json.dumps({k: v for k, v in facts.items() if k != "best_weights"})})  # fmt: skip
-    beside.replace(path)
+    metadata = {"facts": json.dumps({k: v for k, v in facts.items() if k != "best_weights"})}
+    with beside(path) as part:
+        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, part, metadata=metadata)
 
 
 def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

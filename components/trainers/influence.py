@@ -22,17 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components import readout
+from components.decode import readout
 from components.denoisers.protocol import Denoiser
-from components.errors import DataError
-from components.flight import Job, admit, slice_tokens
+from components.core.errors import DataError
+from components.decode.batch import Job, admit, slice_tokens
 from components.policies.coupled import CoupledPolicy
 from components.policies.protocol import Policy
-from components.prompts import Prompts
-from components.rng import generator, seed_of
-from components.rollout import Options, rollout
+from components.decode.prompts import Prompts
+from components.core.rng import generator, seed_of
+from components.decode.engine import Options, rollout
 from components.trainers import checkpoints
-from components.types import Canvas, Needs, Observation, Rollout, Steps
+from components.core.types import Canvas, Needs, Observation, Rollout, Steps
 
 BASE = Needs("masked", statistics=("log_odds",))  # what the labels themselves are about
 

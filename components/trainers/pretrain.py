@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components import lanes
+from components.core import workers
+from components.core.rng import generator
 from components.denoisers.transformer import TransformerDenoiser
-from components.rng import generator
 
 PIECE = 64  # rows whose gradient is computed at a time
 
@@ -77,7 +77,7 @@ def _backward(
     denoiser: TransformerDenoiser, batches: list[Batch], parameters: list[torch.nn.Parameter], address: tuple
 ) -> dict[str, float]:
     """Adds the batches' gradients to the parameters'; the loss of each. Pieces of the batches run side by side: which
-    pieces there are, what is drawn for them and the order of the sums do not depend on the number of lanes."""
+    pieces there are, what is drawn for them and the order of the sums do not depend on the number of workers."""
     pieces = [(n, i, p) for n, batch in enumerate(batches) for i, p in enumerate(batch.pieces())]
 
     def loss(number: int, index: int, piece: Batch):
@@ -87,7 +87,7 @@ def _backward(
 
     works = [lambda piece=piece: loss(*piece) for piece in pieces]
     losses = dict.fromkeys((f"loss/{n}" for n in range(len(batches))), 0.0)
-    for number, share in lanes.add_gradients(works, parameters):
+    for number, share in workers.add_gradients(works, parameters):
         losses[f"loss/{number}"] += share / batches[number].weight
     return losses
 

@@ -15,20 +15,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components import lanes
+from components.core import workers
+from components.core.errors import SettingsError
+from components.core.rng import generator, seed_of
+from components.core.timer import Stopwatch
+from components.core.types import Needs, Rollout, Steps
+from components.decode.engine import Job, Options, rollout
+from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
-from components.errors import SettingsError
 from components.maths import objectives
 from components.maths.distributions import Deterministic, cross_entropy
 from components.maths.plackett_luce import DPLS
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
-from components.prompts import Prompts
-from components.rewards import REWARDS
-from components.rng import generator, seed_of
-from components.rollout import Job, Options, rollout
-from components.stopwatch import Stopwatch
-from components.types import Needs, Rollout, Steps
+from components.trainers.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def update(
         optimiser.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
         works = [partial(loss, chosen) for chosen in live_N.split(objective.pairs)] if len(live_N) else []
-        for seen in lanes.add_gradients(works, weights):
+        for seen in workers.add_gradients(works, weights):
             for name, value in seen.items():
                 sums[name] += value
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.clip_norm)

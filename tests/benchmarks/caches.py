@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from components.decode.engine import Options, rollout
+from components.decode.prompts import Prompts
 from components.denoisers import with_cache
 from components.policies.heuristics import EntropyBound, Quota, Threshold
-from components.prompts import Prompts
-from components.rollout import Options, rollout
 from components.settings import read
-from components.stages.decoding import open_denoiser
-from components.stages.place import Place, task_of
+from components.stages.common.models import open_denoiser
+from components.stages.common.workspace import Place, task_of
 
 RULES = {"threshold:0.9": Threshold(0.9), "entropy_bound:0.2": EntropyBound(0.2), "confidence:1": Quota("confidence")}
 CACHES = ("none", "prefix", "dual")

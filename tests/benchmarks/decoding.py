@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from components.bench import tables
-from components.bench.command import fresh_policies, machine, profile
 from components.bench.decoding import Case, compare
 from components.bench.models import random_model, random_prompts
+from components.commands.bench import fresh_policies, machine, profile
+from components.decode.engine import Options
 from components.policies.heuristics import EntropyBound, Quota, Threshold
-from components.rollout import Options
-from components.trainers.distil import Distil, distil
+from components.trainers.distill import Distil, distil
 
 SIZES = ((64, 128), (128, 64), (256, 32))  # canvas, rows
 GAMMA = 1.0

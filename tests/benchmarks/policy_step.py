@@ -8,8 +8,8 @@ import argparse
 from rich.console import Console
 
 from components.bench import tables
-from components.bench.command import fresh_policies, profile
 from components.bench.policy_step import SIZES, policy_step
+from components.commands.bench import fresh_policies, profile
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from components.bench.command import fresh_policies, profile
 from components.bench.measure import in_turn, median_seconds, peak_bytes
 from components.bench.models import random_model, random_prompts
+from components.commands.bench import fresh_policies, profile
+from components.decode.engine import Options, rollout
 from components.policies.heuristics import Quota
-from components.rollout import Options, rollout
 
 CANVAS = 128
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h

@@ -9,9 +9,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from components.bench import tables
-from components.bench.command import fresh_policies, machine, profile
 from components.bench.models import random_model, random_prompts
 from components.bench.training import training_round, update_throughput
+from components.commands.bench import fresh_policies, machine, profile
 from components.stages.train import plan_of
 
 

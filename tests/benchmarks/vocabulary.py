@@ -9,8 +9,8 @@ import resource
 from components.bench.measure import timed
 from components.bench.models import random_model, random_prompts
 from components.bench.reference import reference_rollout
+from components.decode.engine import Options, rollout
 from components.policies.heuristics import Quota
-from components.rollout import Options, rollout
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from components.core.files import read_lines
 from components.tracking import registry, store
-from components.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
 def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
-    assert facts["round"] == SAVED and [row["step"] for row in read_metrics(lines)] == list(range(KILLED + 1))
+    assert facts["round"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
 
 
 def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
@@ -161,7 +161,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     other.run("unmask", "train")
     one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
     assert one == two and "policy.safetensors" in one
-    curves = [read_metrics(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
+    curves = [read_lines(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
     assert [row["step"] for row in curves[0]] == list(range(ROUNDS))
     for rows in curves:
         for row in rows:

@@ -15,13 +15,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from components.errors import DataError, SettingsError
-from components.stages.promote import Pick, promote
-from components.stages.runfile import describe_run, write_run
+from components.commands.promote import Pick, promote
+from components.core.errors import DataError, SettingsError
+from components.stages.common.runfile import describe_run, write_run
 from components.tracking import registry, store
 from components.tracking.mlflow_tracker import MlflowTracker, run_tags
 from components.tracking.publish import experiment_name, publish
-from components.tracking.tracker import Both, JsonlTracker
+from components.tracking.tracker import CompositeTracker, JsonlTracker
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +99,7 @@ def train(root, name="tiny", accuracy=0.88, weight=1.0, rounds=25):
     mlflow = MlflowTracker.start(
         store.tracking_uri(root), experiment_name("tiny"), "train tiny", tags=run_tags(run), every=10
     )
-    tracker = Both(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
+    tracker = CompositeTracker(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
     tracker.params(SETTINGS)
     for step in range(rounds):
         entropy = float("nan") if step == 3 else 1 / (step + 1)
@@ -385,7 +385,7 @@ def test_two_promotions_at_once_make_one_version(root):
     outputs = train(root)
     code = f"""
 from pathlib import Path
-from components.stages.promote import Pick, promote
+from components.commands.promote import Pick, promote
 print(promote(Path("{outputs}"), Path("{root}"), Pick("sudoku")).version)
 """
     done = run_python(code, 2)

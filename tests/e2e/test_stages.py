@@ -17,10 +17,10 @@ import yaml
 from components.denoisers import embedded
 from components.settings import Settings
 from components.stages import train as training
+from components.stages.common.workspace import Place
 from components.stages.distill import distill
 from components.stages.evaluate import evaluate
 from components.stages.export import export
-from components.stages.place import Place
 from components.stages.prepare import prepare
 from components.stages.transfer import ood
 from components.tracking.tracker import JsonlTracker

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from components.oracle import best, data_divergence, enumerate_decoding, follow, text_distribution
+from components.core.types import STATISTICS, Needs
+from components.decode.oracle import best, data_divergence, enumerate_decoding, follow, text_distribution
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, TopKRandom
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
-from components.rewards import multiplicative
-from components.trainers.distil import Distil, distil
+from components.trainers.distill import Distil, distil
 from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
-from components.types import STATISTICS, Needs
+from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.learn

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from components import cli
-from components.bench import command, policy_step
+from components.bench import policy_step
 from components.bench.decoding import SECTIONS
 from components.bench.measure import Timed, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
+from components.commands import bench
 from components.policies.confidence import ConfidencePolicy, Shape
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def found(place: Path) -> dict[str, Any]:
     small = ConfidencePolicy(Shape(width=8, heads=2, inner=8)).eval()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.chdir(place)
-        patch.setattr(command, "fresh_policies", lambda settings, width: {"profile's": small})
+        patch.setattr(bench, "fresh_policies", lambda settings, width: {"profile's": small})
         patch.setattr(policy_step, "SIZES", ((1, 4), (2, 3)))
         patch.setattr(policy_step, "export_policy", lambda *_: None)
         patch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: small)
@@ -123,9 +124,9 @@ def test_a_random_dllm_knows_what_its_task_is_written_in(vocabulary: int) -> Non
 
 def test_untrained_policies_are_the_same_ones_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    _, settings = command.profile()
+    _, settings = bench.profile()
     before = torch.get_rng_state()
-    one, other = (command.fresh_policies(settings, 16) for _ in range(2))
+    one, other = (bench.fresh_policies(settings, 16) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     for name in ("profile's", "paper's"):
         theirs = other[name].state_dict()

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from components.bench.reference import reference_rollout
+from components.core.errors import SettingsError
+from components.core.rng import generator
+from components.core.types import Canvas, Needs
+from components.decode.engine import Job, Options, rollout
 from components.denoisers import embedded
 from components.denoisers.cached import KINDS, CachedDenoiser
 from components.denoisers.transformer import TransformerDenoiser
-from components.errors import SettingsError
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold, heuristic
-from components.rng import generator
-from components.rollout import Job, Options, rollout
-from components.types import Canvas, Needs
 
 torch.set_num_threads(1)
 
@@ -152,7 +152,7 @@ def test_a_cache_is_an_approximation():
 
 
 def test_the_cache_counts_in_the_memory_of_a_row():
-    from components import memory
+    from components.decode import memory
 
     inner = transformer("llada")
     plain, cached = (memory.count(job_of(), d, Needs()).row for d in (inner, CachedDenoiser(inner, "dual")))

@@ -1,4 +1,4 @@
-"""Laws of the checkers of free text and of the runner of programs."""
+"""Laws of the checkers of free text and of the sandbox of programs."""
 
 import contextlib
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks import build as build_task
-from components.tasks import programs
+from components.tasks import sandbox
 from components.tasks.checkers import last_boxed, math_equal, number_equal, program_in
-from components.tasks.text_data import TextTask, assemble, load_rows
+from components.tasks.hub import TextTask, assemble, load_rows
 
 
 def build(name: str, **knobs: object) -> TextTask:
@@ -172,18 +172,18 @@ def test_programs_are_not_run_unless_asked_for(name):
 
 
 def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch):
-    monkeypatch.setattr(programs, "_NAMESPACES", "/no/such/unshare")
-    broken = programs.Way("/no/such/unshare")
-    monkeypatch.setattr(programs, "_ROOT", broken)
-    monkeypatch.setattr(programs, "_USER", broken)
-    programs.way.cache_clear()
+    monkeypatch.setattr(sandbox, "_NAMESPACES", "/no/such/unshare")
+    broken = sandbox.Way("/no/such/unshare")
+    monkeypatch.setattr(sandbox, "_ROOT", broken)
+    monkeypatch.setattr(sandbox, "_USER", broken)
+    sandbox.way.cache_clear()
     try:
         with pytest.raises(SettingsError, match=r"cannot be confined on this machine .* allow_unconfined=True"):
             build("mbpp", execute=True)
-        assert programs.run("assert 1 + 1 == 2", allow_unconfined=True).passed
-        assert not programs.run("assert 1 + 1 == 3", allow_unconfined=True).passed
+        assert sandbox.run("assert 1 + 1 == 2", allow_unconfined=True).passed
+        assert not sandbox.run("assert 1 + 1 == 3", allow_unconfined=True).passed
     finally:
-        programs.way.cache_clear()
+        sandbox.way.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "row"), [("humaneval", HUMANEVAL), ("mbpp", MBPP)])
@@ -236,7 +236,7 @@ if os.fork() == 0:
     os.setsid()
 while True:
     pass"""
-    outcome = programs.run(source, seconds=1.0, allow_unconfined=UNCONFINED)
+    outcome = sandbox.run(source, seconds=1.0, allow_unconfined=UNCONFINED)
     assert (outcome.passed, outcome.reason) == (False, "time")
     if CONFINED:  # the kernel ends a process namespace with its first process, sessions or not
         assert any(name not in running() for _ in range(1000))
@@ -265,7 +265,7 @@ CONFINED_BREAKOUTS = {
 
 @pytest.mark.parametrize("name", BREAKOUTS)
 def test_what_goes_wrong_in_a_program_is_a_failed_program(name):
-    assert not programs.run(BREAKOUTS[name], allow_unconfined=UNCONFINED).passed
+    assert not sandbox.run(BREAKOUTS[name], allow_unconfined=UNCONFINED).passed
 
 
 @pytest.mark.parametrize("name", CONFINED_BREAKOUTS)
@@ -274,23 +274,23 @@ def test_a_program_does_not_leave_its_room(name, tmp_path):
 
     if not CONFINED:  # here the law is the refusal
         with pytest.raises(SettingsError, match="cannot be confined"):
-            programs.run("pass")
+            sandbox.run("pass")
         return
     (tmp_path / "secret").write_text("s")
     tmp_path.chmod(0o777)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = {"host": tmp_path, "port": server.getsockname()[1], "pid": os.getpid()}
-        outcome = programs.run(CONFINED_BREAKOUTS[name].format(**address))
+        outcome = sandbox.run(CONFINED_BREAKOUTS[name].format(**address))
     assert not outcome.passed and outcome.reason != "time", outcome
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
 def test_a_program_that_was_never_reached_is_nobodys_wrong_answer(monkeypatch):
-    monkeypatch.setattr(programs, "way", lambda allow_unconfined: programs.Way("env false"))  # a room that breaks
+    monkeypatch.setattr(sandbox, "way", lambda allow_unconfined: sandbox.Way("env false"))  # a room that breaks
     with pytest.raises(SettingsError, match="could not be started"):
-        programs.run("pass")
+        sandbox.run("pass")
 
 
 def test_a_confined_program_can_do_honest_work():
     source = "import json, os, sys\nopen('a.txt', 'w').write('x')\nprint('much ' * 5000)\nassert os.listdir('.')"
-    assert programs.run(source, allow_unconfined=UNCONFINED).passed
+    assert sandbox.run(source, allow_unconfined=UNCONFINED).passed

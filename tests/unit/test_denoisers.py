@@ -16,12 +16,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from components.core.errors import CheckpointError, DataError
+from components.core.rng import generator
+from components.core.types import Canvas
 from components.denoisers import TransformerDenoiser, embedded, load
 from components.denoisers.loading import Encoder
 from components.denoisers.transformer import probe
-from components.errors import CheckpointError, DataError
-from components.rng import generator
-from components.types import Canvas
+from tests.messages import has_remedy
 
 torch.set_num_threads(1)
 
@@ -244,7 +245,7 @@ def refused(folder: Path, *words: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(folder)
     message = str(caught.value)
-    assert message.count(";") >= 2, message
+    assert has_remedy(message), message
     for word in words:
         assert word in message
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.core.rng import Noise
+from components.core.types import Action
 from components.maths.distributions import Bernoulli, Categorical, Deterministic, commit, cross_entropy, take
 from components.maths.masked import masked_log_softmax, masked_logsumexp, one_hot
 from components.maths.plackett_luce import DPLS, EXACT_LIMIT, PlackettLuce
-from components.rng import Noise
-from components.types import Action
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ import torch
 
 from components.denoisers import dtype, embedded
 from components.settings import Decode, Model, Models
-from components.stages.decoding import open_cached, open_denoiser
-from components.stages.place import Place
+from components.stages.common.models import open_cached, open_denoiser
+from components.stages.common.workspace import Place
 
 
 @pytest.fixture(scope="module")

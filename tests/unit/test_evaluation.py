@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from components.core.types import Canvas
+from components.decode.engine import Job, Options, rollout
 from components.denoisers.formula import FormulaDenoiser
-from components.evaluation import Candidate, Sweep, evaluate, table
+from components.evaluation.evaluate import Candidate, Sweep, evaluate, table
 from components.policies.heuristics import heuristic
-from components.rollout import Job, Options, rollout
-from components.types import Canvas
 
 END = 1
 

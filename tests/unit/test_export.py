@@ -16,8 +16,12 @@ import onnx
 import pytest
 import torch
 
+from components.core.errors import CheckpointError, DataError, ParityError, SettingsError
+from components.core.rng import Noise, generator, row_keys
+from components.core.types import Needs, Observation
+from components.decode.engine import Options, rollout
+from components.decode.prompts import Prompts
 from components.denoisers import embedded
-from components.errors import CheckpointError, DataError, ParityError, SettingsError
 from components.export import (
     Decoding,
     NumpyPolicy,
@@ -35,12 +39,8 @@ from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.store import LearnedPolicy
-from components.prompts import Prompts
-from components.rng import Noise, generator, row_keys
-from components.rollout import Options, rollout
 from components.tasks.example import Example
 from components.tracking.model import identity
-from components.types import Needs, Observation
 
 WIDTH = 16  # of the denoiser, hence of the features
 CALLER = {"commit": "0123abc", "training": '{"rounds": 3}'}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
-from components.errors import CheckpointError, DataError, SettingsError
+from components.core.errors import CheckpointError, DataError, SettingsError
 from flows import guard, parameters, preflight, tasks, worktree
 from flows.promote import promote_policy
 from flows.sweep import sweep

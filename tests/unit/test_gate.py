@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.errors import DataError
-from components.tracking.gate import Cell, Evidence, decide, envelope, judge, resample, scores
+from components.core.errors import DataError
+from components.evaluation.gate import Cell, Evidence, decide, envelope, judge, resample, scores
 
 HEURISTICS = {"0.7": (4.0, 0.40), "0.8": (5.0, 0.65), "0.9": (6.5, 0.90), "1.0": (9.0, 0.97)}
 PROMPTS = 400

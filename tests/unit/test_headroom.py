@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from components.evaluation import Candidate, Cell
-from components.headroom import order, speed
+from components.evaluation.evaluate import Candidate, Cell
+from components.evaluation.headroom import order, speed
 from components.policies.heuristics import heuristic
 
 

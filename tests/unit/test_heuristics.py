@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
+from components.core.rng import Noise
+from components.core.types import Observation
 from components.maths.distributions import Categorical, commit
 from components.policies.heuristics import (
     HEURISTICS,
@@ -28,8 +30,6 @@ from components.policies.heuristics import (
     shortlist,
 )
 from components.policies.protocol import Policy
-from components.rng import Noise
-from components.types import Observation
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.errors import DataError
-from components.maths.hull import envelope_at, envelope_rows, upper_hull
+from components.core.errors import DataError
+from components.maths.pareto import envelope_at, envelope_rows, upper_hull
 
 # A coarse grid on purpose: equal NFE, equal accuracies and points on one line are the cases that go wrong.
 point = st.tuples(st.integers(4, 64).map(lambda n: n / 4), st.integers(0, 20).map(lambda n: n / 20))
@@ -72,7 +72,7 @@ def test_chunks_of_rows_do_not_show(monkeypatch):
     rng = np.random.default_rng(0)
     nfe, accuracy, at = rng.uniform(1, 9, (50, 6)), rng.random((50, 6)), rng.uniform(1, 9, 50)
     whole = envelope_rows(nfe, accuracy, at)
-    monkeypatch.setattr("components.maths.hull.PAIRS_AT_ONCE", 100)  # two rows of 36 pairs at a time
+    monkeypatch.setattr("components.maths.pareto.PAIRS_AT_ONCE", 100)  # two rows of 36 pairs at a time
     np.testing.assert_array_equal(envelope_rows(nfe, accuracy, at), whole)
 
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.utilities.importtools import import_object
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from flows import deploy
 from flows.stack import Stack
 

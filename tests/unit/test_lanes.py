@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from components import lanes
+from components.core import workers
+from components.core.rng import generator
+from components.core.timer import Stopwatch
 from components.denoisers import embedded
-from components.rng import generator
-from components.stopwatch import Stopwatch
 from components.trainers import pretrain
 
 CPU = torch.device("cpu")
@@ -29,12 +29,12 @@ def threads():
 
 
 def test_as_many_lanes_as_threads_and_as_there_is_work_for(threads):
-    assert [lanes.count(CPU, most) for most in (-1, 0, 1, 2, 9)] == [1, 1, 1, 2, 2]
-    assert lanes.count(torch.device("cuda"), 9) == 1
+    assert [workers.count(CPU, most) for most in (-1, 0, 1, 2, 9)] == [1, 1, 1, 2, 2]
+    assert workers.count(torch.device("cuda"), 9) == 1
 
 
 def test_results_come_in_order_and_lanes_share_the_threads(threads):
-    with lanes.lanes(2) as run:
+    with workers.lanes(2) as run:
         assert list(run(lambda n: (time.sleep(0.02 * (n == 0)), n)[1], range(6))) == list(range(6))
         assert list(run(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == threads
@@ -48,7 +48,7 @@ def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(thread
         time.sleep(0.02)
         raise ValueError(f"no {number}")
 
-    with pytest.raises(ValueError, match="no 0"), lanes.lanes(2) as run:
+    with pytest.raises(ValueError, match="no 0"), workers.lanes(2) as run:
         list(run(work, range(50)))
     assert torch.get_num_threads() == threads and len(begun) < 50
 
@@ -62,7 +62,7 @@ def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads):
         return run
 
     watch = Stopwatch()
-    assert lanes.watched([piece(1.5), piece(2.5)], watch) == ["done", "done"]
+    assert workers.watched([piece(1.5), piece(2.5)], watch) == ["done", "done"]
     assert set(watch.seconds) == {"section"}
     assert watch.seconds["section"] == 2.0  # not their sum
 
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes, seed):
         before = torch.get_num_threads()
         torch.set_num_threads(lane_count)
         try:
-            assert lanes.add_gradients(works, parameters) == list(range(len(sizes)))
+            assert workers.add_gradients(works, parameters) == list(range(len(sizes)))
         finally:
             torch.set_num_threads(before)
         return [p.grad.clone() for p in parameters if p.grad is not None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from components.maths.objectives import clipped, group_advantages, mixture_log_prob, pair_weights
-from components.rewards import additive, multiplicative, speed
+from components.trainers.rewards import additive, multiplicative, speed
 
 torch.set_num_threads(1)
 

@@ -14,19 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.core.errors import SettingsError
+from components.core.types import STATISTICS, Action, Needs, Observation, Rollout, Steps
+from components.decode.engine import Job, Options, rollout
+from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
 from components.denoisers.formula import FormulaDenoiser
-from components.errors import SettingsError
 from components.maths.distributions import take
 from components.maths.objectives import group_advantages, mixture_log_prob, pair_weights
 from components.maths.plackett_luce import DPLS, PlackettLuce
-from components.oracle import (
-    Lattice,
-    best,
-    data_divergence,
-    enumerate_decoding,
-    follow,
-    text_distribution,
-)
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import (
     MaxConfidence,
@@ -38,10 +33,8 @@ from components.policies.heuristics import (
     shortlist,
 )
 from components.policies.protocol import Policy
-from components.rewards import multiplicative
-from components.rollout import Job, Options, rollout
 from components.trainers.reinforce import Objective, Plan, surrogate
-from components.types import STATISTICS, Action, Needs, Observation, Rollout, Steps
+from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,7 @@ import yaml
 
 from components import cli
 from components.settings import Models, Ood, Settings, Transfer, read
-from components.stages.train import CODE
+from components.stages.common.runfile import code_of
 
 ROOT = Path(__file__).parents[2]
 GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -32,8 +32,8 @@ EXEMPT = (
     "components/settings",
     "components/tracking",
     "components/cli.py",
-    "components/stages/progress.py",
-    "components/stages/runfile.py",
+    "components/stages/common/progress.py",
+    "components/stages/common/runfile.py",
 )
 COMMANDS: Mapping[str, Any] = getattr(typer.main.get_command(cli.app), "commands")  # noqa: B009 (no attribute of Command)
 
@@ -162,13 +162,10 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(name: str) -> None:
 
 
 def test_a_checkpoint_is_taken_up_by_the_code_that_wrote_it_alone() -> None:
-    """The identity of a training covers what decides its course; messages and clocks do not."""
-    beside = {"components/errors.py", "components/stopwatch.py", "components/stages/place.py"}
-    bare = [
-        f for f in closure("components.stages.train") - beside if not any(within(f, f"components/{c}") for c in CODE)
-    ]
-    assert not bare
-    assert all((ROOT / "components" / part).exists() for part in CODE)
+    """The identity of a training covers all code that the stage imports."""
+    code = [path.relative_to(ROOT).as_posix() for path in code_of("train")]
+    assert not [f for f in closure("components.stages.train") if not any(within(f, part) for part in code)]
+    assert all((ROOT / part).exists() for part in code)
 
 
 @pytest.mark.parametrize("profile", PARAMS.profiles)

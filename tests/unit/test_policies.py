@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components import readout
-from components.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, SettingsError
+from components.core.types import Needs, Observation
+from components.decode import readout
 from components.maths.distributions import Bernoulli, Categorical
 from components.maths.plackett_luce import DPLS
 from components.policies import store
@@ -21,7 +22,6 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
 from components.policies.teacher import Teacher
 from components.trainers import upo
-from components.types import Needs, Observation
 
 torch.set_num_threads(1)
 

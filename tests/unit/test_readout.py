@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from components import readout
-from components.rng import generator
-from components.types import STATISTICS, Needs
+from components.core.rng import generator
+from components.core.types import STATISTICS, Needs
+from components.decode import readout
 
 torch.set_num_threads(1)
 

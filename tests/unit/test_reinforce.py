@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
+from components.core.timer import Stopwatch
+from components.core.types import Needs
+from components.decode.engine import Options, rollout
 from components.maths.objectives import group_advantages
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
 from components.policies.teacher import Teacher
-from components.rollout import Options, rollout
-from components.stopwatch import Stopwatch
 from components.trainers import grpo, upo
-from components.trainers.distil import Distil, distil
+from components.trainers.distill import Distil, distil
 from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, reinforce, update
-from components.types import Needs
 
 torch.set_num_threads(1)
 

@@ -21,8 +21,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from components.errors import DataError
-from components.maths.hull import envelope_at, upper_hull
+from components.core.errors import DataError
+from components.maths.pareto import envelope_at, upper_hull
 from components.reports import boards, card, files, learning, order_page, pareto, picture, table
 from components.reports import cells as cell_table
 

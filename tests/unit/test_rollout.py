@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from components import memory
 from components.bench.reference import reference_rollout
+from components.core.errors import SettingsError
+from components.core.rng import generator, mix
+from components.core.types import Canvas, Needs, Observation, Rollout, RowState, Steps
+from components.decode import memory
+from components.decode.engine import Job, Options, rollout
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
-from components.errors import SettingsError
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
@@ -32,9 +35,6 @@ from components.policies.heuristics import (
 )
 from components.policies.protocol import Policy
 from components.policies.teacher import Teacher
-from components.rng import generator, mix
-from components.rollout import Job, Options, rollout
-from components.types import Canvas, Needs, Observation, Rollout, RowState, Steps
 
 torch.set_num_threads(1)
 

@@ -14,13 +14,13 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.errors import SettingsError
+from components.core.errors import SettingsError
 from components.maths import plackett_luce
 from components.policies.heuristics import HEURISTICS
-from components.settings import Params, Settings, learnable, learning, load, read
-from components.settings.learning import BARE
-from components.stages.decoding import reference_of
-from components.tasks import programs
+from components.settings import Params, Settings, compatibility, load, read, training
+from components.settings.training import BARE
+from components.stages.common.models import reference_of
+from components.tasks import sandbox
 
 FILE = Path(__file__).parents[2] / "params.yaml"
 RAW: dict[str, Any] = yaml.safe_load(FILE.read_text())
@@ -81,7 +81,7 @@ def test_reading_the_settings_of_all_profiles_runs_no_program(monkeypatch: pytes
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    programs.way.cache_clear()
+    sandbox.way.cache_clear()
     read(FILE)
 
 
@@ -210,16 +210,16 @@ def test_what_can_work_is_not_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_the_limit_of_exact_orders_is_the_library_s() -> None:
-    assert learnable.EXACT_LIMIT == plackett_luce.EXACT_LIMIT
+    assert compatibility.EXACT_LIMIT == plackett_luce.EXACT_LIMIT
 
 
 def test_every_reference_that_the_settings_name_can_be_made() -> None:
     """And every heuristic of the library is among them."""
-    for rule in get_args(learning.Rule):
+    for rule in get_args(training.Rule):
         value = {"threshold": 0.9, "klass": 0.9, "softmax_confidence": 0.05}.get(rule, None if rule in BARE else 1)
-        learning.check_rule("value", rule, value)
+        training.check_rule("value", rule, value)
         assert reference_of(rule, value).distribution is not None
-    assert set(HEURISTICS) | {"max_confidence", "teacher"} == set(get_args(learning.Rule))
+    assert set(HEURISTICS) | {"max_confidence", "teacher"} == set(get_args(training.Rule))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build
 from components.tasks.example import Example
+from components.tasks.hub import TextTask
 from components.tasks.splits import SHARES, SPLITS, answers_seen, collect, collect_all, split_of
-from components.tasks.text_data import TextTask
 
 PUZZLES = [name for name in TASKS if name not in ("gsm8k", "math", "humaneval", "mbpp")]
 COUNTS = {"pretrain": 60, "train": 15, "tune": 6, "gate": 6, "test": 6}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build, gym
 from components.tasks.arithmetic import evaluate
 from components.tasks.example import END, Example, address, fill, read_examples, write_examples

@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from components.errors import DataError
-from components.stages import promote, runfile
+from components.commands import promote
+from components.core.errors import DataError
+from components.core.files import read_lines
+from components.stages.common import runfile
 from components.tracking import model, store
 from components.tracking.mlflow_tracker import MlflowTracker, clean, flatten, run_tags
 from components.tracking.publish import stage_figures
-from components.tracking.tracker import Both, JsonlTracker, read_metrics
+from components.tracking.tracker import CompositeTracker, JsonlTracker
 
 # metrics.jsonl
 
@@ -45,18 +47,18 @@ def test_a_torn_last_line_costs_one_line_and_a_torn_middle_is_an_error(tmp_path)
     write(path, range(3))
     text = path.read_text()
     path.write_text(text[:-4])
-    assert [record["step"] for record in read_metrics(path)] == [0, 1]
+    assert [record["step"] for record in read_lines(path)] == [0, 1]
     path.write_text(text[:9] + "\n" + text[9:])
     with pytest.raises(json.JSONDecodeError):
-        read_metrics(path)
+        read_lines(path)
 
 
 def test_a_fresh_start_forgets_the_file_and_no_file_has_no_records(tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
-    assert read_metrics(path) == []
+    assert read_lines(path) == []
     write(path, range(4))
     write(path, range(2))
-    assert [record["step"] for record in read_metrics(path)] == [0, 1]
+    assert [record["step"] for record in read_lines(path)] == [0, 1]
 
 
 @given(st.floats())
@@ -142,11 +144,11 @@ def test_a_resumed_run_does_not_send_the_rounds_it_repeats():
 
 def test_both_trackers_hear_everything_and_the_named_run_gives_the_name(tmp_path):
     client = Client()
-    both = Both(JsonlTracker(tmp_path / "metrics.jsonl"), MlflowTracker(client, "r7"))  # type: ignore[arg-type]
+    both = CompositeTracker(JsonlTracker(tmp_path / "metrics.jsonl"), MlflowTracker(client, "r7"))  # type: ignore[arg-type]
     assert both.run_id == "r7"
     both.log({"reward/mean": 0.5}, 3)
     both.finish("FAILED")
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "reward/mean": 0.5}]
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 3, "reward/mean": 0.5}]
     assert client.points == [("reward/mean", 3, 0.5)]
     assert client.status == "FAILED"
 

@@ -1,0 +1,1 @@
+"""What the commands of `unmask` do that are no stages: decode, compare, promote, bench, doctor."""

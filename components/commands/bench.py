@@ -1,0 +1,206 @@
+"""What `unmask bench` measures: this machine, the profile's dLLM or another, the user's policies.
+
+The same prompts are decoded by the engine and by the reference loop in turn; then come a training round in its parts,
+and the policy's step in torch and in ONNX Runtime. Left out: fixed sizes to compare machines by, in tests/benchmarks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from components.bench.decoding import Case
+    from components.decode.prompts import Prompts
+    from components.denoisers import TransformerDenoiser
+    from components.settings import Settings
+    from components.stages.common.workspace import Place
+
+RULES = ("threshold:0.9", "entropy_bound:0.3", "confidence:1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """policies: names as `unmask compare` takes them, beside fresh policies with legal empty draws, those that the
+    pipeline has made, and RULES. random: canvas length of a random dLLM (4 layers, width 128, so many tokens in its
+    ``vocabulary``) that stands in for model and data. dtype: of its weights or the model's, None for the profile's.
+    count: prompts, and about as many rows in the training round. rows: in flight, and in the reference's batch.
+    repeats: counted pairs of runs."""
+
+    policies: Sequence[str] = ()
+    model: str | None = None
+    random: int | None = None
+    vocabulary: int = 68
+    dtype: str | None = None
+    count: int = 128
+    rows: int = 64
+    repeats: int = 3
+
+
+def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
+    """Measures, shows every table as soon as it is known, and returns everything as plain JSON values.
+
+    SettingsError or DataError where the profile's model or prompts are not there (``random`` needs neither).
+    """
+    from components.bench import tables
+    from components.bench.decoding import compare
+    from components.bench.policy_step import SIZES, policy_step
+
+    place, settings = profile()
+    denoiser, prompts, block = _subject(request, place, settings)
+    facts = machine(denoiser, place.root)
+    show(tables.machine(facts))
+    decoded = []
+    for case in _cases(request, place, settings, denoiser):
+        show(f"decoding {len(prompts)} prompts: {case.name}")
+        decoded.append(compare(denoiser, prompts.job(block), case, request.repeats))
+    show(tables.decoding(decoded))
+    show(tables.shares(decoded))
+    trained, speed = _training(request, place, settings, denoiser, prompts, block)
+    show(tables.training(trained, speed))
+    steps = [{"policy": name, **row} for name, policy in fresh_policies(settings, denoiser.width).items()
+             for row in policy_step(policy, SIZES, repeats=5 * request.repeats)]  # fmt: skip
+    show(tables.policy_step(steps))
+    return {"machine": facts, "request": asdict(request), "decoding": [asdict(row) for row in decoded],
+            "training": asdict(trained) | asdict(speed), "policy_step": steps}  # fmt: skip
+
+
+def profile() -> tuple[Place, Settings]:
+    """The active profile of the folder we are in."""
+    from components.settings import read
+    from components.stages.common.workspace import Place
+
+    params = read(Path("params.yaml"))
+    return Place(Path.cwd(), params.profile), params.profiles[params.profile]
+
+
+def log_to_mlflow(found: dict[str, Any]) -> None:
+    """Everything as one run named "bench" of the profile's experiment; SettingsError if the store takes none."""
+    from components.core.files import flatten
+    from components.tracking import store
+    from components.tracking.mlflow_tracker import MlflowTracker
+    from components.tracking.publish import experiment_name
+
+    place, _ = profile()
+    uri = store.tracking_uri(place.root)
+    tracker = MlflowTracker.start(uri, experiment_name(place.profile), "bench", tags={"stage": "bench"})
+    tracker.params({"machine": found["machine"], "request": found["request"]})
+    by_name = {
+        "decoding": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["decoding"]},
+        "training": found["training"],
+        "policy_step": {f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
+                        for row in found["policy_step"]},
+    }  # fmt: skip
+    tracker.log({name: value for name, value in flatten({"bench": by_name}, "/") if isinstance(value, int | float)}, 0)
+    tracker.finish("FINISHED")
+
+
+def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
+    """Untrained policies, of the profile's shape and of the published one; the same ones each time."""
+    import torch
+
+    from components.policies.confidence import PAPER, ConfidencePolicy
+    from components.stages.distill import fresh_policy
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        paper = ConfidencePolicy(PAPER)
+    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": paper.eval()}
+
+
+def _subject(request: Request, place: Place, settings: Settings) -> tuple[TransformerDenoiser, Prompts, int | None]:
+    """The denoiser, prompts for it, and the block length."""
+    if request.random is not None:
+        from components.bench.models import random_model, random_prompts
+
+        denoiser, encoder, task = random_model(request.random, vocabulary=request.vocabulary,
+                                               dtype=request.dtype or "float32")  # fmt: skip
+        return denoiser, random_prompts(task, encoder, request.count), None
+    from components.decode.prompts import Prompts
+    from components.denoisers import load
+    from components.stages.common.models import open_denoiser
+    from components.stages.common.workspace import task_of
+
+    which = settings.domain.model
+    if request.model is None and request.dtype is None:
+        denoiser, encoder = open_denoiser(place, settings.models, which)
+    else:
+        source = request.model or str(place.outputs / "pretrain" / which)
+        denoiser, encoder = load(source, os.environ.get("UNMASK_DEVICE", "cpu"), request.dtype or "float32")
+    name = settings.evaluate.gate_task
+    examples = place.examples(name, "test")[: request.count]
+    return denoiser, Prompts.of(task_of(settings.data, name), examples, encoder), settings.decode.block_length
+
+
+def _cases(request: Request, place: Place, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
+    """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
+    from components.bench.decoding import Case
+    from components.commands.show import candidate
+    from components.decode.engine import Options
+
+    legal = Options(rows=request.rows, force=False)
+    cases = [Case(f"cold start, {name} policy", policy.to(denoiser.device), legal)
+             for name, policy in fresh_policies(settings, denoiser.width).items()]  # fmt: skip
+    made = [str(place.outputs / stage / "policy") for stage in ("distill", "train")]
+    made = [path for path in made if Path(path).is_dir()] if request.random is None and request.model is None else []
+    for name in dict.fromkeys([*made, *RULES, *request.policies]):
+        found = candidate(name, place, settings, settings.decode.choose)
+        reads = getattr(getattr(found.policy, "shape", None), "features", 0)
+        if reads not in (0, denoiser.width):
+            raise SettingsError(f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}; "
+                                f"it would see nothing it knows; bench it over the dLLM it was trained on")  # fmt: skip
+        cases.append(Case(found.setting, found.policy, Options(rows=request.rows, choose=found.choose)))
+    return cases
+
+
+def _training(
+    request: Request, place: Place, settings: Settings, denoiser: TransformerDenoiser, prompts: Prompts,
+    block: int | None,
+):  # fmt: skip
+    """A round of the profile's training, with ``request.count`` rows at most, and the speed of its update."""
+    from components.bench.training import training_round, update_throughput
+    from components.policies import store
+    from components.stages.train import plan_of
+
+    plan, objective = plan_of(settings.train, settings.decode)
+    few = max(1, min(plan.prompts, request.count // plan.group))
+    plan = replace(plan, prompts=few, rows=request.rows, block_length=block, experts=0)
+    distilled = place.outputs / "distill" / "policy"
+    own = request.random is None and request.model is None and distilled.is_dir()
+    policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]
+    policy = policy.to(denoiser.device)
+    found, experience = training_round(policy, denoiser, prompts, plan, objective, request.repeats)
+    return found, update_throughput(policy, experience, plan, objective, request.repeats)
+
+
+def machine(denoiser: TransformerDenoiser, root: Path) -> dict[str, Any]:
+    """What the figures hold for: machine, code, model."""
+    import platform
+
+    import torch
+
+    from components.stages.common.runfile import code_version
+
+    weight = next(denoiser.model.parameters())
+    commit, changed = code_version(root)
+    return {
+        "system": platform.platform(), "processor": _processor(), "device": str(denoiser.device),
+        "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "commit": commit[:12] + " and changes" * bool(changed),
+        "dtype": str(weight.dtype).removeprefix("torch."), "width": denoiser.width,
+        "layers": denoiser.model.config.num_hidden_layers, "vocabulary": denoiser.vocabulary,
+        "parameters": sum(p.numel() for p in denoiser.model.parameters()),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    import platform
+
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())

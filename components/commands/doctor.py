@@ -1,0 +1,208 @@
+"""`unmask doctor`: is this machine ready for the pipeline, and does it compute what it should?
+
+Every check only looks: nothing is trained, fetched or registered. Left out: whether a policy is any good.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from components.core.errors import SettingsError
+
+DISTRIBUTION = "unmask-policies"
+SAMPLES = 4000  # decodes of the exactness check
+ERRORS = 5.0  # standard errors by which a sampled mean may miss the exact one
+
+
+def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
+    """(name, whether all is well, one line) check by check; a failed one says what is wrong, why it matters and what
+    to do. Never raises."""
+    table: dict[str, Callable[[Path], tuple[bool, str]]] = {
+        "python": python, "packages": packages, "settings": settings, "device": device, "threads": threads,
+        "exactness": exactness, "precision": precision, "dvc": graph, "tracker": tracker, "outputs": outputs,
+    }  # fmt: skip
+    for name, check in table.items():
+        try:
+            ok, text = check(root)
+        except SettingsError:
+            ok, text = False, "settings are not readable; what is asked here depends on them; see the line settings"
+        except Exception as error:  # a doctor that dies says nothing about the rest
+            ok, text = False, (f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
+                               f"mend this first, or report it")  # fmt: skip
+        yield name, ok, " ".join(text.split())
+
+
+def python(root: Path) -> tuple[bool, str]:
+    from packaging.specifiers import SpecifierSet
+
+    have, wanted = platform.python_version(), metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    if not SpecifierSet(wanted).contains(have):
+        return False, f"{have} is not {wanted}; the code uses what came with that; make the environment with another"
+    return True, f"{have} ({platform.system()} {platform.machine()})"
+
+
+def packages(root: Path) -> tuple[bool, str]:
+    """What is installed lies within the bounds of pyproject.toml; extras may be missing as a whole."""
+    from packaging.requirements import Requirement
+
+    wrong, absent, fine = [], [], 0
+    for line in metadata.requires(DISTRIBUTION) or []:
+        need = Requirement(line)
+        if need.name == DISTRIBUTION:
+            continue
+        try:
+            have = metadata.version(need.name)
+        except metadata.PackageNotFoundError:
+            (absent if need.marker else wrong).append(f"{need.name} (absent)" if not need.marker else need.name)
+            continue
+        if need.specifier.contains(have, prereleases=True):
+            fine += 1
+        else:
+            wrong.append(f"{need.name} {have} (wanted {need.specifier})")
+    if wrong:
+        return False, (f"{', '.join(wrong)}; other versions were not seen to work; "
+                       f"pip install -e '.[dev]' -c infra/constraints.txt")  # fmt: skip
+    return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
+
+
+def settings(root: Path) -> tuple[bool, str]:
+    from components.settings import read
+
+    try:
+        params = read(root / "params.yaml")
+    except ValueError as error:
+        return False, str(error)
+    return True, f"profile {params.profile} of {', '.join(params.profiles)}"
+
+
+def device(root: Path) -> tuple[bool, str]:
+    import torch
+
+    name, gpus = os.environ.get("UNMASK_DEVICE", "cpu"), torch.cuda.device_count()
+    if name.startswith("cuda") and not gpus:
+        return False, (f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees no GPU; every stage would fail; "
+                       f"unset it, or install a torch with CUDA")  # fmt: skip
+    seen = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU"
+    return True, f"{name} (torch {torch.__version__}, {seen})"
+
+
+def threads(root: Path) -> tuple[bool, str]:
+    import torch
+
+    count, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "unset")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count > cores:
+        return False, f"{count} threads on {cores} cores; they would wait for one another; set OMP_NUM_THREADS={cores}"
+    if policy.upper() != "PASSIVE":
+        return False, (f"OMP_WAIT_POLICY={policy}; waiting threads that spin cost a factor of 3 to 5 on busy cores; "
+                       f"unset it, or set PASSIVE")  # fmt: skip
+    return True, f"{count} on {cores} cores, waiting passively"
+
+
+def exactness(root: Path) -> tuple[bool, str]:
+    """Mean forward passes and mean score of a random policy on a canvas of 4: enumerated, and sampled by the loop."""
+    import torch
+
+    from components.decode.engine import Job, Options, rollout
+    from components.decode.oracle import enumerate_decoding, follow
+    from components.denoisers.formula import FormulaDenoiser
+    from components.policies.confidence import ConfidencePolicy, Shape
+
+    length, words = 4, 4
+    # Logits that depend on what is committed: which positions go together matters for the outcome.
+    table = torch.randn(length * words, length * words, generator=torch.Generator().manual_seed(0))
+
+    def formula(canvas):
+        seen_BX = torch.nn.functional.one_hot(canvas.ids_BT[:, canvas.start :], words).float().flatten(1)
+        return (seen_BX @ table).unflatten(1, (length, words))
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        policy = ConfidencePolicy(Shape(width=8, heads=2, inner=8, bias=0.0)).eval()
+        denoiser, prompt = FormulaDenoiser(formula, words), torch.tensor([1])
+        lattice = enumerate_decoding(denoiser, prompt, length, None, policy.needs)
+        exact = follow(lattice, policy)
+        done = rollout(denoiser, policy, Job.of([prompt], length, length, group=SAMPLES), Options(rows=SAMPLES))
+    for name, of in (("forward passes", lambda r: r.nfe_R), ("score", lambda r: (r.canvas_RL == 1).sum(-1))):
+        wanted, drawn_R = float(exact.expected(of(lattice.ends).double())), of(done).double()
+        error = max(float(drawn_R.std()) / math.sqrt(SAMPLES), 1e-6)
+        if abs(float(drawn_R.mean()) - wanted) > ERRORS * error:
+            return False, (f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
+                           f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
+                           f"({torch.__version__}) with infra/constraints.txt")  # fmt: skip
+    return (
+        True,
+        f"{len(exact.mass_N)} endings enumerated, total {float(exact.mass_N.sum()):.9f}; {SAMPLES} decodes agree",
+    )
+
+
+def precision(root: Path) -> tuple[bool, str]:
+    """A note, never a failure: by how much rounded logits move a confidence."""
+    import torch
+
+    from components.core.types import Needs
+    from components.decode.readout import statistics
+    from components.settings import load
+
+    logits_NV = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * 4
+    full, short = (
+        statistics(x.float().clone(), Needs())["confidence"] for x in (logits_NV, logits_NV.to(torch.bfloat16))
+    )
+    moved = float((full - short).abs().max())
+    models = load(root / "params.yaml").models
+    said = ", ".join(f"{name} {getattr(models, name).dtype}" for name in ("llada", "dream"))
+    return (
+        True,
+        f"{said}; logits in bfloat16 move a confidence by up to {moved:.3f}: nearer thresholds decide otherwise",
+    )
+
+
+def graph(root: Path) -> tuple[bool, str]:
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError:
+        return False, "dvc is not installed; nothing would run the stages; pip install -e '.[pipeline]'"
+    try:
+        with Repo(str(root)) as repo:
+            return True, f"{len(repo.index.stages)} stages in dvc.yaml"
+    except (DvcException, OSError) as error:
+        return False, (f"{error}; the stages run by `dvc repro`; work in a Git clone, or run "
+                       f"`dvc config --local core.no_scm true` in an unpacked archive")  # fmt: skip
+
+
+def tracker(root: Path) -> tuple[bool, str]:
+    from components.tracking import store
+
+    uri = store.tracking_uri(root)
+    path = store.database(uri)
+    try:
+        if path is None or path.exists():
+            found = store.connect(uri).search_experiments()
+            return True, f"{uri}, {len(found)} experiments"
+    except ImportError:
+        return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
+    except ValueError as error:
+        return False, str(error)
+    if not os.access(path.parent, os.W_OK):
+        return False, f"{uri} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
+    return True, f"{uri}, to be made by the first training"
+
+
+def outputs(root: Path) -> tuple[bool, str]:
+    """A note, never a failure: what the active profile has."""
+    from components.settings import read
+
+    folder = Path("outputs") / read(root / "params.yaml").profile
+    parts = ("data", "pretrain/llada", "pretrain/dream", "distill/policy", "train/policy", "evaluate", "transfer",
+             "ood", "export/policy.onnx", "report")  # fmt: skip
+    have = [part for part in parts if (root / folder / part).exists()]
+    lack = [part for part in parts if part not in have]
+    if not lack:
+        return True, f"all of {folder}"
+    return True, f"{folder}: {', '.join(have) or 'nothing yet'}; `dvc repro` makes {', '.join(lack)}"

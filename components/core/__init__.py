@@ -1,0 +1,1 @@
+"""What every room uses: the records that flow, errors, addressed randomness, worker threads, timers."""

@@ -1,0 +1,247 @@
+"""The decoding of one prompt, enumerated: every canvas that can be met, every set that can be committed there.
+
+For a deterministic, stateless denoiser and a tiny canvas. A state is (canvas, step) and, under ``cap="block"``, the
+block and the steps spent in it: tokens depend on the order, so that the mask set alone would not do. States are made
+by the decode loop's own functions (``admit``, ``look``, ``observation``, ``advance``, ``is_over``): it cannot drift.
+The lattice does not depend on a policy: a policy puts probabilities on its edges, differentiably, from which follow the
+exact expected reward and its gradient, the exact distribution of final texts, and, over the edges alone, the best that
+any policy can do.
+
+It leaves out what depends on more of the past than the canvas (KLASS's drift, a denoiser with a state).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from components.core.errors import SettingsError
+from components.core.timer import Stopwatch
+from components.core.types import Action, Needs, Observation, Rollout
+from components.decode.batch import Flight, Job, admit, look
+from components.decode.engine import Options, advance, is_over
+from components.denoisers.protocol import Denoiser
+from components.maths.distributions import ActionDistribution, commit, one_hot, take
+from components.maths.plackett_luce import DPLS, PlackettLuce
+from components.policies.protocol import Policy
+
+LIMIT = 10
+
+
+@dataclass(frozen=True)
+class Level:
+    """The n distinct unfinished states after some number of steps, and E edges out of them.
+
+    Edge e commits ``commit_EL[e]`` in state ``state_E[e]``; it leads to state ``child_E[e]`` of the next level, or,
+    where ``ends_E[e]``, to the lattice's ending of that number.
+    """
+
+    observation: Observation
+    state_E: Tensor
+    commit_EL: Tensor
+    child_E: Tensor
+    ends_E: Tensor
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """levels[s] are the states after s steps. ends: every distinct (canvas, steps taken) as the rows of a Rollout, so
+    that it is scored like any other (its order_RL is one of the orders that lead there). force: an empty draw is
+    replaced by the distribution's best position."""
+
+    levels: list[Level]
+    ends: Rollout
+    force: bool
+
+
+def enumerate_decoding(
+    denoiser: Denoiser, prompt: Tensor, length: int, block_length: int | None, needs: Needs,
+    force: bool = True, cap: str = "canvas", single: bool = False, answer: Tensor | None = None,
+) -> Lattice:  # fmt: skip
+    """The lattice of one prompt. needs: of every policy that will be asked. single: one position per step only (enough
+    for categorical policies, and far smaller). answer: for a teacher. SettingsError where enumeration is impossible."""
+    if needs.drift or not denoiser.stateless:
+        raise SettingsError("the oracle was given a policy that reads drift, or a denoiser with a state; what is "
+                            "decided would depend on more than the canvas; use others")  # fmt: skip
+    if (block_length or length) > LIMIT:
+        raise SettingsError(f"{block_length or length} positions are eligible at once; a step would have "
+                            f"2^{block_length or length} outcomes; enumerate at most {LIMIT}")  # fmt: skip
+    job = replace(Job.of([prompt], length, block_length or length), answers=None if answer is None else [answer])
+    options, watch = Options(force=force, cap=cap), Stopwatch()
+    flight = admit(job, torch.tensor([0]), denoiser, 0)
+    levels: list[Level] = []
+    landed: list[Flight] = []
+    with torch.no_grad():
+        while len(flight):
+            flight, _ = look(flight, denoiser, needs, watch, every=True)
+            observation = flight.observation(needs, flight.eligible_BL)
+            state_E, commit_EL = _choices(observation.eligible_BL, empty=not force, single=single)
+            children = advance(flight.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
+            ends_E = is_over(children, options)
+            distinct, place_E = _distinct(children, cap)
+            over = ends_E[distinct]
+            # Endings are numbered through all levels, the next level's states from 0.
+            number = torch.where(over, over.cumsum(0) - 1 + sum(map(len, landed)), (~over).cumsum(0) - 1)
+            levels.append(Level(observation, state_E, commit_EL, number[place_E], ends_E))
+            landed.append(children.keep(distinct[over]))
+            flight = children.keep(distinct[~over])
+    return Lattice(levels, _endings(landed), force)
+
+
+def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Tensor]:
+    """Every set of eligible positions of every state: (state_E, commit_EL)."""
+    states, length = eligible_BL.shape
+    per_state = []
+    for state in range(states):
+        positions = eligible_BL[state].nonzero().squeeze(1)
+        sizes = range(0 if empty else 1, (1 if single else len(positions)) + 1)
+        sets = [list(s) for size in sizes for s in itertools.combinations(range(len(positions)), size)]
+        commit_EL = torch.zeros(len(sets), length, dtype=torch.bool)
+        for row, chosen in enumerate(sets):
+            commit_EL[row, positions[chosen]] = True
+        per_state.append(commit_EL)
+    state_E = torch.arange(states).repeat_interleave(torch.tensor([len(c) for c in per_state]))
+    return state_E, torch.cat(per_state)
+
+
+def _distinct(children: Flight, cap: str) -> tuple[Tensor, Tensor]:
+    """One flight row per distinct state, and the state of every row."""
+    key_EX = torch.cat([children.ids_BT, children.block_B[:, None]], 1)
+    if cap == "block":
+        key_EX = torch.cat([key_EX, children.in_block_B[:, None]], 1)
+    states, place_E = key_EX.unique(dim=0, return_inverse=True)
+    rows = torch.arange(len(place_E))
+    return torch.full((len(states),), len(rows)).scatter_reduce(0, place_E, rows, "amin"), place_E
+
+
+def _endings(landed: list[Flight]) -> Rollout:
+    canvas, order, masked = (
+        torch.cat(parts)
+        for parts in zip(*((f.ids_BT[:, f.start :], f.order_BL, f.masked_BL) for f in landed), strict=True)
+    )
+    nfe = torch.cat([f.step_B for f in landed])
+    return Rollout(canvas, order, nfe, ~masked.any(-1), torch.zeros_like(nfe), 0, 0)
+
+
+def edge_probability(distribution: ActionDistribution, level: Level, force: bool) -> Tensor:
+    """(E,) probability that each edge's set is committed: of an ordered draw over all of its orders, and with
+    ``force`` including the empty draw that the best position replaces."""
+    repeated = take(distribution, level.state_E)
+    if isinstance(distribution, DPLS | PlackettLuce):
+        p_E = _any_order(repeated, level.commit_EL)
+        nothing = torch.full_like(distribution.eligible_BL, -1, dtype=torch.int64)
+    else:
+        p_E = repeated.log_prob(Action(level.commit_EL)).exp()
+        nothing = None
+    if not force:
+        return p_E
+    eligible_BL = level.observation.eligible_BL
+    empty_B = distribution.log_prob(Action(torch.zeros_like(eligible_BL), nothing)).exp()
+    forced_BL = one_hot(distribution.fallback_B, eligible_BL)
+    forced_E = (level.commit_EL == forced_BL[level.state_E]).all(-1)
+    return p_E + forced_E * empty_B[level.state_E]
+
+
+def _any_order(distribution: ActionDistribution, commit_EL: Tensor) -> Tensor:
+    """(E,) probability that a set is drawn, in whatever order."""
+    parts, rows = [], []
+    size_E = commit_EL.sum(-1)
+    for size in size_E.unique().tolist():
+        row_e = (size_E == size).nonzero().squeeze(1)
+        drawn_eL = commit_EL[row_e]
+        nth_eL = (drawn_eL.cumsum(-1) - 1).clamp(min=0)
+        orders = torch.tensor(list(itertools.permutations(range(size)))).reshape(-1, max(size, 1))
+        log_p = [
+            take(distribution, row_e).log_prob(Action(drawn_eL, order[nth_eL].masked_fill(~drawn_eL, -1)))
+            for order in (orders if size else torch.zeros(1, 1, dtype=torch.int64))
+        ]
+        parts.append(torch.stack(log_p).exp().sum(0))
+        rows.append(row_e)
+    return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What one policy does on a lattice. mass_N: probability of each of the lattice's endings; state_mass[s]: of each
+    state of level s. Differentiable in the policy's weights."""
+
+    mass_N: Tensor
+    state_mass: list[Tensor] = field(default_factory=list)
+
+    def expected(self, value_N: Tensor) -> Tensor:
+        """The exact mean of a value of the endings: of a reward, or of a number of steps."""
+        return (self.mass_N * value_N).sum()
+
+
+def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
+    """Pushes mass 1 from the first state to the endings. choose: "sample" or "mode", as in decoding. SettingsError if
+    the policy does what the lattice leaves out."""
+    mass = torch.ones(1, dtype=torch.float64)
+    ends = torch.zeros(len(lattice.ends.nfe_R), dtype=torch.float64)
+    states = []
+    for level in lattice.levels:
+        distribution = policy.distribution(level.observation)
+        if choose == "mode":
+            committed_BL = commit(distribution, distribution.mode(), level.observation.eligible_BL, lattice.force)
+            assert committed_BL.committed_BL is not None
+            p_E = (level.commit_EL == committed_BL.committed_BL[level.state_E]).all(-1).double()
+        else:
+            p_E = edge_probability(distribution, level, lattice.force).double()
+        total_B = torch.zeros_like(mass).index_add(0, level.state_E, p_E)
+        if not torch.allclose(total_B, torch.ones_like(total_B), atol=1e-4):
+            raise SettingsError(f"only {total_B.min().item():.4f} of what the policy may draw is in the lattice; its "
+                                f"figures would be wrong; enumerate with single=False, and with the force and the "
+                                f"needs that it is decoded with")  # fmt: skip
+        states.append(mass)
+        flow_E = mass[level.state_E] * p_E
+        inner = ~level.ends_E
+        following = int(level.child_E[inner].max()) + 1 if bool(inner.any()) else 0
+        mass = mass.new_zeros(following).index_add(0, level.child_E[inner], flow_E[inner])
+        ends = ends.index_add(0, level.child_E[level.ends_E], flow_E[level.ends_E])
+    return Exact(ends, states)
+
+
+def best(lattice: Lattice, value_N: Tensor) -> tuple[float, list[list[int]]]:
+    """The largest value that any policy can reach on this prompt, and a sequence of commits that reaches it: backward
+    induction over the edges."""
+    value_N = value_N.double()
+    after = torch.zeros(0, dtype=torch.float64)
+    chosen: list[Tensor] = []
+    for level in reversed(lattice.levels):
+        value_E = torch.empty(len(level.child_E), dtype=torch.float64)
+        value_E[level.ends_E] = value_N[level.child_E[level.ends_E]]
+        value_E[~level.ends_E] = after[level.child_E[~level.ends_E]]
+        states = len(level.observation.masked_BL)
+        after = torch.full((states,), -torch.inf, dtype=torch.float64).scatter_reduce(0, level.state_E, value_E, "amax")
+        winners = (value_E == after[level.state_E]).nonzero().squeeze(1)
+        first = torch.full((states,), len(value_E)).scatter_reduce(0, level.state_E[winners], winners, "amin")
+        chosen.append(first)
+    path, state = [], 0
+    for level, edge_B in zip(lattice.levels, reversed(chosen), strict=True):
+        edge = int(edge_B[state])
+        path.append(level.commit_EL[edge].nonzero().squeeze(1).tolist())
+        state = int(level.child_E[edge])
+        if bool(level.ends_E[edge]):
+            break
+    return float(after[0]), path
+
+
+def text_distribution(lattice: Lattice, exact: Exact) -> dict[tuple[int, ...], Tensor]:
+    """Probability of each final canvas, however many steps it took. Differentiable."""
+    found: dict[tuple[int, ...], Tensor] = {}
+    for canvas, mass in zip(lattice.ends.canvas_RL.tolist(), exact.mass_N, strict=True):
+        found[tuple(canvas)] = found.get(tuple(canvas), mass.new_zeros(())) + mass
+    return found
+
+
+def data_divergence(data: Mapping[tuple[int, ...], float], lattice: Lattice, exact: Exact) -> Tensor:
+    """KL(data || policy) over final canvases; +inf where the policy never writes what the data holds."""
+    made = text_distribution(lattice, exact)
+    nothing = exact.mass_N.new_zeros(())
+    terms = [p * (torch.log(torch.tensor(p, dtype=nothing.dtype)) - made.get(canvas, nothing).log())
+             for canvas, p in data.items() if p > 0]  # fmt: skip
+    return torch.stack(terms).sum()

@@ -1,0 +1,1 @@
+"""Policies x prompts x seeds: results with intervals, headroom, the promotion gate."""

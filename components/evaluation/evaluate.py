@@ -1,0 +1,161 @@
+"""Policies x prompts x seeds -> cells with intervals: accuracy, NFE, tokens per second.
+
+A policy is compared with heuristics that were swept. Whatever is random in a rule is averaged over decode seeds; a
+deterministic one is decoded once and says so. Intervals are bootstrap percentiles over prompts and, within a prompt,
+over its decode seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.core import workers
+from components.core.rng import generator
+from components.core.types import Rollout
+from components.decode.engine import Job, Options, rollout
+from components.decode.prompts import Prompts
+from components.denoisers.protocol import Denoiser
+from components.policies.heuristics import SuppressTokens, heuristic
+from components.policies.protocol import Policy
+
+RESAMPLES = 2000
+RANDOM_RULES = ("random", "softmax_confidence", "top_k_random")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to evaluate: its family and setting as the tables name them. block_length None: full diffusion."""
+
+    family: str
+    setting: str
+    policy: Policy
+    block_length: int | None
+    choose: str = "mode"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One candidate on P prompts with S decode seeds: (S, P) float32 each."""
+
+    candidate: Candidate
+    correct_SP: Tensor
+    dense_SP: Tensor
+    nfe_SP: Tensor
+    tokens_per_second: float
+    unfinished: int
+
+    def row(self, task: str, denoiser: str, split: str, length: int) -> dict[str, Any]:
+        """The cell as a line of the evaluation table."""
+        accuracy, nfe = interval(self.correct_SP), interval(self.nfe_SP)
+        seeds, prompts = self.correct_SP.shape
+        return {
+            "task": task, "denoiser": denoiser, "split": split, "family": self.candidate.family,
+            "setting": self.candidate.setting, "block_length": self.candidate.block_length or length,
+            "choose": self.candidate.choose, "prompts": prompts, "seeds": seeds,
+            "accuracy": float(self.correct_SP.mean()), "accuracy_low": accuracy[0], "accuracy_high": accuracy[1],
+            "dense": float(self.dense_SP.mean()), "nfe": float(self.nfe_SP.mean()), "nfe_low": nfe[0],
+            "nfe_high": nfe[1], "tokens_per_second": self.tokens_per_second, "unfinished": self.unfinished,
+        }  # fmt: skip
+
+
+def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean: prompts are drawn with replacement, then each one's seeds."""
+    seeds, prompts = value_SP.shape
+    source = generator("bootstrap", seeds, prompts)
+    means = []
+    for size in [250] * (resamples // 250):
+        prompt_kP = torch.randint(prompts, (size, prompts), generator=source)
+        seed_kSP = torch.randint(seeds, (size, seeds, prompts), generator=source)
+        means.append(value_SP[seed_kSP, prompt_kP.unsqueeze(1)].mean((1, 2)))
+    low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def evaluate(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> Cell:
+    """Decodes every prompt, once per seed where the candidate is random."""
+    return _score(candidate, prompts, *_decode(denoiser, candidate, prompts, seeds))
+
+
+def _decode(
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]
+) -> tuple[Job, list[Rollout], float]:
+    """The job, what each seed made of it, and the seconds of decoding."""
+    random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
+    job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
+    begin = time.perf_counter()
+    done = [
+        rollout(denoiser, candidate.policy, job, Options(seed=seed, choose="sample" if random else "mode"))
+        for seed in (seeds if random else seeds[:1])
+    ]  # fmt: skip
+    return job, done, time.perf_counter() - begin
+
+
+def _score(candidate: Candidate, prompts: Prompts, job: Job, done: Sequence[Rollout], seconds: float) -> Cell:
+    scores = [prompts.scores(job, one) for one in done]
+    tokens = sum(prompts.lengths) * len(done)
+    return Cell(
+        candidate, torch.stack([correct_R for _, correct_R, _ in scores]),
+        torch.stack([dense_R for _, _, dense_R in scores]), torch.stack([one.nfe_R.cpu().float() for one in done]),
+        tokens / seconds, sum(int((~one.finished_R).sum()) for one in done),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The heuristics to compare with. Every rule is swept at every one of ``block_lengths`` that divides the canvas;
+    None stands for the whole canvas, full diffusion, where the rules that read statistics commit positions that predict
+    one of ``late_ids`` (the end of the text) last, as LLaDA's own baseline does."""
+
+    block_lengths: Sequence[int | None]
+    thresholds: Sequence[float]
+    factors: Sequence[float]
+    gammas: Sequence[float]
+    per_step: Sequence[int]
+    late_ids: Collection[int] = ()
+
+    def rule(self, family: str, value: float, size: int | None) -> Policy:
+        policy = heuristic(family, value)
+        return SuppressTokens(policy, tuple(sorted(self.late_ids))) if self.late_ids and size is None else policy
+
+    def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
+        """wide: also the factor rule and the entropy bound in blocks, and the rules that are there for orientation
+        (random, left to right, margin and entropy one by one); else those only that reach the front anywhere."""
+        sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
+        swept = [("threshold", self.thresholds), ("factor", self.factors), ("entropy_bound", self.gammas)]
+        found = [
+            Candidate(family, f"{value:g}", self.rule(family, value, size), size)
+            for family, values in swept
+            for size in (sizes if wide or family == "threshold" else [None])
+            for value in values
+        ]
+        quotas = ("random", "left_to_right", "confidence", "margin", "entropy") if wide else ("confidence",)
+        return found + [
+            Candidate(family, str(count), self.rule(family, count, None), None)
+            for family in quotas
+            for count in (self.per_step if family == "confidence" else self.per_step[:1])
+        ]
+
+
+def table(
+    denoiser: Denoiser, candidates: Sequence[Candidate], prompts: Prompts, seeds: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> list[Cell]:  # fmt: skip
+    """One cell per candidate; ``progress(1)`` after each.
+
+    On a CPU as many candidates at a time as torch has threads, with one thread each: their tokens per second are of
+    that one.
+    """
+    cells = []
+    with workers.lanes(workers.count(denoiser.device, len(candidates))) as run:
+        decoded = run(lambda who: _decode(denoiser, who, prompts, seeds), candidates)
+        for candidate, found in zip(candidates, decoded, strict=True):
+            cells.append(_score(candidate, prompts, *found))
+            if progress is not None:
+                progress(1)
+    return cells

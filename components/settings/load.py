@@ -1,0 +1,74 @@
+"""params.yaml: read, checked, and refused in sentences."""
+
+from __future__ import annotations
+
+import reprlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from components.core.errors import SettingsError
+from components.settings.policy import Confidence, Feature
+from components.settings.profile import Params, Settings
+from components.settings.section import nearest
+
+KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "feature": Feature}
+
+
+def read(path: Path) -> Params:
+    """Every profile of params.yaml, checked. SettingsError names each value that cannot work."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise SettingsError(f"{path} cannot be read ({why}); no stage knows its settings without it; run inside the "
+                            f"repository, or restore the file") from error  # fmt: skip
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(path, e) for e in error.errors())) from None
+    known = list(params.profiles)
+    if params.profile not in known:
+        raise SettingsError(f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
+                            f"run; use one of {', '.join(known)}{nearest(params.profile, known)}")  # fmt: skip
+    return params
+
+
+def load(path: Path) -> Settings:
+    """The active profile of params.yaml."""
+    params = read(path)
+    return params.profiles[params.profile]
+
+
+def _sentence(path: Path, error: Any) -> str:
+    # Which member of a union it is stands in the file as its kind, not in the path.
+    loc = tuple(part for before, part in pairwise((None, *error["loc"])) if before != "policy" or part not in KINDS)
+    if error["type"] == "union_tag_not_found":
+        loc = (*loc, "kind")
+    where = ".".join(str(part) for part in loc) or "the whole file"
+    if error["type"] == "extra_forbidden":
+        return (f"{path}: {where} is not a setting; it would be ignored in silence; "
+                f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}")  # fmt: skip
+    if error["type"] in ("missing", "union_tag_not_found"):
+        return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {where}: {text}"
+    value = reprlib.repr(error["input"])
+    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}; no stage could run with it; change it"
+
+
+def _siblings(loc: tuple[Any, ...]) -> list[str]:
+    """The fields that the model at this place does have."""
+    model: Any = Params
+    for part in loc[:-1]:
+        if part in KINDS and KINDS[part] in get_args(model):
+            model = KINDS[part]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        elif get_args(model):
+            model = get_args(model)[-1]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

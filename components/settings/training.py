@@ -1,0 +1,135 @@
+"""Sections of the two trainings: the imitation of a reference, then reinforcement."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
+
+Rule = Literal[
+    "random", "left_to_right", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "klass",
+    "max_confidence", "softmax_confidence", "top_k_random", "teacher",
+]  # fmt: skip
+
+COUNTS = ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random")
+BARE = ("max_confidence", "teacher", "distilled")
+LIMITS = {"threshold": (0.0, 1.0), "klass": (0.0, 1.0), "entropy_bound": (0.0, float("inf"))}
+
+
+def check_rule(name: str, rule: str, value: float | None) -> None:
+    """ValueError unless ``value`` is the one number that the rule takes: positions per step (of top_k_random: to draw
+    among), a threshold, a factor, gamma, tau; none where it takes none."""
+    if rule in BARE:
+        if value is not None:
+            raise ValueError(f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; "
+                             f"write null")  # fmt: skip
+        return
+    low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float("inf")))
+    if value is None or not low <= value <= high or (rule in COUNTS and value != int(value)):
+        what = "a whole number, at least 1" if rule in COUNTS else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"{name}={value} beside {rule}; which positions it commits depends on its one number; give "
+                         f"{what}")  # fmt: skip
+
+
+class Distill(Section):
+    """reference: a heuristic with its one number ``value``, or the teacher that knows the answer. What is without
+    randomness is imitated by cross-entropy, the rest by KL."""
+
+    seed: Seed
+    reference: Rule
+    value: float | None
+    rounds: Count
+    prompts: Count
+    pairs: Count
+    learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _names_a_rule(self) -> Distill:
+        check_rule("value", self.reference, self.value)
+        return self
+
+
+def _alpha(value: Any) -> Any:
+    many = isinstance(value, list | tuple)
+    numbers = list(value) if many else [value]
+    right = all(isinstance(a, int | float) and not isinstance(a, bool) and a >= 0 for a in numbers)
+    if not numbers or not right or len(set(numbers)) < len(numbers):
+        raise ValueError(f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
+                         f">= 0, or a list of different ones")  # fmt: skip
+    return tuple(float(a) for a in numbers) if many else float(value)
+
+
+class Train(Section):
+    """rounds of prompts x group rollouts (+ experts: threshold decoding in expert_block). Every validate_every rounds
+    the policy is judged on the tune split by its reward; the best is kept.
+
+    objective        upo says that what is below is paper B's: one position per step, pulled to a reference.
+    alpha            speed exponent of the reward; of a list each group draws one, and the policy reads it.
+    reference        what the pull and policy/kl are measured from: the distilled policy, or a rule with its number.
+    divergence       kl, ce or none; a rule without randomness is left to ce. pull: its weight.
+    keep_steps       share of the steps that is stored and learned from (UPO's Algorithm 2).
+    temperature      of the rollouts, inside the likelihood; anneal: down to 1 in a straight line.
+    entropy          nats per step that the temperature is to hold from its start on; null to leave it as it is.
+    empty_draw, cap  see ``components.decode.engine``; floor: of the learning rate, a share of it.
+    """
+
+    seed: Seed
+    objective: Literal["grpo", "upo"]
+    alpha: Annotated[float | tuple[float, ...], BeforeValidator(_alpha)]
+    reward: Literal["multiplicative", "additive"]
+    signal: Literal["correct", "dense"]
+    rounds: Count
+    prompts: Count
+    group: Annotated[int, Field(ge=2)]
+    experts: Natural
+    expert_threshold: Share
+    expert_block: Count | None
+    learning_rate: Rate
+    warmup: Natural
+    floor: Share
+    weight_decay: NonNegative
+    clip: Positive
+    clip_norm: Positive
+    epochs: Count
+    weighting: Literal["row", "constant"]
+    by_std: bool
+    reference: Literal["distilled"] | Rule
+    reference_value: float | None
+    divergence: Literal["kl", "ce", "none"]
+    pull: NonNegative
+    keep_steps: Annotated[float, Field(gt=0, le=1)]
+    temperature: Positive
+    anneal: bool
+    entropy: Positive | None
+    empty_draw: Literal["forced", "legal"]
+    cap: Literal["canvas", "block"]
+    pairs: Count
+    rows: Count
+    validate_every: Count
+    save_every: Count
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The exponents that the policy is conditioned on: none where there is but one."""
+        return self.alpha if isinstance(self.alpha, tuple) and len(self.alpha) > 1 else ()
+
+    @property
+    def one_alpha(self) -> float:
+        return self.alpha[0] if isinstance(self.alpha, tuple) else self.alpha
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Train:
+        check_rule("reference_value", self.reference, self.reference_value)
+        if self.divergence == "none" and self.pull > 0:
+            raise ValueError(f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "
+                             f"or write pull: 0.0")  # fmt: skip
+        if self.entropy is not None and self.anneal:
+            raise ValueError(f"entropy={self.entropy} with anneal=true; the temperature cannot both fall to 1 and hold "
+                             f"an entropy; write anneal: false, or entropy: null")  # fmt: skip
+        if self.objective == "upo" and (self.pull == 0 or self.weighting != "constant" or self.alpha != 0):
+            raise ValueError(f"objective=upo with pull={self.pull}, weighting={self.weighting} and alpha={self.alpha}; "
+                             f"paper B pulls to its reference, weights by 1/L, and at one position per step there is "
+                             f"no speed to reward; use pull > 0, constant and 0, or objective: grpo")  # fmt: skip
+        return self

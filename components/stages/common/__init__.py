@@ -1,0 +1,1 @@
+"""What stages share: the workspace, opened models, progress, run files."""

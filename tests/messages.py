@@ -1,0 +1,16 @@
+"""What an error message must hold: the value at fault, and an instruction."""
+
+from __future__ import annotations
+
+import re
+
+VERBS = (
+    "add|allow|ask|build|call|check|choose|close|commit|copy|decode|delete|download|draw|drop|export|free|give|go|install"
+    "|leave|let|load|lower|make|move|name|open|pass|pick|pin|point|put|raise|re-evaluate|remove|rename|repair|restore|run"
+    "|say|set|start|stop|take|train|turn|upgrade|use|wait|write"
+)
+
+
+def has_remedy(message: str) -> bool:
+    """True where a sentence or clause begins with an instruction."""
+    return re.search(rf"(^|[.;:,)] |or )({VERBS})\b", message, re.IGNORECASE) is not None
