@@ -73,7 +73,7 @@ def _largest(gap_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
         key_NV = (gap_NV.abs().view(torch.int32).long() << 32) | id_V
         rest_NK = key_NV.topk(kept - 1, -1, largest=False).values & (2**32 - 1)
     else:
-        rest_NK = gap_NV.sort(-1, descending=True, stable=True).indices[:, : kept - 1]
+        rest_NK = gap_NV.sort(dim=-1, descending=True, stable=True).indices[:, : kept - 1]
     return torch.nn.functional.pad(torch.cat([token_N1, rest_NK], -1), (0, top_k - kept), value=-1)
 
 

@@ -72,7 +72,6 @@ def attended(
         return hidden_BTD, None, state
     have = attention_layers(denoiser)
     if not all(-have <= layer < have for layer in layers):
-        raise SettingsError(f"the attention of layers {layers} of {type(denoiser).__name__}, which shows {have} layers. "
-                            f"Use layers that it has, a denoiser without a cache, or a policy that reads no "
-                            f"attention.")  # fmt: skip
+        raise SettingsError(f"A policy reads the attention of layers {layers}; {type(denoiser).__name__} shows {have}. "
+                            f"Use layers that it has, no cache, or a policy without attention.")  # fmt: skip
     return cast(Attending, denoiser).attended(canvas, state, layers)

@@ -15,7 +15,6 @@ from torch import Tensor
 from components.core.errors import CheckpointError
 from components.core.types import Canvas, RowState
 
-
 # What is asked of this thread's forward: threads share a model.
 _ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.core.errors import SettingsError
+from components.core.types import Needs, Observation
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, Categorical
-from components.core.types import Needs, Observation
 
 ACTIONS = ("coupled", "categorical")
 _ODDS = 1 / 8  # brings log-odds of +-30 to a few units
@@ -58,8 +58,8 @@ class CoupledShape:
     action: str = "coupled"
     alphas: tuple[float, ...] = ()
     kappa: float = 1.0
-    tau: float = -1.0
-    cost: float = 4.0
+    tau: float = 0.0
+    cost: float = 5.0
     mix: float = 0.9
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ def shared(obs: Observation, top_k: int) -> Tensor:
 def _attention(obs: Observation, layers: tuple[int, ...]) -> Tensor:
     """(B, L, L, A) of these layers; beside a policy that needs others there are more."""
     if obs.attention_BLLA is None:
-        raise ValueError("the observation has no attention_BLLA. Ask for it in Needs.")
+        raise ValueError("The observation has no attention_BLLA. Ask for it in Needs.")
     return torch.stack([obs.attention_BLLA[..., obs.attention_layers.index(layer)] for layer in layers], -1)
 
 
@@ -211,10 +211,13 @@ class CoupledPolicy(nn.Module):
         return Needs("masked", self.shape.top_k, features, statistics=("log_odds", "entropy"), top_ids=True,
                      attention=self.shape.attention if self.shape.pairs else ())  # fmt: skip
 
-    def _positions(self, obs: Observation, odds_BL: Tensor) -> Tensor:
-        """(B, L, W) the positions after the block."""
-        if obs.entropy_BL is None or obs.top_BLK is None:
-            raise ValueError("the observation has no entropy or no largest probabilities. Ask for both in Needs.")
+    def _positions(self, obs: Observation) -> tuple[Tensor, Tensor]:
+        """(B, L, W) the positions after the block, and (B, L) their scaled log-odds."""
+        if obs.log_odds_BL is None or obs.entropy_BL is None or obs.top_BLK is None:
+            raise ValueError(
+                "The observation has no log-odds, entropy or largest probabilities. Ask for them in Needs."
+            )
+        odds_BL = (obs.log_odds_BL * _ODDS).to(self.tau.dtype).masked_fill(~obs.masked_BL, 0.0)
         top_BLK = obs.top_BLK[..., : self.shape.top_k].to(odds_BL.dtype)
         given_BLF = torch.cat([odds_BL.unsqueeze(-1), obs.entropy_BL.to(odds_BL.dtype).unsqueeze(-1), top_BLK], -1)
         given_BLF = given_BLF.masked_fill(~obs.masked_BL.unsqueeze(-1), 0.0)
@@ -222,7 +225,7 @@ class CoupledPolicy(nn.Module):
         length = obs.masked_BL.shape[1]
         place_L = torch.arange(length, device=odds_BL.device)
         if self.shape.positions:
-            # What lies beyond is padding, or a canvas that the policy was not made for: see ``check``.
+            # Beyond lies padding alone: ``distribution`` refuses longer canvases, which a traced graph cannot.
             x_BLW = x_BLW + self.place(place_L.clamp(max=self.shape.positions - 1))
         if self.shape.features:
             assert obs.features_BTD is not None
@@ -237,39 +240,36 @@ class CoupledPolicy(nn.Module):
         attend_B1LL = attend_B1LL.expand(-1, -1, length, -1)
         for block in self.blocks:
             x_BLW = block(x_BLW, attend_B1LL)
-        return self.norm(x_BLW)
+        return self.norm(x_BLW), odds_BL
 
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """What is exported: bias_BL, added to the frozen model's log-odds; shift_BLL, zero on the diagonal and where
         either position is not masked; mix_BL, the joint probability's share of the risk."""
-        if obs.log_odds_BL is None:
-            raise ValueError("the observation has no log_odds_BL. Ask for it in Needs.")
-        odds_BL = (obs.log_odds_BL * _ODDS).to(self.tau.dtype).masked_fill(~obs.masked_BL, 0.0)
-        x_BLW = self._positions(obs, odds_BL)
+        x_BLW, odds_BL = self._positions(obs)
         bias_BL, mix_BL = self.bias(x_BLW).squeeze(-1), torch.sigmoid(self.mix(x_BLW).squeeze(-1))
         if self.shape.pairs:
             return bias_BL, self.pairs(x_BLW, obs, odds_BL), mix_BL
-        none_BL = torch.zeros_like(odds_BL)
-        return bias_BL, none_BL.unsqueeze(2) * none_BL.unsqueeze(1), mix_BL
+        return bias_BL, torch.zeros_like(odds_BL.unsqueeze(2) * odds_BL.unsqueeze(1)), mix_BL
 
     def score(self, obs: Observation) -> Tensor:
         """(B, L) utilities before anything is taken."""
-        bias_BL, _, _ = self(obs)
-        return self.log_kappa.exp() * (_odds(obs) + bias_BL + self.tau + self.offset)
+        x_BLW, odds_BL = self._positions(obs)
+        bias_BL = self.bias(x_BLW).squeeze(-1)
+        return self.log_kappa.exp() * (odds_BL / _ODDS + bias_BL + self.tau + self.offset)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
+        longest, most = obs.masked_BL.shape[1], self.shape.positions
+        if 0 < most < longest:
+            raise SettingsError(f"A canvas of {longest} positions is longer than the policy's positions={most}. Train "
+                                f"one for this length, or one without absolute positions.")  # fmt: skip
         if self.shape.action == "categorical":
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
         bias_BL, shift_BLL, mix_BL = self(obs)
+        assert obs.log_odds_BL is not None
         return CoupledPlackettLuce(
-            _odds(obs), bias_BL, shift_BLL, mix_BL, obs.eligible_BL, kappa=self.log_kappa.exp(),
+            obs.log_odds_BL, bias_BL, shift_BLL, mix_BL, obs.eligible_BL, kappa=self.log_kappa.exp(),
             tau=self.tau + self.offset, cost=self.cost, temperature=self.temperature,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "coupled", "shape": asdict(self.shape)}
-
-
-def _odds(obs: Observation) -> Tensor:
-    assert obs.log_odds_BL is not None
-    return obs.log_odds_BL
