@@ -39,9 +39,10 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     # argmax, but vectorised on a CPU too, where it takes a fifth of the time: ids are exact in float32 up to 2^24.
     id_V = torch.arange(vocabulary, dtype=logits_NV.dtype, device=logits_NV.device)
     token_N1 = torch.where(logits_NV == top_N1, id_V, float(vocabulary - 1)).amin(-1, keepdim=True).long()
-    gap_NV = logits_NV.scatter_(-1, token_N1, NEVER).sub_(top_N1)
+    rest_NV = logits_NV.scatter_(-1, token_N1, NEVER)
+    ids_NK = _largest(rest_NV, token_N1, needs.top_k) if needs.top_ids else None
+    gap_NV = rest_NV.sub_(top_N1)
     second_N = gap_NV.amax(-1) if "margin" in asked else None
-    ids_NK = _largest(gap_NV, token_N1, needs.top_k) if needs.top_ids else None
     odds_NV = gap_NV.exp() if "entropy" in asked else gap_NV.exp_()
     s_N = odds_NV.sum(-1)
     confidence_N = 1 / (1 + s_N)
@@ -63,18 +64,21 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     return found
 
 
-def _largest(gap_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
+def _largest(rest_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
     """(N, top_k) the winner, then the ids of the largest values, equal ones by the lowest id; -1 behind the last."""
-    kept = min(top_k, gap_NV.shape[-1])
-    if gap_NV.dtype == torch.float32:
-        # A gap is never above 0, so that its bits without the sign order like its size. With the id behind them no two
-        # keys are equal, and no device's way with ties matters.
-        id_V = torch.arange(gap_NV.shape[-1], device=gap_NV.device)
-        key_NV = (gap_NV.abs().view(torch.int32).long() << 32) | id_V
-        rest_NK = key_NV.topk(kept - 1, -1, largest=False).values & (2**32 - 1)
+    last = rest_NV.shape[-1] - 1
+    kept = min(top_k, last + 1)
+    if rest_NV.dtype == torch.float32:
+        # Bits that order like the values (adding 0 turns -0 into 0), the id behind them: no two keys are equal, so that
+        # no device's way with ties matters.
+        bits_NV = (rest_NV + 0.0).view(torch.int32)
+        bits_NV = bits_NV ^ ((bits_NV >> 31) & (2**31 - 1))
+        id_V = torch.arange(last + 1, device=rest_NV.device)
+        key_NV = ((bits_NV.long() << 32) | (last - id_V)).scatter_(-1, token_N1, -(2**63))
+        ids_NK = last - (key_NV.topk(kept - 1, -1).values & (2**32 - 1))
     else:
-        rest_NK = gap_NV.sort(dim=-1, descending=True, stable=True).indices[:, : kept - 1]
-    return torch.nn.functional.pad(torch.cat([token_N1, rest_NK], -1), (0, top_k - kept), value=-1)
+        ids_NK = rest_NV.scatter(-1, token_N1, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    return torch.nn.functional.pad(torch.cat([token_N1, ids_NK[:, : kept - 1]], -1), (0, top_k - kept), value=-1)
 
 
 def log_odds_of(
