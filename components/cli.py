@@ -14,17 +14,25 @@ from typing import Annotated
 # Before torch is imported anywhere: waiting threads that spin cost a factor of 3 to 5 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "TRANSFORMERS_VERBOSITY": "error", "GIT_PYTHON_REFRESH": "quiet",
-}.items():  # fmt: skip
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "DO_NOT_TRACK": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
     os.environ.setdefault(_name, _value)
 
 import typer  # noqa: E402
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Learned unmasking policies for masked diffusion language models. Run inside the repository.",
-)  # fmt: skip
+)
 
 
 class Layout(StrEnum):
@@ -63,7 +71,7 @@ def _stage(name: str, **extra: str) -> None:
 
     from components.core.files import flatten
     from components.settings import read
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
 
     params = read(Path("params.yaml"))
     settings = params.profiles[params.profile]
@@ -71,7 +79,7 @@ def _stage(name: str, **extra: str) -> None:
     function = getattr(module, name)
     sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
     _quiet()
-    figures = function(Place(Path.cwd(), params.profile), **sections, **extra)
+    figures = function(Workspace(Path.cwd(), params.profile), **sections, **extra)
     for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
 
@@ -191,14 +199,18 @@ def promote(
     from components.commands.promote import Pick
     from components.commands.promote import promote as run
     from components.settings import read
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
 
     params = read(Path("params.yaml"))
-    settings, place = params.profiles[params.profile], Place(Path.cwd(), params.profile)
+    settings, workspace = params.profiles[params.profile], Workspace(Path.cwd(), params.profile)
     _quiet()
-    pick = Pick(settings.evaluate.gate_task, setting=settings.decode.choose,
-                block_length=settings.decode.block_length, choose=settings.decode.choose)  # fmt: skip
-    verdict = run(place.outputs, place.root, pick, dry_run, reevaluate_on(place, settings))
+    pick = Pick(
+        settings.evaluate.gate_task,
+        setting=settings.decode.choose,
+        block_length=settings.decode.block_length,
+        choose=settings.decode.choose,
+    )
+    verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
     typer.echo(json.dumps(asdict(verdict)) if as_json else str(verdict))
 
 

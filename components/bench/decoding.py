@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from components.bench.measure import Synchronised, Timed, in_turn, median_seconds, peak_bytes, ratios
 from components.bench.reference import reference_rollout
 from components.core.types import Rollout
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
 
@@ -21,7 +22,7 @@ class Case:
 
     name: str
     policy: Policy
-    options: Options
+    options: DecodeOptions
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,16 @@ def compare(denoiser: Denoiser, job: Job, case: Case, repeats: int) -> Compariso
     fast, plain = in_turn([ours, theirs], repeats, denoiser.device)
     mine, other = fast[-1].value, plain[-1].value
     return Comparison(
-        case.name, len(job), int(job.length_R.max()), float(mine.nfe_R.float().mean()), int(mine.nfe_R.max()),
-        ratios(fast, plain), same_rows(mine, other), _side(fast, ours_by_section[1:]),
+        case.name,
+        len(job),
+        int(job.length_R.max()),
+        float(mine.nfe_R.float().mean()),
+        int(mine.nfe_R.max()),
+        ratios(fast, plain),
+        same_rows(mine, other),
+        _side(fast, ours_by_section[1:]),
         _side(plain, theirs_by_section[1:]),
-    )  # fmt: skip
+    )
 
 
 def _watched(
@@ -74,9 +81,9 @@ def _watched(
     seconds: list[dict[str, float]] = []
 
     def run() -> Rollout:
-        watch = Synchronised(denoiser.device)
-        seconds.append(watch.seconds)
-        return loop(denoiser, case.policy, job, case.options, watch)
+        timer = Synchronised(denoiser.device)
+        seconds.append(timer.seconds)
+        return loop(denoiser, case.policy, job, case.options, timer)
 
     return run, seconds
 
@@ -86,8 +93,14 @@ def _side(runs: Sequence[Timed], seconds: Sequence[dict[str, float]]) -> Side:
     whole = sum(t.seconds for t in runs)
     shares = {name: sum(s[name] for s in seconds) / whole for name in SECTIONS[:-1]}
     tokens, typical = int((done.order_RL >= 0).sum()), median_seconds(runs)
-    return Side(typical, tokens / typical, done.forwards, done.useful / max(done.forwards, 1),
-                shares | {SECTIONS[-1]: 1 - sum(shares.values())}, peak_bytes(runs))  # fmt: skip
+    return Side(
+        typical,
+        tokens / typical,
+        done.forwards,
+        done.useful / max(done.forwards, 1),
+        shares | {SECTIONS[-1]: 1 - sum(shares.values())},
+        peak_bytes(runs),
+    )
 
 
 def same_rows(one: Rollout, other: Rollout) -> float:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 
 PROC = Path("/proc/self")
 
 
-class Synchronised(Stopwatch):
+class Synchronised(Timer):
     """Waits for the device at the end of every section: what a section started belongs to it."""
 
     def __init__(self, device: torch.device) -> None:

@@ -45,8 +45,13 @@ def policy_step(
                     who.score(obs)
 
             ours, theirs = in_turn([lambda: many(exported), lambda: many(policy)], repeats, torch.device("cpu"))
-            rows.append({
-                "rows": batch, "length": length, "torch_ms": 1e3 * median_seconds(theirs) / times,
-                "onnx_ms": 1e3 * median_seconds(ours) / times, "speedup": ratios(ours, theirs),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "rows": batch,
+                    "length": length,
+                    "torch_ms": 1e3 * median_seconds(theirs) / times,
+                    "onnx_ms": 1e3 * median_seconds(ours) / times,
+                    "speedup": ratios(ours, theirs),
+                }
+            )
     return rows

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from components.core.rng import Noise, row_keys
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.core.types import Action, Canvas, Needs, Observation, Rollout, Steps
-from components.decode.engine import Job, Options
+from components.decode.job import DecodeOptions, Job
 from components.decode.readout import LOG_ODDS_LIMIT
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import commit
@@ -23,7 +23,11 @@ from components.policies.protocol import Policy
 
 
 def reference_rollout(
-    denoiser: Denoiser, policies: Policy | Sequence[Policy], job: Job, options: Options, watch: Stopwatch | None = None
+    denoiser: Denoiser,
+    policies: Policy | Sequence[Policy],
+    job: Job,
+    options: DecodeOptions,
+    timer: Timer | None = None,
 ) -> Rollout:
     """Decodes the job in batches of ``options.rows`` (None: all in one), in its own order; ``refill``, ``reuse``
     and ``memory`` are not for it.
@@ -33,16 +37,18 @@ def reference_rollout(
     many = list(policies) if isinstance(policies, Sequence) else [policies]
     with torch.no_grad():
         rows = torch.arange(len(job)).split(options.rows or max(len(job), 1))
-        parts = [_lock_step(denoiser, many, job, rows_B, options, watch or Stopwatch()) for rows_B in rows]
-    put = {name: torch.cat([getattr(p, name) for p in parts])
-           for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")}  # fmt: skip
+        parts = [_lock_step(denoiser, many, job, rows_B, options, timer or Timer()) for rows_B in rows]
+    put = {
+        name: torch.cat([getattr(p, name) for p in parts])
+        for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")
+    }
     recorded = [p.steps for p in parts if p.steps is not None]
     steps = _join(recorded) if recorded else None
     return Rollout(**put, forwards=sum(p.forwards for p in parts), useful=sum(p.useful for p in parts), steps=steps)
 
 
 def _lock_step(
-    denoiser: Denoiser, policies: list[Policy], job: Job, rows_B: Tensor, options: Options, watch: Stopwatch
+    denoiser: Denoiser, policies: list[Policy], job: Job, rows_B: Tensor, options: DecodeOptions, timer: Timer
 ) -> Rollout:
     ids_BT, attend_BT, start = _lay_out(denoiser, job, rows_B)
     length_B, size_B, policy_B = (t[rows_B].to(denoiser.device) for t in (job.length_R, job.block_R, job.policy_R))
@@ -67,17 +73,17 @@ def _lock_step(
         present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
         eligible_BL = open_BL & (block_BL == present_B1)
         block_BT = torch.nn.functional.pad(block_BL == present_B1, (start, 0))
-        with watch("denoiser"):
+        with timer("denoiser"):
             hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start, block_BT), state)
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
-        with watch("readout"):
+        with timer("readout"):
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
             fields: dict[str, Any] = seen | given | _features(hidden_BTD, attend_BT, start, needs)
         obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
-        with watch("policy"):
+        with timer("policy"):
             action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
-        with watch("bookkeeping"):
+        with timer("bookkeeping"):
             if options.record:
                 recorded = _record(policies, obs, action, rows_B, policy_B, options)
                 steps.append(recorded.pairs(busy_B.nonzero().squeeze(1)))
@@ -158,14 +164,14 @@ def _answers(job: Job, rows_B: Tensor, length: int) -> Tensor:
     return torch.stack([torch.nn.functional.pad(a, (0, length - len(a)), value=-1) for a in found])
 
 
-def _needs(policies: list[Policy], options: Options) -> Needs:
+def _needs(policies: list[Policy], options: DecodeOptions) -> Needs:
     joint = options.needs
     for policy in policies:
         joint = joint | policy.needs
-    return joint | Needs(where="masked") if options.record and options.widen else joint
+    return joint | Needs(where="masked") if options.record and options.steer_all_masks else joint
 
 
-def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tensor, options: Options) -> Action:
+def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tensor, options: DecodeOptions) -> Action:
     """Every policy draws for every row; a row takes its own policy's draw."""
     drawn_BL, committed_BL = torch.zeros_like(obs.masked_BL), torch.zeros_like(obs.masked_BL)
     rank_BL = None if len(policies) == 1 else torch.full_like(drawn_BL, -1, dtype=torch.int64)
@@ -196,12 +202,12 @@ def _places(score_BL: Tensor, chosen_BL: Tensor) -> Tensor:
 
 
 def _record(
-    policies: list[Policy], obs: Observation, action: Action, rows_B: Tensor, policy_B: Tensor, options: Options
+    policies: list[Policy], obs: Observation, action: Action, rows_B: Tensor, policy_B: Tensor, options: DecodeOptions
 ) -> Steps:
     """What an expert committed counts as drawn, over all masks if ``widen``."""
     assert action.committed_BL is not None
     steered_B1 = (policy_B > 0).unsqueeze(1)
-    if options.widen:
+    if options.steer_all_masks:
         obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
     action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
     return Steps(rows_B, obs.step_B, obs, action, policies[0].distribution(obs).log_prob(action))
@@ -214,7 +220,10 @@ def _join(parts: list[Steps]) -> Steps:
 
     drawn_BL = cat("drawn_BL")
     assert drawn_BL is not None
-    return Steps(torch.cat([s.row_N for s in parts]), torch.cat([s.step_N for s in parts]),
-                 Observation.concatenate([s.observation for s in parts]),
-                 Action(drawn_BL, cat("rank_BL"), cat("committed_BL")),
-                 torch.cat([s.log_prob_N for s in parts]))  # fmt: skip
+    return Steps(
+        torch.cat([s.row_N for s in parts]),
+        torch.cat([s.step_N for s in parts]),
+        Observation.concatenate([s.observation for s in parts]),
+        Action(drawn_BL, cat("rank_BL"), cat("committed_BL")),
+        torch.cat([s.log_prob_N for s in parts]),
+    )

@@ -20,16 +20,29 @@ def machine(facts: Mapping[str, Any]) -> Table:
 
 
 def decoding(found: Sequence[Comparison]) -> Table:
-    table = _table("decoding: engine / reference loop, in turn", "policy", "NFE", "longest", "tokens/s", "speed-up",
-                   "useful", "same rows", "peak MB")  # fmt: skip
+    table = _table(
+        "decoding: engine / reference loop, in turn",
+        "policy",
+        "NFE",
+        "longest",
+        "tokens/s",
+        "speed-up",
+        "useful",
+        "same rows",
+        "peak MB",
+    )
     for row in found:
         ours, theirs = row.engine, row.reference
         table.add_row(
-            row.name, f"{row.nfe:.2f}", str(row.nfe_longest),
-            f"{ours.tokens_per_second:,.0f} / {theirs.tokens_per_second:,.0f}", spread(row.speedup),
-            f"{ours.useful:.3f} / {theirs.useful:.3f}", f"{row.same:.1%}",
+            row.name,
+            f"{row.nfe:.2f}",
+            str(row.nfe_longest),
+            f"{ours.tokens_per_second:,.0f} / {theirs.tokens_per_second:,.0f}",
+            spread(row.speedup),
+            f"{ours.useful:.3f} / {theirs.useful:.3f}",
+            f"{row.same:.1%}",
             f"{megabytes(ours.peak)} / {megabytes(theirs.peak)}",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -58,8 +71,14 @@ def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
         "the policy's step, one thread", "policy", "rows", "canvas", "torch ms", "ONNX Runtime ms", "speed-up"
     )
     for row in found:
-        table.add_row(row["policy"], str(row["rows"]), str(row["length"]), f"{row['torch_ms']:.3f}",
-                      f"{row['onnx_ms']:.3f}", spread(row["speedup"]))  # fmt: skip
+        table.add_row(
+            row["policy"],
+            str(row["rows"]),
+            str(row["length"]),
+            f"{row['torch_ms']:.3f}",
+            f"{row['onnx_ms']:.3f}",
+            spread(row["speedup"]),
+        )
     return table
 
 

@@ -42,16 +42,21 @@ def training_round(
     parts: list[dict[str, float]] = []
     found = None
     for number in range(repeats + 1):
-        student, watch = copy.deepcopy(policy), Synchronised(denoiser.device)
-        found = collect(student, None, None, denoiser, prompts, plan, objective, number, watch)
-        with watch("update"):
+        student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
+        found = collect(student, None, None, denoiser, prompts, plan, objective, number, timer)
+        with timer("update"):
             update(student, None, optimiser_for(student, plan), found, plan, objective)
-        parts.append(watch.seconds)
+        parts.append(timer.seconds)
     assert found is not None
     seconds = {name: statistics.median(p[name] for p in parts[1:]) for name in PARTS}
     live = int((found.advantage_R[found.steps.row_N] != 0).sum())
-    return Round(len(found.job), len(found.steps.row_N), live, seconds,
-                 {name: value / sum(seconds.values()) for name, value in seconds.items()}), found  # fmt: skip
+    return Round(
+        len(found.job),
+        len(found.steps.row_N),
+        live,
+        seconds,
+        {name: value / sum(seconds.values()) for name, value in seconds.items()},
+    ), found
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,13 @@ class Throughput:
 
 
 def update_throughput(
-    policy: LearnedPolicy, found: Collected, plan: Plan, objective: Objective, repeats: int,
+    policy: LearnedPolicy,
+    found: Collected,
+    plan: Plan,
+    objective: Objective,
+    repeats: int,
     batches: Sequence[int] = BATCHES,
-) -> Throughput:  # fmt: skip
+) -> Throughput:
     """The update of a round's pairs, all of them given an advantage, beside ``log_prob`` and its gradient alone."""
     student, steps = copy.deepcopy(policy), found.steps
     advantage_R = found.advantage_R.where(found.advantage_R != 0, 0.1)

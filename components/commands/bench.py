@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from components.decode.prompts import Prompts
     from components.denoisers import TransformerDenoiser
     from components.settings import Settings
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
 
 RULES = ("threshold:0.9", "entropy_bound:0.3", "confidence:1")
 
@@ -51,32 +51,40 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     from components.bench.decoding import compare
     from components.bench.policy_step import SIZES, policy_step
 
-    place, settings = profile()
-    denoiser, prompts, block = _subject(request, place, settings)
-    facts = machine(denoiser, place.root)
+    workspace, settings = profile()
+    denoiser, prompts, block = _subject(request, workspace, settings)
+    facts = machine(denoiser, workspace.root)
     show(tables.machine(facts))
     decoded = []
-    for case in _cases(request, place, settings, denoiser):
+    for case in _cases(request, workspace, settings, denoiser):
         show(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats))
     show(tables.decoding(decoded))
     show(tables.shares(decoded))
-    trained, speed = _training(request, place, settings, denoiser, prompts, block)
+    trained, speed = _training(request, workspace, settings, denoiser, prompts, block)
     show(tables.training(trained, speed))
-    steps = [{"policy": name, **row} for name, policy in fresh_policies(settings, denoiser.width).items()
-             for row in policy_step(policy, SIZES, repeats=5 * request.repeats)]  # fmt: skip
+    steps = [
+        {"policy": name, **row}
+        for name, policy in fresh_policies(settings, denoiser.width).items()
+        for row in policy_step(policy, SIZES, repeats=5 * request.repeats)
+    ]
     show(tables.policy_step(steps))
-    return {"machine": facts, "request": asdict(request), "decoding": [asdict(row) for row in decoded],
-            "training": asdict(trained) | asdict(speed), "policy_step": steps}  # fmt: skip
+    return {
+        "machine": facts,
+        "request": asdict(request),
+        "decoding": [asdict(row) for row in decoded],
+        "training": asdict(trained) | asdict(speed),
+        "policy_step": steps,
+    }
 
 
-def profile() -> tuple[Place, Settings]:
+def profile() -> tuple[Workspace, Settings]:
     """The active profile of the folder we are in."""
     from components.settings import read
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
 
     params = read(Path("params.yaml"))
-    return Place(Path.cwd(), params.profile), params.profiles[params.profile]
+    return Workspace(Path.cwd(), params.profile), params.profiles[params.profile]
 
 
 def log_to_mlflow(found: dict[str, Any]) -> None:
@@ -86,16 +94,18 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
     from components.tracking.mlflow_tracker import MlflowTracker
     from components.tracking.publish import experiment_name
 
-    place, _ = profile()
-    uri = store.tracking_uri(place.root)
-    tracker = MlflowTracker.start(uri, experiment_name(place.profile), "bench", tags={"stage": "bench"})
+    workspace, _ = profile()
+    uri = store.tracking_uri(workspace.root)
+    tracker = MlflowTracker.start(uri, experiment_name(workspace.profile), "bench", tags={"stage": "bench"})
     tracker.params({"machine": found["machine"], "request": found["request"]})
     by_name = {
         "decoding": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["decoding"]},
         "training": found["training"],
-        "policy_step": {f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
-                        for row in found["policy_step"]},
-    }  # fmt: skip
+        "policy_step": {
+            f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
+            for row in found["policy_step"]
+        },
+    }
     tracker.log({name: value for name, value in flatten({"bench": by_name}, "/") if isinstance(value, int | float)}, 0)
     tracker.finish("FINISHED")
 
@@ -113,13 +123,16 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": paper.eval()}
 
 
-def _subject(request: Request, place: Place, settings: Settings) -> tuple[TransformerDenoiser, Prompts, int | None]:
+def _subject(
+    request: Request, workspace: Workspace, settings: Settings
+) -> tuple[TransformerDenoiser, Prompts, int | None]:
     """The denoiser, prompts for it, and the block length."""
     if request.random is not None:
         from components.bench.models import random_model, random_prompts
 
-        denoiser, encoder, task = random_model(request.random, vocabulary=request.vocabulary,
-                                               dtype=request.dtype or "float32")  # fmt: skip
+        denoiser, encoder, task = random_model(
+            request.random, vocabulary=request.vocabulary, dtype=request.dtype or "float32"
+        )
         return denoiser, random_prompts(task, encoder, request.count), None
     from components.decode.prompts import Prompts
     from components.denoisers import load
@@ -128,40 +141,48 @@ def _subject(request: Request, place: Place, settings: Settings) -> tuple[Transf
 
     which = settings.domain.model
     if request.model is None and request.dtype is None:
-        denoiser, encoder = open_denoiser(place, settings.models, which)
+        denoiser, encoder = open_denoiser(workspace, settings.models, which)
     else:
-        source = request.model or str(place.outputs / "pretrain" / which)
+        source = request.model or str(workspace.outputs / "pretrain" / which)
         denoiser, encoder = load(source, os.environ.get("UNMASK_DEVICE", "cpu"), request.dtype or "float32")
     name = settings.evaluate.gate_task
-    examples = place.examples(name, "test")[: request.count]
+    examples = workspace.examples(name, "test")[: request.count]
     return denoiser, Prompts.of(task_of(settings.data, name), examples, encoder), settings.decode.block_length
 
 
-def _cases(request: Request, place: Place, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
+def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
     from components.bench.decoding import Case
     from components.commands.show import candidate
-    from components.decode.engine import Options
+    from components.decode.job import DecodeOptions
 
-    legal = Options(rows=request.rows, force=False)
-    cases = [Case(f"cold start, {name} policy", policy.to(denoiser.device), legal)
-             for name, policy in fresh_policies(settings, denoiser.width).items()]  # fmt: skip
-    made = [str(place.outputs / stage / "policy") for stage in ("distill", "train")]
+    legal = DecodeOptions(rows=request.rows, force=False)
+    cases = [
+        Case(f"cold start, {name} policy", policy.to(denoiser.device), legal)
+        for name, policy in fresh_policies(settings, denoiser.width).items()
+    ]
+    made = [str(workspace.outputs / stage / "policy") for stage in ("distill", "train")]
     made = [path for path in made if Path(path).is_dir()] if request.random is None and request.model is None else []
     for name in dict.fromkeys([*made, *RULES, *request.policies]):
-        found = candidate(name, place, settings, settings.decode.choose)
+        found = candidate(name, workspace, settings, settings.decode.choose)
         reads = getattr(getattr(found.policy, "shape", None), "features", 0)
         if reads not in (0, denoiser.width):
-            raise SettingsError(f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}; "
-                                f"it would see nothing it knows; bench it over the dLLM it was trained on")  # fmt: skip
-        cases.append(Case(found.setting, found.policy, Options(rows=request.rows, choose=found.choose)))
+            raise SettingsError(
+                f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}; "
+                f"it would see nothing it knows; bench it over the dLLM it was trained on"
+            )
+        cases.append(Case(found.setting, found.policy, DecodeOptions(rows=request.rows, choose=found.choose)))
     return cases
 
 
 def _training(
-    request: Request, place: Place, settings: Settings, denoiser: TransformerDenoiser, prompts: Prompts,
+    request: Request,
+    workspace: Workspace,
+    settings: Settings,
+    denoiser: TransformerDenoiser,
+    prompts: Prompts,
     block: int | None,
-):  # fmt: skip
+):
     """A round of the profile's training, with ``request.count`` rows at most, and the speed of its update."""
     from components.bench.training import training_round, update_throughput
     from components.policies import store
@@ -170,7 +191,7 @@ def _training(
     plan, objective = plan_of(settings.train, settings.decode)
     few = max(1, min(plan.prompts, request.count // plan.group))
     plan = replace(plan, prompts=few, rows=request.rows, block_length=block, experts=0)
-    distilled = place.outputs / "distill" / "policy"
+    distilled = workspace.outputs / "distill" / "policy"
     own = request.random is None and request.model is None and distilled.is_dir()
     policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]
     policy = policy.to(denoiser.device)
@@ -189,13 +210,19 @@ def machine(denoiser: TransformerDenoiser, root: Path) -> dict[str, Any]:
     weight = next(denoiser.model.parameters())
     commit, changed = code_version(root)
     return {
-        "system": platform.platform(), "processor": _processor(), "device": str(denoiser.device),
-        "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "commit": commit[:12] + " and changes" * bool(changed),
-        "dtype": str(weight.dtype).removeprefix("torch."), "width": denoiser.width,
-        "layers": denoiser.model.config.num_hidden_layers, "vocabulary": denoiser.vocabulary,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "device": str(denoiser.device),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit[:12] + " and changes" * bool(changed),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "width": denoiser.width,
+        "layers": denoiser.model.config.num_hidden_layers,
+        "vocabulary": denoiser.vocabulary,
         "parameters": sum(p.numel() for p in denoiser.model.parameters()),
-    }  # fmt: skip
+    }
 
 
 def _processor() -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from components.settings import Settings
-from components.stages.common.workspace import Place, task_of
+from components.stages.common.workspace import Workspace, task_of
 from components.stages.evaluate import line_of
 
 
-def reevaluate_on(place: Place, settings: Settings) -> Callable[[Path], Mapping[str, Any]]:
+def reevaluate_on(workspace: Workspace, settings: Settings) -> Callable[[Path], Mapping[str, Any]]:
     """An exported policy -> its line of evaluate/prompts.jsonl on this profile's gate prompts and dLLM."""
 
     def reevaluate(path: Path) -> Mapping[str, Any]:
@@ -22,9 +22,9 @@ def reevaluate_on(place: Place, settings: Settings) -> Callable[[Path], Mapping[
         from components.stages.common.models import open_cached
 
         name, decode = settings.evaluate.gate_task, settings.decode
-        denoiser, encoder = open_cached(place, settings.models, settings.domain.model, decode)
+        denoiser, encoder = open_cached(workspace, settings.models, settings.domain.model, decode)
         task = task_of(settings.data, name)
-        asked = Prompts.of(task, place.examples(name, "gate", settings.data.counts.gate), encoder)
+        asked = Prompts.of(task, workspace.examples(name, "gate", settings.data.counts.gate), encoder)
         candidate = Candidate("learned", decode.choose, OnnxPolicy(path), decode.block_length, decode.choose)
         cell = decode_all(denoiser, candidate, asked, settings.evaluate.seeds)
         return line_of(cell, name, "gate", task.canvas_length)

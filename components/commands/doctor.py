@@ -23,17 +23,30 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
     """(name, whether all is well, one line) check by check; a failed one says what is wrong, why it matters and what
     to do. Never raises."""
     table: dict[str, Callable[[Path], tuple[bool, str]]] = {
-        "python": python, "packages": packages, "settings": settings, "device": device, "threads": threads,
-        "exactness": exactness, "precision": precision, "dvc": graph, "tracker": tracker, "outputs": outputs,
-    }  # fmt: skip
+        "python": python,
+        "packages": packages,
+        "settings": settings,
+        "device": device,
+        "threads": threads,
+        "exactness": exactness,
+        "precision": precision,
+        "dvc": graph,
+        "tracker": tracker,
+        "outputs": outputs,
+    }
     for name, check in table.items():
         try:
             ok, text = check(root)
         except SettingsError:
-            ok, text = False, "settings are not readable; what is asked here depends on them; see the line settings"
+            ok, text = False, "settings are not readable; what is asked here depends on them; mend the line settings"
         except Exception as error:  # a doctor that dies says nothing about the rest
-            ok, text = False, (f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
-                               f"mend this first, or report it")  # fmt: skip
+            ok, text = (
+                False,
+                (
+                    f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
+                    f"mend this first, or report it"
+                ),
+            )
         yield name, ok, " ".join(text.split())
 
 
@@ -65,8 +78,10 @@ def packages(root: Path) -> tuple[bool, str]:
         else:
             wrong.append(f"{need.name} {have} (wanted {need.specifier})")
     if wrong:
-        return False, (f"{', '.join(wrong)}; other versions were not seen to work; "
-                       f"pip install -e '.[dev]' -c infra/constraints.txt")  # fmt: skip
+        return False, (
+            f"{', '.join(wrong)}; other versions were not seen to work; "
+            f"pip install -e '.[dev]' -c infra/constraints.txt"
+        )
     return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
 
 
@@ -85,8 +100,10 @@ def device(root: Path) -> tuple[bool, str]:
 
     name, gpus = os.environ.get("UNMASK_DEVICE", "cpu"), torch.cuda.device_count()
     if name.startswith("cuda") and not gpus:
-        return False, (f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees no GPU; every stage would fail; "
-                       f"unset it, or install a torch with CUDA")  # fmt: skip
+        return False, (
+            f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees no GPU; every stage would fail; "
+            f"unset it, or install a torch with CUDA"
+        )
     seen = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU"
     return True, f"{name} (torch {torch.__version__}, {seen})"
 
@@ -99,8 +116,10 @@ def threads(root: Path) -> tuple[bool, str]:
     if count > cores:
         return False, f"{count} threads on {cores} cores; they would wait for one another; set OMP_NUM_THREADS={cores}"
     if policy.upper() != "PASSIVE":
-        return False, (f"OMP_WAIT_POLICY={policy}; waiting threads that spin cost a factor of 3 to 5 on busy cores; "
-                       f"unset it, or set PASSIVE")  # fmt: skip
+        return False, (
+            f"OMP_WAIT_POLICY={policy}; waiting threads that spin cost a factor of 3 to 5 on busy cores; "
+            f"unset it, or set PASSIVE"
+        )
     return True, f"{count} on {cores} cores, waiting passively"
 
 
@@ -108,7 +127,8 @@ def exactness(root: Path) -> tuple[bool, str]:
     """Mean forward passes and mean score of a random policy on a canvas of 4: enumerated, and sampled by the loop."""
     import torch
 
-    from components.decode.engine import Job, Options, rollout
+    from components.decode.engine import rollout
+    from components.decode.job import DecodeOptions, Job
     from components.decode.oracle import enumerate_decoding, follow
     from components.denoisers.formula import FormulaDenoiser
     from components.policies.confidence import ConfidencePolicy, Shape
@@ -127,14 +147,16 @@ def exactness(root: Path) -> tuple[bool, str]:
         denoiser, prompt = FormulaDenoiser(formula, words), torch.tensor([1])
         lattice = enumerate_decoding(denoiser, prompt, length, None, policy.needs)
         exact = follow(lattice, policy)
-        done = rollout(denoiser, policy, Job.of([prompt], length, length, group=SAMPLES), Options(rows=SAMPLES))
+        done = rollout(denoiser, policy, Job.of([prompt], length, length, group=SAMPLES), DecodeOptions(rows=SAMPLES))
     for name, of in (("forward passes", lambda r: r.nfe_R), ("score", lambda r: (r.canvas_RL == 1).sum(-1))):
         wanted, drawn_R = float(exact.expected(of(lattice.ends).double())), of(done).double()
         error = max(float(drawn_R.std()) / math.sqrt(SAMPLES), 1e-6)
         if abs(float(drawn_R.mean()) - wanted) > ERRORS * error:
-            return False, (f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
-                           f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
-                           f"({torch.__version__}) with infra/constraints.txt")  # fmt: skip
+            return False, (
+                f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
+                f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
+                f"({torch.__version__}) with infra/constraints.txt"
+            )
     return (
         True,
         f"{len(exact.mass_N)} endings enumerated, total {float(exact.mass_N.sum()):.9f}; {SAMPLES} decodes agree",
@@ -172,8 +194,10 @@ def graph(root: Path) -> tuple[bool, str]:
         with Repo(str(root)) as repo:
             return True, f"{len(repo.index.stages)} stages in dvc.yaml"
     except (DvcException, OSError) as error:
-        return False, (f"{error}; the stages run by `dvc repro`; work in a Git clone, or run "
-                       f"`dvc config --local core.no_scm true` in an unpacked archive")  # fmt: skip
+        return False, (
+            f"{error}; the stages run by `dvc repro`; work in a Git clone, or run "
+            f"`dvc config --local core.no_scm true` in an unpacked archive"
+        )
 
 
 def tracker(root: Path) -> tuple[bool, str]:
@@ -199,8 +223,18 @@ def outputs(root: Path) -> tuple[bool, str]:
     from components.settings import read
 
     folder = Path("outputs") / read(root / "params.yaml").profile
-    parts = ("data", "pretrain/llada", "pretrain/dream", "distill/policy", "train/policy", "evaluate", "transfer",
-             "ood", "export/policy.onnx", "report")  # fmt: skip
+    parts = (
+        "data",
+        "pretrain/llada",
+        "pretrain/dream",
+        "distill/policy",
+        "train/policy",
+        "evaluate",
+        "transfer",
+        "ood",
+        "export/policy.onnx",
+        "report",
+    )
     have = [part for part in parts if (root / folder / part).exists()]
     lack = [part for part in parts if part not in have]
     if not lack:

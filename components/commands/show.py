@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from components.evaluation.evaluate import Candidate, Cell
     from components.settings import Settings
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
     from components.tasks.example import Example, Task
 
 HOLE, END = "_", "$"
@@ -59,11 +59,11 @@ def show_decode(
     block: block length; the profile's own where it is None. SettingsError, DataError or CheckpointError where a name,
     the prompt or the model cannot be used.
     """
-    place, settings = _profile()
-    candidates = [candidate(name, place, settings, choose, block) for name in policies]
+    workspace, settings = _profile()
+    candidates = [candidate(name, workspace, settings, choose, block) for name in policies]
     name, task = task_for(settings, prompt)
-    example, known = example_for(place, name, task, prompt)
-    opened = _open(place, settings, model)
+    example, known = example_for(workspace, name, task, prompt)
+    opened = _open(workspace, settings, model)
     _display([_decode(c, opened, task, example, length, known) for c in candidates])
 
 
@@ -72,13 +72,13 @@ def show_comparison(
 ) -> None:
     """Shows ``prompt`` (the first of the test split where it is None) decoded by both, then accuracy, forward passes
     and tokens per second over ``count`` test prompts of its task, with bootstrap intervals and paired differences."""
-    place, settings = _profile()
-    pair = [candidate(name, place, settings, choose, block) for name in (one, other)]
+    workspace, settings = _profile()
+    pair = [candidate(name, workspace, settings, choose, block) for name in (one, other)]
     name, task = (settings.evaluate.gate_task, None) if prompt is None else task_for(settings, prompt)
     task = task or settings.data.tasks[name].build()
-    examples = place.examples(name, "test")[:count]
-    example, known = (examples[0], True) if prompt is None else example_for(place, name, task, prompt)
-    opened = _open(place, settings, None)
+    examples = workspace.examples(name, "test")[:count]
+    example, known = (examples[0], True) if prompt is None else example_for(workspace, name, task, prompt)
+    opened = _open(workspace, settings, None)
     _display([_decode(c, opened, task, example, None, known) for c in pair])
 
     from components.decode.prompts import Prompts
@@ -99,38 +99,39 @@ def show_comparison(
 # --- what is meant --------------------------------------------------------------------------------------------------
 
 
-def candidate(name: str, place: Place, settings: Settings, choose: str, block: int | None = None) -> Candidate:
+def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, block: int | None = None) -> Candidate:
     """The policy of this name: a rule with its number (``threshold:0.9``, ``confidence``), a policy folder, an .onnx
     file, or ``models:/NAME@ALIAS``. SettingsError if it is none of these, DataError or CheckpointError if it does not
     load."""
     from components.evaluation.evaluate import Candidate
 
     if choose not in ("mode", "sample"):
-        raise SettingsError(f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; "
-                            f"use mode or sample")  # fmt: skip
+        raise SettingsError(
+            f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; use mode or sample"
+        )
     block = block or settings.decode.block_length
-    policy = _loaded(name, place, settings)
+    policy = _loaded(name, workspace, settings)
     if policy is not None:
         return Candidate("policy", name, policy, block, choose)
     return Candidate(name.partition(":")[0], name, rule(name), block)
 
 
-def _loaded(name: str, place: Place, settings: Settings) -> Any:
+def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
     """A learned policy, or None if the name is no reference, no .onnx file and no folder."""
     if name.startswith("models:/"):
         from components.export import OnnxPolicy
         from components.tracking import registry, store
 
-        return OnnxPolicy(registry.policy_path(name, store.tracking_uri(place.root)))
+        return OnnxPolicy(registry.policy_path(name, store.tracking_uri(workspace.root)))
     if name.endswith(".onnx"):
         from components.export import OnnxPolicy
 
         return OnnxPolicy(Path(name))
     if Path(name).is_dir():
         from components.policies import store as policies
-        from components.stages.common.models import served
+        from components.stages.common.models import with_decode_settings
 
-        return served(policies.load(Path(name)), settings.decode)
+        return with_decode_settings(policies.load(Path(name)), settings.decode)
     return None
 
 
@@ -141,14 +142,17 @@ def rule(name: str) -> Any:
     kind, colon, number = name.partition(":")
     if kind not in HEURISTICS:
         near = difflib.get_close_matches(kind, HEURISTICS, 1)
-        raise SettingsError(f"{name!r} is no rule, no policy folder, no .onnx file and no models:/NAME@ALIAS; nothing "
-                            f"could be decoded with it; rules are {', '.join(HEURISTICS)}"
-                            f"{f' (did you mean {near[0]}?)' if near else ''}")  # fmt: skip
+        raise SettingsError(
+            f"{name!r} is no rule, policy folder, .onnx file or models:/NAME@ALIAS"
+            f"{f' (did you mean {near[0]}?)' if near else ''}. Use one of these, or a rule: {', '.join(HEURISTICS)}."
+        )
     wanted = r"\d+" if kind in COUNTED else r"\d*\.?\d+"
     if not re.fullmatch(wanted, number) and (colon or kind not in COUNTED):
         what = "a whole number, positions per forward pass" if kind in COUNTED else "a number"
-        raise SettingsError(f"{name!r}: rule {kind} takes {what}; which positions are committed depends on it; "
-                            f"write {kind}:{2 if kind in COUNTED else 0.9}")  # fmt: skip
+        raise SettingsError(
+            f"{name!r}: rule {kind} takes {what}; which positions are committed depends on it; "
+            f"write {kind}:{2 if kind in COUNTED else 0.9}"
+        )
     return heuristic(kind, float(number or 1))
 
 
@@ -159,17 +163,21 @@ def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:
     task = settings.data.tasks[name].build()
     unknown = sorted(set(prompt) - set(task.alphabet)) if task.alphabet else []
     if unknown or not prompt:
-        raise DataError(f"prompt {prompt!r} holds {unknown or 'nothing'}; the dLLM knows no more than task {name} "
-                        f"writes in, {task.alphabet!r}; write one like {task.sample(0, 0).prompt}")  # fmt: skip
+        raise DataError(
+            f"prompt {prompt!r} holds {unknown or 'nothing'}; the dLLM knows no more than task {name} "
+            f"writes in, {task.alphabet!r}; write one like {task.sample(0, 0).prompt}"
+        )
     # Prompts of a grid are of one length, and another would be no grid.
     sizes = {len(task.sample(i, 0).prompt) for i in range(16)} if task.alphabet else set()
     if len(sizes) == 1 and len(prompt) not in sizes:
-        raise DataError(f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}; it "
-                        f"would be no such puzzle; write one like {task.sample(0, 0).prompt}")  # fmt: skip
+        raise DataError(
+            f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}; it "
+            f"would be no such puzzle; write one like {task.sample(0, 0).prompt}"
+        )
     return name, task
 
 
-def example_for(place: Place, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
+def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
     """The example with this prompt, and whether a text can be judged by it: it is one of the data, or any valid
     completion is right."""
     from components.tasks.example import Example, read_examples
@@ -177,22 +185,22 @@ def example_for(place: Place, name: str, task: Task, prompt: str) -> tuple[Examp
     from components.tasks.sudoku import SudokuMany
 
     for split in ("test", "gate", "tune", "train"):
-        path = place.data(name, split)
+        path = workspace.data(name, split)
         for example in read_examples(path) if path.exists() else ():
             if example.prompt == prompt:
                 return example, True
     return Example(name, prompt, ""), isinstance(task, SudokuMany | Queens)
 
 
-def _profile() -> tuple[Place, Settings]:
+def _profile() -> tuple[Workspace, Settings]:
     from components.settings import read
-    from components.stages.common.workspace import Place
+    from components.stages.common.workspace import Workspace
 
     params = read(Path("params.yaml"))
-    return Place(Path.cwd(), params.profile), params.profiles[params.profile]
+    return Workspace(Path.cwd(), params.profile), params.profiles[params.profile]
 
 
-def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any]:
+def _open(workspace: Workspace, settings: Settings, model: str | None) -> tuple[Any, Any]:
     """Denoiser and encoder."""
     from transformers.utils import logging
 
@@ -200,7 +208,7 @@ def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any
     if model is None:
         from components.stages.common.models import open_cached
 
-        return open_cached(place, settings.models, settings.domain.model, settings.decode)
+        return open_cached(workspace, settings.models, settings.domain.model, settings.decode)
     from components.denoisers import load
 
     dtype = getattr(settings.models, settings.domain.model).dtype
@@ -213,7 +221,8 @@ def _open(place: Place, settings: Settings, model: str | None) -> tuple[Any, Any
 def _decode(
     chosen: Candidate, opened: tuple[Any, Any], task: Task, example: Example, length: int | None, known: bool
 ) -> Shown:
-    from components.decode.engine import Options, rollout
+    from components.decode.engine import rollout
+    from components.decode.job import DecodeOptions
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import RANDOM_RULES
     from components.reports.boards import BOXES
@@ -221,18 +230,26 @@ def _decode(
     denoiser, encoder = opened
     shape = getattr(chosen.policy, "shape", None)
     if shape is not None and shape.features not in (0, denoiser.width):
-        raise SettingsError(f"policy {chosen.setting} reads hidden states of width {shape.features}, this dLLM has "
-                            f"{denoiser.width}; the policy was trained over another one; decode with that")  # fmt: skip
+        raise SettingsError(
+            f"policy {chosen.setting} reads hidden states of width {shape.features}, this dLLM has "
+            f"{denoiser.width}; the policy was trained over another one; decode with that"
+        )
     asked = Prompts.of(task, [example], encoder, length)
     job = asked.job(chosen.block_length)
     how = "sample" if chosen.family in RANDOM_RULES else chosen.choose
-    done = rollout(denoiser, chosen.policy, job, Options(choose=how))
+    done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
     correct = bool(asked.scores(job, done)[1][0]) if known else None
     ids = done.canvas_RL[0].tolist()
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D?[\d.]{{{len(ids)}}}", example.prompt)
-    return Shown(chosen.setting, tokens, tuple(done.order_RL[0].tolist()), int(done.nfe_R[0]), correct,
-                 BOXES[len(ids)][0] if grid else len(ids))  # fmt: skip
+    return Shown(
+        chosen.setting,
+        tokens,
+        tuple(done.order_RL[0].tolist()),
+        int(done.nfe_R[0]),
+        correct,
+        BOXES[len(ids)][0] if grid else len(ids),
+    )
 
 
 def _console() -> Console:
@@ -323,9 +340,13 @@ def _table(cells: Sequence[Cell], task: str, count: int) -> RenderableType:
     for cell in cells:
         low, high = interval(cell.correct_SP)
         seeds = f" ({len(cell.correct_SP)} seeds)" if len(cell.correct_SP) > 1 else ""
-        made.add_row(cell.candidate.setting + seeds, f"{100 * cell.correct_SP.mean():.1f} %",
-                     f"{100 * low:.1f} to {100 * high:.1f}", f"{cell.nfe_SP.mean():.2f}",
-                     f"{cell.tokens_per_second:.0f}")  # fmt: skip
+        made.add_row(
+            cell.candidate.setting + seeds,
+            f"{100 * cell.correct_SP.mean():.1f} %",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{cell.nfe_SP.mean():.2f}",
+            f"{cell.tokens_per_second:.0f}",
+        )
     return made
 
 

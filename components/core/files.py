@@ -77,7 +77,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_text(path: Path, remedy: str = "Run `dvc repro` to write it again.") -> str:
+def read_text(path: Path, remedy: str = "Run `dvc repro` to make it.") -> str:
     """The text of a UTF-8 file. DataError with the file's name and ``remedy`` where it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def read_text(path: Path, remedy: str = "Run `dvc repro` to write it again.") ->
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
 
 
-def read_json(path: Path, remedy: str = "Run `dvc repro` to write it again.") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "Run `dvc repro` to make it.") -> dict[str, Any]:
     """The object in a JSON file. DataError where it is missing, unreadable or not a JSON object."""
     try:
         value = json.loads(read_text(path, remedy))
@@ -98,7 +98,7 @@ def read_json(path: Path, remedy: str = "Run `dvc repro` to write it again.") ->
     return value
 
 
-def read_lines(path: Path, remedy: str = "Run `dvc repro` to write it again.") -> list[dict[str, Any]]:
+def read_lines(path: Path, remedy: str = "Run `dvc repro` to make it.") -> list[dict[str, Any]]:
     """The records of a JSON-lines file, in order. DataError names the first line that is not a JSON object.
 
     A last line without its newline is dropped: its writer was killed while it was being written.

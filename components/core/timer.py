@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopwatch:
+class Timer:
     """Seconds by section; sections do not nest."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def fresh(self) -> Stopwatch:
+    def fresh(self) -> Timer:
         """One of the same kind that has measured nothing."""
         return type(self)()
 

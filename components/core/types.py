@@ -90,9 +90,11 @@ class Needs:
         # In one order and hashable, whoever wrote them: a set, a policy's inputs, a JSON list.
         object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
         if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
-            raise ValueError(f"Needs: where={self.where!r} must be one of {WHERE}, features={self.features!r} one of "
-                             f"{FEATURES}, statistics={self.statistics} of {STATISTICS}; the loop would not know what "
-                             f"to read; name these")  # fmt: skip
+            raise ValueError(
+                f"Needs: where={self.where!r} must be one of {WHERE}, features={self.features!r} one of "
+                f"{FEATURES}, statistics={self.statistics} of {STATISTICS}; the loop would not know what "
+                f"to read; name these"
+            )
         if self.top_ids and self.top_k < 1:
             raise ValueError("Needs: top_ids with top_k=0 names no probabilities. Use top_k of at least 1.")
 
@@ -206,6 +208,20 @@ class Action:
 
         return Action(self.drawn_BL[index], pick(self.rank_BL), pick(self.committed_BL))
 
+    @staticmethod
+    def concatenate(parts: list[Action]) -> Action:
+        """Rows of several actions of one kind, one after another."""
+
+        def join(tensors: list[Tensor | None]) -> Tensor | None:
+            present = [t for t in tensors if t is not None]
+            return torch.cat(present) if present else None
+
+        return Action(
+            torch.cat([p.drawn_BL for p in parts]),
+            join([p.rank_BL for p in parts]),
+            join([p.committed_BL for p in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -223,12 +239,30 @@ class Steps:
     log_prob_N: Tensor
 
     def __post_init__(self) -> None:
-        _same_rows("Steps", row_N=self.row_N, step_N=self.step_N, log_prob_N=self.log_prob_N,
-                   masked=self.observation.masked_BL, drawn=self.action.drawn_BL)  # fmt: skip
+        _same_rows(
+            "Steps",
+            row_N=self.row_N,
+            step_N=self.step_N,
+            log_prob_N=self.log_prob_N,
+            masked=self.observation.masked_BL,
+            drawn=self.action.drawn_BL,
+        )
 
     def pairs(self, index: Tensor) -> Steps:
-        return Steps(self.row_N[index], self.step_N[index], self.observation.rows(index), self.action.rows(index),
-                     self.log_prob_N[index])  # fmt: skip
+        """The pairs that a bool mask or an int index picks."""
+        observation, action = self.observation.rows(index), self.action.rows(index)
+        return Steps(self.row_N[index], self.step_N[index], observation, action, self.log_prob_N[index])
+
+    @staticmethod
+    def concatenate(parts: list[Steps]) -> Steps:
+        """The pairs of several records, one after another."""
+        return Steps(
+            torch.cat([p.row_N for p in parts]),
+            torch.cat([p.step_N for p in parts]),
+            Observation.concatenate([p.observation for p in parts]),
+            Action.concatenate([p.action for p in parts]),
+            torch.cat([p.log_prob_N for p in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -254,5 +288,11 @@ class Rollout:
     steps: Steps | None = None
 
     def __post_init__(self) -> None:
-        _same_rows("Rollout", canvas_RL=self.canvas_RL, order_RL=self.order_RL, nfe_R=self.nfe_R,
-                   finished_R=self.finished_R, policy_R=self.policy_R)  # fmt: skip
+        _same_rows(
+            "Rollout",
+            canvas_RL=self.canvas_RL,
+            order_RL=self.order_RL,
+            nfe_R=self.nfe_R,
+            finished_R=self.finished_R,
+            policy_R=self.policy_R,
+        )

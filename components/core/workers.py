@@ -1,7 +1,7 @@
-"""Work of one process on a CPU in several lanes at a time, each a Python thread with its share of torch's threads.
+"""Worker threads of one process on a CPU, each with its share of torch's threads.
 
 A step of a small model is many small operations, of which a second torch thread makes little: measured on two cores
-with the embedded dLLM, two torch threads on one stream of work were worth 1.1 to 1.2 of one, two lanes 1.9.
+with the embedded dLLM, two torch threads on one stream of work were worth 1.1 to 1.2 of one, two workers 1.9.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 
 
 def count(device: torch.device, most: int) -> int:
@@ -23,43 +23,45 @@ def count(device: torch.device, most: int) -> int:
 
 
 @contextmanager
-def lanes(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a ``map`` whose results come in order, from ``number`` lanes that share torch's threads.
+def pool(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a ``map`` that keeps the order of results, run by ``number`` workers that share torch's threads.
 
-    Who leaves early, by an error or an interruption, waits for what has begun and not for the rest.
+    On an error, running tasks are awaited and queued ones cancelled.
     """
     if number <= 1:
         yield map
         return
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // number))
-    pool = ThreadPoolExecutor(number)
+    threads = ThreadPoolExecutor(number)
     try:
-        yield pool.map
+        yield threads.map
     finally:
-        pool.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
 
 
-def watched(work: Sequence[Callable[[Stopwatch], Any]], watch: Stopwatch) -> list[Any]:
-    """Each piece of work in a lane of its own. ``watch`` gets the lanes' mean seconds by section: lanes run at the
-    same time, so that means add up to about the time that passed."""
+def timed(work: Sequence[Callable[[Timer], Any]], timer: Timer) -> list[Any]:
+    """Run each piece of work in a worker of its own.
+
+    ``timer`` gets the workers' mean seconds by section: workers run at the same time, so means add up to wall time.
+    """
     if len(work) == 1:
-        return [work[0](watch)]
-    own = [watch.fresh() for _ in work]
-    with lanes(len(work)) as run:
+        return [work[0](timer)]
+    own = [timer.fresh() for _ in work]
+    with pool(len(work)) as run:
         found = list(run(lambda piece, time: piece(time), work, own))
     for one in own:
         for section, seconds in one.seconds.items():
-            watch.seconds[section] += seconds / len(work)
+            timer.seconds[section] += seconds / len(work)
     return found
 
 
 def add_gradients(losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters: Sequence[Tensor]) -> list[Any]:
-    """Adds the gradient of the sum of the losses to ``parameters``' own, in the order of the losses: the result does
-    not depend on which lane is done first. Returns what came with each loss.
+    """Add the gradient of the sum of the losses to ``parameters``' own; return what came with each loss.
 
-    losses: what computes a scalar and something to return with it, without side effects.
+    Gradients are added in the order of the losses, so the result does not depend on which worker is done first.
+    losses: functions without side effects that compute a scalar and something to return with it.
     """
 
     def work(loss: Callable[[], tuple[Tensor, Any]]) -> tuple[tuple[Tensor | None, ...], Any]:
@@ -67,11 +69,11 @@ def add_gradients(losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters
             value, also = loss()
             return torch.autograd.grad(value, parameters, allow_unused=True), also
 
-    found = []
-    with lanes(count(parameters[0].device, len(losses))) as run:
+    results = []
+    with pool(count(parameters[0].device, len(losses))) as run:
         for gradients, also in run(work, losses):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            found.append(also)
-    return found
+            results.append(also)
+    return results

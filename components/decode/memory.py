@@ -2,7 +2,7 @@
 
 Counted from widths before anything runs, generously: a policy's own working memory is not known, and stands for that
 of a block of width 128. Rows in flight never change a decision, only what it costs. Not counted: the weights, the job
-itself, and what the caller gets; recorded steps of rows that have landed are the caller's, and grow with the job.
+itself, and what the caller gets; recorded steps of rows that have retired are the caller's, and grow with the job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 
 from components.core.errors import SettingsError
 from components.core.types import Canvas, Needs
-from components.decode.batch import Job, slice_tokens
+from components.decode.batch import tokens_per_forward
+from components.decode.job import Job
 from components.decode.readout import chunk_bytes
 from components.denoisers.protocol import Denoiser
 
@@ -24,7 +25,7 @@ SHARE = 0.5  # of what the device has free
 # rows), 128 and 256 rows were equally fast, 512 by a tenth slower with a learned policy.
 FORWARDS = 4
 _NUMBER = 4  # bytes: float32, wider than most hidden states are
-_COPIES = 4  # a flight is replaced, not changed: as it was, the rows that are looked at, what they gave, as it becomes
+_COPIES = 4  # a batch is replaced, not changed: as it was, the rows that are looked at, what they gave, as it becomes
 _ACTIVATIONS = 24  # a layer's, in hidden widths: residual, attention's four, a gated feed-forward of up to four
 _POLICY = 12 * 2**10  # bytes per position of a policy's block of width 128
 _PAIRWISE = 8  # bytes per pair of positions: attention's weights, who is more certain than whom
@@ -57,7 +58,7 @@ def count(job: Job, denoiser: Denoiser, needs: Needs, record: bool = False, keep
     fields = length * (8 + _NUMBER * numbers + (8 * needs.top_k if needs.top_ids else 0)) + width + pairs
     carried = fields + _state_bytes(denoiser, whole, prompt) + (length * logits if needs.drift else 0)
     # Ids, mask bits and orders; a dozen numbers; the reference answer.
-    flight = carried + 9 * whole + 9 * length + 96 + (8 * length if needs.answer else 0)
+    batch = carried + 9 * whole + 9 * length + 96 + (8 * length if needs.answer else 0)
     policy = length * (_POLICY + _PAIRWISE * length) + 4 * width
     if needs.top_ids:
         policy += _SHIFTS * length**2
@@ -68,7 +69,7 @@ def count(job: Job, denoiser: Denoiser, needs: Needs, record: bool = False, keep
     position = _ACTIVATIONS * denoiser.width * _NUMBER + _PAIRWISE * whole
     if needs.attention:  # one head of one layer at a time, summed up, and what the layers gave
         position += (2 * _PAIRWISE + _NUMBER * (len(needs.attention) + 1)) * whole
-    return Bytes(_COPIES * flight + policy + kept, position, logits, chunk_bytes(denoiser.device))
+    return Bytes(_COPIES * batch + policy + kept, position, logits, chunk_bytes(denoiser.device))
 
 
 def _state_bytes(denoiser: Denoiser, whole: int, start: int) -> int:
@@ -93,10 +94,12 @@ def fit(
     """
     least = sizes.row + sizes.forward(whole)
     if least > budget:
-        raise SettingsError(f"a memory budget of {budget:,} bytes; one row of {whole} positions in flight takes about "
-                            f"{least:,}, so that none could be decoded; allow that much, or use a shorter canvas or a "
-                            f"policy that reads less")  # fmt: skip
-    asked = tokens or slice_tokens(device)
+        raise SettingsError(
+            f"a memory budget of {budget:,} bytes; one row of {whole} positions in flight takes about "
+            f"{least:,}, so that none could be decoded; allow that much, or use a shorter canvas or a "
+            f"policy that reads less"
+        )
+    asked = tokens or tokens_per_forward(device)
     # A quarter of the budget is enough for a forward; one row always goes.
     found = max(whole, min(asked, budget // 4 // sizes.position))
     found = found if sizes.row + sizes.forward(found) <= budget else whole

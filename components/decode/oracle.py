@@ -2,7 +2,7 @@
 
 For a deterministic, stateless denoiser and a tiny canvas. A state is (canvas, step) and, under ``cap="block"``, the
 block and the steps spent in it: tokens depend on the order, so that the mask set alone would not do. States are made
-by the decode loop's own functions (``admit``, ``look``, ``observation``, ``advance``, ``is_over``): it cannot drift.
+by the decode loop's own functions (``admit``, ``look``, ``observation``, ``advance``, ``is_done``): it cannot drift.
 The lattice does not depend on a policy: a policy puts probabilities on its edges, differentiably, from which follow the
 exact expected reward and its gradient, the exact distribution of final texts, and, over the edges alone, the best that
 any policy can do.
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from components.core.errors import SettingsError
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.core.types import Action, Needs, Observation, Rollout
-from components.decode.batch import Flight, Job, admit, look
-from components.decode.engine import Options, advance, is_over
+from components.decode.batch import DecodeBatch, admit, advance, is_done, refresh
+from components.decode.job import DecodeOptions, Job
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import ActionDistribution, commit, one_hot, take
 from components.maths.plackett_luce import DPLS, PlackettLuce
@@ -59,37 +59,48 @@ class Lattice:
 
 
 def enumerate_decoding(
-    denoiser: Denoiser, prompt: Tensor, length: int, block_length: int | None, needs: Needs,
-    force: bool = True, cap: str = "canvas", single: bool = False, answer: Tensor | None = None,
-) -> Lattice:  # fmt: skip
+    denoiser: Denoiser,
+    prompt: Tensor,
+    length: int,
+    block_length: int | None,
+    needs: Needs,
+    force: bool = True,
+    cap: str = "canvas",
+    single: bool = False,
+    answer: Tensor | None = None,
+) -> Lattice:
     """The lattice of one prompt. needs: of every policy that will be asked. single: one position per step only (enough
     for categorical policies, and far smaller). answer: for a teacher. SettingsError where enumeration is impossible."""
     if needs.drift or not denoiser.stateless:
-        raise SettingsError("the oracle was given a policy that reads drift, or a denoiser with a state; what is "
-                            "decided would depend on more than the canvas; use others")  # fmt: skip
+        raise SettingsError(
+            "the oracle was given a policy that reads drift, or a denoiser with a state; what is "
+            "decided would depend on more than the canvas; use others"
+        )
     if (block_length or length) > LIMIT:
-        raise SettingsError(f"{block_length or length} positions are eligible at once; a step would have "
-                            f"2^{block_length or length} outcomes; enumerate at most {LIMIT}")  # fmt: skip
+        raise SettingsError(
+            f"{block_length or length} positions are eligible at once; a step would have "
+            f"2^{block_length or length} outcomes; enumerate at most {LIMIT}"
+        )
     job = replace(Job.of([prompt], length, block_length or length), answers=None if answer is None else [answer])
-    options, watch = Options(force=force, cap=cap), Stopwatch()
-    flight = admit(job, torch.tensor([0]), denoiser, 0)
+    options, timer = DecodeOptions(force=force, cap=cap), Timer()
+    batch = admit(job, torch.tensor([0]), denoiser, 0)
     levels: list[Level] = []
-    landed: list[Flight] = []
+    retired: list[DecodeBatch] = []
     with torch.no_grad():
-        while len(flight):
-            flight, _ = look(flight, denoiser, needs, watch, every=True)
-            observation = flight.observation(needs, flight.eligible_BL)
+        while len(batch):
+            batch, _ = refresh(batch, denoiser, needs, timer, every=True)
+            observation = batch.observation(needs, batch.eligible_BL)
             state_E, commit_EL = _choices(observation.eligible_BL, empty=not force, single=single)
-            children = advance(flight.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
-            ends_E = is_over(children, options)
+            children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
+            ends_E = is_done(children, options)
             distinct, place_E = _distinct(children, cap)
             over = ends_E[distinct]
             # Endings are numbered through all levels, the next level's states from 0.
-            number = torch.where(over, over.cumsum(0) - 1 + sum(map(len, landed)), (~over).cumsum(0) - 1)
+            number = torch.where(over, over.cumsum(0) - 1 + sum(map(len, retired)), (~over).cumsum(0) - 1)
             levels.append(Level(observation, state_E, commit_EL, number[place_E], ends_E))
-            landed.append(children.keep(distinct[over]))
-            flight = children.keep(distinct[~over])
-    return Lattice(levels, _endings(landed), force)
+            retired.append(children.keep(distinct[over]))
+            batch = children.keep(distinct[~over])
+    return Lattice(levels, _endings(retired), force)
 
 
 def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Tensor]:
@@ -108,8 +119,8 @@ def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Te
     return state_E, torch.cat(per_state)
 
 
-def _distinct(children: Flight, cap: str) -> tuple[Tensor, Tensor]:
-    """One flight row per distinct state, and the state of every row."""
+def _distinct(children: DecodeBatch, cap: str) -> tuple[Tensor, Tensor]:
+    """One batch row per distinct state, and the state of every row."""
     key_EX = torch.cat([children.ids_BT, children.block_B[:, None]], 1)
     if cap == "block":
         key_EX = torch.cat([key_EX, children.in_block_B[:, None]], 1)
@@ -118,12 +129,12 @@ def _distinct(children: Flight, cap: str) -> tuple[Tensor, Tensor]:
     return torch.full((len(states),), len(rows)).scatter_reduce(0, place_E, rows, "amin"), place_E
 
 
-def _endings(landed: list[Flight]) -> Rollout:
+def _endings(retired: list[DecodeBatch]) -> Rollout:
     canvas, order, masked = (
         torch.cat(parts)
-        for parts in zip(*((f.ids_BT[:, f.start :], f.order_BL, f.masked_BL) for f in landed), strict=True)
+        for parts in zip(*((f.ids_BT[:, f.start :], f.order_BL, f.masked_BL) for f in retired), strict=True)
     )
-    nfe = torch.cat([f.step_B for f in landed])
+    nfe = torch.cat([f.step_B for f in retired])
     return Rollout(canvas, order, nfe, ~masked.any(-1), torch.zeros_like(nfe), 0, 0)
 
 
@@ -193,9 +204,11 @@ def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
             p_E = edge_probability(distribution, level, lattice.force).double()
         total_B = torch.zeros_like(mass).index_add(0, level.state_E, p_E)
         if not torch.allclose(total_B, torch.ones_like(total_B), atol=1e-4):
-            raise SettingsError(f"only {total_B.min().item():.4f} of what the policy may draw is in the lattice; its "
-                                f"figures would be wrong; enumerate with single=False, and with the force and the "
-                                f"needs that it is decoded with")  # fmt: skip
+            raise SettingsError(
+                f"only {total_B.min().item():.4f} of what the policy may draw is in the lattice; its "
+                f"figures would be wrong; enumerate with single=False, and with the force and the "
+                f"needs that it is decoded with"
+            )
         states.append(mass)
         flow_E = mass[level.state_E] * p_E
         inner = ~level.ends_E
@@ -242,6 +255,9 @@ def data_divergence(data: Mapping[tuple[int, ...], float], lattice: Lattice, exa
     """KL(data || policy) over final canvases; +inf where the policy never writes what the data holds."""
     made = text_distribution(lattice, exact)
     nothing = exact.mass_N.new_zeros(())
-    terms = [p * (torch.log(torch.tensor(p, dtype=nothing.dtype)) - made.get(canvas, nothing).log())
-             for canvas, p in data.items() if p > 0]  # fmt: skip
+    terms = [
+        p * (torch.log(torch.tensor(p, dtype=nothing.dtype)) - made.get(canvas, nothing).log())
+        for canvas, p in data.items()
+        if p > 0
+    ]
     return torch.stack(terms).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.core.rng import seed_of
 from components.core.types import Rollout
-from components.decode.batch import Job
+from components.decode.job import Job
 from components.denoisers.loading import Encoder
 from components.tasks.example import Example, Score, Task
 
@@ -29,24 +29,44 @@ class Prompts:
     def of(task: Task, examples: Sequence[Example], encoder: Encoder, length: int | None = None) -> Prompts:
         """``length``: the canvas; the task's own where it is None."""
         size = len(examples)
-        return Prompts([task] * size, examples, [encoder.prompt(x.prompt) for x in examples],
-                       [length or task.canvas_length] * size, encoder)  # fmt: skip
+        return Prompts(
+            [task] * size,
+            examples,
+            [encoder.prompt(x.prompt) for x in examples],
+            [length or task.canvas_length] * size,
+            encoder,
+        )
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __add__(self, other: Prompts) -> Prompts:
-        return Prompts([*self.tasks, *other.tasks], [*self.examples, *other.examples], [*self.ids, *other.ids],
-                       [*self.lengths, *other.lengths], self.encoder)  # fmt: skip
+        return Prompts(
+            [*self.tasks, *other.tasks],
+            [*self.examples, *other.examples],
+            [*self.ids, *other.ids],
+            [*self.lengths, *other.lengths],
+            self.encoder,
+        )
 
     def take(self, index: Sequence[int]) -> Prompts:
-        return Prompts([self.tasks[i] for i in index], [self.examples[i] for i in index], [self.ids[i] for i in index],
-                       [self.lengths[i] for i in index], self.encoder)  # fmt: skip
+        return Prompts(
+            [self.tasks[i] for i in index],
+            [self.examples[i] for i in index],
+            [self.ids[i] for i in index],
+            [self.lengths[i] for i in index],
+            self.encoder,
+        )
 
     def job(
-        self, block_length: int | None, group: int = 1, experts: int = 0, expert_block: int | None = None,
-        answers: bool = False, alpha_P: Tensor | None = None,
-    ) -> Job:  # fmt: skip
+        self,
+        block_length: int | None,
+        group: int = 1,
+        experts: int = 0,
+        expert_block: int | None = None,
+        answers: bool = False,
+        alpha_P: Tensor | None = None,
+    ) -> Job:
         """``group`` rows a prompt that policy 0 draws, then ``experts`` rows that policy 1 draws, prompt by prompt.
 
         block_length None: the whole canvas, full diffusion. expert_block: of the experts' rows, None for the same.
@@ -62,9 +82,17 @@ class Prompts:
         expert_R = member_R >= group
         if expert_block is not None:
             block_R = block_R.masked_fill(expert_R, expert_block)
-        return Job(self.ids, prompt_R, uid_P[prompt_R], member_R, length_R, block_R, expert_R.long(),
-                   answers=self.answers() if answers else None,
-                   alpha_R=None if alpha_P is None else alpha_P[prompt_R])  # fmt: skip
+        return Job(
+            self.ids,
+            prompt_R,
+            uid_P[prompt_R],
+            member_R,
+            length_R,
+            block_R,
+            expert_R.long(),
+            answers=self.answers() if answers else None,
+            alpha_R=None if alpha_P is None else alpha_P[prompt_R],
+        )
 
     def answers(self) -> list[Tensor]:
         """The reference answers as canvases."""

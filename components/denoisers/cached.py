@@ -50,10 +50,11 @@ class CachedDenoiser:
         zero = torch.zeros((), dtype=self.inner.model.dtype, device=self.device)
         kept = (rows, config.num_hidden_layers, config.num_key_value_heads, whole, size)
         return {
-            "keys": zero.new_zeros(kept), "values": zero.new_zeros(kept),
+            "keys": zero.new_zeros(kept),
+            "values": zero.new_zeros(kept),
             "hidden": zero.new_zeros(rows, whole, self.width),
             "first": torch.full((rows,), -1, device=self.device),
-        }  # fmt: skip
+        }
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         return self.inner.logits(hidden_ND)
@@ -87,17 +88,21 @@ class CachedDenoiser:
         offset_W = torch.arange(widest, device=first_B.device)
         column_BW = (first_B.unsqueeze(1) + offset_W).minimum(last_B.unsqueeze(1))
         fresh_BWD = self.inner.states(
-            canvas.ids_BT.gather(1, column_BW), places(canvas.attend_BT).gather(1, column_BW), canvas.attend_BT,
+            canvas.ids_BT.gather(1, column_BW),
+            places(canvas.attend_BT).gather(1, column_BW),
+            canvas.attend_BT,
             _Window(state["keys"], state["values"], column_BW),
-        )  # fmt: skip
+        )
         index_BWD = column_BW.unsqueeze(-1).expand_as(fresh_BWD)
         return {"hidden": state["hidden"].scatter(1, index_BWD, fresh_BWD)}
 
     def _window(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
         """The first and the last column that are recomputed, of every row."""
         if canvas.block_BT is None:
-            raise ValueError("the canvas does not say which block is current; the cache could not tell what to "
-                             "recompute; give Canvas its block_BT")  # fmt: skip
+            raise ValueError(
+                "the canvas does not say which block is current; the cache could not tell what to "
+                "recompute; give Canvas its block_BT"
+            )
         begin_B = canvas.block_BT.to(torch.uint8).argmax(-1)
         first_B = (begin_B - int(self.inner.shifted)).clamp(min=0)
         if self.kind == "prefix":

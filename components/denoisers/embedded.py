@@ -30,9 +30,14 @@ def tokenizer(alphabet: str) -> Any:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, mask_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[1],
-        additional_special_tokens=list(SPECIAL[2:]), padding_side="left", clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=core,
+        mask_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[1],
+        additional_special_tokens=list(SPECIAL[2:]),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
     made.chat_template = CHAT
     return made
 
@@ -45,17 +50,29 @@ def build(
 
     words = tokenizer(alphabet)
     shape: dict[str, Any] = dict(
-        vocab_size=len(words), hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=positions,
-        mask_token_id=words.mask_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-        bos_token_id=None, tie_word_embeddings=False, logits_shifted=layout == "dream",
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=positions,
+        mask_token_id=words.mask_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+        logits_shifted=layout == "dream",
         # Measured on 4x4 sudoku, loss after 200 steps: std .02 and theta 10000 .76, .06 .54, .06 and theta 100 .52.
-        initializer_range=0.06, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-    )  # fmt: skip
+        initializer_range=0.06,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
     with torch.random.fork_rng(devices=[]):  # the classes draw from the global generator
         torch.manual_seed(seed)
-        kind = {"llada": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
-                "dream": lambda: Qwen2ForCausalLM(Qwen2Config(**shape))}  # fmt: skip
+        kind = {
+            "llada": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
+            "dream": lambda: Qwen2ForCausalLM(Qwen2Config(**shape)),
+        }
         model = kind[layout]()
     denoiser = TransformerDenoiser(model, words.mask_token_id, len(words), layout == "dream")
     return denoiser, Encoder(words, frozenset({words.eos_token_id}))

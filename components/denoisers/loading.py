@@ -39,13 +39,21 @@ NOT_SHAPE = ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")
 # What the native classes compute, whatever the config says.
 MUST_BE: dict[str, dict[str, Any]] = {
     "llada": {
-        "block_type": "llama", "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False,
-        "layer_norm_type": "rms", "activation_type": "silu", "scale_logits": False, "input_emb_norm": False,
-        "attention_layer_norm": False, "block_group_size": 1,
+        "block_type": "llama",
+        "rope": True,
+        "alibi": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "layer_norm_type": "rms",
+        "activation_type": "silu",
+        "scale_logits": False,
+        "input_emb_norm": False,
+        "attention_layer_norm": False,
+        "block_group_size": 1,
     },
     # A block_size marks descendants that attend block by block.
     "Dream": {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, "block_size": None},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,10 @@ class Encoder:
         """int64 (length,): the answer, then the end token up to the canvas length. DataError if it does not fit."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) > length:
-            raise DataError(f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
-                            f"cut off; give the task a longer canvas")  # fmt: skip
+            raise DataError(
+                f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
+                f"cut off; give the task a longer canvas"
+            )
         return torch.tensor(ids + [self.tokenizer.eos_token_id] * (length - len(ids)), dtype=torch.int64)
 
     def token(self, token: int) -> str:
@@ -91,8 +101,10 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     try:
         found = cached_file(path, "config.json", revision=revision)
     except OSError as error:
-        raise CheckpointError(f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
-                              f"dLLM; give a folder that holds one, or a hub name while online") from error  # fmt: skip
+        raise CheckpointError(
+            f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
+            f"dLLM; give a folder that holds one, or a hub name while online"
+        ) from error
     return json.loads(Path(str(found)).read_text())
 
 
@@ -109,26 +121,33 @@ def load(
     family = raw.get("model_type")
     for key, wanted in MUST_BE.get(str(family), {}).items():
         if key in raw and raw[key] != wanted:
-            raise CheckpointError(f"{path}: config.json has {key}={raw[key]!r}; the native class computes {wanted!r} "
-                                  f"only, so its output would be wrong; use the released layout")  # fmt: skip
+            raise CheckpointError(
+                f"{path}: config.json has {key}={raw[key]!r}; the native class computes {wanted!r} "
+                f"only, so its output would be wrong; use the released layout"
+            )
     common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision, output_loading_info=True)
     if family == "llada":
         model, info = llama.from_pretrained(
-            path, config=LlamaConfig(**_from_llada(raw)), key_mapping=LLADA_KEYS, **common)  # fmt: skip
+            path, config=LlamaConfig(**_from_llada(raw)), key_mapping=LLADA_KEYS, **common
+        )
     elif family in ("Dream", "qwen2"):
         known = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
         model, info = qwen2.from_pretrained(path, config=Qwen2Config(**known), **common)
     elif family == "llama":
         model, info = llama.from_pretrained(path, **common)
     else:
-        raise CheckpointError(f"{path}: model_type {family!r} is not known; its attention and shift are not; "
-                              f"known are llada, Dream, and llama or qwen2 folders of this project")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: model_type {family!r} is not supported. Use llada, Dream, or a llama or qwen2 folder that this "
+            f"project wrote."
+        )
     wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
     if model.config.tie_word_embeddings and wrong.get("missing_keys") == ["lm_head.weight"]:
         del wrong["missing_keys"]
     if wrong:
-        raise CheckpointError(f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
-                              f"whole {family} checkpoint")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
+            f"whole {family} checkpoint"
+        )
     tokenizer = _tokenizer(path, family, revision)
     shifted = bool(raw.get("logits_shifted", family == "Dream"))
     denoiser = TransformerDenoiser(model.to(device), _mask_id(path, raw, tokenizer), len(tokenizer), shifted)
@@ -145,14 +164,21 @@ def _classes() -> tuple[Any, Any]:
 
 def _from_llada(raw: dict[str, Any]) -> dict[str, Any]:
     return dict(
-        vocab_size=raw.get("embedding_size") or raw["vocab_size"], hidden_size=raw["d_model"],
-        intermediate_size=raw["mlp_hidden_size"], num_hidden_layers=raw["n_layers"],
-        num_attention_heads=raw["n_heads"], num_key_value_heads=raw.get("n_kv_heads") or raw["n_heads"],
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-5), max_position_embeddings=raw["max_sequence_length"],
+        vocab_size=raw.get("embedding_size") or raw["vocab_size"],
+        hidden_size=raw["d_model"],
+        intermediate_size=raw["mlp_hidden_size"],
+        num_hidden_layers=raw["n_layers"],
+        num_attention_heads=raw["n_heads"],
+        num_key_value_heads=raw.get("n_kv_heads") or raw["n_heads"],
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
+        max_position_embeddings=raw["max_sequence_length"],
         rope_parameters={"rope_type": "default", "rope_theta": raw.get("rope_theta", 10000.0)},
-        tie_word_embeddings=raw.get("weight_tying", False), bos_token_id=None, eos_token_id=raw.get("eos_token_id"),
-        pad_token_id=raw.get("pad_token_id"), mask_token_id=raw.get("mask_token_id"),
-    )  # fmt: skip
+        tie_word_embeddings=raw.get("weight_tying", False),
+        bos_token_id=None,
+        eos_token_id=raw.get("eos_token_id"),
+        pad_token_id=raw.get("pad_token_id"),
+        mask_token_id=raw.get("mask_token_id"),
+    )
 
 
 def _tokenizer(path: str, family: str, revision: str | None) -> Any:
@@ -164,8 +190,10 @@ def _tokenizer(path: str, family: str, revision: str | None) -> Any:
     try:
         return kind.from_pretrained(path, revision=revision, padding_side="left")  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
-                              f"the {family} checkpoint's tokenizer beside its weights") from error  # fmt: skip
+        raise CheckpointError(
+            f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
+            f"the {family} checkpoint's tokenizer beside its weights"
+        ) from error
 
 
 def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any) -> int:
@@ -175,8 +203,10 @@ def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any) -> int:
     for token in MASK_TOKENS:
         if token in known:
             return known[token]
-    raise CheckpointError(f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
-                          f"canvas could not be drawn; name the id in config.json")  # fmt: skip
+    raise CheckpointError(
+        f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
+        f"canvas could not be drawn; name the id in config.json"
+    )
 
 
 def _end_ids(tokenizer: Any) -> frozenset[int]:

@@ -72,6 +72,8 @@ def attended(
         return hidden_BTD, None, state
     have = attention_layers(denoiser)
     if not all(-have <= layer < have for layer in layers):
-        raise SettingsError(f"A policy reads the attention of layers {layers}; {type(denoiser).__name__} shows {have}. "
-                            f"Use layers that it has, no cache, or a policy without attention.")  # fmt: skip
+        raise SettingsError(
+            f"A policy reads the attention of layers {layers}; {type(denoiser).__name__} shows {have}. "
+            f"Use layers that it has, no cache, or a policy without attention."
+        )
     return cast(Attending, denoiser).attended(canvas, state, layers)

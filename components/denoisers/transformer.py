@@ -101,8 +101,9 @@ def _look_on(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     if asked is not None and module.layer_idx in asked.layers - asked.found.keys():
         states_BTD = args[0] if args else kwargs["hidden_states"]
         with torch.no_grad():
-            asked.found[module.layer_idx] = _weights(module, states_BTD, asked.start, kwargs["position_embeddings"],
-                                                     kwargs["attention_mask"])  # fmt: skip
+            asked.found[module.layer_idx] = _weights(
+                module, states_BTD, asked.start, kwargs["position_embeddings"], kwargs["attention_mask"]
+            )
 
 
 def _weights(module: Any, states_BTD: Tensor, start: int, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
@@ -144,8 +145,10 @@ def probe(denoiser: TransformerDenoiser) -> None:
     model = denoiser.model
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} holds values that are not finite; the checkpoint did not load whole; "
-                                  f"fetch it again, or compare it with its safetensors files")  # fmt: skip
+            raise CheckpointError(
+                f"{name} holds values that are not finite; the checkpoint did not load whole; "
+                f"fetch it again, or compare it with its safetensors files"
+            )
     free = next(i for i in range(denoiser.vocabulary) if i != denoiser.mask_id)
     # Row 1 differs from row 0 in the last token; rows 2 and 3 differ only in what their padding holds.
     ids_BT = torch.full((4, 6), denoiser.mask_id, device=denoiser.device)
@@ -155,8 +158,12 @@ def probe(denoiser: TransformerDenoiser) -> None:
     out_BTD, _ = denoiser.hidden(Canvas(ids_BT, attend_BT, 0), None)
     first = 1 if denoiser.shifted else 0
     if torch.equal(out_BTD[0, first], out_BTD[1, first]):
-        raise CheckpointError(f"{type(model).__name__} ignores later tokens: it attends causally, and a dLLM must see "
-                              f"the whole canvas; use transformers >=5.13,<6 and a native decoder class")  # fmt: skip
+        raise CheckpointError(
+            f"{type(model).__name__} ignores later tokens: it attends causally, and a dLLM must see "
+            f"the whole canvas; use transformers >=5.13,<6 and a native decoder class"
+        )
     if not torch.allclose(out_BTD[2, 2:], out_BTD[3, 2:], rtol=1e-3, atol=1e-3):
-        raise CheckpointError(f"{type(model).__name__} attends to padding: a row would depend on its batch; "
-                              f"use an attention implementation that honours a 4-D mask (sdpa, eager)")  # fmt: skip
+        raise CheckpointError(
+            f"{type(model).__name__} attends to padding: a row would depend on its batch; "
+            f"use an attention implementation that honours a 4-D mask (sdpa, eager)"
+        )

@@ -18,7 +18,8 @@ from torch import Tensor
 from components.core import workers
 from components.core.rng import generator
 from components.core.types import Rollout
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.heuristics import SuppressTokens, heuristic
@@ -55,13 +56,25 @@ class Cell:
         accuracy, nfe = interval(self.correct_SP), interval(self.nfe_SP)
         seeds, prompts = self.correct_SP.shape
         return {
-            "task": task, "denoiser": denoiser, "split": split, "family": self.candidate.family,
-            "setting": self.candidate.setting, "block_length": self.candidate.block_length or length,
-            "choose": self.candidate.choose, "prompts": prompts, "seeds": seeds,
-            "accuracy": float(self.correct_SP.mean()), "accuracy_low": accuracy[0], "accuracy_high": accuracy[1],
-            "dense": float(self.dense_SP.mean()), "nfe": float(self.nfe_SP.mean()), "nfe_low": nfe[0],
-            "nfe_high": nfe[1], "tokens_per_second": self.tokens_per_second, "unfinished": self.unfinished,
-        }  # fmt: skip
+            "task": task,
+            "denoiser": denoiser,
+            "split": split,
+            "family": self.candidate.family,
+            "setting": self.candidate.setting,
+            "block_length": self.candidate.block_length or length,
+            "choose": self.candidate.choose,
+            "prompts": prompts,
+            "seeds": seeds,
+            "accuracy": float(self.correct_SP.mean()),
+            "accuracy_low": accuracy[0],
+            "accuracy_high": accuracy[1],
+            "dense": float(self.dense_SP.mean()),
+            "nfe": float(self.nfe_SP.mean()),
+            "nfe_low": nfe[0],
+            "nfe_high": nfe[1],
+            "tokens_per_second": self.tokens_per_second,
+            "unfinished": self.unfinished,
+        }
 
 
 def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float]:
@@ -90,9 +103,9 @@ def _decode(
     job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
     done = [
-        rollout(denoiser, candidate.policy, job, Options(seed=seed, choose="sample" if random else "mode"))
+        rollout(denoiser, candidate.policy, job, DecodeOptions(seed=seed, choose="sample" if random else "mode"))
         for seed in (seeds if random else seeds[:1])
-    ]  # fmt: skip
+    ]
     return job, done, time.perf_counter() - begin
 
 
@@ -100,10 +113,13 @@ def _score(candidate: Candidate, prompts: Prompts, job: Job, done: Sequence[Roll
     scores = [prompts.scores(job, one) for one in done]
     tokens = sum(prompts.lengths) * len(done)
     return Cell(
-        candidate, torch.stack([correct_R for _, correct_R, _ in scores]),
-        torch.stack([dense_R for _, _, dense_R in scores]), torch.stack([one.nfe_R.cpu().float() for one in done]),
-        tokens / seconds, sum(int((~one.finished_R).sum()) for one in done),
-    )  # fmt: skip
+        candidate,
+        torch.stack([correct_R for _, correct_R, _ in scores]),
+        torch.stack([dense_R for _, _, dense_R in scores]),
+        torch.stack([one.nfe_R.cpu().float() for one in done]),
+        tokens / seconds,
+        sum(int((~one.finished_R).sum()) for one in done),
+    )
 
 
 @dataclass(frozen=True)
@@ -143,16 +159,19 @@ class Sweep:
 
 
 def table(
-    denoiser: Denoiser, candidates: Sequence[Candidate], prompts: Prompts, seeds: Sequence[int],
+    denoiser: Denoiser,
+    candidates: Sequence[Candidate],
+    prompts: Prompts,
+    seeds: Sequence[int],
     progress: Callable[[int], None] | None = None,
-) -> list[Cell]:  # fmt: skip
+) -> list[Cell]:
     """One cell per candidate; ``progress(1)`` after each.
 
     On a CPU as many candidates at a time as torch has threads, with one thread each: their tokens per second are of
     that one.
     """
     cells = []
-    with workers.lanes(workers.count(denoiser.device, len(candidates))) as run:
+    with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
         decoded = run(lambda who: _decode(denoiser, who, prompts, seeds), candidates)
         for candidate, found in zip(candidates, decoded, strict=True):
             cells.append(_score(candidate, prompts, *found))

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import DataError
-from components.maths.pareto import envelope_at, envelope_rows
+from components.maths.pareto import envelope_rows, front_at
 
 LEARNED = ("learned", "distilled")  # every other family is a heuristic
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
@@ -136,7 +136,7 @@ def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
     cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in LEARNED]
     if not cells:
         raise DataError("no heuristic among the rows; there is nothing to compare with; evaluate the sweep too")
-    return envelope_at(*zip(*cells, strict=True), at=nfe)
+    return front_at(*zip(*cells, strict=True), at=nfe)
 
 
 def scores(policies: Sequence[Cell], heuristics: Sequence[Cell], weights_RP: np.ndarray) -> np.ndarray:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.evaluation.evaluate import Candidate, Cell, evaluate
-from components.maths.pareto import envelope_at, upper_hull
+from components.maths.pareto import front_at, upper_hull
 from components.policies.heuristics import heuristic
 
 ORDER_HEADROOM = 0.15
@@ -29,14 +30,19 @@ def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> dict[
     (Pass@K); surest_first: right by max-confidence. headroom = best_of_random - surest_first.
     """
     job = prompts.job(None, group=orders)
-    done = rollout(denoiser, heuristic("random", 1), job, Options(seed=seed, choose="sample"))
+    done = rollout(denoiser, heuristic("random", 1), job, DecodeOptions(seed=seed, choose="sample"))
     _, correct_R, _ = prompts.scores(job, done)
     correct_PK = correct_R.unflatten(0, (len(prompts), orders))
     cell = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed])
     random, best, surest = (float(x.mean()) for x in (correct_PK, correct_PK.amax(1), cell.correct_SP))
     critical = best - surest >= ORDER_HEADROOM and surest - random >= OVER_RANDOM
-    return {"random": random, "best_of_random": best, "surest_first": surest, "headroom": best - surest,
-            "critical": float(critical)}  # fmt: skip
+    return {
+        "random": random,
+        "best_of_random": best,
+        "surest_first": surest,
+        "headroom": best - surest,
+        "critical": float(critical),
+    }
 
 
 def speed(cells: Sequence[Cell]) -> dict[str, float]:
@@ -48,5 +54,5 @@ def speed(cells: Sequence[Cell]) -> dict[str, float]:
     front_nfe, front_accuracy = upper_hull(nfe, accuracy)
     best = float(front_accuracy[-1])
     saturated = float(next(n for n, a in zip(front_nfe, front_accuracy, strict=True) if a >= best - SATURATED))
-    half = envelope_at(nfe, accuracy, saturated / 2)
+    half = front_at(nfe, accuracy, saturated / 2)
     return {"best": best, "saturates_at_nfe": saturated, "at_half": half, "critical": float(half <= AT_HALF)}

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from components.export.states import random_observation, random_states
     from components.export.writing import export_policy
 
-__all__ = ["Decoding", "NumpyPolicy", "OnnxPolicy", "ParityReport", "check_parity", "export_policy",
-           "random_observation", "random_states"]  # fmt: skip
+__all__ = [
+    "Decoding",
+    "NumpyPolicy",
+    "OnnxPolicy",
+    "ParityReport",
+    "check_parity",
+    "export_policy",
+    "random_observation",
+    "random_states",
+]
 
 _HOMES = {
     "NumpyPolicy": "actions",

@@ -44,8 +44,10 @@ class NumpyPolicy:
         """
         if choose not in ("mode", "sample") or (choose == "sample") != (uniform is not None):
             given = "without uniform" if uniform is None else "with uniform"
-            raise SettingsError(f"choose={choose!r} {given}; the draw would not be the one asked for; use 'mode' alone "
-                                f"or 'sample' with uniform")  # fmt: skip
+            raise SettingsError(
+                f"choose={choose!r} {given}; the draw would not be the one asked for; use 'mode' alone "
+                f"or 'sample' with uniform"
+            )
         fields = {"eligible_BL": fields["masked_BL"], **fields}
         return commit(self.file.action, self.score(fields), fields["eligible_BL"], uniform, force)
 

@@ -23,11 +23,22 @@ OUTPUT = "utilities_BL"
 ACTIONS = ("bernoulli", "categorical", "dpls")
 
 FIELDS = {
-    "masked_BL": np.bool_, "eligible_BL": np.bool_, "step_B": np.int64, "length_B": np.int64, "token_BL": np.int64,
-    "confidence_BL": np.float32, "log_odds_BL": np.float32, "margin_BL": np.float32, "entropy_BL": np.float32,
-    "top_BLK": np.float32, "drift_BLH": np.float32, "answer_BL": np.int64, "alpha_B": np.float32,
-    "features_BTD": np.float32, "attend_BT": np.bool_,
-}  # fmt: skip
+    "masked_BL": np.bool_,
+    "eligible_BL": np.bool_,
+    "step_B": np.int64,
+    "length_B": np.int64,
+    "token_BL": np.int64,
+    "confidence_BL": np.float32,
+    "log_odds_BL": np.float32,
+    "margin_BL": np.float32,
+    "entropy_BL": np.float32,
+    "top_BLK": np.float32,
+    "drift_BLH": np.float32,
+    "answer_BL": np.int64,
+    "alpha_B": np.float32,
+    "features_BTD": np.float32,
+    "attend_BT": np.bool_,
+}
 """The tensors of an Observation, as ``components.core.types`` documents them; a test holds the two together."""
 
 _TYPES = {"tensor(bool)": np.bool_, "tensor(int64)": np.int64, "tensor(float)": np.float32}
@@ -60,8 +71,10 @@ class OnnxFile:
         try:
             return json.loads(self.metadata[PREFIX + name])
         except (KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{self.path}: {PREFIX}{name} is missing or no JSON; without it the utilities cannot "
-                                  f"be turned into actions; export the policy again") from error  # fmt: skip
+            raise CheckpointError(
+                f"{self.path}: {PREFIX}{name} is missing or no JSON; without it the utilities cannot "
+                f"be turned into actions; export the policy again"
+            ) from error
 
     def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 (B, L). Fields that the file does not read are ignored; ``alpha_B`` may be left out, for the speed
@@ -77,13 +90,17 @@ class OnnxFile:
     ) -> np.ndarray:
         """The field as the session wants it; ``sizes`` holds the dynamic axes that were seen so far."""
         if name not in fields:
-            raise DataError(f"the observation has no {name}, only {sorted(fields)}; {self.path.name} was exported from "
-                            f"a policy that reads it; observe what its needs say: {self.needs}")  # fmt: skip
+            raise DataError(
+                f"the observation has no {name}, only {sorted(fields)}; {self.path.name} was exported from "
+                f"a policy that reads it; observe what its needs say: {self.needs}"
+            )
         value, wanted = fields[name], np.dtype(FIELDS[name])
         floats = value.dtype.kind == wanted.kind == "f"
         if value.dtype != wanted and not floats:
-            raise DataError(f"{name} is {value.dtype}, {self.path.name} reads {wanted}; a silent conversion could hide "
-                            f"that another field was passed; give it as {wanted}")  # fmt: skip
+            raise DataError(
+                f"{name} is {value.dtype}, {self.path.name} reads {wanted}; a silent conversion could hide "
+                f"that another field was passed; give it as {wanted}"
+            )
         # A policy beside this one may have asked for more of the largest probabilities.
         if name == "top_BLK" and value.ndim == 3 and isinstance(axes[2], int):
             value = value[..., : axes[2]]
@@ -92,8 +109,10 @@ class OnnxFile:
             for size, axis in zip(value.shape, axes, strict=True)
         )
         if not fits:
-            raise DataError(f"{name} has the shape {value.shape}, {self.path.name} reads {axes} with {sizes}; row and "
-                            f"position must mean the same in every field; pass fields of one observation")  # fmt: skip
+            raise DataError(
+                f"{name} has the shape {value.shape}, {self.path.name} reads {axes} with {sizes}; row and "
+                f"position must mean the same in every field; pass fields of one observation"
+            )
         return value.astype(wanted, copy=False)
 
 
@@ -106,8 +125,9 @@ def _open(path: Path, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         # Measured with 1.32: the fused SkipLayerNormalization takes 1.4 ms where Add and LayerNormalization take .4.
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"],
-                                    disabled_optimizers=["SkipLayerNormFusion"])  # fmt: skip
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+        )
     except Exception as error:  # its errors have no common class below Exception
         if not type(error).__module__.startswith("onnxruntime."):
             raise
@@ -125,5 +145,7 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
             f"become actions is not known; write it with export_policy"
         )
     if int(said) > VERSION:
-        raise CheckpointError(f"{path} has layout version {said}, this library reads up to {VERSION}; its fields may "
-                              f"mean something else; update the library, or export with this one")  # fmt: skip
+        raise CheckpointError(
+            f"{path} has layout version {said}, this library reads up to {VERSION}; its fields may "
+            f"mean something else; update the library, or export with this one"
+        )

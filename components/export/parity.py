@@ -23,7 +23,8 @@ from torch import Tensor
 from components.core.errors import ParityError
 from components.core.rng import Noise, row_keys
 from components.core.types import Needs, Observation, Rollout
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import ActionDistribution, commit
@@ -80,8 +81,10 @@ def check_parity(
             report = _compare_decodes(report, policy, exported, decoding)
     largest = max(report.largest, report.largest_decoding)
     if not largest <= TOLERANCE:
-        raise ParityError(f"utilities differ by up to {largest:.2e}, more than {TOLERANCE:.0e}; the exported file is "
-                          f"another policy; export it again from the policy it is compared with")  # fmt: skip
+        raise ParityError(
+            f"utilities differ by up to {largest:.2e}, more than {TOLERANCE:.0e}; the exported file is "
+            f"another policy; export it again from the policy it is compared with"
+        )
     if report.equal_texts < report.texts:
         raise ParityError(
             f"{report.texts - report.equal_texts} of {report.texts} decoded texts differ (prompts "
@@ -165,13 +168,21 @@ def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, dec
     equal_texts = equal_orders = 0
     unequal: list[str] = []
     for choose in CHOICES:
-        options = Options(seed=decoding.seed, choose=choose, rows=decoding.rows)
-        ours, theirs = (rollout(decoding.denoiser, p, job, options, progress=decoding.progress)
-                        for p in (watched, exported))  # fmt: skip
+        options = DecodeOptions(seed=decoding.seed, choose=choose, rows=decoding.rows)
+        ours, theirs = (
+            rollout(decoding.denoiser, p, job, options, progress=decoding.progress) for p in (watched, exported)
+        )
         one, other = (_texts(prompts, r) for r in (ours, theirs))
         wrong = [prompts.examples[i].uid for i in range(len(prompts)) if one[i] != other[i]]
         equal_texts += len(prompts) - len(wrong)
         equal_orders += int((ours.order_RL == theirs.order_RL).all(-1).sum())
         unequal += [f"{uid} ({choose})" for uid in wrong]
-    return replace(report, prompts=len(prompts), texts=len(CHOICES) * len(prompts), equal_texts=equal_texts,
-                   equal_orders=equal_orders, largest_decoding=watched.largest, unequal=tuple(unequal))  # fmt: skip
+    return replace(
+        report,
+        prompts=len(prompts),
+        texts=len(CHOICES) * len(prompts),
+        equal_texts=equal_texts,
+        equal_orders=equal_orders,
+        largest_decoding=watched.largest,
+        unequal=tuple(unequal),
+    )

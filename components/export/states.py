@@ -44,8 +44,9 @@ def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: 
         fields["attend_BT"] = torch.cat([torch.arange(prompt) >= pad_B.unsqueeze(1), valid_BL], 1)
     if policy.describe()["shape"].get("alphas"):
         fields["alpha_B"] = 10 * torch.rand(rows, generator=draw)
-    obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt,
-                      attention_layers=needs.attention, **fields)  # fmt: skip
+    obs = Observation(
+        masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, attention_layers=needs.attention, **fields
+    )
     device = next(policy.parameters()).device
     return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})
 

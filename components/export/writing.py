@@ -41,8 +41,10 @@ def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]
     """
     taken = [name for name in metadata if name.startswith(PREFIX)]
     if taken:
-        raise SettingsError(f"metadata {taken}: names that begin with {PREFIX!r} say how the file is read; they would "
-                            f"be overwritten; choose others")  # fmt: skip
+        raise SettingsError(
+            f"metadata {taken}: names that begin with {PREFIX!r} say how the file is read; they would "
+            f"be overwritten; choose others"
+        )
     still = copy.deepcopy(policy).to("cpu", torch.float32).eval().requires_grad_(False)
     example = random_observation(still, 2, 6, "export")
     described = _described(still, example)
@@ -71,9 +73,11 @@ def _action(policy: LearnedPolicy, example: Observation) -> dict[str, Any]:
     distribution: Any = policy.distribution(replace(example, masked_BL=all_BL, eligible_BL=all_BL))
     kind = {DISTRIBUTIONS[name]: name for name in ACTIONS}.get(type(distribution))
     if kind is None or not torch.equal(distribution.eligible_BL, all_BL):
-        raise SettingsError(f"{type(distribution).__name__} over other positions than the eligible ones, or of another "
-                            f"kind than {ACTIONS}, cannot be rebuilt from utilities alone; give the policy one of "
-                            f"these, or narrow the eligible positions outside it")  # fmt: skip
+        raise SettingsError(
+            f"{type(distribution).__name__} over other positions than the eligible ones, or of another "
+            f"kind than {ACTIONS}, cannot be rebuilt from utilities alone; give the policy one of "
+            f"these, or narrow the eligible positions outside it"
+        )
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
     return {"kind": kind} | {name: v for name, v in values.items() if isinstance(v, float | int)}
 
@@ -117,14 +121,21 @@ def _graph(policy: LearnedPolicy, example: Observation) -> Any:
     whole = policy.needs.features == "sequence"
     dims = {letter: torch.export.Dim(name) for letter, name in _AXES.items()}
     dims["T"] = dims["T" if whole else "L"]
-    shapes = tuple({i: dims[letter] for i, letter in enumerate(name.rsplit("_", 1)[1]) if letter in dims}
-                   for name in names)  # fmt: skip
+    shapes = tuple(
+        {i: dims[letter] for i, letter in enumerate(name.rsplit("_", 1)[1]) if letter in dims} for name in names
+    )
     with _quiet():
         program = torch.onnx.export(
-            _Score(policy, names).eval(), tuple(getattr(example, name) for name in names), dynamo=True, verbose=False,
-            input_names=names, output_names=[OUTPUT], dynamic_shapes=(shapes,), opset_version=OPSET,
+            _Score(policy, names).eval(),
+            tuple(getattr(example, name) for name in names),
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=[OUTPUT],
+            dynamic_shapes=(shapes,),
+            opset_version=OPSET,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-        )  # fmt: skip
+        )
     assert program is not None
     model = serialize_model(program.model)
     _strip(model)

@@ -46,9 +46,10 @@ Kind = TypeVar("Kind", bound=Any)
 
 
 def take(distribution: Kind, index: Tensor) -> Kind:
-    """The rows of a distribution that an index picks, with repetition if it says so."""
+    """The rows of a distribution that an index picks, with repetition if it says so. A tensor of no axes is every
+    row's."""
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
-    return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor)})
+    return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor) and v.ndim})
 
 
 def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Tensor:
@@ -192,7 +193,11 @@ class Deterministic:
         return torch.zeros(self.selected_BL.shape[0], device=self.selected_BL.device)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """KL(rule || other), which is the cross-entropy; to an ordered draw, that of the selection by score."""
+        """KL(rule || other), which is the cross-entropy; to an ordered draw, that of the selection by score; to one
+        with an order of its own for a set, of that order."""
         action = self.mode()
+        of_set = getattr(other, "log_prob_of_set", None)
+        if of_set is not None:
+            return -of_set(action.drawn_BL)
         order_BL, _ = sort_eligible(self.score_BL, action.drawn_BL)
         return -other.log_prob(Action(action.drawn_BL, rank_of(order_BL).masked_fill(~action.drawn_BL, -1)))

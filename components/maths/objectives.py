@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(reward_R: Tensor, group_R: Tensor, by_std: bool = False) -> Tensor:
+def group_advantages(reward_R: Tensor, group_R: Tensor, normalize_advantage: bool = False) -> Tensor:
     """(R,) A = R - mean of the row's group (arXiv 2512.09106; arXiv 2510.05725).
 
     Dividing by the group's standard deviation is an option, and a trap: where all members are right, a difference of
@@ -19,7 +19,7 @@ def group_advantages(reward_R: Tensor, group_R: Tensor, by_std: bool = False) ->
     size_P = reward_R.new_zeros(count).index_add(0, group_R, ones_R).clamp(min=1)
     mean_P = reward_R.new_zeros(count).index_add(0, group_R, reward_R) / size_P
     advantage_R = reward_R - mean_P[group_R]
-    if by_std:
+    if normalize_advantage:
         variance_P = reward_R.new_zeros(count).index_add(0, group_R, advantage_R**2) / size_P
         advantage_R = advantage_R / (variance_P[group_R].sqrt() + 1e-4)
     return advantage_R

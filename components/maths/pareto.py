@@ -37,7 +37,7 @@ def upper_hull(nfe: ArrayLike, accuracy: ArrayLike) -> tuple[NDArray[np.float64]
     return hull[:, 0], hull[:, 1]
 
 
-def envelope_at(nfe: ArrayLike, accuracy: ArrayLike, at: float) -> float:
+def front_at(nfe: ArrayLike, accuracy: ArrayLike, at: float) -> float:
     """The best accuracy that mixtures of the points reach with ``at`` forwards on average.
 
     Below the smallest NFE no mixture is that fast; there the envelope is level, the accuracy of the fastest point. This
@@ -52,7 +52,7 @@ def envelope_at(nfe: ArrayLike, accuracy: ArrayLike, at: float) -> float:
 
 
 def envelope_rows(nfe_RC: ArrayLike, accuracy_RC: ArrayLike, at_R: ArrayLike) -> NDArray[np.float64]:
-    """(R,) ``envelope_at`` for R sets of C points at once (bootstrap replicates), row by row the same value.
+    """(R,) ``front_at`` for R sets of C points at once (bootstrap replicates), row by row the same value.
 
     The envelope at x is the largest chord over x between a point at or left of it and one right of it, or the best
     point at or left of it; all pairs are tried, in chunks of rows.

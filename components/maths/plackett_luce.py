@@ -146,8 +146,13 @@ class PlackettLuce:
             # Rows with fewer eligible positions than others: one call per eligible count keeps "count picks" exact.
             for eligible in picked_BL.sum(-1).unique().tolist():
                 same = picked_BL.sum(-1) == eligible
-                value_B = _exact("PlackettLuce", self.logits_BL[rows][same], None if other is None else other[same],
-                                 picked_BL[same], min(count, eligible))  # fmt: skip
+                value_B = _exact(
+                    "PlackettLuce",
+                    self.logits_BL[rows][same],
+                    None if other is None else other[same],
+                    picked_BL[same],
+                    min(count, eligible),
+                )
                 index_B = rows.nonzero().squeeze(-1)[same]
                 total_B = total_B.index_copy(0, index_B, value_B)
         return total_B
@@ -180,8 +185,9 @@ class DPLS:
     def sample(self, noise: Noise) -> Action:
         length = self.logits_BL.shape[-1]
         z_BL = self._z_BL
-        return self._ranked(z_BL + noise.gumbel(_FIRST, length), z_BL + noise.gumbel(_REST, length),
-                            noise.gumbel(_STOP, 1))  # fmt: skip
+        return self._ranked(
+            z_BL + noise.gumbel(_FIRST, length), z_BL + noise.gumbel(_REST, length), noise.gumbel(_STOP, 1)
+        )
 
     def mode(self) -> Action:
         """The greedy draw: the best position, and every other one with a utility above STOP's 0."""

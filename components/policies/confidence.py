@@ -53,16 +53,22 @@ class Shape:
     def __post_init__(self) -> None:
         unknown = [name for name in self.inputs if name not in INPUTS]
         if unknown or not self.inputs:
-            raise SettingsError(f"policy inputs {self.inputs}: {unknown or 'none'}; there would be nothing to decide "
-                                f"on; choose from {INPUTS}")  # fmt: skip
+            raise SettingsError(
+                f"policy inputs {self.inputs}: {unknown or 'none'}; there would be nothing to decide "
+                f"on; choose from {INPUTS}"
+            )
         if self.action not in ACTIONS:
             raise SettingsError(f"policy action {self.action!r} is unknown; choose from {sorted(ACTIONS)}")
         if self.width % (2 * self.heads):
-            raise SettingsError(f"policy width {self.width} with {self.heads} heads: rotary positions need an even "
-                                f"width per head; use a width divisible by {2 * self.heads}")  # fmt: skip
+            raise SettingsError(
+                f"policy width {self.width} with {self.heads} heads: rotary positions need an even "
+                f"width per head; use a width divisible by {2 * self.heads}"
+            )
         if ("top" in self.inputs) != (self.top_k > 0):
-            raise SettingsError(f"policy inputs {self.inputs} with top_k={self.top_k} do not agree; name the input "
-                                f"top and give top_k >= 1, or neither")  # fmt: skip
+            raise SettingsError(
+                f"policy inputs {self.inputs} with top_k={self.top_k} do not agree; name the input "
+                f"top and give top_k >= 1, or neither"
+            )
 
 
 PAPER = Shape(inputs=("confidence",), width=128, heads=2, inner=512, where="all", rounded=True)
@@ -154,9 +160,9 @@ class ConfidencePolicy(nn.Module):
             self.features = nn.Linear(shape.features, width, bias=False)
             nn.init.zeros_(self.features.weight)
         if shape.alphas:
-            self.condition(shape.alphas)
+            self.add_alpha_input(shape.alphas)
 
-    def condition(self, alphas: tuple[float, ...]) -> None:
+    def add_alpha_input(self, alphas: tuple[float, ...]) -> None:
         """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
         nothing changes until it is trained."""
         self.shape = replace(self.shape, alphas=tuple(alphas))
@@ -164,7 +170,7 @@ class ConfidencePolicy(nn.Module):
         nn.init.zeros_(self.alpha.weight)
         nn.init.zeros_(self.alpha.bias)
 
-    def withhold_features(self, width: int) -> None:
+    def drop_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
         self.shape = replace(self.shape, features=width)
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.head.weight.device)

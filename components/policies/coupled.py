@@ -68,11 +68,15 @@ class CoupledShape:
         if self.width % self.heads:
             raise SettingsError(f"policy width {self.width} does not split into {self.heads} heads. Use a multiple.")
         if min(self.top_k, self.blocks, self.pair) < 1:
-            raise SettingsError(f"coupled policy with top_k={self.top_k}, blocks={self.blocks} and pair={self.pair}. "
-                                f"Use at least 1 of each.")  # fmt: skip
+            raise SettingsError(
+                f"coupled policy with top_k={self.top_k}, blocks={self.blocks} and pair={self.pair}. "
+                f"Use at least 1 of each."
+            )
         if not 0 < self.mix < 1 or self.kappa <= 0:
-            raise SettingsError(f"coupled policy with mix={self.mix} and kappa={self.kappa}. Use a mix between 0 and 1 "
-                                f"and a positive kappa.")  # fmt: skip
+            raise SettingsError(
+                f"coupled policy with mix={self.mix} and kappa={self.kappa}. Use a mix between 0 and 1 "
+                f"and a positive kappa."
+            )
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -208,8 +212,14 @@ class CoupledPolicy(nn.Module):
     @property
     def needs(self) -> Needs:
         features = "canvas" if self.shape.features else "none"
-        return Needs("masked", self.shape.top_k, features, statistics=("log_odds", "entropy"), top_ids=True,
-                     attention=self.shape.attention if self.shape.pairs else ())  # fmt: skip
+        return Needs(
+            "masked",
+            self.shape.top_k,
+            features,
+            statistics=("log_odds", "entropy"),
+            top_ids=True,
+            attention=self.shape.attention if self.shape.pairs else (),
+        )
 
     def _positions(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """(B, L, W) the positions after the block, and (B, L) their scaled log-odds."""
@@ -260,16 +270,25 @@ class CoupledPolicy(nn.Module):
     def distribution(self, obs: Observation) -> ActionDistribution:
         longest, most = obs.masked_BL.shape[1], self.shape.positions
         if 0 < most < longest:
-            raise SettingsError(f"A canvas of {longest} positions is longer than the policy's positions={most}. Train "
-                                f"one for this length, or one without absolute positions.")  # fmt: skip
+            raise SettingsError(
+                f"A canvas of {longest} positions is longer than the policy's positions={most}. Train "
+                f"one for this length, or one without absolute positions."
+            )
         if self.shape.action == "categorical":
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
         bias_BL, shift_BLL, mix_BL = self(obs)
         assert obs.log_odds_BL is not None
         return CoupledPlackettLuce(
-            obs.log_odds_BL, bias_BL, shift_BLL, mix_BL, obs.eligible_BL, kappa=self.log_kappa.exp(),
-            tau=self.tau + self.offset, cost=self.cost, temperature=self.temperature,
-        )  # fmt: skip
+            obs.log_odds_BL,
+            bias_BL,
+            shift_BLL,
+            mix_BL,
+            obs.eligible_BL,
+            kappa=self.log_kappa.exp(),
+            tau=self.tau + self.offset,
+            cost=self.cost,
+            temperature=self.temperature,
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "coupled", "shape": asdict(self.shape)}

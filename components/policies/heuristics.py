@@ -58,8 +58,10 @@ class Quota:
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS or self.per_step < 1:
-            raise SettingsError(f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
-                                f"use one of {ORDERS} and at least 1 per step")  # fmt: skip
+            raise SettingsError(
+                f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
+                f"use one of {ORDERS} and at least 1 per step"
+            )
 
     @property
     def needs(self) -> Needs:

@@ -21,8 +21,10 @@ LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
 def build(described: dict[str, Any]) -> LearnedPolicy:
     """A freshly initialised policy from ``policy.describe()``."""
     if described.get("kind") not in KINDS:
-        raise CheckpointError(f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
-                              f"known are {sorted(KINDS)}")  # fmt: skip
+        raise CheckpointError(
+            f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
+            f"known are {sorted(KINDS)}"
+        )
     return KINDS[described["kind"]](described["shape"])
 
 
@@ -56,6 +58,7 @@ def load(folder: Path) -> LearnedPolicy:
         policy = build(json.loads((folder / "policy.json").read_text()))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with "
-                              f"`dvc repro train`") from error  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
+        ) from error
     return policy.eval()

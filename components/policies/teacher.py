@@ -28,8 +28,10 @@ class Teacher:
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         if obs.answer_BL is None or obs.token_BL is None:
-            raise ValueError("the observation has no answer_BL or token_BL; the teacher has nothing to compare; make "
-                             "the job with answers=True and ask for the answer in Needs")  # fmt: skip
+            raise ValueError(
+                "the observation has no answer_BL or token_BL; the teacher has nothing to compare; make "
+                "the job with answers=True and ask for the answer in Needs"
+            )
         score_BL = self.score(obs)
         right_BL = (obs.token_BL == obs.answer_BL) & obs.eligible_BL
         best_BL = one_hot(masked_argmax(score_BL, obs.eligible_BL), obs.eligible_BL)

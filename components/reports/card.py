@@ -113,8 +113,10 @@ def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[Cell]) -> list[
         "Accuracies are those of the listed tasks, splits and prompts, with the verifiers of this repository.",
     ]
     if run.get("profile") == "tiny":
-        found.append("The dLLM of profile tiny is trained on puzzles within minutes: this policy is a demonstration of "
-                     "the method, and not for language.")  # fmt: skip
+        found.append(
+            "The dLLM of profile tiny is trained on puzzles within minutes: this policy is a demonstration of "
+            "the method, and not for language."
+        )
     worse = [result for result in table.results(cells) if result.difference < 0]
     if worse:
         places = "; ".join(
@@ -129,18 +131,22 @@ def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[Cell]) -> list[
 
 
 def _provenance(run: Mapping[str, Any]) -> str:
-    said = {key: {True: "yes", False: "no"}[run[key]] if isinstance(run[key], bool) else run[key]
-            for key in TRAIN_KEYS if run.get(key) is not None}  # fmt: skip
+    said = {
+        key: {True: "yes", False: "no"}[run[key]] if isinstance(run[key], bool) else run[key]
+        for key in TRAIN_KEYS
+        if run.get(key) is not None
+    }
     return "\n".join(f"- {TRAIN_KEYS[key]}: {value}" for key, value in said.items())
 
 
 _EXAMPLE = """from components.denoisers import load
 from components.export import OnnxPolicy
-from components.decode.engine import Job, Options, rollout
+from components.decode.job import Job, DecodeOptions
+from components.decode.engine import rollout
 
 denoiser, encoder = load($denoiser)
 job = Job.of([encoder.prompt($prompt)], length=$canvas, block_length=$canvas)
-decoded = rollout(denoiser, OnnxPolicy($file), job, Options(choose="mode"))
+decoded = rollout(denoiser, OnnxPolicy($file), job, DecodeOptions(choose="mode"))
 print(encoder.text(decoded.canvas_RL[0]), "in", int(decoded.nfe_R[0]), "forward passes")
 """
 

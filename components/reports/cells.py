@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from components.core.errors import DataError
-from components.maths.pareto import envelope_at, upper_hull
+from components.maths.pareto import front_at, upper_hull
 
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a heuristic and counts towards the envelope."""
@@ -114,7 +114,7 @@ def envelope(cells: Iterable[Cell], at: float) -> float:
     heuristics = [cell for cell in cells if not cell.is_policy]
     if not heuristics:
         return float("nan")
-    return envelope_at([c.nfe for c in heuristics], [c.accuracy for c in heuristics], at)
+    return front_at([c.nfe for c in heuristics], [c.accuracy for c in heuristics], at)
 
 
 def corners(cells: Iterable[Cell]) -> list[Cell]:

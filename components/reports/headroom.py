@@ -9,8 +9,18 @@ from components.core.files import write_text
 
 # dLLM, task, question, name
 Figures = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
-HEADINGS = ("task", "dLLM", "random order, %", "best of the random orders, %", "surest first, %", "order matters",
-            "best rule, %", "from NFE", "at half of it, %", "speed costs")  # fmt: skip
+HEADINGS = (
+    "task",
+    "dLLM",
+    "random order, %",
+    "best of the random orders, %",
+    "surest first, %",
+    "order matters",
+    "best rule, %",
+    "from NFE",
+    "at half of it, %",
+    "speed costs",
+)
 
 
 def markdown(figures: Figures) -> str:
@@ -19,8 +29,16 @@ def markdown(figures: Figures) -> str:
     for model, task, found in [(m, t, f) for m, tasks in figures.items() for t, f in tasks.items()]:
         order, speed = found["order"], found["speed"]
         shares = [f"{100 * order[name]:.1f}" for name in ("random", "best_of_random", "surest_first")]
-        row = [task, model, *shares, _yes(order), f"{100 * speed['best']:.1f}", f"{speed['saturates_at_nfe']:.2f}",
-               f"{100 * speed['at_half']:.1f}", _yes(speed)]  # fmt: skip
+        row = [
+            task,
+            model,
+            *shares,
+            _yes(order),
+            f"{100 * speed['best']:.1f}",
+            f"{speed['saturates_at_nfe']:.2f}",
+            f"{100 * speed['at_half']:.1f}",
+            _yes(speed),
+        ]
         lines.append("| " + " | ".join(row) + " |")
     legend = (
         "The dLLM and the rules alone, full diffusion, prompts of the tune split. The order matters where the best of "

@@ -64,9 +64,21 @@ GAP_PLACES: dict[str, dict[str, Any]] = {
     "above": {"xytext": (0, 9), "ha": "center", "va": "bottom"},
 }
 COLUMNS: tuple[str, ...] = (
-    "task", "denoiser", "split", "kind", "family", "setting", "block_length", "choose",
-    "nfe", "nfe_low", "nfe_high", "accuracy", "accuracy_low", "accuracy_high",
-)  # fmt: skip
+    "task",
+    "denoiser",
+    "split",
+    "kind",
+    "family",
+    "setting",
+    "block_length",
+    "choose",
+    "nfe",
+    "nfe_low",
+    "nfe_high",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+)
 
 
 def draw(path: Path, cells: Sequence[Cell], columns: int = 3) -> Path:
@@ -188,9 +200,17 @@ def _draw_policy(ax: Axes, family: str, sweep: Sequence[Cell], alpha: float, bol
     look = POLICY_LOOKS[family] if bold else {**POLICY_LOOKS[family], "ms": 8}
     order = 7 if family == "learned" else 6
     ax.errorbar(
-        nfe, accuracy, yerr=[down, up], xerr=[left, right], fmt="none", ecolor=POLICY_COLOUR,
-        elinewidth=1.1, capsize=2.5, alpha=alpha, zorder=order,
-    )  # fmt: skip
+        nfe,
+        accuracy,
+        yerr=[down, up],
+        xerr=[left, right],
+        fmt="none",
+        ecolor=POLICY_COLOUR,
+        elinewidth=1.1,
+        capsize=2.5,
+        alpha=alpha,
+        zorder=order,
+    )
     ax.plot(
         nfe, accuracy, ls=(0, (1, 1)) if len(sweep) > 1 else "none", lw=1.1, alpha=alpha, zorder=order + 0.5, **look
     )
@@ -205,10 +225,16 @@ def _draw_gap(ax: Axes, best: Cell, reached: float) -> None:
     # Above the envelope the left is free of marks, unless the axis is there; below it marks are everywhere.
     place = "right" if best.accuracy < reached else "left" if best.nfe > 0.2 * ax.get_xlim()[1] else "above"
     ax.annotate(
-        points(best.accuracy - reached), (best.nfe, 100 * best.accuracy), textcoords="offset points",
-        color=POLICY_COLOUR, fontsize=9.5, fontweight="bold", zorder=8, **GAP_PLACES[place],
+        points(best.accuracy - reached),
+        (best.nfe, 100 * best.accuracy),
+        textcoords="offset points",
+        color=POLICY_COLOUR,
+        fontsize=9.5,
+        fontweight="bold",
+        zorder=8,
+        **GAP_PLACES[place],
         path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
-    )  # fmt: skip
+    )
 
 
 def _title(task: str, denoiser: str, split: str, found: dict[cell_table.Group, list[Cell]]) -> str:

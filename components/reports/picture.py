@@ -65,8 +65,9 @@ def draw(
     steps = max(last_step(before), last_step(after))
     with matplotlib.rc_context({**STYLE, "font.size": 9.5}):
         figure = Figure(figsize=(11, 4.5))
-        left, right = figure.add_gridspec(1, 2, width_ratios=[1.24, 1], left=0.015, right=0.985, top=0.87, bottom=0.265,
-                                          wspace=0.14)  # fmt: skip
+        left, right = figure.add_gridspec(
+            1, 2, width_ratios=[1.24, 1], left=0.015, right=0.985, top=0.87, bottom=0.265, wspace=0.14
+        )
         places = left.subgridspec(1, 2, wspace=0.1)
         for place, decode in enumerate((before, after)):
             board(figure.add_subplot(places[place]), decode, _across(decode, columns), steps)
@@ -76,8 +77,16 @@ def draw(
         ax.set_xlabel("forward passes per prompt (NFE)", labelpad=2)
         ax.set_ylabel("accuracy, %", labelpad=2)
         ax.set_title("all test prompts", fontsize=10.5)
-        figure.legend(handles=legend_handles(cells), loc="lower right", bbox_to_anchor=(0.995, 0.0), ncols=4,
-                      fontsize=7.8, labelspacing=0.3, handlelength=1.8, columnspacing=1.2)  # fmt: skip
+        figure.legend(
+            handles=legend_handles(cells),
+            loc="lower right",
+            bbox_to_anchor=(0.995, 0.0),
+            ncols=4,
+            fontsize=7.8,
+            labelspacing=0.3,
+            handlelength=1.8,
+            columnspacing=1.2,
+        )
         return write_figure(path, figure)
 
 
@@ -125,19 +134,39 @@ def board(ax: Axes, decode: Decode, columns: int, steps: int) -> None:
         x, y = position % columns + GAP * box[1], position // columns + GAP * box[0]
         number = int(step) + 1
         colour = step_colour(number, steps) if number >= 1 else "#E9EBEE"
-        ax.add_patch(FancyBboxPatch((x + 0.07, y + 0.07), 0.86, 0.86, fc=colour, ec="none",
-                                    boxstyle="round,pad=0,rounding_size=0.1"))  # fmt: skip
+        ax.add_patch(
+            FancyBboxPatch(
+                (x + 0.07, y + 0.07), 0.86, 0.86, fc=colour, ec="none", boxstyle="round,pad=0,rounding_size=0.1"
+            )
+        )
         if position in clues:
-            ax.add_patch(FancyBboxPatch((x + 0.11, y + 0.11), 0.78, 0.78, fc="none", ec=ink_on(colour), lw=1.1,
-                                        boxstyle="round,pad=0,rounding_size=0.07"))  # fmt: skip
+            ax.add_patch(
+                FancyBboxPatch(
+                    (x + 0.11, y + 0.11),
+                    0.78,
+                    0.78,
+                    fc="none",
+                    ec=ink_on(colour),
+                    lw=1.1,
+                    boxstyle="round,pad=0,rounding_size=0.07",
+                )
+            )
         ink: dict[str, Any] = {"color": ink_on(colour), "ha": "center", "va": "center"}
         ax.text(x + 0.5, y + 0.46, _fit(glyph(token)), fontsize=26 * inches, fontweight="bold", **ink)
         ax.text(x + 0.84, y + 0.77, str(number) if number >= 1 else "", fontsize=11 * inches, **{**ink, "ha": "right"})
     learned = decode["family"] in POLICIES
     verdict = "\N{CHECK MARK} right" if float(decode["correct"]) >= 0.5 else "\N{BALLOT X} wrong"
     ax.set_title(name_of(decode), fontsize=10.5, color=POLICY_COLOUR if learned else "#222222", pad=20)
-    ax.text(0.0, 1.025, f"{float(decode['nfe']):g} forwards   {verdict}", transform=ax.transAxes, color="#555555",
-            fontsize=9.5, ha="left", va="bottom")  # fmt: skip
+    ax.text(
+        0.0,
+        1.025,
+        f"{float(decode['nfe']):g} forwards   {verdict}",
+        transform=ax.transAxes,
+        color="#555555",
+        fontsize=9.5,
+        ha="left",
+        va="bottom",
+    )
 
 
 def _across(decode: Decode, columns: Mapping[str, int] | None) -> int:

@@ -21,6 +21,30 @@ from components.settings.profile import Params, Settings
 from components.settings.section import Section, nearest
 from components.settings.training import Distill, Train
 
-__all__ = ["SPLITS", "Case", "Confidence", "Counts", "Data", "Decode", "Distill", "Domain", "Evaluate", "Feature",
-           "Headroom", "Model", "Models", "Ood", "Params", "Policy", "Pretrain", "Section", "Settings", "TaskSettings",
-           "Train", "Transfer", "load", "nearest", "read"]  # fmt: skip
+__all__ = [
+    "SPLITS",
+    "Case",
+    "Confidence",
+    "Counts",
+    "Data",
+    "Decode",
+    "Distill",
+    "Domain",
+    "Evaluate",
+    "Feature",
+    "Headroom",
+    "Model",
+    "Models",
+    "Ood",
+    "Params",
+    "Policy",
+    "Pretrain",
+    "Section",
+    "Settings",
+    "TaskSettings",
+    "Train",
+    "Transfer",
+    "load",
+    "nearest",
+    "read",
+]

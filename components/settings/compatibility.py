@@ -24,18 +24,24 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
     if train.divergence != "none":
         _reference(policy, train, decode.block_length or length)
     if train.objective == "upo" and policy.action != "categorical":
-        raise ValueError(f"train.objective=upo with policy.action={policy.action}; paper B draws one position per "
-                         f"step; use policy.kind: feature, or action: categorical")  # fmt: skip
+        raise ValueError(
+            f"train.objective=upo with policy.action={policy.action}; paper B draws one position per "
+            f"step; use policy.kind: feature, or action: categorical"
+        )
 
 
 def _knobs(policy: Head, decode: Decode) -> None:
     block = decode.block_length
     if block is not None and policy.shortlist > block:
-        raise ValueError(f"policy.shortlist={policy.shortlist} is larger than decode.block_length={block}; it would "
-                         f"never narrow anything; use less than {block}, or 0")  # fmt: skip
+        raise ValueError(
+            f"policy.shortlist={policy.shortlist} is larger than decode.block_length={block}; it would "
+            f"never narrow anything; use less than {block}, or 0"
+        )
     if decode.scale != 1 and policy.action != "bernoulli":
-        raise ValueError(f"decode.scale={decode.scale} with policy.action={policy.action}; it scales the probabilities "
-                         f"of a bernoulli action and would be ignored; write 1.0")  # fmt: skip
+        raise ValueError(
+            f"decode.scale={decode.scale} with policy.action={policy.action}; it scales the probabilities "
+            f"of a bernoulli action and would be ignored; write 1.0"
+        )
 
 
 def _drawable(where: str, policy: Head, rule: str, value: float | None) -> None:
@@ -43,12 +49,16 @@ def _drawable(where: str, policy: Head, rule: str, value: float | None) -> None:
     if policy.action != "categorical":
         return
     if rule in SEVERAL or (rule not in SOFT and value is not None and value > 1):
-        raise ValueError(f"{where}={rule} ({value}) commits several positions in a step, the policy draws one; the "
-                         f"loss would be infinite; use a rule of one position, or an action of several")  # fmt: skip
+        raise ValueError(
+            f"{where}={rule} ({value}) commits several positions in a step, the policy draws one; the "
+            f"loss would be infinite; use a rule of one position, or an action of several"
+        )
     listed = {"confidence": 1.0, "top_k_random": value}.get(rule)
     if policy.shortlist and (listed is None or listed > policy.shortlist):
-        raise ValueError(f"{where}={rule} ({value}) commits positions that policy.shortlist={policy.shortlist} leaves "
-                         f"out; the loss would be infinite; use top_k_random of no more, or shortlist: 0")  # fmt: skip
+        raise ValueError(
+            f"{where}={rule} ({value}) commits positions that policy.shortlist={policy.shortlist} leaves "
+            f"out; the loss would be infinite; use top_k_random of no more, or shortlist: 0"
+        )
 
 
 def _reference(policy: Head, train: Train, eligible: int) -> None:
@@ -57,21 +67,29 @@ def _reference(policy: Head, train: Train, eligible: int) -> None:
     if rule == "distilled":
         exact = train.pull > 0 or train.divergence == "ce"
         if policy.action == "dpls" and exact and eligible > EXACT_LIMIT:
-            raise ValueError(f"train.pull={train.pull} ({train.divergence}) of dpls over {eligible} open positions; "
-                             f"the exact divergence has 2^{eligible} terms; use blocks of at most {EXACT_LIMIT}, pull: "
-                             f"0.0 with kl, or divergence: none")  # fmt: skip
+            raise ValueError(
+                f"train.pull={train.pull} ({train.divergence}) of dpls over {eligible} open positions; "
+                f"the exact divergence has 2^{eligible} terms; use blocks of at most {EXACT_LIMIT}, pull: "
+                f"0.0 with kl, or divergence: none"
+            )
     elif rule == "random":
-        raise ValueError("train.reference=random; its draws are ordered, those of no policy are, and there would be no "
-                         "divergence; use top_k_random with a number as large as the canvas")  # fmt: skip
+        raise ValueError(
+            "train.reference=random; its draws are ordered, those of no policy are, and there would be no "
+            "divergence; use top_k_random with a number as large as the canvas"
+        )
     elif rule in SOFT and policy.action != "categorical":
-        raise ValueError(f"train.reference={rule} draws one position, policy.action={policy.action} draws sets; there "
-                         f"is no divergence between them; use action: categorical, or another reference")  # fmt: skip
+        raise ValueError(
+            f"train.reference={rule} draws one position, policy.action={policy.action} draws sets; there "
+            f"is no divergence between them; use action: categorical, or another reference"
+        )
     elif rule in SOFT and train.divergence == "kl":
         listed = {"top_k_random": value, "max_confidence": 0.0}.get(rule)
         if listed is not None and not 0 < policy.shortlist <= listed:
-            raise ValueError(f"train.divergence=kl to {rule} ({value}) with policy.shortlist={policy.shortlist}; it "
-                             f"forbids what the policy may draw, the KL is infinite; use ce, or top_k_random with a "
-                             f"shortlist of no more")  # fmt: skip
+            raise ValueError(
+                f"train.divergence=kl to {rule} ({value}) with policy.shortlist={policy.shortlist}; it "
+                f"forbids what the policy may draw, the KL is infinite; use ce, or top_k_random with a "
+                f"shortlist of no more"
+            )
     else:
         _drawable("train.reference", policy, rule, value)
 
@@ -80,11 +98,17 @@ def _speeds(policy: Head, decode: Decode, train: Train) -> None:
     """One policy for several alphas is asked for one of their range; any other policy for none."""
     alphas = train.alphas
     if not alphas and decode.alpha is not None:
-        raise ValueError(f"decode.alpha={decode.alpha} of a policy trained for one alpha ({train.alpha}); it would be "
-                         f"ignored in silence; write null, or give train.alpha a list")  # fmt: skip
+        raise ValueError(
+            f"decode.alpha={decode.alpha} of a policy trained for one alpha ({train.alpha}); it would be "
+            f"ignored in silence; write null, or give train.alpha a list"
+        )
     if alphas and policy.action == "categorical":
-        raise ValueError(f"train.alpha={list(alphas)} of a policy that draws one position per step; it has no speed to "
-                         f"choose; give one number, or an action that draws several")  # fmt: skip
+        raise ValueError(
+            f"train.alpha={list(alphas)} of a policy that draws one position per step; it has no speed to "
+            f"choose; give one number, or an action that draws several"
+        )
     if alphas and (decode.alpha is None or not min(alphas) <= decode.alpha <= max(alphas)):
-        raise ValueError(f"decode.alpha={decode.alpha} with train.alpha={list(alphas)}; the policy would be served at "
-                         f"a speed that it never learned; give {min(alphas):g} to {max(alphas):g}")  # fmt: skip
+        raise ValueError(
+            f"decode.alpha={decode.alpha} with train.alpha={list(alphas)}; the policy would be served at "
+            f"a speed that it never learned; give {min(alphas):g} to {max(alphas):g}"
+        )

@@ -40,16 +40,20 @@ class TaskSettings(Section):
     def _builds(self) -> TaskSettings:
         known = signature(TASKS[self.kind]).parameters if self.kind in TASKS else {}
         if known and self.canvas is not None and "canvas_length" not in known:
-            raise ValueError(f"canvas={self.canvas}: task {self.kind!r} has a canvas of its own; a grid of another "
-                             f"length would be none; write null")  # fmt: skip
+            raise ValueError(
+                f"canvas={self.canvas}: task {self.kind!r} has a canvas of its own; a grid of another "
+                f"length would be none; write null"
+            )
         # Whether this machine can confine programs is asked when they are to be run, not by everybody who reads this.
         if self.knobs.get("execute") and set(self.knobs) <= set(known):
             return self
         try:
             self.build()
         except TypeError as error:
-            raise ValueError(f"knobs={self.knobs}: task {self.kind} cannot be made with them ({error}); nothing could "
-                             f"be asked or scored; give each a value of its own type") from error  # fmt: skip
+            raise ValueError(
+                f"knobs={self.knobs}: task {self.kind} cannot be made with them ({error}); nothing could "
+                f"be asked or scored; give each a value of its own type"
+            ) from error
         return self
 
 
@@ -105,8 +109,10 @@ class Pretrain(Section):
     @model_validator(mode="after")
     def _splits(self) -> Pretrain:
         if self.width % (2 * self.heads):
-            raise ValueError(f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
-                             f"even width per head; use a multiple of {2 * self.heads}")  # fmt: skip
+            raise ValueError(
+                f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
+                f"even width per head; use a multiple of {2 * self.heads}"
+            )
         return self
 
 

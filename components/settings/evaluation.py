@@ -11,7 +11,7 @@ from components.settings.section import Count, Layout, NonNegative, Positive, Se
 
 class Evaluate(Section):
     """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number;
-    ends_last: over the whole canvas they commit predicted ends of the text last, without which a language model ends
+    suppress_eos: over the whole canvas they commit predicted ends of the text last, without which a language model ends
     the text first."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -22,7 +22,7 @@ class Evaluate(Section):
     factors: tuple[Positive, ...]
     gammas: tuple[NonNegative, ...]
     per_step: tuple[Count, ...]
-    ends_last: bool
+    suppress_eos: bool
 
 
 class Case(Section):

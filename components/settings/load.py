@@ -24,16 +24,20 @@ def read(path: Path) -> Params:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
-        raise SettingsError(f"{path} cannot be read ({why}); no stage knows its settings without it; run inside the "
-                            f"repository, or restore the file") from error  # fmt: skip
+        raise SettingsError(
+            f"{path} cannot be read ({why}); no stage knows its settings without it; run inside the "
+            f"repository, or restore the file"
+        ) from error
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(path, e) for e in error.errors())) from None
     known = list(params.profiles)
     if params.profile not in known:
-        raise SettingsError(f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
-                            f"run; use one of {', '.join(known)}{nearest(params.profile, known)}")  # fmt: skip
+        raise SettingsError(
+            f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
+            f"run; use one of {', '.join(known)}{nearest(params.profile, known)}"
+        )
     return params
 
 
@@ -50,8 +54,10 @@ def _sentence(path: Path, error: Any) -> str:
         loc = (*loc, "kind")
     where = ".".join(str(part) for part in loc) or "the whole file"
     if error["type"] == "extra_forbidden":
-        return (f"{path}: {where} is not a setting; it would be ignored in silence; "
-                f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}")  # fmt: skip
+        return (
+            f"{path}: {where} is not a setting; it would be ignored in silence; "
+            f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}"
+        )
     if error["type"] in ("missing", "union_tag_not_found"):
         return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
     text = error["msg"].removeprefix("Value error, ")

@@ -36,11 +36,15 @@ class Confidence(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Confidence:
         if ("top" in self.inputs) != (self.top_k > 0):
-            raise ValueError(f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
-                             f"what is not there; name top and give top_k >= 1, or neither")  # fmt: skip
+            raise ValueError(
+                f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
+                f"what is not there; name top and give top_k >= 1, or neither"
+            )
         if self.width % (2 * self.heads):
-            raise ValueError(f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
-                             f"even width per head; use a multiple of {2 * self.heads}")  # fmt: skip
+            raise ValueError(
+                f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
+                f"even width per head; use a multiple of {2 * self.heads}"
+            )
         return self
 
 

@@ -41,26 +41,34 @@ class Settings(Section):
         ]
         cases = [case for case in asked if case is not None]
         named = {
-            "domain.tasks": list(self.domain.tasks), "evaluate.tasks": list(self.evaluate.tasks),
+            "domain.tasks": list(self.domain.tasks),
+            "evaluate.tasks": list(self.evaluate.tasks),
             "evaluate.gate_task": [self.evaluate.gate_task],
             "pretrain.rows": [*self.pretrain.rows.llada, *self.pretrain.rows.dream],
             "transfer, ood and headroom": [c.task for c in cases],
-        }  # fmt: skip
+        }
         for where, names in named.items():
             for name in names:
                 if name not in tasks:
-                    raise ValueError(f"{where}: no task {name!r} in data.tasks; there would be nothing to decode; "
-                                     f"use one of {', '.join(tasks)}{nearest(name, list(tasks))}")  # fmt: skip
+                    raise ValueError(
+                        f"{where}: no task {name!r} in data.tasks; there would be nothing to decode; "
+                        f"use one of {', '.join(tasks)}{nearest(name, list(tasks))}"
+                    )
         for which in ("llada", "dream"):
             model: Model = getattr(self.models, which)
             if model.dtype == "auto" and model.source != "embedded":
-                raise ValueError(f"models.{which}.dtype=auto with source {model.source!r}: timing both would load it "
-                                 f"twice; say bfloat16 or float32")  # fmt: skip
+                raise ValueError(
+                    f"models.{which}.dtype=auto with source {model.source!r}: timing both would load it "
+                    f"twice; say bfloat16 or float32"
+                )
         if self.evaluate.gate_task not in self.evaluate.tasks:
-            raise ValueError(f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
-                             f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there")  # fmt: skip
-        check_learning(self.policy, self.decode, self.distill, self.train,
-                       max(tasks[name].length for name in self.domain.tasks))  # fmt: skip
+            raise ValueError(
+                f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
+                f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there"
+            )
+        check_learning(
+            self.policy, self.decode, self.distill, self.train, max(tasks[name].length for name in self.domain.tasks)
+        )
         self._splits(self.policy)
         for name in dict.fromkeys([*self.domain.tasks, *self.evaluate.tasks, *(c.task for c in cases)]):
             self._fits(name, tasks[name].length)
@@ -70,15 +78,19 @@ class Settings(Section):
         block = self.decode.block_length
         if block is not None and length % block:
             fits = [d for d in range(1, length + 1) if length % d == 0]
-            raise ValueError(f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
-                             f"{length % block} positions would never be committed; use one of {fits}")  # fmt: skip
+            raise ValueError(
+                f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
+                f"{length % block} positions would never be committed; use one of {fits}"
+            )
 
     def _splits(self, policy: Confidence | Feature) -> None:
         source = getattr(self.models, self.domain.model).source
         if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
-            raise ValueError(f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
-                             f"rotary positions need an even width per head; use heads of which twice the number "
-                             f"divides it")  # fmt: skip
+            raise ValueError(
+                f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
+                f"rotary positions need an even width per head; use heads of which twice the number "
+                f"divides it"
+            )
 
 
 class Params(Section):

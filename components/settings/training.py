@@ -9,9 +9,20 @@ from pydantic import BeforeValidator, Field, model_validator
 from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
 
 Rule = Literal[
-    "random", "left_to_right", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "klass",
-    "max_confidence", "softmax_confidence", "top_k_random", "teacher",
-]  # fmt: skip
+    "random",
+    "left_to_right",
+    "confidence",
+    "margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "klass",
+    "max_confidence",
+    "softmax_confidence",
+    "top_k_random",
+    "teacher",
+]
 
 COUNTS = ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random")
 BARE = ("max_confidence", "teacher", "distilled")
@@ -23,14 +34,16 @@ def check_rule(name: str, rule: str, value: float | None) -> None:
     among), a threshold, a factor, gamma, tau; none where it takes none."""
     if rule in BARE:
         if value is not None:
-            raise ValueError(f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; "
-                             f"write null")  # fmt: skip
+            raise ValueError(
+                f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; write null"
+            )
         return
     low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float("inf")))
     if value is None or not low <= value <= high or (rule in COUNTS and value != int(value)):
         what = "a whole number, at least 1" if rule in COUNTS else f"a number from {low:g} to {high:g}"
-        raise ValueError(f"{name}={value} beside {rule}; which positions it commits depends on its one number; give "
-                         f"{what}")  # fmt: skip
+        raise ValueError(
+            f"{name}={value} beside {rule}; which positions it commits depends on its one number; give {what}"
+        )
 
 
 class Distill(Section):
@@ -56,8 +69,10 @@ def _alpha(value: Any) -> Any:
     numbers = list(value) if many else [value]
     right = all(isinstance(a, int | float) and not isinstance(a, bool) and a >= 0 for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
-        raise ValueError(f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
-                         f">= 0, or a list of different ones")  # fmt: skip
+        raise ValueError(
+            f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
+            f">= 0, or a list of different ones"
+        )
     return tuple(float(a) for a in numbers) if many else float(value)
 
 
@@ -94,7 +109,7 @@ class Train(Section):
     clip_norm: Positive
     epochs: Count
     weighting: Literal["row", "constant"]
-    by_std: bool
+    normalize_advantage: bool
     reference: Literal["distilled"] | Rule
     reference_value: float | None
     divergence: Literal["kl", "ce", "none"]
@@ -123,13 +138,19 @@ class Train(Section):
     def _agrees(self) -> Train:
         check_rule("reference_value", self.reference, self.reference_value)
         if self.divergence == "none" and self.pull > 0:
-            raise ValueError(f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "
-                             f"or write pull: 0.0")  # fmt: skip
+            raise ValueError(
+                f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "
+                f"or write pull: 0.0"
+            )
         if self.entropy is not None and self.anneal:
-            raise ValueError(f"entropy={self.entropy} with anneal=true; the temperature cannot both fall to 1 and hold "
-                             f"an entropy; write anneal: false, or entropy: null")  # fmt: skip
+            raise ValueError(
+                f"entropy={self.entropy} with anneal=true; the temperature cannot both fall to 1 and hold "
+                f"an entropy; write anneal: false, or entropy: null"
+            )
         if self.objective == "upo" and (self.pull == 0 or self.weighting != "constant" or self.alpha != 0):
-            raise ValueError(f"objective=upo with pull={self.pull}, weighting={self.weighting} and alpha={self.alpha}; "
-                             f"paper B pulls to its reference, weights by 1/L, and at one position per step there is "
-                             f"no speed to reward; use pull > 0, constant and 0, or objective: grpo")  # fmt: skip
+            raise ValueError(
+                f"objective=upo with pull={self.pull}, weighting={self.weighting} and alpha={self.alpha}; "
+                f"paper B pulls to its reference, weights by 1/L, and at one position per step there is "
+                f"no speed to reward; use pull > 0, constant and 0, or objective: grpo"
+            )
         return self

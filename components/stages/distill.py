@@ -6,7 +6,7 @@ from typing import Any
 
 from components.settings import Data, Decode, Distill, Domain, Feature, Models, Policy
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 
 
 def fresh_policy(policy: Policy, width: int, seed: int):
@@ -27,20 +27,21 @@ def fresh_policy(policy: Policy, width: int, seed: int):
 
 
 def distill(
-    place: Place, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
+    workspace: Workspace, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
 ) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
     from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
     from components.stages.common.models import open_cached, prompts_of, reference_of
-    from components.trainers.distill import Distil, distil
+    from components.trainers.distill import DistillPlan, imitate
 
-    denoiser, encoder = open_cached(place, models, domain.model, decode)
+    denoiser, encoder = open_cached(workspace, models, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = reference_of(distill.reference, distill.value)
-    train = prompts_of(place, data, domain, encoder, "train", data.counts.train)
-    plan = Distil(distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length,
-                  distill.seed)  # fmt: skip
+    train = prompts_of(workspace, data, domain, encoder, "train", data.counts.train)
+    plan = DistillPlan(
+        distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed
+    )
     losses: list[float] = []
     with progress("distill", distill.rounds) as tick:
 
@@ -48,13 +49,13 @@ def distill(
             losses.append(metrics["distill/loss"])
             tick(f"loss {losses[-1]:.4f}")
 
-        distil(student, reference, denoiser, train, plan, report)
-    store.save(student, place.outputs / "distill" / "policy")
+        imitate(student, reference, denoiser, train, plan, report)
+    store.save(student, workspace.outputs / "distill" / "policy")
     figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
-    tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
+    tune = prompts_of(workspace, data, domain, encoder, "tune", data.counts.tune)
     # A reference draws: what it does, and not the likeliest thing, is imitated. A rule draws what it always does.
     for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
         cell = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
         figures |= {f"{name}.accuracy": float(cell.correct_SP.mean()), f"{name}.nfe": float(cell.nfe_SP.mean())}
-    place.metrics("distill", figures)
+    workspace.metrics("distill", figures)
     return figures

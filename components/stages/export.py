@@ -5,31 +5,31 @@ from __future__ import annotations
 from components.settings import Data, Decode, Domain, Models
 from components.stages.common.progress import progress
 from components.stages.common.runfile import read_run, write_run
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 
 
-def export(place: Place, data: Data, models: Models, domain: Domain, decode: Decode) -> dict[str, float]:
+def export(workspace: Workspace, data: Data, models: Models, domain: Domain, decode: Decode) -> dict[str, float]:
     """P/export/policy.onnx; ParityError unless every test and gate prompt of the domain decodes to the same text, by
     mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
-    from components.stages.common.models import judged_prompts, open_denoiser, served
+    from components.stages.common.models import evaluation_prompts, open_denoiser, with_decode_settings
 
-    trained = place.outputs / "train" / "policy"
-    policy = served(store.load(trained), decode)
-    run = read_run(place.outputs / "train" / "run.json")
-    path = place.outputs / "export" / "policy.onnx"
+    trained = workspace.outputs / "train" / "policy"
+    policy = with_decode_settings(store.load(trained), decode)
+    run = read_run(workspace.outputs / "train" / "run.json")
+    path = workspace.outputs / "export" / "policy.onnx"
     choice = {"block_length": str(decode.block_length or ""), "choose": decode.choose}
     if decode.alpha is not None:
         choice["alpha"] = str(decode.alpha)
-    export_policy(policy, path, {"training": run["identity"], "profile": place.profile, **choice})
-    denoiser, encoder = open_denoiser(place, models, domain.model)
-    asked = judged_prompts(place, data, domain, encoder)
+    export_policy(policy, path, {"training": run["identity"], "profile": workspace.profile, **choice})
+    denoiser, encoder = open_denoiser(workspace, models, domain.model)
+    asked = evaluation_prompts(workspace, data, domain, encoder)
     with progress("export parity", 4 * len(asked)) as tick:
         decoding = Decoding(denoiser, asked, decode.block_length, progress=lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(path), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
     settings = {"decode": decode.model_dump(mode="json"), "domain": domain.model_dump(mode="json")}
-    write_run(path.with_name("run.json"), "export", place.profile, settings, [trained], figures)
-    place.metrics("export", figures)
+    write_run(path.with_name("run.json"), "export", workspace.profile, settings, [trained], figures)
+    workspace.metrics("export", figures)
     return figures

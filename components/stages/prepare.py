@@ -5,16 +5,16 @@ from __future__ import annotations
 from components.core.files import beside
 from components.settings import Data
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Place, task_of
+from components.stages.common.workspace import Workspace, task_of
 from components.tasks.example import Example, write_examples
 from components.tasks.splits import answers_seen, collect_all
 
 
-def prepare(place: Place, data: Data) -> dict[str, float]:
+def prepare(workspace: Workspace, data: Data) -> dict[str, float]:
     """P/data/<task>.<split>.jsonl; metrics: share of test answers seen in pretraining."""
     counts = {split: count for split, count in data.counts.model_dump().items() if count}
     figures: dict[str, float] = {}
-    with beside(place.outputs / "data") as folder, progress("prepare", len(data.tasks)) as tick:
+    with beside(workspace.outputs / "data") as folder, progress("prepare", len(data.tasks)) as tick:
         for name in data.tasks:
             task = task_of(data, name)
             # A data set with files has splits of its own; a generator fills as many prompts as are asked for.
@@ -28,5 +28,5 @@ def prepare(place: Place, data: Data) -> dict[str, float]:
             if found.get("pretrain"):
                 figures[f"{name}.test_answers_seen"] = answers_seen(found["test"], found["pretrain"])
             tick(name)
-    place.metrics("prepare", figures)
+    workspace.metrics("prepare", figures)
     return figures

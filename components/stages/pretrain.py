@@ -8,13 +8,13 @@ from components.core.errors import CheckpointError, SettingsError
 from components.core.files import beside, write_json
 from components.settings import Data, Models, Pretrain
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Place, task_of
+from components.stages.common.workspace import Workspace, task_of
 
 
-def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
+def pretrain(workspace: Workspace, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
     """P/pretrain/<model>: a Hugging Face folder, or source.json with the pinned revision of a model from elsewhere."""
     chosen = getattr(models, model)
-    folder = place.outputs / "pretrain" / model
+    folder = workspace.outputs / "pretrain" / model
     figures: dict[str, float] = {}
     with beside(folder) as part:
         part.mkdir()
@@ -26,14 +26,14 @@ def pretrain(place: Place, data: Data, models: Models, pretrain: Pretrain, model
                 raise SettingsError(
                     f"pretrain.rows.{model} names no task. Give rows of a task, or set models.{model}.source."
                 )
-            figures = _train(place, data, pretrain, chosen.layout, rows, part)
+            figures = _train(workspace, data, pretrain, chosen.layout, rows, part)
             if chosen.dtype == "auto":
                 from components.denoisers.dtype import fastest
 
                 dtype, ratio = fastest(str(part))
                 write_json(part / "dtype.json", {"dtype": dtype})
                 figures["bfloat16_speed_up"] = ratio
-    place.metrics(f"pretrain-{model}", figures)
+    workspace.metrics(f"pretrain-{model}", figures)
     return figures
 
 
@@ -48,13 +48,15 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
     try:
         return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
     except OSError as error:
-        raise CheckpointError(f"the revision of {source} could not be resolved ({error}); results would not say which "
-                              f"weights made them; go online, or set models.*.revision") from error  # fmt: skip
+        raise CheckpointError(
+            f"the revision of {source} could not be resolved ({error}); results would not say which "
+            f"weights made them; go online, or set models.*.revision"
+        ) from error
 
 
 def _train(
-    place: Place, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], folder: Path
-) -> dict[str, float]:  # fmt: skip
+    workspace: Workspace, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], folder: Path
+) -> dict[str, float]:
     import torch
 
     from components.core.rng import generator, seed_of
@@ -65,12 +67,20 @@ def _train(
 
     tasks = {name: task_of(data, name) for name in rows_of}
     alphabet = "".join(task.alphabet for task in tasks.values())
-    positions = 8 + max(len(place.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
-    denoiser, encoder = embedded.build(layout, alphabet, settings.width, settings.layers, settings.heads,
-                                       settings.inner, positions, seed_of(settings.seed, layout) % 2**31)  # fmt: skip
+    positions = 8 + max(len(workspace.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
+    denoiser, encoder = embedded.build(
+        layout,
+        alphabet,
+        settings.width,
+        settings.layers,
+        settings.heads,
+        settings.inner,
+        positions,
+        seed_of(settings.seed, layout) % 2**31,
+    )
 
     def encode(name: str, encoder: Encoder):
-        examples = place.examples(name, "pretrain")
+        examples = workspace.examples(name, "pretrain")
         prompts = [encoder.prompt(x.prompt) for x in examples]
         width = max(map(len, prompts))
         ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=denoiser.mask_id) for p in prompts])

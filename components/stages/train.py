@@ -15,44 +15,57 @@ from components.core.files import copy as copy_file
 from components.settings import Data, Decode, Domain, Models, Train
 from components.stages.common.progress import progress
 from components.stages.common.runfile import code_of, describe_run, write_run
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
 
 
-def train(place: Place, data: Data, models: Models, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
+def train(
+    workspace: Workspace, data: Data, models: Models, domain: Domain, decode: Decode, train: Train
+) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
     from components.stages.common.models import open_cached, prompts_of
     from components.trainers import checkpoints
     from components.trainers.reinforce import optimiser_for, reinforce
 
-    settings = {name: value.model_dump(mode="json") for name, value in
-                dict(data=data, models=models, domain=domain, decode=decode, train=train).items()}  # fmt: skip
-    inputs = [place.outputs / "data", place.outputs / "pretrain" / domain.model, place.outputs / "distill" / "policy"]
+    settings = {
+        name: value.model_dump(mode="json")
+        for name, value in dict(data=data, models=models, domain=domain, decode=decode, train=train).items()
+    }
+    inputs = [
+        workspace.outputs / "data",
+        workspace.outputs / "pretrain" / domain.model,
+        workspace.outputs / "distill" / "policy",
+    ]
     code = code_of("train")
-    begun = describe_run("train", place.profile, settings, [*inputs, *code], place.root)
-    kept = place.root / ".checkpoints" / place.profile / begun["identity"]
+    begun = describe_run("train", workspace.profile, settings, [*inputs, *code], workspace.root)
+    kept = workspace.root / ".checkpoints" / workspace.profile / begun["identity"]
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
 
-    denoiser, encoder = open_cached(place, models, domain.model, decode)
-    policy = store.load(place.outputs / "distill" / "policy").to(denoiser.device)
+    denoiser, encoder = open_cached(workspace, models, domain.model, decode)
+    policy = store.load(workspace.outputs / "distill" / "policy").to(denoiser.device)
     reference = reference_for(train, policy)
-    condition(policy, train)
+    add_alpha_input(policy, train)
     plan, objective = plan_of(train, decode)
     optimiser = optimiser_for(policy, plan)
-    facts: dict[str, Any] = {"round": -1, "before": None, "best_reward": None, "best_weights": {},
-                             "mlflow_run_id": None}  # fmt: skip
+    facts: dict[str, Any] = {
+        "round": -1,
+        "before": None,
+        "best_reward": None,
+        "best_weights": {},
+        "mlflow_run_id": None,
+    }
     if saved.exists():
         facts = checkpoints.load(saved, policy, optimiser)
         print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
-    tracker = _tracker(place, lines, facts, begun)
+    tracker = _tracker(workspace, lines, facts, begun)
     if facts["mlflow_run_id"] is None:
         facts["mlflow_run_id"] = tracker.run_id
         tracker.params(settings)
         checkpoints.save(saved, policy, optimiser, facts)  # from here on a killed run goes on in the same MLflow run
 
-    judge = _judge(place, data, domain, decode, train, denoiser, encoder)
-    prompts = prompts_of(place, data, domain, encoder, "train", data.counts.train)
+    judge = _judge(workspace, data, domain, decode, train, denoiser, encoder)
+    prompts = prompts_of(workspace, data, domain, encoder, "train", data.counts.train)
     with progress("train", plan.rounds - facts["round"] - 1) as tick:
 
         def after(number: int, metrics: dict[str, float]) -> None:
@@ -68,23 +81,43 @@ def train(place: Place, data: Data, models: Models, domain: Domain, decode: Deco
                 facts["round"] = number
                 facts["before"] = metrics["decode/temperature"], metrics["decode/entropy"]
                 checkpoints.save(saved, policy, optimiser, facts)
-            tick(f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
-                 f"NFE {metrics['decode/nfe']:.2f}")  # fmt: skip
+            tick(
+                f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
+                f"NFE {metrics['decode/nfe']:.2f}"
+            )
 
         try:
-            reinforce(policy, denoiser, prompts, plan, objective, after, optimiser, facts["round"] + 1, reference,
-                      expert_of(train), facts["before"])  # fmt: skip
+            reinforce(
+                policy,
+                denoiser,
+                prompts,
+                plan,
+                objective,
+                after,
+                optimiser,
+                facts["round"] + 1,
+                reference,
+                expert_of(train),
+                facts["before"],
+            )
         except BaseException:
             tracker.finish("KILLED")
             raise
     policy.load_state_dict(facts["best_weights"])
-    store.save(policy, place.outputs / "train" / "policy")
-    copy_file(lines, place.outputs / "train" / "metrics.jsonl")
+    store.save(policy, workspace.outputs / "train" / "policy")
+    copy_file(lines, workspace.outputs / "train" / "metrics.jsonl")
     figures = judge(policy)
-    write_run(place.outputs / "train" / "run.json", "train", place.profile, settings, [*inputs, *code], figures,
-              {"started": begun["started"], "mlflow_run_id": tracker.run_id})  # fmt: skip
+    write_run(
+        workspace.outputs / "train" / "run.json",
+        "train",
+        workspace.profile,
+        settings,
+        [*inputs, *code],
+        figures,
+        {"started": begun["started"], "mlflow_run_id": tracker.run_id},
+    )
     tracker.finish("FINISHED")
-    place.metrics("train", figures)
+    workspace.metrics("train", figures)
     shutil.rmtree(kept, ignore_errors=True)
     return figures
 
@@ -93,15 +126,41 @@ def plan_of(train: Train, decode: Decode):
     """The trainer's plan and objective from the settings."""
     from components.trainers.reinforce import Objective, Plan
 
-    plan = Plan(train.rounds, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length,
-                experts=train.experts, expert_block=train.expert_block, warmup=train.warmup, floor=train.floor,
-                weight_decay=train.weight_decay, clip_norm=train.clip_norm, force=train.empty_draw == "forced",
-                cap=train.cap, rows=train.rows, temperature=train.temperature, anneal=train.anneal,
-                entropy=train.entropy)  # fmt: skip
+    plan = Plan(
+        train.rounds,
+        train.prompts,
+        train.group,
+        train.learning_rate,
+        train.seed,
+        decode.block_length,
+        experts=train.experts,
+        expert_block=train.expert_block,
+        warmup=train.warmup,
+        floor=train.floor,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        force=train.empty_draw == "forced",
+        cap=train.cap,
+        rows=train.rows,
+        temperature=train.temperature,
+        anneal=train.anneal,
+        entropy=train.entropy,
+    )
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
-    goal = Objective(alpha=train.one_alpha, alphas=train.alphas, reward=train.reward, signal=train.signal,
-                     clip=train.clip, epochs=train.epochs, weighting=train.weighting, by_std=train.by_std,
-                     pull=train.pull, pairs=train.pairs, keep_steps=train.keep_steps, **divergence)  # fmt: skip
+    goal = Objective(
+        alpha=train.one_alpha,
+        alphas=train.alphas,
+        reward=train.reward,
+        signal=train.signal,
+        clip=train.clip,
+        epochs=train.epochs,
+        weighting=train.weighting,
+        normalize_advantage=train.normalize_advantage,
+        pull=train.pull,
+        pairs=train.pairs,
+        keep_steps=train.keep_steps,
+        **divergence,
+    )
     return plan, goal
 
 
@@ -117,10 +176,10 @@ def reference_for(train: Train, distilled):
     return reference_of(train.reference, train.reference_value)
 
 
-def condition(policy, train: Train) -> None:
+def add_alpha_input(policy, train: Train) -> None:
     """One policy for several alphas reads which it is asked for; the distilled start does not change."""
     if train.alphas:
-        policy.condition(train.alphas)
+        policy.add_alpha_input(train.alphas)
 
 
 def expert_of(train: Train):
@@ -130,31 +189,37 @@ def expert_of(train: Train):
     return Threshold(train.expert_threshold) if train.experts else None
 
 
-def _tracker(place: Place, lines: Path, facts: dict[str, Any], begun: dict[str, Any]) -> Tracker:
+def _tracker(workspace: Workspace, lines: Path, facts: dict[str, Any], begun: dict[str, Any]) -> Tracker:
     from components.tracking import store as tracking_store
     from components.tracking.mlflow_tracker import MlflowTracker, run_tags
     from components.tracking.publish import experiment_name
 
-    remote = MlflowTracker.start(tracking_store.tracking_uri(place.root), experiment_name(place.profile),
-                                 f"train-{begun['identity'][:8]}", facts["mlflow_run_id"], run_tags(begun))  # fmt: skip
+    remote = MlflowTracker.start(
+        tracking_store.tracking_uri(workspace.root),
+        experiment_name(workspace.profile),
+        f"train-{begun['identity'][:8]}",
+        facts["mlflow_run_id"],
+        run_tags(begun),
+    )
     return CompositeTracker(JsonlTracker(lines, facts["round"]), remote)
 
 
-def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
+def _judge(workspace: Workspace, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
     """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
     that is trained for several alphas the mean over them."""
     import torch
 
     from components.core.rng import seed_of
     from components.core.types import Rollout
-    from components.decode.engine import Job, Options, rollout
+    from components.decode.engine import rollout
+    from components.decode.job import DecodeOptions, Job
     from components.stages.common.models import prompts_of
     from components.trainers.rewards import REWARDS
 
-    tune = prompts_of(place, data, domain, encoder, "tune", data.counts.tune)
+    tune = prompts_of(workspace, data, domain, encoder, "tune", data.counts.tune)
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
-    options = Options(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
+    options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
 
     def judge(policy) -> dict[str, float]:
         figures = [_judged(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
@@ -164,7 +229,10 @@ def _judge(place: Place, data: Data, domain: Domain, decode: Decode, train: Trai
         _, correct_R, dense_R = tune.scores(job, done)
         signal_R = correct_R if train.signal == "correct" else dense_R
         reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
-        return {"tune/reward": float(reward_R.mean()), "tune/correct": float(correct_R.mean()),
-                "tune/nfe": float(done.nfe_R.float().mean())}  # fmt: skip
+        return {
+            "tune/reward": float(reward_R.mean()),
+            "tune/correct": float(correct_R.mean()),
+            "tune/nfe": float(done.nfe_R.float().mean()),
+        }
 
     return judge

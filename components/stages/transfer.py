@@ -6,12 +6,12 @@ from typing import Any
 
 from components.core.files import write_csv
 from components.settings import Case, Data, Decode, Domain, Evaluate, Models, Ood, Transfer
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 from components.stages.evaluate import measure, rows_of, summary
 
 
 def transfer(
-    place: Place,
+    workspace: Workspace,
     data: Data,
     models: Models,
     domain: Domain,
@@ -21,32 +21,46 @@ def transfer(
     case: str,
 ) -> dict[str, Any]:
     """P/transfer/<case>.csv."""
-    return _table(place, data, models, domain, decode, evaluate, getattr(transfer, case), "transfer", case)
+    return _table(workspace, data, models, domain, decode, evaluate, getattr(transfer, case), "transfer", case)
 
 
 def ood(
-    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, ood: Ood, case: str
+    workspace: Workspace,
+    data: Data,
+    models: Models,
+    domain: Domain,
+    decode: Decode,
+    evaluate: Evaluate,
+    ood: Ood,
+    case: str,
 ) -> dict[str, Any]:
     """P/ood/<case>.csv; an empty file where the settings ask for none."""
     if getattr(ood, case) is None:
         print(f"ood: params.yaml asks for no task {case}; nothing is decoded, the table is empty", flush=True)
-        write_csv(place.outputs / "ood" / f"{case}.csv", [])
-        place.metrics(f"ood-{case}", {})
+        write_csv(workspace.outputs / "ood" / f"{case}.csv", [])
+        workspace.metrics(f"ood-{case}", {})
         return {}
-    return _table(place, data, models, domain, decode, evaluate, getattr(ood, case), "ood", case)
+    return _table(workspace, data, models, domain, decode, evaluate, getattr(ood, case), "ood", case)
 
 
 def _table(
-    place: Place, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate, where: Case,
-    stage: str, case: str,
-) -> dict[str, Any]:  # fmt: skip
+    workspace: Workspace,
+    data: Data,
+    models: Models,
+    domain: Domain,
+    decode: Decode,
+    evaluate: Evaluate,
+    where: Case,
+    stage: str,
+    case: str,
+) -> dict[str, Any]:
     from components.stages.common.models import open_cached
 
-    opened = open_cached(place, models, where.model, decode)
+    opened = open_cached(workspace, models, where.model, decode)
     foreign = where.model != domain.model
-    cells = measure(place, data, decode, evaluate, opened, where.task, "test", foreign=foreign)
+    cells = measure(workspace, data, decode, evaluate, opened, where.task, "test", foreign=foreign)
     rows = rows_of(data, cells, where.task, where.model, "test")
-    write_csv(place.outputs / stage / f"{case}.csv", rows)
+    write_csv(workspace.outputs / stage / f"{case}.csv", rows)
     figures = summary(rows)
-    place.metrics(f"{stage}-{case}", figures)
+    workspace.metrics(f"{stage}-{case}", figures)
     return figures

@@ -18,7 +18,8 @@ from torch import Tensor
 from components.core.errors import SettingsError
 from components.core.rng import Noise, generator, seed_of
 from components.core.types import Observation, Steps
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import Deterministic
@@ -27,7 +28,7 @@ from components.policies.store import LearnedPolicy
 
 
 @dataclass(frozen=True)
-class Distil:
+class DistillPlan:
     """rounds: batches of ``prompts`` decoded canvases; each is used for one optimiser step per ``pairs`` (row, step)
     pairs. learning_rate falls by a cosine to zero."""
 
@@ -47,12 +48,12 @@ def imitation_loss(student: Policy, reference: Policy, observation: Observation,
     return -own.log_prob(target.sample(noise))
 
 
-def distil(
+def imitate(
     student: LearnedPolicy,
     reference: Policy,
     denoiser: Denoiser,
     prompts: Prompts,
-    plan: Distil,
+    plan: DistillPlan,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Trains ``student`` in place; ``report(round, metrics)`` after each round."""
@@ -68,9 +69,11 @@ def distil(
             noise = Noise(part.row_N + number * len(order), part.step_N)
             loss = imitation_loss(student, reference, part.observation, noise).mean()
             if not bool(loss.isfinite()):
-                raise SettingsError(f"{type(student).__name__} cannot draw what {reference} does; the imitation loss "
-                                    f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
-                                    f"position per step), or a rule that commits what it can")  # fmt: skip
+                raise SettingsError(
+                    f"{type(student).__name__} cannot draw what {reference} does; the imitation loss "
+                    f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
+                    f"position per step), or a rule that commits what it can"
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -80,7 +83,7 @@ def distil(
 
 
 def _visit(
-    student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: Distil, number: int
+    student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: DistillPlan, number: int
 ) -> Steps:
     """The states of one round: by the reference, from half of the rounds on by the student too."""
     source = generator(plan.seed, "distil", "prompts", number)
@@ -89,7 +92,7 @@ def _visit(
     by_reference_R = torch.ones_like(job.policy_R)
     if 2 * number >= plan.rounds:
         by_reference_R[::2] = 0
-    options = Options(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
+    options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
     steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps
     assert steps is not None
     return steps

@@ -39,8 +39,21 @@ def preset(name: str, alpha: float, features: int = 0) -> Preset:
 
 
 _OBJECTIVE = Objective(reward="multiplicative", signal="correct", clip=0.5, epochs=2, weighting="row")
-_PLAN = Plan(rounds=936, prompts=16, group=8, learning_rate=3e-5, seed=123, block_length=32, warmup=100, floor=0.0,
-             weight_decay=0.1, clip_norm=0.2, force=False, cap="block", rows=128)  # fmt: skip
+_PLAN = Plan(
+    rounds=936,
+    prompts=16,
+    group=8,
+    learning_rate=3e-5,
+    seed=123,
+    block_length=32,
+    warmup=100,
+    floor=0.0,
+    weight_decay=0.1,
+    clip_norm=0.2,
+    force=False,
+    cap="block",
+    rows=128,
+)
 _STEERED = replace(_PLAN, block_length=None, experts=1, expert_block=32)
 
 PRESETS = {

@@ -43,9 +43,15 @@ class Fit:
 
 
 def influence(
-    policy: CoupledPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plans: tuple[Probing, Fit],
-    report: Report, folder: Path, key: str,
-) -> None:  # fmt: skip
+    policy: CoupledPolicy,
+    reference: Policy,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    plans: tuple[Probing, Fit],
+    report: Report,
+    folder: Path,
+    key: str,
+) -> None:
     """Collects labels and trains the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
 
     With ``own_from`` there are two rounds: the policy that the first ones gave visits the later chunks, and is then
@@ -108,9 +114,13 @@ def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: b
 
 
 def fit(
-    policy: CoupledPolicy, labels: list[Labels], plan: Fit, report: Report, checkpoint: Path | None = None,
+    policy: CoupledPolicy,
+    labels: list[Labels],
+    plan: Fit,
+    report: Report,
+    checkpoint: Path | None = None,
     key: str = "",
-) -> None:  # fmt: skip
+) -> None:
     """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
     optimiser = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []

@@ -23,8 +23,9 @@ from components.core.files import beside
 from components.core.rng import generator, seed_of
 from components.core.types import Canvas, Needs, Observation, Rollout, Steps
 from components.decode import readout
-from components.decode.batch import Job, admit, slice_tokens
-from components.decode.engine import Options, rollout
+from components.decode.batch import admit, tokens_per_forward
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
@@ -105,7 +106,9 @@ def collect(
         by_reference_R = torch.ones_like(job.policy_R)
         by_reference_R[::2] = 0
         job = replace(job, policy_R=by_reference_R)
-    options = Options(seed=seed_of(plan.seed, "influence", "visit", number), record=True, needs=policy.needs | BASE)
+    options = DecodeOptions(
+        seed=seed_of(plan.seed, "influence", "visit", number), record=True, needs=policy.needs | BASE
+    )
     visited = rollout(denoiser, policies, job, options)
     steps = _some(visited.steps, plan.states, generator(plan.seed, "influence", "states", number))
     place_SN = _places(steps.observation, plan.probes, generator(plan.seed, "influence", "probes", number))
@@ -129,8 +132,11 @@ def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
     tensors |= {"place_SN": labels.place_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
     facts = {"canvas_start": labels.observation.canvas_start, "layers": labels.observation.attention_layers}
     with beside(path) as part:
-        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, part,
-                  metadata={"key": key, "facts": json.dumps(facts)})  # fmt: skip
+        save_file(
+            {name: t.contiguous().clone() for name, t in tensors.items()},
+            part,
+            metadata={"key": key, "facts": json.dumps(facts)},
+        )
     return labels
 
 
@@ -187,7 +193,7 @@ def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN:
     assert obs.token_BL is not None
     state_M, probe_M = (place_SN >= 0).nonzero(as_tuple=True)
     after_SNL = torch.zeros(*place_SN.shape, ids_SL.shape[1], dtype=torch.float32, device=ids_SL.device)
-    most = max(1, slice_tokens(denoiser.device) // sum(job.shape))
+    most = max(1, tokens_per_forward(denoiser.device) // sum(job.shape))
     for part in torch.arange(len(state_M), device=state_M.device).split(most):
         state_m, probe_m = state_M[part], probe_M[part]
         place_m1 = place_SN[state_m, probe_m].unsqueeze(1)
@@ -195,8 +201,9 @@ def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN:
         ids_mL = ids_SL[state_m].scatter(1, place_m1, token_mL.gather(1, place_m1))
         masked_mL = obs.masked_BL[state_m].scatter(1, place_m1, False)
         hidden_mLD = _hidden(denoiser, job, steps.row_N[state_m], ids_mL, obs.eligible_BL[state_m])
-        odds_N = readout.log_odds_of(denoiser.logits, hidden_mLD[masked_mL], denoiser.forbidden_ids,
-                                     token_mL[masked_mL], denoiser.vocabulary)  # fmt: skip
+        odds_N = readout.log_odds_of(
+            denoiser.logits, hidden_mLD[masked_mL], denoiser.forbidden_ids, token_mL[masked_mL], denoiser.vocabulary
+        )
         odds_mL = torch.zeros_like(ids_mL, dtype=torch.float32).masked_scatter(masked_mL, odds_N.float())
         after_SNL[state_m, probe_m] = odds_mL
     return after_SNL
@@ -206,12 +213,19 @@ def _hidden(denoiser: Denoiser, job: Job, row_m: Tensor, ids_mL: Tensor, block_m
     """(m, L, D) hidden states of these canvases behind their rows' prompts."""
     row_m = row_m.cpu()
     prompts = [job.prompts[p] for p in job.prompt_R[row_m].tolist()]
-    own = Job(prompts, torch.arange(len(row_m)), job.uid_R[row_m], job.member_R[row_m], job.length_R[row_m],
-              job.block_R[row_m], torch.zeros_like(row_m))  # fmt: skip
-    flight = admit(own, torch.arange(len(row_m)), denoiser, 0)
-    length = flight.masked_BL.shape[1]
-    ids_BT = torch.cat([flight.ids_BT[:, : flight.start], ids_mL[:, :length]], 1)
+    own = Job(
+        prompts,
+        torch.arange(len(row_m)),
+        job.uid_R[row_m],
+        job.member_R[row_m],
+        job.length_R[row_m],
+        job.block_R[row_m],
+        torch.zeros_like(row_m),
+    )
+    batch = admit(own, torch.arange(len(row_m)), denoiser, 0)
+    length = batch.masked_BL.shape[1]
+    ids_BT = torch.cat([batch.ids_BT[:, : batch.start], ids_mL[:, :length]], 1)
     # A cache refreshes at the first look at a row, whatever its block: nothing is stale here.
-    block_BT = F.pad(block_mL[:, :length], (flight.start, 0))
-    hidden_BTD, _ = denoiser.hidden(Canvas(ids_BT, flight.attend_BT, flight.start, block_BT), flight.state)
-    return F.pad(hidden_BTD[:, flight.start :], (0, 0, 0, ids_mL.shape[1] - length))
+    block_BT = F.pad(block_mL[:, :length], (batch.start, 0))
+    hidden_BTD, _ = denoiser.hidden(Canvas(ids_BT, batch.attend_BT, batch.start, block_BT), batch.state)
+    return F.pad(hidden_BTD[:, batch.start :], (0, 0, 0, ids_mL.shape[1] - length))

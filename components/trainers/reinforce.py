@@ -18,9 +18,10 @@ from torch import Tensor
 from components.core import workers
 from components.core.errors import SettingsError
 from components.core.rng import generator, seed_of
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.core.types import Needs, Rollout, Steps
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.maths import objectives
@@ -39,7 +40,7 @@ class Objective:
     alphas           each group draws one of them in place of alpha: for a policy that is conditioned on it.
     clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
-    by_std           divide the advantage by the group's standard deviation.
+    normalize_advantage           divide the advantage by the group's standard deviation.
     pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) in
                      closed form per step, "ce": the cross-entropy from the reference to the policy. Both leave out
                      the effect of today's action on the states visited later (the KL to go).
@@ -54,7 +55,7 @@ class Objective:
     clip: float = 0.5
     epochs: int = 2
     weighting: str = "constant"
-    by_std: bool = False
+    normalize_advantage: bool = False
     pull: float = 0.0
     divergence: str = "kl"
     pairs: int = 1024
@@ -64,17 +65,23 @@ class Objective:
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise SettingsError(f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
-                                    f"use one of {', '.join(known)}")  # fmt: skip
+                raise SettingsError(
+                    f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
+                    f"use one of {', '.join(known)}"
+                )
         if not 0 < self.keep_steps <= 1 or self.epochs < 1:
-            raise SettingsError(f"objective with keep_steps={self.keep_steps} and epochs={self.epochs}; there would be "
-                                f"no update; use a share in (0, 1] and at least one epoch")  # fmt: skip
+            raise SettingsError(
+                f"objective with keep_steps={self.keep_steps} and epochs={self.epochs}; there would be "
+                f"no update; use a share in (0, 1] and at least one epoch"
+            )
 
 
 CHOICES = {
-    "reward": tuple(REWARDS), "signal": ("correct", "dense"), "weighting": ("row", "constant"),
+    "reward": tuple(REWARDS),
+    "signal": ("correct", "dense"),
+    "weighting": ("row", "constant"),
     "divergence": ("kl", "ce"),
-}  # fmt: skip
+}
 
 
 COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
@@ -138,9 +145,16 @@ def optimiser_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
 
 
 def collect(
-    policy: LearnedPolicy, reference: Policy | None, expert: Policy | None, denoiser: Denoiser, prompts: Prompts,
-    plan: Plan, objective: Objective, number: int, watch: Stopwatch,
-) -> Collected:  # fmt: skip
+    policy: LearnedPolicy,
+    reference: Policy | None,
+    expert: Policy | None,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    plan: Plan,
+    objective: Objective,
+    number: int,
+    timer: Timer,
+) -> Collected:
     """Rollouts, scores, rewards and advantages of round ``number``; everything drawn is addressed by it. What is
     recorded also holds what the reference reads."""
     many: list[Policy] = [policy] if expert is None else [policy, expert]
@@ -153,17 +167,24 @@ def collect(
         draw = generator(plan.seed, "reinforce", "alpha", number)
         alpha_P = torch.tensor(objective.alphas)[torch.randint(len(objective.alphas), (len(chosen),), generator=draw)]
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
-    options = Options(seed=seed_of(plan.seed, "reinforce", "rollout", number), force=plan.force, cap=plan.cap,
-                      record=True, needs=needs, keep=objective.keep_steps, widen=plan.experts > 0,
-                      rows=plan.rows)  # fmt: skip
-    with watch("rollout"):
+    options = DecodeOptions(
+        seed=seed_of(plan.seed, "reinforce", "rollout", number),
+        force=plan.force,
+        cap=plan.cap,
+        record=True,
+        needs=needs,
+        keep=objective.keep_steps,
+        steer_all_masks=plan.experts > 0,
+        rows=plan.rows,
+    )
+    with timer("rollout"):
         done = rollout(denoiser, many, job, options)
-    with watch("reward"):
+    with timer("reward"):
         _, correct_R, dense_R = chosen.scores(job, done)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
         reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
-        advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.by_std)
+        advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert done.steps is not None
     found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R)
     found.metrics = _describe(found)
@@ -193,9 +214,13 @@ def _describe(found: Collected) -> dict[str, float]:
 
 
 def update(
-    policy: LearnedPolicy, reference: Policy | None, optimiser: torch.optim.Optimizer, found: Collected, plan: Plan,
+    policy: LearnedPolicy,
+    reference: Policy | None,
+    optimiser: torch.optim.Optimizer,
+    found: Collected,
+    plan: Plan,
     objective: Objective,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did."""
     steps = found.steps
     live_N = _live(found, objective)
@@ -208,8 +233,17 @@ def update(
 
     def loss(chosen: Tensor) -> tuple[Tensor, dict[str, float]]:
         part = steps.pairs(chosen)
-        return surrogate(policy, reference, part, old_N[chosen], found.advantage_R[part.row_N], weight_N[chosen],
-                         steered_N[chosen], plan, objective)  # fmt: skip
+        return surrogate(
+            policy,
+            reference,
+            part,
+            old_N[chosen],
+            found.advantage_R[part.row_N],
+            weight_N[chosen],
+            steered_N[chosen],
+            plan,
+            objective,
+        )
 
     for epoch in range(objective.epochs):
         optimiser.zero_grad(set_to_none=True)
@@ -236,9 +270,16 @@ def _live(found: Collected, objective: Objective) -> Tensor:
 
 
 def surrogate(
-    policy: LearnedPolicy, reference: Policy | None, part: Steps, old_n: Tensor, advantage_n: Tensor,
-    weight_n: Tensor, steered_n: Tensor, plan: Plan, objective: Objective,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    policy: LearnedPolicy,
+    reference: Policy | None,
+    part: Steps,
+    old_n: Tensor,
+    advantage_n: Tensor,
+    weight_n: Tensor,
+    steered_n: Tensor,
+    plan: Plan,
+    objective: Objective,
+) -> tuple[Tensor, dict[str, float]]:
     """Minus the weighted sum over pairs of the clipped term, plus pull x divergence.
 
     With ratio 1, weighting "constant" and no pull its mean gradient is that of minus the expected reward, times
@@ -248,7 +289,7 @@ def surrogate(
     - beyond the first epoch: of the clipped ratio per step, not of the trajectory's;
     - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed;
     - steered rows: of the expert's action times the policy's share of its mixture likelihood;
-    - by_std: each group counts as if its rewards were as far apart as any other's.
+    - normalize_advantage: each group counts as if its rewards were as far apart as any other's.
 
     keep_steps changes no mean: a step that is stored counts for 1/keep_steps.
     """
@@ -274,19 +315,31 @@ def surrogate(
         beyond = ((ratio_n - 1).abs() > objective.clip).float().sum()
         # Orders have no short closed form: the drawn one's surprise stands in.
         entropy = (-own_n if isinstance(distribution, DPLS) else distribution.entropy()).sum()
-    return loss, {"loss": float(loss.detach()), "kl": float(pulled_n.detach().sum()), "entropy": float(entropy),
-                  "clipped": float(beyond)}  # fmt: skip
+    return loss, {
+        "loss": float(loss.detach()),
+        "kl": float(pulled_n.detach().sum()),
+        "entropy": float(entropy),
+        "clipped": float(beyond),
+    }
 
 
 def reinforce(
-    policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective,
-    after: Callable[[int, dict[str, float]], None], optimiser: torch.optim.Optimizer, first: int = 0,
-    reference: Policy | None = None, expert: Policy | None = None, before: tuple[float, float] | None = None,
-) -> None:  # fmt: skip
+    policy: LearnedPolicy,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    plan: Plan,
+    objective: Objective,
+    after: Callable[[int, dict[str, float]], None],
+    optimiser: torch.optim.Optimizer,
+    first: int = 0,
+    reference: Policy | None = None,
+    expert: Policy | None = None,
+    before: tuple[float, float] | None = None,
+) -> None:
     """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves. before: the last
     round's "decode/temperature" and "decode/entropy", of a training that goes on."""
     for number in range(first, plan.rounds):
-        watch = Stopwatch()
+        timer = Timer()
         fall = plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
@@ -294,10 +347,10 @@ def reinforce(
         served = policy.temperature
         temperature = plan.temperature_at(number, before)
         policy.temperature = served * temperature
-        found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, watch)
-        with watch("update"):
+        found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
+        with timer("update"):
             learnt = update(policy, reference, optimiser, found, plan, objective)
         policy.temperature = served
-        times = {f"seconds/{name}": value for name, value in watch.seconds.items()}
+        times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
         before = temperature, found.metrics["decode/entropy"]
         after(number, found.metrics | {"decode/temperature": temperature} | learnt | times)

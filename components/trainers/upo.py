@@ -41,8 +41,20 @@ def preset(name: str, features: int, heads: int = 4, inner: int = 256, keep_step
 
 
 # 3,500 optimiser steps of 16 epochs on 24 prompts x 6 members; the learning rate is constant after .056 of them.
-_PLAN = Plan(rounds=219, prompts=24, group=6, learning_rate=3e-6, seed=0, block_length=None, warmup=12, floor=1.0,
-             weight_decay=0.1, clip_norm=0.2, temperature=0.8, anneal=False)  # fmt: skip
+_PLAN = Plan(
+    rounds=219,
+    prompts=24,
+    group=6,
+    learning_rate=3e-6,
+    seed=0,
+    block_length=None,
+    warmup=12,
+    floor=1.0,
+    weight_decay=0.1,
+    clip_norm=0.2,
+    temperature=0.8,
+    anneal=False,
+)
 _OBJECTIVE = Objective(alpha=0.0, signal="dense", clip=0.5, epochs=16, weighting="constant", pull=1e-4)
 _SHAPE = FeatureShape(features=4096, heads=32, inner=12288)
 

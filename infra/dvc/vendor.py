@@ -32,8 +32,10 @@ def main(modules: Path) -> None:
         code = re.sub(r"\n?//# sourceMappingURL=.*\s*$", "", code)
         clash = [text for text in CLASHES if text in code]
         if clash:
-            raise SystemExit(f"{name} {version} contains {clash}: it would end the script or be replaced by DVC; "
-                             "take another version.")  # fmt: skip
+            raise SystemExit(
+                f"{name} {version} contains {clash}: it would end the script or be replaced by DVC; "
+                "take another version."
+            )
         tag = re.compile(rf'<script data-package="{name}(?:@[^"]*)?">.*?</script>', re.DOTALL)
         script = f'<script data-package="{name}@{version}">{code}</script>'
         page, count = tag.subn(lambda _, script=script: script, page)

@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers import with_cache
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.settings import read
 from components.stages.common.models import open_denoiser
-from components.stages.common.workspace import Place, task_of
+from components.stages.common.workspace import Workspace, task_of
 
 RULES = {"threshold:0.9": Threshold(0.9), "entropy_bound:0.2": EntropyBound(0.2), "confidence:1": Quota("confidence")}
 CACHES = ("none", "prefix", "dual")
@@ -35,9 +36,9 @@ def main() -> None:
     asked.add_argument("--repeats", type=int, default=3)
     given = asked.parse_args()
     params = read(given.root / "params.yaml")
-    place, settings = Place(given.root, params.profile), params.profiles[params.profile]
-    plain, encoder = open_denoiser(place, settings.models, given.model)
-    examples = place.examples(given.task, "test", given.prompts)
+    workspace, settings = Workspace(given.root, params.profile), params.profiles[params.profile]
+    plain, encoder = open_denoiser(workspace, settings.models, given.model)
+    examples = workspace.examples(given.task, "test", given.prompts)
     prompts = Prompts.of(task_of(settings.data, given.task), examples, encoder)
     denoisers = {kind: with_cache(plain, kind) for kind in CACHES}
     shown = Table(*COLUMNS, title=f"{given.task}, {given.prompts} prompts, {given.model} at {plain.model.dtype}")
@@ -49,14 +50,21 @@ def main() -> None:
             for _ in range(given.repeats + 1):  # in turn; the first round warms up
                 for kind, denoiser in denoisers.items():
                     begin = time.perf_counter()
-                    done[kind] = rollout(denoiser, rule, job, Options(choose="mode"))
+                    done[kind] = rollout(denoiser, rule, job, DecodeOptions(choose="mode"))
                     seconds[kind].append(time.perf_counter() - begin)
             for kind in CACHES:
                 ratio = statistics.median(a / b for a, b in zip(seconds["none"][1:], seconds[kind][1:], strict=True))
                 same = (done[kind].canvas_RL == done["none"].canvas_RL).all(1).float().mean()
                 correct = prompts.scores(job, done[kind])[1].mean()
-                shown.add_row(str(block), name, kind, f"{correct:.3f}", f"{done[kind].nfe_R.float().mean():.2f}",
-                              f"{same:.3f}", f"{ratio:.2f}")  # fmt: skip
+                shown.add_row(
+                    str(block),
+                    name,
+                    kind,
+                    f"{correct:.3f}",
+                    f"{done[kind].nfe_R.float().mean():.2f}",
+                    f"{same:.3f}",
+                    f"{ratio:.2f}",
+                )
     Console().print(shown)
 
 

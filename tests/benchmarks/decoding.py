@@ -13,9 +13,9 @@ from components.bench import tables
 from components.bench.decoding import Case, compare
 from components.bench.models import random_model, random_prompts
 from components.commands.bench import fresh_policies, machine, profile
-from components.decode.engine import Options
+from components.decode.job import DecodeOptions
 from components.policies.heuristics import EntropyBound, Quota, Threshold
-from components.trainers.distill import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 
 SIZES = ((64, 128), (128, 64), (256, 32))  # canvas, rows
 GAMMA = 1.0
@@ -24,13 +24,15 @@ DISTILLED = "distilled from entropy_bound:1"
 
 def cases(denoiser: Any, encoder: Any, task: Any, settings: Any, rows: int, only: str) -> Iterator[Case]:
     """Near a cold start with legal empty draws (the profile's shape and the published one), distilled, the rules."""
-    legal, mode = Options(rows=rows, force=False), Options(rows=rows, choose="mode")
+    legal, mode = DecodeOptions(rows=rows, force=False), DecodeOptions(rows=rows, choose="mode")
     for name, policy in fresh_policies(settings, denoiser.width).items():
         yield Case(f"cold start, {name} policy", policy, legal)
     if only in DISTILLED:
         student = fresh_policies(settings, denoiser.width)["profile's"].train()
-        plan = Distil(rounds=16, prompts=8, pairs=64, learning_rate=0.002, block_length=None, seed=0)
-        distil(student, EntropyBound(GAMMA), denoiser, random_prompts(task, encoder, 64, seed=1), plan, lambda *_: None)
+        plan = DistillPlan(rounds=16, prompts=8, pairs=64, learning_rate=0.002, block_length=None, seed=0)
+        imitate(
+            student, EntropyBound(GAMMA), denoiser, random_prompts(task, encoder, 64, seed=1), plan, lambda *_: None
+        )
         yield Case(DISTILLED, student.eval(), mode)
     yield Case("threshold:0.9", Threshold(0.9), mode)
     yield Case("entropy_bound:1", EntropyBound(GAMMA), mode)

@@ -18,8 +18,11 @@ def main() -> None:
     asked.add_argument("--width", type=int, default=128, help="of the hidden states that the profile's policy reads")
     want = asked.parse_args()
     _, settings = profile()
-    found = [{"policy": name, **row} for name, policy in fresh_policies(settings, want.width).items()
-             for row in policy_step(policy, SIZES, want.repeats)]  # fmt: skip
+    found = [
+        {"policy": name, **row}
+        for name, policy in fresh_policies(settings, want.width).items()
+        for row in policy_step(policy, SIZES, want.repeats)
+    ]
     Console(width=150, highlight=False).print(tables.policy_step(found))
 
 

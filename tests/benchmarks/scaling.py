@@ -15,7 +15,8 @@ import torch
 from components.bench.measure import in_turn, median_seconds, peak_bytes
 from components.bench.models import random_model, random_prompts
 from components.commands.bench import fresh_policies, profile
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.policies.heuristics import Quota
 
 CANVAS = 128
@@ -27,12 +28,12 @@ def memory(denoiser: Any, encoder: Any, task: Any, policy: Any, rows: int, promp
     """Peak bytes of one decode in four steps, hidden states and all statistics read; the largest of two runs.
 
     Freed tensors go back to the system at once: glibc would keep more of them the longer a job runs, in an arena for
-    every lane, and the figure would tell its habits.
+    every worker, and the figure would tell its habits.
     """
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**18)
     job = random_prompts(task, encoder, prompts).job(None)
-    options = Options(rows=rows, choose="mode")
+    options = DecodeOptions(rows=rows, choose="mode")
     (runs,) = in_turn([lambda: rollout(denoiser, policy, job, options)], 2, denoiser.device)
     return peak_bytes(runs) or 0
 
@@ -40,7 +41,7 @@ def memory(denoiser: Any, encoder: Any, task: Any, policy: Any, rows: int, promp
 def seconds(denoiser: Any, encoder: Any, task: Any, repeats: int) -> dict[float, float]:
     """Seconds per sequence by NFE, 16 rows in flight."""
     job = random_prompts(task, encoder, 16).job(None)
-    options = Options(rows=16, choose="mode")
+    options = DecodeOptions(rows=16, choose="mode")
     works = [lambda n=n: rollout(denoiser, Quota("confidence", n), job, options) for n in PER_STEP]
     found = in_turn(works, repeats, denoiser.device)
     return {float(runs[0].value.nfe_R.float().mean()): median_seconds(runs) / len(job) for runs in found}
@@ -70,8 +71,10 @@ def main() -> None:
         for prompts, peak in by_prompts[rows]:
             print(f"{rows} rows in flight, {prompts} prompts: peak {peak / 1e6:.0f} MB", flush=True)
     by_nfe = seconds(denoiser, encoder, task, want.repeats)
-    nfe, cost = (torch.tensor([pick(item) for item in by_nfe.items()], dtype=torch.float64)
-                 for pick in (lambda item: item[0], lambda item: item[1]))  # fmt: skip
+    nfe, cost = (
+        torch.tensor([pick(item) for item in by_nfe.items()], dtype=torch.float64)
+        for pick in (lambda item: item[0], lambda item: item[1])
+    )
     design = torch.stack([torch.ones_like(nfe), nfe], 1)
     fixed, slope = torch.linalg.lstsq(design, cost.unsqueeze(1)).solution.squeeze(1).tolist()
     rest = (cost - fixed - slope * nfe).square().sum() / (cost - cost.mean()).square().sum()
@@ -95,8 +98,12 @@ def draw(by_prompts: Any, by_nfe: dict[float, float], line: tuple[float, float],
     right.plot(list(by_nfe), [1e3 * s for s in by_nfe.values()], "o")
     ends = [0.0, max(by_nfe)]
     right.plot(ends, [1e3 * (line[0] + line[1] * n) for n in ends], "-", linewidth=1, label="least squares")
-    right.set(xlabel="forward passes per sequence (NFE)", ylabel="ms per sequence", title="time: linear in NFE",
-              ylim=(0, None))  # fmt: skip
+    right.set(
+        xlabel="forward passes per sequence (NFE)",
+        ylabel="ms per sequence",
+        title="time: linear in NFE",
+        ylim=(0, None),
+    )
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,8 @@ import resource
 from components.bench.measure import timed
 from components.bench.models import random_model, random_prompts
 from components.bench.reference import reference_rollout
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.policies.heuristics import Quota
 
 
@@ -25,15 +26,21 @@ def main() -> None:
     weights = sum(p.numel() * p.element_size() for p in denoiser.model.parameters())
     print(f"weights {weights / 1e9:.2f} GB")
     job = random_prompts(task, encoder, want.rows).job(None)
-    ours = timed(lambda: rollout(denoiser, rule, job, Options(rows=want.rows, choose="mode")), denoiser.device)
+    ours = timed(lambda: rollout(denoiser, rule, job, DecodeOptions(rows=want.rows, choose="mode")), denoiser.device)
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the reference raises it
-    print(f"engine, {want.rows} rows: {gigabytes(ours.peak)} above what was held, {gigabytes(whole)} with everything, "
-          f"{ours.seconds:.0f} s for {want.steps} forward passes")  # fmt: skip
+    print(
+        f"engine, {want.rows} rows: {gigabytes(ours.peak)} above what was held, {gigabytes(whole)} with everything, "
+        f"{ours.seconds:.0f} s for {want.steps} forward passes"
+    )
     job = random_prompts(task, encoder, few).job(None)
-    theirs = timed(lambda: reference_rollout(denoiser, rule, job, Options(rows=few, choose="mode")), denoiser.device)
+    theirs = timed(
+        lambda: reference_rollout(denoiser, rule, job, DecodeOptions(rows=few, choose="mode")), denoiser.device
+    )
     scaled = None if theirs.peak is None else theirs.peak * want.rows // few
-    print(f"reference, {few} rows: {gigabytes(theirs.peak)}, {theirs.seconds:.0f} s; "
-          f"scaled to {want.rows} rows: {gigabytes(scaled)}")  # fmt: skip
+    print(
+        f"reference, {few} rows: {gigabytes(theirs.peak)}, {theirs.seconds:.0f} s; "
+        f"scaled to {want.rows} rows: {gigabytes(scaled)}"
+    )
 
 
 def gigabytes(size: int | None) -> str:

@@ -55,10 +55,24 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     tiny["headroom"] |= {"prompts": 8, "orders": 4}
     tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
     tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
-    tiny["train"] |= {"signal": "dense", "rounds": ROUNDS, "prompts": 4, "group": 4, "pairs": 64, "validate_every": 3,
-                      "save_every": SAVED + 1}  # fmt: skip
-    tiny["evaluate"] |= {"tasks": [gate], "block_lengths": [4, None], "thresholds": [0.9], "factors": [0.8],
-                         "gammas": [0.3], "per_step": [1], "seeds": [0, 1]}  # fmt: skip
+    tiny["train"] |= {
+        "signal": "dense",
+        "rounds": ROUNDS,
+        "prompts": 4,
+        "group": 4,
+        "pairs": 64,
+        "validate_every": 3,
+        "save_every": SAVED + 1,
+    }
+    tiny["evaluate"] |= {
+        "tasks": [gate],
+        "block_lengths": [4, None],
+        "thresholds": [0.9],
+        "factors": [0.8],
+        "gammas": [0.3],
+        "per_step": [1],
+        "seeds": [0, 1],
+    }
     return params
 
 
@@ -67,8 +81,9 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True,
-                                text=True, check=True).stdout  # fmt: skip
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         for name in filter(None, listed.split("\0")):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import yaml
 from components.denoisers import embedded
 from components.settings import Settings
 from components.stages import train as training
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 from components.stages.distill import distill
 from components.stages.evaluate import evaluate
 from components.stages.export import export
@@ -41,8 +41,15 @@ def toy(**changes: Any) -> Settings:
     raw["policy"] |= {"width": 8, "heads": 1, "inner": 8}
     raw["distill"] |= {"rounds": 2, "prompts": 4, "pairs": 64}
     raw["train"] |= {"signal": "dense", "rounds": 2, "prompts": 3, "group": 3, "validate_every": 2, "save_every": 2}
-    raw["evaluate"] |= {"tasks": ["sudoku_many"], "block_lengths": [None], "thresholds": [0.9], "factors": [],
-                        "gammas": [], "per_step": [4], "seeds": [0]}  # fmt: skip
+    raw["evaluate"] |= {
+        "tasks": ["sudoku_many"],
+        "block_lengths": [None],
+        "thresholds": [0.9],
+        "factors": [],
+        "gammas": [],
+        "per_step": [4],
+        "seeds": [0],
+    }
     for section, values in changes.items():
         raw[section] = values if "kind" in values else raw[section] | values
     return Settings.model_validate(raw)
@@ -50,21 +57,21 @@ def toy(**changes: Any) -> Settings:
 
 def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
     """prepare, an untrained dLLM, distill, train, evaluate, export; the folder of the outputs."""
-    s, place = settings, Place(root, "toy")
+    s, workspace = settings, Workspace(root, "toy")
 
     class Unwatched(JsonlTracker):
         run_id = "none"
 
-    monkeypatch.setattr(training, "_tracker", lambda place, lines, facts, begun: Unwatched(lines, facts["round"]))
-    prepare(place, s.data)
+    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
+    prepare(workspace, s.data)
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in s.data.tasks.values()))))
     denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
-    embedded.save(denoiser, encoder, place.outputs / "pretrain" / "llada")
-    distill(place, s.data, s.models, s.domain, s.policy, s.decode, s.distill)
-    training.train(place, s.data, s.models, s.domain, s.decode, s.train)
-    evaluate(place, s.data, s.models, s.domain, s.decode, s.evaluate)
-    export(place, s.data, s.models, s.domain, s.decode)
-    return place.outputs
+    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "llada")
+    distill(workspace, s.data, s.models, s.domain, s.policy, s.decode, s.distill)
+    training.train(workspace, s.data, s.models, s.domain, s.decode, s.train)
+    evaluate(workspace, s.data, s.models, s.domain, s.decode, s.evaluate)
+    export(workspace, s.data, s.models, s.domain, s.decode)
+    return workspace.outputs
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -76,11 +83,24 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Top-K with KL: taught by the reference that it already is, pulled to it, drawn at .8, half of the steps kept."""
     rule = {"reference": "top_k_random", "value": 3}
-    outputs = through(tmp_path, toy(
-        policy=HEAD, distill=rule,
-        train={"objective": "upo", "alpha": 0.0, "pull": 0.1, "reference": "top_k_random", "reference_value": 3,
-               "keep_steps": 0.5, "temperature": 0.8, "anneal": False},
-    ), monkeypatch)  # fmt: skip
+    outputs = through(
+        tmp_path,
+        toy(
+            policy=HEAD,
+            distill=rule,
+            train={
+                "objective": "upo",
+                "alpha": 0.0,
+                "pull": 0.1,
+                "reference": "top_k_random",
+                "reference_value": 3,
+                "keep_steps": 0.5,
+                "temperature": 0.8,
+                "anneal": False,
+            },
+        ),
+        monkeypatch,
+    )
     described = json.loads((outputs / "train" / "policy" / "policy.json").read_text())
     assert described["kind"] == "feature" and described["shape"]["shortlist"] == 3
     assert json.loads((outputs / "metrics" / "distill.json").read_text())["loss"] == pytest.approx(0, abs=1e-5)
@@ -101,8 +121,11 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     assert set(table(outputs / "evaluate" / "test.csv")) == {"mode", "sample", "alpha=0.3"}
     assert set(table(outputs / "evaluate" / "gate.csv")) == {"mode", "sample"}
     assert set(json.loads((outputs / "metrics" / "evaluate.json").read_text())["sudoku_many"]) == {
-        "learned_mode", "learned_sample", "learned_alpha=0.3", "distilled_mode",
-    }  # fmt: skip
+        "learned_mode",
+        "learned_sample",
+        "learned_alpha=0.3",
+        "distilled_mode",
+    }
     graph = onnx.load(outputs / "export" / "policy.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert "alpha_B" in {value.name for value in graph.graph.input}
@@ -115,8 +138,8 @@ def test_an_ood_case_that_is_not_asked_for_leaves_an_empty_table_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s = toy(ood={"near": None})
-    place = Place(tmp_path, "toy")
-    assert ood(place, s.data, s.models, s.domain, s.decode, s.evaluate, s.ood, "near") == {}
-    assert not (place.outputs / "ood" / "near.csv").read_text().strip()
-    assert json.loads((place.outputs / "metrics" / "ood-near.json").read_text()) == {}
+    workspace = Workspace(tmp_path, "toy")
+    assert ood(workspace, s.data, s.models, s.domain, s.decode, s.evaluate, s.ood, "near") == {}
+    assert not (workspace.outputs / "ood" / "near.csv").read_text().strip()
+    assert json.loads((workspace.outputs / "metrics" / "ood-near.json").read_text()) == {}
     assert "asks for no task near" in capsys.readouterr().out

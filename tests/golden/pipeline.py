@@ -109,7 +109,7 @@ train:
   clip_norm: 1.0
   epochs: 2
   weighting: constant
-  by_std: false
+  normalize_advantage: false
   reference: distilled
   reference_value: null
   divergence: kl
@@ -133,7 +133,7 @@ evaluate:
   factors: [0.8]
   gammas: [0.3]
   per_step: [2]
-  ends_last: false
+  suppress_eos: false
 transfer: {dream: {model: dream, task: sudoku_many}, long: {model: dream, task: sudoku_large}}
 ood: {near: {model: llada, task: latin_square}, far: null, order: null}
 """
@@ -145,19 +145,37 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "policy": {"action": "dpls", "inputs": ["confidence", "top"], "top_k": 2, "features": False, "where": "all"},
         "decode": {"block_length": 4, "choose": "sample", "cache": "dual", "alpha": 3.0},
         "distill": {"reference": "threshold", "value": 0.8},
-        "train": {"alpha": [0.5, 3.0], "reward": "additive", "experts": 1, "expert_block": 8, "by_std": True,
-                  "weighting": "row", "temperature": 1.5, "anneal": True, "entropy": None,
-                  "empty_draw": "legal", "cap": "block"},
+        "train": {
+            "alpha": [0.5, 3.0],
+            "reward": "additive",
+            "experts": 1,
+            "expert_block": 8,
+            "normalize_advantage": True,
+            "weighting": "row",
+            "temperature": 1.5,
+            "anneal": True,
+            "entropy": None,
+            "empty_draw": "legal",
+            "cap": "block",
+        },
         "evaluate": {"block_lengths": [4], "thresholds": [], "gammas": []},
     },
     "feature": {
         "policy": {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
         "distill": {"reference": "top_k_random", "value": 3},
-        "train": {"objective": "upo", "alpha": 0.0, "pull": 0.1, "reference": "top_k_random", "reference_value": 3,
-                  "keep_steps": 0.5, "temperature": 0.8, "entropy": None},
+        "train": {
+            "objective": "upo",
+            "alpha": 0.0,
+            "pull": 0.1,
+            "reference": "top_k_random",
+            "reference_value": 3,
+            "keep_steps": 0.5,
+            "temperature": 0.8,
+            "entropy": None,
+        },
         "evaluate": {"block_lengths": [None], "thresholds": [], "gammas": []},
     },
-}  # fmt: skip
+}
 
 
 def figures(folder: Path, threads: int = 1) -> dict[str, Any]:
@@ -187,11 +205,16 @@ def _write_settings(folder: Path, variant: str) -> None:
 
 def _run(folder: Path, commands: list[tuple[str, str]], threads: int) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "UNMASK_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}  # fmt: skip
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(threads),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
     words = json.dumps([(str(folder / variant), command) for variant, command in commands])
-    done = subprocess.run([sys.executable, "-c", COMMAND_LINE, words], env=environment, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND_LINE, words], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
 
 
@@ -232,10 +255,13 @@ def _scores(path: Path) -> Iterator[tuple[str, Any]]:
     sizes = {"batch": 3, "length": 8, "sequence": 12}
     given = {}
     for place, wanted in enumerate(session.get_inputs()):
-        shape = [sizes.get(size, size) for size in wanted.shape]
+        shape = [int(sizes.get(str(size), size) or 0) for size in wanted.shape]
         ramp = np.arange(math.prod(shape)).reshape(shape)
-        values = {"tensor(float)": (0.5 + 0.49 * np.sin(1.7 * ramp + place)).astype(np.float32),
-                  "tensor(bool)": ramp % 5 != 1, "tensor(int64)": 4 + ramp % 5}  # fmt: skip
+        values = {
+            "tensor(float)": (0.5 + 0.49 * np.sin(1.7 * ramp + place)).astype(np.float32),
+            "tensor(bool)": ramp % 5 != 1,
+            "tensor(int64)": 4 + ramp % 5,
+        }
         given[wanted.name] = values[wanted.type]
     (scores,) = session.run(None, given)
     for number, score in enumerate(np.asarray(scores).ravel().tolist()):

@@ -43,7 +43,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    found = dict(tuple(part.strip() for part in line.split(":", 1)) for line in reversed(lines) if ":" in line)
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
     return ", ".join(found[name] for name in wanted if name in found) or platform.processor()
 
 

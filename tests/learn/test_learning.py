@@ -20,7 +20,7 @@ from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfiden
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
-from components.trainers.distill import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
 from components.trainers.rewards import multiplicative
 
@@ -55,8 +55,16 @@ def trained(
     def after(number: int, metrics: dict[str, float]) -> None:
         rewards.append(metrics["reward/mean"])
 
-    reinforce(policy, task.denoiser(), task.prompts(), plan, objective, after, optimiser_for(policy, plan),
-              reference=reference)  # fmt: skip
+    reinforce(
+        policy,
+        task.denoiser(),
+        task.prompts(),
+        plan,
+        objective,
+        after,
+        optimiser_for(policy, plan),
+        reference=reference,
+    )
     return rewards
 
 
@@ -123,16 +131,17 @@ def test_paper_b_learns_the_best_order(key_first, seed):
 
 def imitate(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
-    plan = Distil(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
-    distil(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
+    plan = DistillPlan(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
+    imitate(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
     return losses
 
 
 def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
     """The teacher commits what is right: the key, then everything. Its student, who does not know the answer, reaches
     the best order by imitation alone."""
-    lattice = enumerate_decoding(key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS,
-                                 answer=key_first.prompts().answers()[1])  # fmt: skip
+    lattice = enumerate_decoding(
+        key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS, answer=key_first.prompts().answers()[1]
+    )
     exact = follow(lattice, Teacher())
     assert lattice.ends.nfe_R[int(exact.mass_N.argmax())] == 2 and exact.mass_N.max() == 1
     policy = confidence_policy(0)
@@ -147,8 +156,9 @@ def test_the_realisations_start_from_their_reference(key_first, reference):
     policy, prompts = feature_policy(0), key_first.prompts()
     losses = imitate(policy, reference, key_first, 120, 0)
     assert losses[-1] < 0.25 * losses[0]
-    lattice = enumerate_decoding(key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True,
-                                 answer=prompts.answers()[2])  # fmt: skip
+    lattice = enumerate_decoding(
+        key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True, answer=prompts.answers()[2]
+    )
     with torch.no_grad():
         ours, theirs = (follow(lattice, p).mass_N for p in (policy, reference))
         first = lattice.levels[0].observation

@@ -14,8 +14,8 @@ from components.core.errors import SettingsError
 from components.core.rng import generator
 from components.core.types import Canvas, Needs, Steps
 from components.decode import readout
-from components.decode.batch import Job
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers import TransformerDenoiser
 from components.denoisers.cached import CachedDenoiser
 from components.denoisers.formula import FormulaDenoiser
@@ -27,9 +27,15 @@ torch.set_num_threads(1)
 
 WORDS, LAYERS, MASK = 40, 3, 3
 SIZES: dict[str, Any] = dict(
-    vocab_size=WORDS, hidden_size=32, intermediate_size=40, num_hidden_layers=LAYERS, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=WORDS,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.3,
+)
 EVERYTHING = Needs("masked", top_k=6, top_ids=True, attention=(-1, 0))
 
 
@@ -56,9 +62,11 @@ def eager(denoiser: TransformerDenoiser, canvas: Canvas) -> tuple[Tensor, ...]:
     denoiser.model.set_attn_implementation("eager")
     try:
         found = denoiser.model.model(
-            input_ids=canvas.ids_BT, attention_mask=mask.expand(-1, 1, canvas.ids_BT.shape[1], -1),
-            position_ids=places(canvas.attend_BT), output_attentions=True,
-        ).attentions  # fmt: skip
+            input_ids=canvas.ids_BT,
+            attention_mask=mask.expand(-1, 1, canvas.ids_BT.shape[1], -1),
+            position_ids=places(canvas.attend_BT),
+            output_attentions=True,
+        ).attentions
     finally:
         denoiser.model.set_attn_implementation("sdpa")
     return tuple(layer.mean(1) for layer in found)
@@ -109,8 +117,15 @@ def jobs() -> Job:
     """Prompts and canvases of several lengths, in blocks of 4."""
     prompts = [torch.arange(5, 5 + n) for n in (1, 4, 7)]
     job = Job.of(prompts, 8, 4, group=3)
-    return Job(job.prompts, job.prompt_R, job.uid_R, job.member_R, torch.where(job.member_R == 1, 4, 8), job.block_R,
-               job.policy_R)  # fmt: skip
+    return Job(
+        job.prompts,
+        job.prompt_R,
+        job.uid_R,
+        job.member_R,
+        torch.where(job.member_R == 1, 4, 8),
+        job.block_R,
+        job.policy_R,
+    )
 
 
 def by_address(steps: Steps | None) -> Steps:
@@ -125,7 +140,8 @@ COSTS = [dict(rows=1), dict(rows=4), dict(rows=4, refill=False), dict(lanes=2), 
 def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost):
     policy = Reads(EVERYTHING | Quota("confidence").needs)
     whole, other = (
-        by_address(rollout(denoiser, policy, jobs(), Options(record=True, **options)).steps) for options in ({}, cost)
+        by_address(rollout(denoiser, policy, jobs(), DecodeOptions(record=True, **options)).steps)
+        for options in ({}, cost)
     )
     assert torch.equal(whole.row_N, other.row_N) and torch.equal(whole.step_N, other.step_N)
     one, two = whole.observation, other.observation
@@ -137,7 +153,7 @@ def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost)
 
 
 def test_ids_are_read_where_the_others_are_and_begin_with_the_prediction(denoiser):
-    steps = rollout(denoiser, Reads(EVERYTHING | Quota("confidence").needs), jobs(), Options(record=True)).steps
+    steps = rollout(denoiser, Reads(EVERYTHING | Quota("confidence").needs), jobs(), DecodeOptions(record=True)).steps
     assert steps is not None
     obs = steps.observation
     assert obs.top_ids_BLK is not None and obs.token_BL is not None

@@ -77,7 +77,9 @@ def test_a_training_round_is_told_in_its_parts(found: dict[str, Any]) -> None:
 
 def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
     assert [(row["policy"], row["rows"], row["length"]) for row in found["policy_step"]] == [
-        ("profile's", 1, 4), ("profile's", 2, 3)]  # fmt: skip
+        ("profile's", 1, 4),
+        ("profile's", 2, 3),
+    ]
     assert all(row["torch_ms"] > 0 and row["onnx_ms"] > 0 for row in found["policy_step"])
 
 

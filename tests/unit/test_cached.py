@@ -12,7 +12,8 @@ from components.bench.reference import reference_rollout
 from components.core.errors import SettingsError
 from components.core.rng import generator
 from components.core.types import Canvas, Needs
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.denoisers.cached import KINDS, CachedDenoiser
 from components.denoisers.transformer import TransformerDenoiser
@@ -81,9 +82,12 @@ def by_transformers_own_cache(
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
     window = slice(first, last + 1)
     return model(
-        input_ids=now.ids_BT[:, window], attention_mask=everything[:, :, window], past_key_values=cache, use_cache=True,
+        input_ids=now.ids_BT[:, window],
+        attention_mask=everything[:, :, window],
+        past_key_values=cache,
+        use_cache=True,
         position_ids=torch.arange(whole)[None, window],
-    ).last_hidden_state  # fmt: skip
+    ).last_hidden_state
 
 
 @pytest.mark.parametrize(("kind", "layout"), CASES)
@@ -111,7 +115,7 @@ def test_a_window_is_what_the_library_s_own_cache_gives_and_the_rest_is_of_the_l
 def test_with_a_refresh_at_every_step_nothing_is_approximate(kind: str, layout: str):
     """In blocks of one every step is a block's first."""
     inner, job, policy = transformer(layout), job_of(block=1), learned(where="all")
-    pair, options = (inner, CachedDenoiser(inner, kind)), Options(record=True, rows=4)
+    pair, options = (inner, CachedDenoiser(inner, kind)), DecodeOptions(record=True, rows=4)
     exact, cached = (rollout(denoiser, policy, job, options) for denoiser in pair)
     assert torch.equal(cached.canvas_RL, exact.canvas_RL)
     for steps in (exact.steps, cached.steps):
@@ -126,7 +130,9 @@ def test_one_layer_s_keys_and_values_are_never_stale(kind: str, layout: str):
     """They depend on a position's own token; a rule over the current block then decides as without a cache."""
     inner, job = transformer(layout, layers=1), job_of()
     for policy in (Threshold(0.3), learned(where="eligible", inputs=("log_odds", "bound"))):
-        exact, cached = (rollout(d, policy, job, Options(seed=4, rows=4)) for d in (inner, CachedDenoiser(inner, kind)))
+        exact, cached = (
+            rollout(d, policy, job, DecodeOptions(seed=4, rows=4)) for d in (inner, CachedDenoiser(inner, kind))
+        )
         assert torch.equal(cached.canvas_RL, exact.canvas_RL) and torch.equal(cached.order_RL, exact.order_RL)
 
 
@@ -134,7 +140,7 @@ def test_one_layer_s_keys_and_values_are_never_stale(kind: str, layout: str):
 def test_a_cached_row_decodes_alone_as_in_company_and_as_in_the_plain_loop(kind: str, layout: str):
     denoiser, job = CachedDenoiser(transformer(layout), kind), job_of()
     for policy in (learned(where="all"), heuristic("entropy_bound", 0.7)):
-        base = Options(seed=6, force=False)
+        base = DecodeOptions(seed=6, force=False)
         wanted = reference_rollout(denoiser, policy, job, base)
         for switches in (dict(rows=3), dict(rows=4, tokens=20), dict(rows=2, refill=False), dict(rows=1)):
             found = rollout(denoiser, policy, job, replace(base, **switches))
@@ -146,8 +152,10 @@ def test_a_cached_row_decodes_alone_as_in_company_and_as_in_the_plain_loop(kind:
 def test_a_cache_is_an_approximation():
     """Else the tests above would say nothing."""
     inner, job = transformer("llada"), Job.of([torch.tensor([5, 6, i]) for i in range(5, 11)], 8, 4)
-    exact, prefix, dual = (rollout(d, heuristic("confidence", 1), job, Options()).canvas_RL
-                           for d in (inner, *(CachedDenoiser(inner, kind) for kind in KINDS)))  # fmt: skip
+    exact, prefix, dual = (
+        rollout(d, heuristic("confidence", 1), job, DecodeOptions()).canvas_RL
+        for d in (inner, *(CachedDenoiser(inner, kind) for kind in KINDS))
+    )
     assert not torch.equal(exact, prefix) and not torch.equal(exact, dual) and not torch.equal(prefix, dual)
 
 

@@ -44,26 +44,72 @@ LLADA_NAMES = {
     "model.layers.": "model.transformer.blocks.",
 }
 LLADA_CONFIG = {
-    "model_type": "llada", "architectures": ["LLaDAModelLM"], "activation_type": "silu", "alibi": False,
-    "alibi_bias_max": 8.0, "attention_dropout": 0.0, "attention_layer_norm": False,
-    "attention_layer_norm_with_affine": True, "bias_for_layer_norm": False, "block_group_size": 1,
-    "block_type": "llama", "d_model": WIDTH, "embedding_size": VOCABULARY, "eos_token_id": 1, "include_bias": False,
-    "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms", "layer_norm_with_affine": True,
-    "mask_token_id": 30, "max_sequence_length": 64, "mlp_hidden_size": INNER, "mlp_ratio": 4,
-    "multi_query_attention": None, "n_heads": HEADS, "n_kv_heads": HEADS, "n_layers": LAYERS, "pad_token_id": 1,
-    "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False,
-    "use_cache": False, "vocab_size": VOCABULARY, "weight_tying": False,
-}  # fmt: skip
+    "model_type": "llada",
+    "architectures": ["LLaDAModelLM"],
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": WIDTH,
+    "embedding_size": VOCABULARY,
+    "eos_token_id": 1,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": 30,
+    "max_sequence_length": 64,
+    "mlp_hidden_size": INNER,
+    "mlp_ratio": 4,
+    "multi_query_attention": None,
+    "n_heads": HEADS,
+    "n_kv_heads": HEADS,
+    "n_layers": LAYERS,
+    "pad_token_id": 1,
+    "rms_norm_eps": 1e-5,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "use_cache": False,
+    "vocab_size": VOCABULARY,
+    "weight_tying": False,
+}
 DREAM_CONFIG = {
-    "model_type": "Dream", "architectures": ["DreamModel"], "attention_dropout": 0.0, "bos_token_id": 1,
-    "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 30, "hidden_act": "silu", "hidden_size": WIDTH,
-    "initializer_range": 0.02, "intermediate_size": INNER, "max_position_embeddings": 64, "max_window_layers": 28,
-    "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-    "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "use_cache": True, "use_mrope": False, "use_sliding_window": False,
+    "model_type": "Dream",
+    "architectures": ["DreamModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "mask_token_id": 30,
+    "hidden_act": "silu",
+    "hidden_size": WIDTH,
+    "initializer_range": 0.02,
+    "intermediate_size": INNER,
+    "max_position_embeddings": 64,
+    "max_window_layers": 28,
+    "num_attention_heads": HEADS,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
     "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
     "vocab_size": VOCABULARY,
-}  # fmt: skip
+}
 
 
 # --- checkpoints made by hand --------------------------------------------------------------------------------------
@@ -78,19 +124,43 @@ def fill(model: Any) -> Any:
 
 
 def native_llama() -> Any:
-    return fill(LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, rms_norm_eps=1e-5, max_position_embeddings=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, tie_word_embeddings=False, pad_token_id=1,
-    )))  # fmt: skip
+    return fill(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=WIDTH,
+                intermediate_size=INNER,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS,
+                num_key_value_heads=HEADS,
+                rms_norm_eps=1e-5,
+                max_position_embeddings=64,
+                rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+                tie_word_embeddings=False,
+                pad_token_id=1,
+            )
+        )
+    )
 
 
 def native_qwen() -> Any:
-    return fill(Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, tie_word_embeddings=False, pad_token_id=1,
-    )))  # fmt: skip
+    return fill(
+        Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=VOCABULARY,
+                hidden_size=WIDTH,
+                intermediate_size=INNER,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS,
+                num_key_value_heads=2,
+                rms_norm_eps=1e-6,
+                max_position_embeddings=64,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+                tie_word_embeddings=False,
+                pad_token_id=1,
+            )
+        )
+    )
 
 
 def llada_tokenizer() -> PreTrainedTokenizerFast:
@@ -133,23 +203,38 @@ def write_dream(folder: Path, **changes: Any) -> Any:
     """A folder as the hub has it, with the slow tokenizer's files and a class that is remote code."""
     model = native_qwen()
     folder.mkdir(exist_ok=True)
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {n: t.contiguous() for n, t in model.state_dict().items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "config.json").write_text(json.dumps(DREAM_CONFIG | changes))
     pieces = ["!", "<|unused|>", *"abcdefgh.0123456789", "Ġ", "ab", "Ġa", "user", "Ċ"]
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
     (folder / "merges.txt").write_text("#version: 0.2\na b\nĠ a\n")
     special = {26: "<|endoftext|>", 27: "<|im_start|>", 28: "<|im_end|>", 29: "<|beginoftext|>", 30: "<|mask|>"}
-    added = {str(i): dict(content=token, lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
-             for i, token in special.items()}  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "added_tokens_decoder": added, "tokenizer_class": "DreamTokenizer", "bos_token": "<|beginoftext|>",
-        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "mask_token": "<|mask|>", "unk_token": None,
-        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}, "errors": "replace",
-        "chat_template": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-                         "{{ '<|im_end|>\n' }}{% endfor %}"
-                         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    }))  # fmt: skip
+    added = {
+        str(i): dict(content=token, lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
+        for i, token in special.items()
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "added_tokens_decoder": added,
+                "tokenizer_class": "DreamTokenizer",
+                "bos_token": "<|beginoftext|>",
+                "eos_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+                "mask_token": "<|mask|>",
+                "unk_token": None,
+                "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+                "errors": "replace",
+                "chat_template": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+                "{{ '<|im_end|>\n' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            }
+        )
+    )
     return model
 
 
@@ -264,16 +349,26 @@ def test_missing_weights_are_refused(layout: str, tmp_path: Path):
 def test_unknown_weights_are_refused(tmp_path: Path):
     write_llada(tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
-    save_file(weights | {"model.transformer.blocks.0.q_proj.bias": torch.zeros(WIDTH)},
-              tmp_path / "model" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    save_file(
+        weights | {"model.transformer.blocks.0.q_proj.bias": torch.zeros(WIDTH)},
+        tmp_path / "model" / "model.safetensors",
+        {"format": "pt"},
+    )
     refused(tmp_path / "model", "unexpected_keys", "bias")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"alibi": True}, {"rope": False}, {"activation_type": "swiglu"}, {"block_type": "sequential"},
-     {"include_qkv_bias": True}, {"layer_norm_type": "default"}, {"scale_logits": True}],
-)  # fmt: skip
+    [
+        {"alibi": True},
+        {"rope": False},
+        {"activation_type": "swiglu"},
+        {"block_type": "sequential"},
+        {"include_qkv_bias": True},
+        {"layer_norm_type": "default"},
+        {"scale_logits": True},
+    ],
+)
 def test_a_llada_of_another_architecture_is_refused(change: dict[str, Any], tmp_path: Path):
     write_llada(tmp_path / "model", **change)
     refused(tmp_path / "model", next(iter(change)))
@@ -345,8 +440,17 @@ def test_a_llada_prompt_is_the_chat_once_with_its_header(tmp_path: Path):
     _, encoder = load(tmp_path / "model")
     words = encoder.tokenizer.convert_ids_to_tokens(encoder.prompt("ab 1").tolist())
     head = ["<|start_header_id|>", *"assistant", "<|end_header_id|>", "\n", "\n"]
-    assert words == ["<|startoftext|>", "<|start_header_id|>", *"user", "<|end_header_id|>", "\n", "\n", *"ab 1",
-                     "<|eot_id|>", *head]  # fmt: skip
+    assert words == [
+        "<|startoftext|>",
+        "<|start_header_id|>",
+        *"user",
+        "<|end_header_id|>",
+        "\n",
+        "\n",
+        *"ab 1",
+        "<|eot_id|>",
+        *head,
+    ]
 
 
 def test_a_dream_prompt_is_read_by_the_native_tokenizer_without_remote_code(tmp_path: Path):

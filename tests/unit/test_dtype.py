@@ -12,41 +12,43 @@ import torch
 from components.denoisers import dtype, embedded
 from components.settings import Decode, Model, Models
 from components.stages.common.models import open_cached, open_denoiser
-from components.stages.common.workspace import Place
+from components.stages.common.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("dtype"), "tiny")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("dtype"), "tiny")
     denoiser, encoder = embedded.build("llada", "0123$", 16, 1, 2, 32, 64, seed=0)
-    embedded.save(denoiser, encoder, place.outputs / "pretrain" / "llada")
-    return place
+    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "llada")
+    return workspace
 
 
 @pytest.mark.parametrize(
     ("wide", "narrow", "wanted"), [(2.0, 1.0, "bfloat16"), (1.1, 1.0, "float32"), (1.0, 3.0, "float32")]
 )
 def test_bfloat16_is_taken_where_it_is_clearly_faster(
-    place: Place, monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float, wanted: str
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float, wanted: str
 ) -> None:
     seconds = cycle([wide, narrow])
     monkeypatch.setattr(dtype, "_seconds", lambda *_: next(seconds))
-    found, ratio = dtype.fastest(str(place.outputs / "pretrain" / "llada"))
+    found, ratio = dtype.fastest(str(workspace.outputs / "pretrain" / "llada"))
     assert found == wanted
     assert ratio == pytest.approx(wide / narrow)
 
 
 @pytest.mark.parametrize("recorded", ["float32", "bfloat16"])
-def test_auto_loads_the_recorded_type(place: Place, recorded: str) -> None:
-    (place.outputs / "pretrain" / "llada" / "dtype.json").write_text(json.dumps({"dtype": recorded}))
+def test_auto_loads_the_recorded_type(workspace: Workspace, recorded: str) -> None:
+    (workspace.outputs / "pretrain" / "llada" / "dtype.json").write_text(json.dumps({"dtype": recorded}))
     auto = Model(source="embedded", layout="llada", revision=None, dtype="auto")
-    denoiser, _ = open_denoiser(place, Models(llada=auto, dream=auto), "llada")
+    denoiser, _ = open_denoiser(workspace, Models(llada=auto, dream=auto), "llada")
     assert next(denoiser.model.parameters()).dtype is getattr(torch, recorded)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_a_policy_decodes_with_the_cache_that_is_set(place: Place, cache: Literal["none", "prefix", "dual"]) -> None:
+def test_a_policy_decodes_with_the_cache_that_is_set(
+    workspace: Workspace, cache: Literal["none", "prefix", "dual"]
+) -> None:
     plain = Model(source="embedded", layout="llada", revision=None, dtype="float32")
     decode = Decode(block_length=None, temperature=1.0, scale=1.0, alpha=None, choose="mode", cache=cache)
-    denoiser, _ = open_cached(place, Models(llada=plain, dream=plain), "llada", decode)
+    denoiser, _ = open_cached(workspace, Models(llada=plain, dream=plain), "llada", decode)
     assert getattr(denoiser, "kind", "none") == cache

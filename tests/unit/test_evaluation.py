@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from components.core.types import Canvas
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Candidate, Sweep, evaluate, table
 from components.policies.heuristics import heuristic
@@ -23,7 +24,7 @@ def ends_first(canvas: Canvas) -> torch.Tensor:
 def when(candidate: Candidate) -> tuple[int, int]:
     """The steps at which the last word and the first end are committed."""
     job = Job.of([torch.tensor([4])], 4, candidate.block_length or 4)
-    done = rollout(FormulaDenoiser(ends_first, 5), candidate.policy, job, Options(choose="mode"))
+    done = rollout(FormulaDenoiser(ends_first, 5), candidate.policy, job, DecodeOptions(choose="mode"))
     assert bool(done.finished_R.all())
     return int(done.order_RL[0, :2].max()), int(done.order_RL[0, 2:].min())
 

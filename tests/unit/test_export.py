@@ -19,7 +19,8 @@ import torch
 from components.core.errors import CheckpointError, DataError, ParityError, SettingsError
 from components.core.rng import Noise, generator, row_keys
 from components.core.types import Needs, Observation
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers import embedded
 from components.export import (
@@ -159,8 +160,11 @@ def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[LearnedPo
         alone = exported.score(obs.rows(torch.tensor([row])))
         assert torch.allclose(alone, together[row : row + 1], atol=TOLERANCE)
         size, start = int(obs.length_B[row]), obs.canvas_start
-        cut = {name: value[row : row + 1, : size + (start if name in ("features_BTD", "attend_BT") else 0)]
-               for name, value in obs.tensors().items() if value.ndim > 1}  # fmt: skip
+        cut = {
+            name: value[row : row + 1, : size + (start if name in ("features_BTD", "attend_BT") else 0)]
+            for name, value in obs.tensors().items()
+            if value.ndim > 1
+        }
         alone = exported.score(replace(obs.rows(torch.tensor([row])), **cut))
         assert torch.allclose(alone, together[row : row + 1, :size], atol=TOLERANCE)
 
@@ -377,7 +381,7 @@ def test_decodes_alike_beside_a_policy_that_needs_more(pair: tuple[LearnedPolicy
     job = decoding.prompts.job(None, group=1, experts=1)
     own_R = job.policy_R == 0
     for one in (policy, OnnxPolicy(path)):
-        together = rollout(decoding.denoiser, [one, Greedy()], job, Options(seed=1, choose="mode"))
-        alone = rollout(decoding.denoiser, one, decoding.prompts.job(None), Options(seed=1, choose="mode"))
+        together = rollout(decoding.denoiser, [one, Greedy()], job, DecodeOptions(seed=1, choose="mode"))
+        alone = rollout(decoding.denoiser, one, decoding.prompts.job(None), DecodeOptions(seed=1, choose="mode"))
         assert torch.equal(together.canvas_RL[own_R], alone.canvas_RL)
         assert torch.equal(together.order_RL[own_R], alone.order_RL)

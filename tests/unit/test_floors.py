@@ -86,8 +86,10 @@ def test_imports_run_strictly_downwards() -> None:
         for module in imported(path):
             there = unit_of(module)
             if module.split(".")[0] in PACKAGES and there != here and FLOOR[there] >= FLOOR[here]:
-                broken.append(f"{path.relative_to(ROOT)} ({here}, floor {FLOOR[here]}) imports {module} "
-                              f"({there}, floor {FLOOR[there]})")  # fmt: skip
+                broken.append(
+                    f"{path.relative_to(ROOT)} ({here}, floor {FLOOR[here]}) imports {module} "
+                    f"({there}, floor {FLOOR[there]})"
+                )
     assert not broken, "\n".join(broken)
 
 
@@ -148,10 +150,22 @@ def test_importing_any_module_of_the_library_writes_nothing_and_asks_nobody(tmp_
     folder.mkdir()
     home.mkdir()
     folder.chmod(0o555)
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
-                   "XDG_CACHE_HOME": str(home), "HF_HOME": str(home)}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", WATCH, json.dumps(names)], cwd=folder, env=environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_CACHE_HOME": str(home),
+        "HF_HOME": str(home),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, json.dumps(names)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stdout
     assert not [*folder.iterdir()] and not [*home.rglob("*")]
@@ -182,8 +196,9 @@ def unmask(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, text=True, capture_output=True,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, text=True, capture_output=True, check=False
+    )
 
 
 COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "components" / "cli.py").read_text())

@@ -33,9 +33,17 @@ profiles:
     train: {seed: 0, alpha: 1.0, rounds: 9, learning_rate: 5.0e-4, prompts: 32, group: 8}
 """
 BAD = [
-    ("profile", "huge"), ("seed", -1), ("seed", 1.5), ("alpha", -1), ("alpha", "fast"), ("rounds", 0),
-    ("learning_rate", 0), ("learning_rate", 2), ("prompts_per_round", 0), ("group", 1),
-]  # fmt: skip
+    ("profile", "huge"),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("alpha", -1),
+    ("alpha", "fast"),
+    ("rounds", 0),
+    ("learning_rate", 0),
+    ("learning_rate", 2),
+    ("prompts_per_round", 0),
+    ("group", 1),
+]
 GIVEN = {"seed": 3, "alpha": 2.5, "rounds": 7, "learning_rate": 1e-4, "prompts_per_round": 16, "group": 4}
 
 

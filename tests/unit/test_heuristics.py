@@ -52,8 +52,15 @@ def example(**changes: list) -> Observation:
     }
     given |= {name: torch.tensor([value]) for name, value in changes.items()}
     eligible = given.pop("eligible_BL", masked)
-    return Observation(masked, eligible, torch.tensor([1]), torch.tensor([6]), confidence_BL=confidence,
-                       log_odds_BL=torch.logit(confidence), **given)  # fmt: skip
+    return Observation(
+        masked,
+        eligible,
+        torch.tensor([1]),
+        torch.tensor([6]),
+        confidence_BL=confidence,
+        log_odds_BL=torch.logit(confidence),
+        **given,
+    )
 
 
 def picks(policy: Policy, obs: Observation) -> set[int]:
@@ -146,14 +153,31 @@ def test_a_rule_keeps_to_the_eligible_positions():
     assert picks(Quota("confidence", 3), block) == {0, 5}
 
 
-RULES = [heuristic(name, value) for name, value in [
-    ("random", 1), ("random", 3), ("left_to_right", 2), ("confidence", 3), ("margin", 1), ("entropy", 2),
-    ("threshold", 0.7), ("threshold", 0.0), ("factor", 1.0), ("factor", -1.0), ("entropy_bound", 0.3),
-    ("entropy_bound", -1.0), ("klass", 0.5),
-]] + [SoftmaxConfidence(), MaxConfidence(), TopKRandom(2)] + [
-    SuppressTokens(rule, (0, 1))
-    for rule in (Quota("confidence", 2), Threshold(0.5), EntropyBound(1.0), Klass(0.5, 1.0))
-]  # fmt: skip
+RULES = (
+    [
+        heuristic(name, value)
+        for name, value in [
+            ("random", 1),
+            ("random", 3),
+            ("left_to_right", 2),
+            ("confidence", 3),
+            ("margin", 1),
+            ("entropy", 2),
+            ("threshold", 0.7),
+            ("threshold", 0.0),
+            ("factor", 1.0),
+            ("factor", -1.0),
+            ("entropy_bound", 0.3),
+            ("entropy_bound", -1.0),
+            ("klass", 0.5),
+        ]
+    ]
+    + [SoftmaxConfidence(), MaxConfidence(), TopKRandom(2)]
+    + [
+        SuppressTokens(rule, (0, 1))
+        for rule in (Quota("confidence", 2), Threshold(0.5), EntropyBound(1.0), Klass(0.5, 1.0))
+    ]
+)
 
 
 def statistics(masked: Tensor, eligible: Tensor, step: int, seed: int) -> Observation:
@@ -167,11 +191,17 @@ def statistics(masked: Tensor, eligible: Tensor, step: int, seed: int) -> Observ
     confidence = coarse(1.0)
     rows = len(masked)
     return Observation(
-        masked, eligible, torch.full((rows,), step), torch.full((rows,), masked.shape[1]),
-        token_BL=torch.randint(0, 3, masked.shape, generator=source), confidence_BL=confidence,
-        log_odds_BL=torch.logit(confidence).clamp(-30, 30), margin_BL=coarse(1.0), entropy_BL=coarse(2.0),
+        masked,
+        eligible,
+        torch.full((rows,), step),
+        torch.full((rows,), masked.shape[1]),
+        token_BL=torch.randint(0, 3, masked.shape, generator=source),
+        confidence_BL=confidence,
+        log_odds_BL=torch.logit(confidence).clamp(-30, 30),
+        margin_BL=coarse(1.0),
+        entropy_BL=coarse(2.0),
         drift_BLH=torch.stack([coarse(0.02), coarse(0.02)], -1),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -242,7 +272,8 @@ def test_the_table_builds_every_family_and_names_what_it_knows():
 
 
 def test_a_missing_statistic_is_named():
-    bare = Observation(torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1).long(),
-                       torch.tensor([2]))  # fmt: skip
+    bare = Observation(
+        torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1).long(), torch.tensor([2])
+    )
     with pytest.raises(ValueError, match="entropy_BL"):
         EntropyBound(0.1).distribution(bare)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import DataError
-from components.maths.pareto import envelope_at, envelope_rows, upper_hull
+from components.maths.pareto import envelope_rows, front_at, upper_hull
 
 # A coarse grid on purpose: equal NFE, equal accuracies and points on one line are the cases that go wrong.
 point = st.tuples(st.integers(4, 64).map(lambda n: n / 4), st.integers(0, 20).map(lambda n: n / 20))
@@ -18,14 +18,14 @@ points = st.lists(point, min_size=1, max_size=12).map(lambda rows: np.asarray(ro
 @given(points)
 def test_no_point_lies_above_the_envelope(cells):
     for nfe, accuracy in cells:
-        assert envelope_at(cells[:, 0], cells[:, 1], nfe) >= accuracy - 1e-12
+        assert front_at(cells[:, 0], cells[:, 1], nfe) >= accuracy - 1e-12
 
 
 @given(points, st.integers(0, 11), st.integers(0, 11), st.floats(0, 1))
 def test_no_mixture_of_two_cells_lies_above_the_envelope(cells, i, j, share):
     a, b = cells[i % len(cells)], cells[j % len(cells)]
     mixed = a + share * (b - a)
-    assert envelope_at(cells[:, 0], cells[:, 1], mixed[0]) >= mixed[1] - 1e-9
+    assert front_at(cells[:, 0], cells[:, 1], mixed[0]) >= mixed[1] - 1e-9
 
 
 @given(points)
@@ -41,7 +41,7 @@ def test_corners_are_cells_that_rise_ever_more_slowly(cells):
 @given(points, st.floats(1, 20))
 def test_envelope_is_the_hull_joined_by_lines_and_level_outside(cells, at):
     nfe, accuracy = upper_hull(cells[:, 0], cells[:, 1])
-    assert envelope_at(cells[:, 0], cells[:, 1], at) == pytest.approx(np.interp(at, nfe, accuracy), abs=1e-9)
+    assert front_at(cells[:, 0], cells[:, 1], at) == pytest.approx(np.interp(at, nfe, accuracy), abs=1e-9)
 
 
 @given(points, st.permutations(range(12)))
@@ -54,8 +54,8 @@ def test_the_order_of_the_cells_does_not_matter(cells, order):
 @given(points, st.floats(1, 20))
 def test_a_cell_below_the_front_changes_nothing(cells, at):
     more = np.concatenate([cells, [[cells[0, 0], cells[0, 1] - 0.1]]])
-    before = envelope_at(cells[:, 0], cells[:, 1], at)
-    assert before == envelope_at(more[:, 0], more[:, 1], at)
+    before = front_at(cells[:, 0], cells[:, 1], at)
+    assert before == front_at(more[:, 0], more[:, 1], at)
 
 
 @settings(max_examples=30)
@@ -64,7 +64,7 @@ def test_rows_at_once_equal_rows_one_by_one(seed, rows, cells):
     rng = np.random.default_rng(seed)
     nfe, accuracy, at = rng.integers(1, 9, (rows, cells)), rng.random((rows, cells)), rng.uniform(0, 10, rows)
     together = envelope_rows(nfe, accuracy, at)
-    alone = [envelope_at(nfe[r], accuracy[r], at[r]) for r in range(rows)]
+    alone = [front_at(nfe[r], accuracy[r], at[r]) for r in range(rows)]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -80,10 +80,10 @@ def test_worked_example():
     nfe, accuracy = [2, 4, 4, 6, 8, 16], [0.2, 0.6, 0.3, 0.5, 0.8, 0.75]
     corners = upper_hull(nfe, accuracy)
     assert [c.tolist() for c in corners] == [[2, 4, 8], [0.2, 0.6, 0.8]]
-    assert envelope_at(nfe, accuracy, 3) == pytest.approx(0.4)  # half of the prompts at 2, half at 4
-    assert envelope_at(nfe, accuracy, 6) == pytest.approx(0.7)
-    assert envelope_at(nfe, accuracy, 16) == pytest.approx(0.8)  # more forwards than needed lose nothing
-    assert envelope_at(nfe, accuracy, 1.9) == pytest.approx(0.2)  # nobody is that fast: the fastest counts
+    assert front_at(nfe, accuracy, 3) == pytest.approx(0.4)  # half of the prompts at 2, half at 4
+    assert front_at(nfe, accuracy, 6) == pytest.approx(0.7)
+    assert front_at(nfe, accuracy, 16) == pytest.approx(0.8)  # more forwards than needed lose nothing
+    assert front_at(nfe, accuracy, 1.9) == pytest.approx(0.2)  # nobody is that fast: the fastest counts
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_unusable_points_are_refused(nfe, accuracy):
     with pytest.raises(DataError):
         upper_hull(nfe, accuracy)
     with pytest.raises(DataError):
-        envelope_at(nfe, accuracy, 1.0)
+        front_at(nfe, accuracy, 1.0)
 
 
 def test_rows_of_unequal_shape_are_refused():

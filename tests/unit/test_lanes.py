@@ -1,4 +1,4 @@
-"""Work in lanes is the work done one after the other: same results, same order, same gradients bit for bit."""
+"""Work in workers is the work done one after the other: same results, same order, same gradients bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from components.core import workers
 from components.core.rng import generator
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.denoisers import embedded
 from components.trainers import pretrain
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def threads():
-    """Two torch threads, as many as the lanes of these tests share."""
+    """Two torch threads, as many as the workers of these tests share."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield 2
@@ -34,7 +34,7 @@ def test_as_many_lanes_as_threads_and_as_there_is_work_for(threads):
 
 
 def test_results_come_in_order_and_lanes_share_the_threads(threads):
-    with workers.lanes(2) as run:
+    with workers.pool(2) as run:
         assert list(run(lambda n: (time.sleep(0.02 * (n == 0)), n)[1], range(6))) == list(range(6))
         assert list(run(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == threads
@@ -48,30 +48,30 @@ def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(thread
         time.sleep(0.02)
         raise ValueError(f"no {number}")
 
-    with pytest.raises(ValueError, match="no 0"), workers.lanes(2) as run:
+    with pytest.raises(ValueError, match="no 0"), workers.pool(2) as run:
         list(run(work, range(50)))
     assert torch.get_num_threads() == threads and len(begun) < 50
 
 
 def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads):
     def piece(seconds: float):
-        def run(watch: Stopwatch) -> str:
-            watch.seconds["section"] += seconds
+        def run(timer: Timer) -> str:
+            timer.seconds["section"] += seconds
             return "done"
 
         return run
 
-    watch = Stopwatch()
-    assert workers.watched([piece(1.5), piece(2.5)], watch) == ["done", "done"]
-    assert set(watch.seconds) == {"section"}
-    assert watch.seconds["section"] == 2.0  # not their sum
+    timer = Timer()
+    assert workers.timed([piece(1.5), piece(2.5)], timer) == ["done", "done"]
+    assert set(timer.seconds) == {"section"}
+    assert timer.seconds["section"] == 2.0  # not their sum
 
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999))
 def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes, seed):
     """One parameter is not in every loss, two have the very same gradient, one is in none; what was there stays."""
-    source = generator("lanes", seed)
+    source = generator("workers", seed)
     model = nn.ParameterDict(
         {n: nn.Parameter(torch.randn(4, dtype=torch.float64, generator=source)) for n in "abcd"} | {"e": torch.zeros(4)}
     )
@@ -105,20 +105,29 @@ def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes, seed):
 
 
 def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads):
-    """Batches of several pieces, so that the second lane has something to do."""
+    """Batches of several pieces, so that the second worker has something to do."""
     found = []
     for number in (1, 2):
         torch.set_num_threads(number)
         denoiser, _ = embedded.build("llada", "abcdef", 16, 2, 2, 32, 32, seed=3)
-        answers = torch.randint(4, 10, (150, 6), generator=generator("lanes", "answers"))
+        answers = torch.randint(4, 10, (150, 6), generator=generator("workers", "answers"))
         prompts, attend = answers.flip(1), torch.ones(150, 6, dtype=torch.bool)
-        batches = [pretrain.Batch(prompts, attend, answers, 0.8),
-                   pretrain.Batch(prompts[:40], attend[:40], answers[:40], 0.2)]  # fmt: skip
+        batches = [
+            pretrain.Batch(prompts, attend, answers, 0.8),
+            pretrain.Batch(prompts[:40], attend[:40], answers[:40], 0.2),
+        ]
         assert [len(p.answer_BL) for p in batches[0].pieces()] == [50, 50, 50] and len(batches[1].pieces()) == 1
         assert sum(p.weight for b in batches for p in b.pieces()) == pytest.approx(1.0)
         reports: list[dict[str, float]] = []
-        pretrain.pretrain(denoiser, lambda _, batches=batches: batches, 4, 0.01, 1, 7,
-                          lambda _, metrics, reports=reports: reports.append(metrics))  # fmt: skip
+        pretrain.pretrain(
+            denoiser,
+            lambda _, batches=batches: batches,
+            4,
+            0.01,
+            1,
+            7,
+            lambda _, metrics, reports=reports: reports.append(metrics),
+        )
         found.append((denoiser.model.state_dict(), reports))
     (one, first), (two, second) = found
     assert first == second

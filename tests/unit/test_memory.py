@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import SettingsError
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.core.types import STATISTICS, Needs
 from components.decode import batch, memory
-from components.decode.batch import Flight, Job, admit, look
-from components.decode.engine import Options, rollout
+from components.decode.batch import DecodeBatch, admit, refresh
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Klass, Threshold
@@ -36,20 +37,26 @@ def job_of(rows: int) -> Job:
     return Job.of(prompts, LENGTH, LENGTH // 2, group=rows // 2)
 
 
-def bytes_of(seen: Flight) -> int:
+def bytes_of(seen: DecodeBatch) -> int:
     held = [*seen.tensors().values(), *seen.fields.values(), *(seen.state or {}).values()]
     return sum(t.nbytes for t in {t.data_ptr(): t for t in held}.values())
 
 
 @pytest.mark.parametrize(
     "needs",
-    [Needs(), Needs(statistics=STATISTICS, top_k=5), Needs(features="sequence"), Needs(features="canvas", where="all"),
-     Needs(drift=3), Needs(answer=True)],
-)  # fmt: skip
+    [
+        Needs(),
+        Needs(statistics=STATISTICS, top_k=5),
+        Needs(features="sequence"),
+        Needs(features="canvas", where="all"),
+        Needs(drift=3),
+        Needs(answer=True),
+    ],
+)
 def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser, needs: Needs):
     job = job_of(40)
     job = replace(job, answers=[torch.full((LENGTH,), 5)] * 2) if needs.answer else job
-    seen, _ = look(admit(job, torch.arange(40), denoiser, 0), denoiser, needs, Stopwatch(), every=True)
+    seen, _ = refresh(admit(job, torch.arange(40), denoiser, 0), denoiser, needs, Timer(), every=True)
     counted = memory.count(job, denoiser, needs).row
     held = bytes_of(seen) / 40
     policy = LENGTH * 12 * 2**10
@@ -58,12 +65,14 @@ def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser
 
 def test_a_recorded_step_takes_no_more_than_is_counted_and_not_far_less(denoiser):
     job, policy = job_of(40), ConfidencePolicy(Shape(width=8, heads=2, inner=16, features=16)).eval()
-    steps = rollout(denoiser, policy, job, Options(record=True, force=False)).steps
+    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force=False)).steps
     assert steps is not None
     held = [*steps.observation.tensors().values(), steps.action.drawn_BL, steps.row_N, steps.step_N, steps.log_prob_N]
     kept = sum(t.nbytes for t in held) / len(steps.row_N)
-    bare, whole, half = (memory.count(job, denoiser, policy.needs, record, keep).row
-                         for record, keep in ((False, 1.0), (True, 1.0), (True, 0.5)))  # fmt: skip
+    bare, whole, half = (
+        memory.count(job, denoiser, policy.needs, record, keep).row
+        for record, keep in ((False, 1.0), (True, 1.0), (True, 0.5))
+    )
     assert kept <= (whole - bare) / LENGTH <= 1.5 * kept
     assert half - bare == pytest.approx((whole - bare) / 2, rel=0.01)
 
@@ -82,9 +91,14 @@ def test_what_grows_with_the_vocabulary_is_only_what_keeps_distributions(denoise
 
 @settings(max_examples=200, deadline=None)
 @given(
-    budget=st.integers(1, 10**8), whole=st.integers(1, 600), row=st.integers(100, 10**6), rows=st.integers(1, 600),
-    given_rows=st.booleans(), position=st.integers(100, 10**5), tokens=st.one_of(st.none(), st.integers(1, 5000)),
-)  # fmt: skip
+    budget=st.integers(1, 10**8),
+    whole=st.integers(1, 600),
+    row=st.integers(100, 10**6),
+    rows=st.integers(1, 600),
+    given_rows=st.booleans(),
+    position=st.integers(100, 10**5),
+    tokens=st.one_of(st.none(), st.integers(1, 5000)),
+)
 def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
     budget, whole, row, rows, given_rows, position, tokens
 ):
@@ -96,7 +110,7 @@ def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
         assert row + sizes.forward(whole) > budget
         assert has_remedy(str(refusal))
         return
-    asked = tokens or batch.slice_tokens(CPU)
+    asked = tokens or batch.tokens_per_forward(CPU)
     most = memory.FORWARDS * max(1, asked // whole) if limit is None else limit
     taken = sizes.forward(max(whole, positions))
     assert 1 <= found <= most and 1 <= positions <= asked
@@ -115,29 +129,29 @@ def test_any_budget_decodes_the_same(denoiser, policy, monkeypatch):
     least, whole = sizes.row + sizes.forward(sum(job.shape)), []
     inside = memory.fit
     monkeypatch.setattr(memory, "fit", lambda *given: whole.append(inside(*given)) or whole[-1])
-    wanted = rollout(denoiser, policy, job, Options(seed=2, record=True))
+    wanted = rollout(denoiser, policy, job, DecodeOptions(seed=2, record=True))
     for budget in (least, 2 * least, 5 * least):
-        found = rollout(denoiser, policy, job, Options(seed=2, record=True, memory=budget))
+        found = rollout(denoiser, policy, job, DecodeOptions(seed=2, record=True, memory=budget))
         for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R"):
             assert torch.equal(getattr(found, name), getattr(wanted, name)), name
     assert [rows for rows, _ in whole] == sorted({rows for rows, _ in whole[1:]}) or whole[0][0] > whole[1][0] == 1
     with pytest.raises(SettingsError, match="one row of 11 positions"):
-        rollout(denoiser, policy, job, Options(record=True, memory=least - 1))
+        rollout(denoiser, policy, job, DecodeOptions(record=True, memory=least - 1))
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(denoiser, monkeypatch):
-    """The largest flight of a job of 400 rows is that of a job of 40."""
+    """The largest batch of a job of 400 rows is that of a job of 40."""
     most: dict[int, int] = {}
-    inside = batch.look
+    inside = batch.refresh
 
-    def watched(seen: Flight, *rest, **named):
+    def watched(seen: DecodeBatch, *rest, **named):
         result = inside(seen, *rest, **named)
         most[size] = max(most.get(size, 0), bytes_of(result[0]))
         return result
 
-    monkeypatch.setattr("components.decode.engine.look", watched)
+    monkeypatch.setattr("components.decode.engine.refresh", watched)
     for size in (40, 400):
-        rollout(denoiser, Threshold(0.3), job_of(size), Options(rows=16))
+        rollout(denoiser, Threshold(0.3), job_of(size), DecodeOptions(rows=16))
     assert most[400] <= most[40] * 1.01
 
 

@@ -33,9 +33,9 @@ def test_advantages_move_with_their_rows(reward, order):
     assert torch.allclose(group_advantages(reward[moved], GROUPS[moved]), group_advantages(reward, GROUPS)[moved])
 
 
-@pytest.mark.parametrize("by_std", [False, True])
-def test_a_group_that_agrees_has_no_advantage(by_std):
-    advantage = group_advantages(torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5, 1.0]), GROUPS, by_std)
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_a_group_that_agrees_has_no_advantage(normalize_advantage):
+    advantage = group_advantages(torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5, 1.0]), GROUPS, normalize_advantage)
     assert torch.equal(advantage, torch.zeros(6))
 
 
@@ -43,7 +43,7 @@ def test_advantages_by_hand():
     reward = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.5])
     assert torch.allclose(group_advantages(reward, GROUPS), torch.tensor([0.5, -0.5, 1 / 3, 1 / 3, -2 / 3, 0.0]))
     std = math.sqrt((0.25 + 0.25) / 3)
-    assert group_advantages(reward, GROUPS, by_std=True)[0].item() == pytest.approx(0.5 / std, rel=1e-3)
+    assert group_advantages(reward, GROUPS, normalize_advantage=True)[0].item() == pytest.approx(0.5 / std, rel=1e-3)
 
 
 def test_pair_weights_by_hand():

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from components.core.errors import SettingsError
 from components.core.types import STATISTICS, Action, Needs, Observation, Rollout, Steps
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
 from components.denoisers.formula import FormulaDenoiser
 from components.maths.distributions import take
@@ -211,9 +212,13 @@ def test_rollouts_follow_the_oracle(name, force, cap, block):
     rows, denoiser, policy = 1500, scrambled(4), POLICIES[name]
     lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force=force, cap=cap)
     exact = follow(lattice, policy)
-    done = rollout(denoiser, policy, Job.of([PROMPT], 4, block, group=rows), Options(seed=5, force=force, cap=cap))
-    known = {(tuple(c), n): i for i, (c, n) in enumerate(
-        zip(lattice.ends.canvas_RL.tolist(), lattice.ends.nfe_R.tolist(), strict=True))}  # fmt: skip
+    done = rollout(
+        denoiser, policy, Job.of([PROMPT], 4, block, group=rows), DecodeOptions(seed=5, force=force, cap=cap)
+    )
+    known = {
+        (tuple(c), n): i
+        for i, (c, n) in enumerate(zip(lattice.ends.canvas_RL.tolist(), lattice.ends.nfe_R.tolist(), strict=True))
+    }
     seen = [known[tuple(c), n] for c, n in zip(done.canvas_RL.tolist(), done.nfe_R.tolist(), strict=True)]
     frequency = torch.bincount(torch.tensor(seen), minlength=len(known)) / rows
     p = exact.mass_N.detach()
@@ -227,7 +232,7 @@ def test_greedy_decoding_is_one_path(name):
     denoiser, policy = scrambled(4), POLICIES[name]
     lattice = enumerate_decoding(denoiser, PROMPT, 4, 4, NEEDS)
     exact = follow(lattice, policy, choose="mode")
-    done = rollout(denoiser, policy, Job.of([PROMPT], 4, 4), Options(choose="mode"))
+    done = rollout(denoiser, policy, Job.of([PROMPT], 4, 4), DecodeOptions(choose="mode"))
     assert exact.mass_N.max().item() == 1
     end = int(exact.mass_N.argmax())
     assert lattice.ends.canvas_RL[end].tolist() == done.canvas_RL[0].tolist()
@@ -239,7 +244,7 @@ def test_greedy_decoding_is_one_path(name):
 def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force):
     denoiser, policy = scrambled(4), POLICIES[name]
     job = Job.of([PROMPT, PROMPT[:1]], 4, 2, group=20)
-    steps = rollout(denoiser, policy, job, Options(record=True, force=force, rows=7)).steps
+    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force=force, rows=7)).steps
     assert steps is not None
     again = policy.distribution(steps.observation).log_prob(steps.action)
     assert torch.allclose(again, steps.log_prob_N, atol=1e-12)
@@ -330,10 +335,13 @@ def all_groups(lattice: Lattice, policy: Policy, size: int, expert: Path | None 
     with torch.no_grad():
         log_prob_N = policy.distribution(observation).log_prob(action)
     return Groups(
-        Steps(row_N, step_N, observation, action, log_prob_N), torch.tensor([len(p.steps) for p in rows]),
-        torch.tensor([p.end for p in rows]), torch.tensor(group_of), torch.tensor(chances, dtype=torch.float64),
+        Steps(row_N, step_N, observation, action, log_prob_N),
+        torch.tensor([len(p.steps) for p in rows]),
+        torch.tensor([p.end for p in rows]),
+        torch.tensor(group_of),
+        torch.tensor(chances, dtype=torch.float64),
         torch.tensor(steered),
-    )  # fmt: skip
+    )
 
 
 def mean_gradient(
@@ -343,7 +351,7 @@ def mean_gradient(
     length = lattice.ends.canvas_RL.shape[1]
     members = int((groups.group_R == 0).sum()) - experts
     reward_R = reward_of(lattice.ends)[groups.end_R]
-    advantage_R = group_advantages(reward_R, groups.group_R, objective.by_std)
+    advantage_R = group_advantages(reward_R, groups.group_R, objective.normalize_advantage)
     row = groups.part.row_N
     # Weights of one group alone, then each group by its probability.
     steps_R = groups.steps_R.double()
@@ -351,15 +359,17 @@ def mean_gradient(
     weight_N = weight_N * len(groups.chance_P) * groups.chance_P[groups.group_R[row]]
     old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
     plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
-    loss, _ = surrogate(policy, reference, groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row], plan,
-                        objective)  # fmt: skip
+    loss, _ = surrogate(
+        policy, reference, groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row], plan, objective
+    )
     return -flat_gradient(loss, policy)
 
 
 def flat_gradient(value: Tensor, policy) -> Tensor:
     found = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten()
-                      for p, g in zip(policy.parameters(), found, strict=True)])  # fmt: skip
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(policy.parameters(), found, strict=True)]
+    )
 
 
 CONSTANT = Objective(weighting="constant")
@@ -403,8 +413,14 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, fo
 
 
 def by_hand(
-    groups: Groups, new_N: Tensor, old_N: Tensor, reward_R: Tensor, per_row: list[int], clip: float, by_std=False
-) -> Tensor:  # fmt: skip
+    groups: Groups,
+    new_N: Tensor,
+    old_N: Tensor,
+    reward_R: Tensor,
+    per_row: list[int],
+    clip: float,
+    normalize_advantage=False,
+) -> Tensor:
     """sum over groups of P(group) (1/G) sum_g (1/per_row_g) sum_t min(rho A, clip(rho) A), one term after the other."""
     ratio = (new_N - old_N).exp()
     total = torch.zeros((), dtype=torch.float64)
@@ -413,7 +429,7 @@ def by_hand(
         mean = sum(float(reward_R[m]) for m in members) / len(members)
         spread = math.sqrt(sum((float(reward_R[m]) - mean) ** 2 for m in members) / len(members)) + 1e-4
         for m in members:
-            advantage = (float(reward_R[m]) - mean) / (spread if by_std else 1)
+            advantage = (float(reward_R[m]) - mean) / (spread if normalize_advantage else 1)
             for n in (groups.part.row_N == m).nonzero().flatten().tolist():
                 cut = min(max(float(ratio[n].detach()), 1 - clip), 1 + clip)
                 kept = ratio[n] if float(ratio[n].detach()) * advantage <= cut * advantage else torch.tensor(cut)
@@ -438,9 +454,11 @@ def test_weighting_by_row_is_another_objective():
     assert_same(found, wanted)
 
 
-@pytest.mark.parametrize(("weighting", "by_std"), [("row", False), ("constant", False), ("constant", True)])
+@pytest.mark.parametrize(
+    ("weighting", "normalize_advantage"), [("row", False), ("constant", False), ("constant", True)]
+)
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical"])
-def test_the_clipped_surrogate_off_policy(name, weighting, by_std):
+def test_the_clipped_surrogate_off_policy(name, weighting, normalize_advantage):
     """Groups drawn by an older policy: the ratio per step, cut where the gain is large enough."""
     policy, older, clip = POLICIES[name], learner(name, seed=1), 0.1
     length = 3 if name == "categorical" else 2  # of two positions, each the other's rest, all ratios would be cut
@@ -450,8 +468,10 @@ def test_the_clipped_surrogate_off_policy(name, weighting, by_std):
     new_N = likelihood(policy, groups)
     assert bool(((new_N - groups.part.log_prob_N).exp().sub(1).abs() > clip).any())
     reward_R = reward_of(lattice.ends)[groups.end_R]
-    wanted = flat_gradient(by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip, by_std), policy)
-    objective = Objective(weighting=weighting, clip=clip, by_std=by_std)
+    wanted = flat_gradient(
+        by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip, normalize_advantage), policy
+    )
+    objective = Objective(weighting=weighting, clip=clip, normalize_advantage=normalize_advantage)
     found = mean_gradient(policy, None, groups, lattice, objective)
     assert_same(found, wanted)
 
@@ -540,8 +560,10 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
     lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force=False)
     theirs = {str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps]): p.p for p in paths(lattice, reference)}
-    between = sum(p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
-                  for p in paths(lattice, policy))  # fmt: skip
+    between = sum(
+        p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
+        for p in paths(lattice, policy)
+    )
     per_state = [policy.distribution(x.observation).kl(reference.distribution(x.observation)) for x in lattice.levels]
     exact = follow(lattice, policy)
     summed = sum(float((m * v).sum().detach()) for m, v in zip(exact.state_mass, per_state, strict=True))

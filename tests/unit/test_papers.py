@@ -67,9 +67,11 @@ def test_paper_b_from_params_yaml_is_its_preset(
     name: str, rule: str, value: float | None, divergence: str, shortlist: int
 ) -> None:
     found = settings(
-        PAPER_B, policy={"shortlist": shortlist}, distill={"reference": rule, "value": value},
+        PAPER_B,
+        policy={"shortlist": shortlist},
+        distill={"reference": rule, "value": value},
         train={"reference": rule, "reference_value": value, "divergence": divergence, "keep_steps": 0.25},
-    )  # fmt: skip
+    )
     wanted = upo.preset(name, 4096, heads=32, inner=12288, keep_steps=0.25)
     assert plan_of(found.train, found.decode) == (wanted.plan, wanted.objective)
     assert isinstance(found.policy, Feature)
@@ -93,15 +95,20 @@ def defined(folder: str) -> dict[str, set[str]]:
             yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
 
     files = {path.relative_to(ROOT): path for path in sorted((ROOT / folder).rglob("*.py"))}
-    return {f"/{short}": set(names(ast.parse(path.read_text()).body, "." + ".".join(short.with_suffix("").parts) + "."))
-            for short, path in files.items()}  # fmt: skip
+    return {
+        f"/{short}": set(names(ast.parse(path.read_text()).body, "." + ".".join(short.with_suffix("").parts) + "."))
+        for short, path in files.items()
+    }
 
 
 def rows(heading: str) -> list[list[str]]:
     """The cells of the table below a heading, without the table's own head."""
     section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines()
-            if line.startswith("| ")][1:]  # fmt: skip
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if line.startswith("| ")
+    ][1:]
 
 
 def quoted(cell: str) -> list[str]:

@@ -40,13 +40,20 @@ def observe(rows: int = 4, length: int = 6, seed: int = 0, prompt: int = 2) -> O
     masked = (rand(rows, length) < 0.7) & valid
     top = rand(rows, length, 3).sort(-1, descending=True).values * valid[..., None]
     return Observation(
-        masked, masked & (torch.arange(length) < length // 2 + 1), torch.arange(rows) % 3, sizes,
-        token_BL=torch.randint(0, 9, (rows, length), generator=source), confidence_BL=top[..., 0],
-        log_odds_BL=torch.logit(top[..., 0], 1e-6) * valid, margin_BL=(top[..., 0] - top[..., 1]),
-        entropy_BL=rand(rows, length) * valid, top_BLK=top,
-        features_BTD=(rand(rows, prompt + length, 8) - 0.5), canvas_start=prompt,
+        masked,
+        masked & (torch.arange(length) < length // 2 + 1),
+        torch.arange(rows) % 3,
+        sizes,
+        token_BL=torch.randint(0, 9, (rows, length), generator=source),
+        confidence_BL=top[..., 0],
+        log_odds_BL=torch.logit(top[..., 0], 1e-6) * valid,
+        margin_BL=(top[..., 0] - top[..., 1]),
+        entropy_BL=rand(rows, length) * valid,
+        top_BLK=top,
+        features_BTD=(rand(rows, prompt + length, 8) - 0.5),
+        canvas_start=prompt,
         attend_BT=torch.cat([torch.ones(rows, prompt, dtype=torch.bool), valid], 1),
-    )  # fmt: skip
+    )
 
 
 def stirred(policy: nn.Module, seed: int = 3) -> Any:
@@ -214,7 +221,7 @@ def test_one_policy_for_every_speed():
     obs = observe()
     plain = policy_of("rich")
     before = plain.score(obs)
-    plain.condition((0.3, 9.0))
+    plain.add_alpha_input((0.3, 9.0))
     for asked in (0.3, 9.0):
         plain.speed = asked
         assert torch.equal(plain.score(obs), before)
@@ -305,8 +312,15 @@ def test_the_teacher_commits_what_is_right_or_the_best():
     token, answer = torch.tensor([[1, 2, 3, 4]] * 3), torch.tensor([[1, 9, 3, 9], [9, 9, 9, 4], [9, 9, 9, 9]])
     eligible = torch.tensor([[True, True, True, False]] * 3)
     odds = torch.tensor([[0.0, 3.0, 1.0, 9.0]] * 3)
-    obs = Observation(torch.ones(3, 4, dtype=torch.bool), eligible, torch.zeros(3).long(), torch.full((3,), 4),
-                      token_BL=token, log_odds_BL=odds, answer_BL=answer)  # fmt: skip
+    obs = Observation(
+        torch.ones(3, 4, dtype=torch.bool),
+        eligible,
+        torch.zeros(3).long(),
+        torch.full((3,), 4),
+        token_BL=token,
+        log_odds_BL=odds,
+        answer_BL=answer,
+    )
     drawn = Teacher().distribution(obs).mode().drawn_BL
     assert drawn.tolist() == [[True, False, True, False], [False, True, False, False], [False, True, False, False]]
     with pytest.raises(ValueError, match="answers=True"):
@@ -328,8 +342,10 @@ def test_the_action_is_the_shape_s_with_the_policy_s_temperature():
     policy = ConfidencePolicy(PAPER, temperature=0.5, scale=1.5).double()
     cool = policy.distribution(obs)
     assert isinstance(cool, Bernoulli) and (cool.temperature, cool.scale) == (0.5, 1.5)
-    assert torch.allclose(cool.probability_BL[obs.eligible_BL],
-                          (1.5 * torch.sigmoid(policy.score(obs) / 0.5)).clamp(max=1)[obs.eligible_BL])  # fmt: skip
+    assert torch.allclose(
+        cool.probability_BL[obs.eligible_BL],
+        (1.5 * torch.sigmoid(policy.score(obs) / 0.5)).clamp(max=1)[obs.eligible_BL],
+    )
     assert isinstance(ConfidencePolicy(replace(PAPER, action="dpls")).distribution(obs), DPLS)
 
 

@@ -54,9 +54,12 @@ TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), vocabulary=st.integers(2, 40), scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
-    forbid=st.integers(0, 20), top_k=st.integers(0, 45),
-)  # fmt: skip
+    seed=st.integers(0, 10**6),
+    vocabulary=st.integers(2, 40),
+    scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
+    forbid=st.integers(0, 20),
+    top_k=st.integers(0, 45),
+)
 def test_statistics_are_those_of_a_float64_softmax(dtype, seed, vocabulary, scale, forbid, top_k):
     source = generator("readout", seed)
     logits_NV = (scale * torch.randn(5, vocabulary, generator=source, dtype=torch.float64)).to(dtype)
@@ -118,9 +121,11 @@ def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), asked=st.sets(st.sampled_from(STATISTICS)), top_k=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+    asked=st.sets(st.sampled_from(STATISTICS)),
+    top_k=st.integers(0, 3),
     drift=st.integers(0, 1),
-)  # fmt: skip
+)
 def test_only_what_is_asked_for_is_read_and_is_the_same_beside_whatever_else(seed, asked, top_k, drift):
     logits_NV = 5 * torch.randn(6, 12, generator=generator("asked", seed))
     found = read(logits_NV, [1], Needs(top_k=top_k, drift=drift, statistics=asked))
@@ -135,8 +140,13 @@ def test_only_what_is_asked_for_is_read_and_is_the_same_beside_whatever_else(see
 def test_no_position_is_asked_for_and_none_is_answered():
     found = read(torch.zeros(0, 5), [0], Needs(top_k=2, statistics=STATISTICS))
     assert {name: tuple(v.shape) for name, v in found.items()} == {
-        "token": (0,), "confidence": (0,), "log_odds": (0,), "margin": (0,), "entropy": (0,), "top": (0, 2),
-    }  # fmt: skip
+        "token": (0,),
+        "confidence": (0,),
+        "log_odds": (0,),
+        "margin": (0,),
+        "entropy": (0,),
+        "top": (0, 2),
+    }
 
 
 def test_drift_is_the_divergence_from_the_distribution_before_and_infinite_without_one():

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from components.core.errors import SettingsError
-from components.core.timer import Stopwatch
+from components.core.timer import Timer
 from components.core.types import Needs
-from components.decode.engine import Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
 from components.maths.objectives import group_advantages
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
 from components.policies.teacher import Teacher
 from components.trainers import grpo, upo
-from components.trainers.distill import Distil, distil
+from components.trainers.distill import DistillPlan, imitate
 from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, reinforce, update
 
 torch.set_num_threads(1)
@@ -39,7 +40,7 @@ def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
 
 
 def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Collected:  # noqa: B008
-    return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Stopwatch())
+    return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Timer())
 
 
 def snapshot(policy) -> dict[str, torch.Tensor]:
@@ -95,8 +96,15 @@ def test_training_is_a_function_of_its_seed(key_first):
     results = []
     for _ in range(2):
         policy = learner()
-        reinforce(policy, key_first.denoiser(), key_first.prompts(), PLAN, Objective(signal="dense"),
-                  lambda _, m: None, optimiser_for(policy, PLAN))  # fmt: skip
+        reinforce(
+            policy,
+            key_first.denoiser(),
+            key_first.prompts(),
+            PLAN,
+            Objective(signal="dense"),
+            lambda _, m: None,
+            optimiser_for(policy, PLAN),
+        )
         results.append(snapshot(policy))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -222,7 +230,9 @@ def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first)
     """A mask behind an end token does not show in the text; it must not lend its score to, or take it from, others."""
     prompts = key_first.prompts().take([0])
     job = prompts.job(None, group=2)
-    done = rollout(key_first.denoiser(), Teacher(), prompts.job(None, group=2, answers=True), Options(choose="mode"))
+    done = rollout(
+        key_first.denoiser(), Teacher(), prompts.job(None, group=2, answers=True), DecodeOptions(choose="mode")
+    )
     for first in (True, False):
         torn = replace(done, finished_R=torch.tensor([first, not first]))
         _, correct, _ = prompts.scores(job, torn)
@@ -230,15 +240,23 @@ def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first)
 
 
 def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
-    plan = Distil(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+    plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
-        distil(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
+        imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"reward": "sum"}, {"signal": "both"}, {"weighting": "step"}, {"divergence": "js"}, {"keep_steps": 0.0},
-              {"keep_steps": 1.5}, {"epochs": 0}],
-)  # fmt: skip
+    "wrong",
+    [
+        {"reward": "sum"},
+        {"signal": "both"},
+        {"weighting": "step"},
+        {"divergence": "js"},
+        {"keep_steps": 0.0},
+        {"keep_steps": 1.5},
+        {"epochs": 0},
+    ],
+)
 def test_an_objective_that_cannot_work_is_refused(wrong):
     with pytest.raises(SettingsError):
         Objective(**wrong)
@@ -252,7 +270,7 @@ def test_paper_a_s_preset_has_the_published_hyperparameters():
     assert sum(p.numel() for p in ConfidencePolicy(chosen.shape).parameters()) == 331_265
     assert (chosen.shape.bias, chosen.shape.period, chosen.shape.where) == (-2.0, 1.0, "all")
     o, p = chosen.objective, chosen.plan
-    assert (o.alpha, o.reward, o.clip, o.epochs, o.weighting, o.by_std, o.pull) == (
+    assert (o.alpha, o.reward, o.clip, o.epochs, o.weighting, o.normalize_advantage, o.pull) == (
         10,
         "multiplicative",
         0.5,
@@ -292,8 +310,16 @@ def test_paper_a_s_presets_run(key_first, name):
     plan = replace(chosen.plan, rounds=1, prompts=3, group=2, block_length=2, expert_block=None)
     policy = ConfidencePolicy(replace(chosen.shape, width=16, inner=16))
     seen: list[dict[str, float]] = []
-    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, chosen.objective, lambda _, m: seen.append(m),
-              optimiser_for(policy, plan), expert=chosen.expert)  # fmt: skip
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        plan,
+        chosen.objective,
+        lambda _, m: seen.append(m),
+        optimiser_for(policy, plan),
+        expert=chosen.expert,
+    )
     assert all(math.isfinite(value) for value in seen[0].values())
 
 
@@ -303,11 +329,19 @@ def test_paper_b_s_presets_run(key_first, name):
     plan = replace(chosen.plan, rounds=1, prompts=3)
     policy = FeaturePolicy(chosen.shape)
     if chosen.taught:
-        first = Distil(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
-        distil(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
+        first = DistillPlan(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+        imitate(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
     seen: list[dict[str, float]] = []
-    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, chosen.objective, lambda _, m: seen.append(m),
-              optimiser_for(policy, plan), reference=chosen.reference)  # fmt: skip
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        plan,
+        chosen.objective,
+        lambda _, m: seen.append(m),
+        optimiser_for(policy, plan),
+        reference=chosen.reference,
+    )
     assert all(math.isfinite(value) for value in seen[0].values())
     assert seen[0]["decode/nfe"] == 4  # one position per step
     assert policy.temperature == 1.0
@@ -334,15 +368,31 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
         policy.head.bias.zero_()
     plan = Plan(rounds=40, prompts=16, group=8, learning_rate=0.0, seed=3, block_length=None, entropy=1.4)
     seen: list[dict[str, float]] = []
-    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
-              lambda _, m: seen.append(m), optimiser_for(policy, plan))  # fmt: skip
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        plan,
+        Objective(epochs=1),
+        lambda _, m: seen.append(m),
+        optimiser_for(policy, plan),
+    )
     assert seen[0]["decode/temperature"] == 1.0 and seen[0]["decode/entropy"] < 1.2
     assert sum(m["decode/entropy"] for m in seen[-8:]) / 8 == pytest.approx(1.4, abs=0.15)
     assert seen[-1]["decode/temperature"] > 1.5 and policy.temperature == 1.0
     again: list[dict[str, float]] = []
     before = seen[34]["decode/temperature"], seen[34]["decode/entropy"]
-    reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
-              lambda _, m: again.append(m), optimiser_for(policy, plan), first=35, before=before)  # fmt: skip
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        plan,
+        Objective(epochs=1),
+        lambda _, m: again.append(m),
+        optimiser_for(policy, plan),
+        first=35,
+        before=before,
+    )
     kept = ("decode/temperature", "decode/entropy", "reward/mean")
     assert [[m[k] for k in kept] for m in again] == [[m[k] for k in kept] for m in seen[35:]]
 
@@ -353,8 +403,15 @@ def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
         plan = Plan(rounds=4, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, warmup=2, floor=floor)
         policy = learner()
         optimiser = optimiser_for(policy, plan)
-        reinforce(policy, key_first.denoiser(), key_first.prompts(), plan, Objective(epochs=1),
-                  lambda _, m, o=optimiser: rates.append(o.param_groups[0]["lr"]), optimiser)  # fmt: skip
+        reinforce(
+            policy,
+            key_first.denoiser(),
+            key_first.prompts(),
+            plan,
+            Objective(epochs=1),
+            lambda _, m, o=optimiser: rates.append(o.param_groups[0]["lr"]),
+            optimiser,
+        )
     assert rates[4:] == [0.5, 1.0, 1.0, 1.0]
     assert rates[:4] == pytest.approx([0.5, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2])
 

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from components.core.errors import DataError
-from components.maths.pareto import envelope_at, upper_hull
-from components.reports import boards, card, files, learning, order_page, pareto, picture, table
+from components.core.files import write_text
+from components.maths.pareto import front_at, upper_hull
+from components.reports import boards, card, learning, order_page, pareto, picture, table
 from components.reports import cells as cell_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +64,25 @@ def make_cell(task, family, setting, block, nfe, length, skill, prompts=512, cho
     accuracy = 1 - math.exp(-((3.2 * skill * nfe / length) ** 2))
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / prompts)
     return cell_table.Cell(
-        task=task, denoiser="llada", split="test", family=family, setting=setting, block_length=block, choose=choose,
-        prompts=prompts, seeds=3, accuracy=accuracy, accuracy_low=max(0.0, accuracy - half),
-        accuracy_high=min(1.0, accuracy + half), dense=min(1.0, accuracy + 0.1), nfe=nfe, nfe_low=nfe - 0.1,
-        nfe_high=nfe + 0.1, tokens_per_second=900.0, unfinished=0.0,
-    )  # fmt: skip
+        task=task,
+        denoiser="llada",
+        split="test",
+        family=family,
+        setting=setting,
+        block_length=block,
+        choose=choose,
+        prompts=prompts,
+        seeds=3,
+        accuracy=accuracy,
+        accuracy_low=max(0.0, accuracy - half),
+        accuracy_high=min(1.0, accuracy + half),
+        dense=min(1.0, accuracy + 0.1),
+        nfe=nfe,
+        nfe_low=nfe - 0.1,
+        nfe_high=nfe + 0.1,
+        tokens_per_second=900.0,
+        unfinished=0.0,
+    )
 
 
 def synthetic_decodes(seed=0, prompts=12):
@@ -86,12 +101,19 @@ def synthetic_decodes(seed=0, prompts=12):
                 order = rng.permutation(np.resize(np.arange(steps), length))
                 decodes.append(
                     {
-                        "task": task, "family": family, "setting": setting,
+                        "task": task,
+                        "family": family,
+                        "setting": setting,
                         "prompt": f"<{number}> see https://example.org/?src=a&b\nM{grid}",
-                        "text": " ".join(tokens), "gold": " ".join(tokens), "correct": float(rng.random() < 0.8),
-                        "nfe": float(steps), "canvas_length": length, "order": order.tolist(), "tokens": tokens,
+                        "text": " ".join(tokens),
+                        "gold": " ".join(tokens),
+                        "correct": float(rng.random() < 0.8),
+                        "nfe": float(steps),
+                        "canvas_length": length,
+                        "order": order.tolist(),
+                        "tokens": tokens,
                     }
-                )  # fmt: skip
+                )
     return decodes
 
 
@@ -108,13 +130,24 @@ def synthetic_rounds(rounds=60, seed=0):
 
 
 FACTS = card.Facts(
-    "unmasking-policy-tiny", ("sudoku_many",), "outputs/tiny/pretrain/llada", 'M.2..3.."1......', 16,
-    ("log_odds", "entropy", "margin"), 84_123,
-)  # fmt: skip
+    "unmasking-policy-tiny",
+    ("sudoku_many",),
+    "outputs/tiny/pretrain/llada",
+    'M.2..3.."1......',
+    16,
+    ("log_odds", "entropy", "margin"),
+    84_123,
+)
 RUN = {
-    "stage": "train", "profile": "tiny", "settings": {"train": {"alpha": 1.0, "lr": 5e-4}}, "commit": "0123abc",
-    "dirty": True, "seconds": 301.5, "versions": {"torch": "2.13.0"}, "mlflow_run_id": None,
-}  # fmt: skip
+    "stage": "train",
+    "profile": "tiny",
+    "settings": {"train": {"alpha": 1.0, "lr": 5e-4}},
+    "commit": "0123abc",
+    "dirty": True,
+    "seconds": 301.5,
+    "versions": {"torch": "2.13.0"},
+    "mlflow_run_id": None,
+}
 
 
 # ---- the table that comes in
@@ -404,7 +437,7 @@ def test_difference_is_accuracy_minus_envelope():
     assert {id(r.cell) for r in found} == {id(c) for c in cells if c.is_policy}
     for result in found:
         rivals = [c for c in cells if c.task == result.cell.task and not c.is_policy]
-        reached = envelope_at([c.nfe for c in rivals], [c.accuracy for c in rivals], result.cell.nfe)
+        reached = front_at([c.nfe for c in rivals], [c.accuracy for c in rivals], result.cell.nfe)
         assert result.difference == result.cell.accuracy - reached
         shown = [line.split(" | ") for line in table.markdown(cells).splitlines() if f" {result.cell.nfe:.2f} " in line]
         (row,) = [parts for parts in shown if result.cell.task in parts[0] and result.name == parts[3]]
@@ -450,7 +483,7 @@ def test_the_cards_example_is_python_on_names_that_exist():
     code = card.example(FACTS)
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-    assert len(imports) == 3 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
+    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names), node.module
@@ -477,9 +510,9 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = files.write_text(tmp_path / "table.md", "old")
+    path = write_text(tmp_path / "table.md", "old")
     with pytest.raises(UnicodeEncodeError):
-        files.write_text(path, "half \ud800")
+        write_text(path, "half \ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

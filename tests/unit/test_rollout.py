@@ -18,7 +18,8 @@ from components.core.errors import SettingsError
 from components.core.rng import generator, mix
 from components.core.types import Canvas, Needs, Observation, Rollout, RowState, Steps
 from components.decode import memory
-from components.decode.engine import Job, Options, rollout
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
@@ -81,8 +82,10 @@ class Remembering(Table):
     stateless: bool = False
 
     def start(self, canvas: Canvas) -> RowState | None:
-        return {"mood": torch.zeros(len(canvas.ids_BT), self.vocabulary, dtype=torch.float64),
-                "heat": torch.zeros(canvas.ids_BT.shape, dtype=torch.float64)}  # fmt: skip
+        return {
+            "mood": torch.zeros(len(canvas.ids_BT), self.vocabulary, dtype=torch.float64),
+            "heat": torch.zeros(canvas.ids_BT.shape, dtype=torch.float64),
+        }
 
     def hidden(self, canvas: Canvas, state: RowState | None) -> tuple[Tensor, RowState | None]:
         assert state is not None
@@ -186,9 +189,20 @@ def paper_b(width: int, shortlist: int) -> FeaturePolicy:
 
 SMALL = dict(width=8, heads=2, inner=16)
 POLICIES: dict[str, Callable[[int], Policy]] = {
-    **{name: lambda width, n=name, v=value: heuristic(n, v) for name, value in
-       dict(random=2, left_to_right=1, confidence=3, margin=1, entropy=2, threshold=0.5, factor=0.9,
-            entropy_bound=0.7, klass=0.4).items()},
+    **{
+        name: lambda width, n=name, v=value: heuristic(n, v)
+        for name, value in dict(
+            random=2,
+            left_to_right=1,
+            confidence=3,
+            margin=1,
+            entropy=2,
+            threshold=0.5,
+            factor=0.9,
+            entropy_bound=0.7,
+            klass=0.4,
+        ).items()
+    },
     "klass_3": lambda width: Klass(0.2, 5.0, history=3, per_step=2),
     "max_confidence": lambda width: MaxConfidence(),
     "softmax_confidence": lambda width: SoftmaxConfidence(0.1),
@@ -207,7 +221,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "never": lambda width: Never(),
     "patient": lambda width: Patient(),
     "teacher": lambda width: Teacher(),
-}  # fmt: skip
+}
 
 
 def transformer(layout: str, seed: int) -> Denoiser:
@@ -236,8 +250,16 @@ def job_of(sizes: list[tuple[int, int, int]], group: int, seed: int = 0, experts
     member_R = torch.arange(group).repeat(len(sizes))
     _, length_P, block_P = torch.tensor(sizes).T
     answers = [torch.randint(1, VOCABULARY - 1, (length,), generator=source) for _, length, _ in sizes]
-    return Job(prompts, prompt_R, prompt_R + 100, member_R, length_P[prompt_R], block_P[prompt_R],
-               (member_R >= group - experts).long(), answers=answers)  # fmt: skip
+    return Job(
+        prompts,
+        prompt_R,
+        prompt_R + 100,
+        member_R,
+        length_P[prompt_R],
+        block_P[prompt_R],
+        (member_R >= group - experts).long(),
+        answers=answers,
+    )
 
 
 def partly_filled(job: Job, seed: int) -> Job:
@@ -319,8 +341,11 @@ def assert_blocks_in_order(done: Rollout, job: Job) -> None:
         for order, ids in zip(
             done.order_RL[row, :length].split(block), done.canvas_RL[row, :length].split(block), strict=True
         ):
-            asked = [never if when < 0 else when for when, token in zip(order.tolist(), ids.tolist(), strict=True)
-                     if when >= 0 or token == MASK]  # fmt: skip
+            asked = [
+                never if when < 0 else when
+                for when, token in zip(order.tolist(), ids.tolist(), strict=True)
+                if when >= 0 or token == MASK
+            ]
             blocks += [asked] if asked else []
         for one, following in itertools.pairwise(blocks):
             assert max(one) < min(following) or min(following) == never
@@ -328,13 +353,13 @@ def assert_blocks_in_order(done: Rollout, job: Job) -> None:
 
 # --- engine and reference ----------------------------------------------------------------------------------------
 
-# All optimisations on, each one off alone, all off; few rows in flight, few positions in a forward; in lanes.
+# All optimisations on, each one off alone, all off; few rows in flight, few positions in a forward; in workers.
 SWITCHES = [
     dict(rows=3),
-    dict(lanes=3, rows=4),
+    dict(workers=3, rows=4),
     dict(rows=3, refill=False),
     dict(reuse=False),
-    dict(rows=4, tokens=20, lanes=2),
+    dict(rows=4, tokens=20, workers=2),
     dict(rows=2, refill=False, reuse=False, tokens=1),
 ]
 MODES = [dict(force=True), dict(force=False), dict(choose="mode")]
@@ -345,7 +370,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
     denoiser, job = Table(), job_of(MIXED, group=2)
     policy = POLICIES[name](denoiser.width)
     for mode, chosen in zip(MODES, (SWITCHES, SWITCHES[-2:], SWITCHES[-1:]), strict=True):
-        base = Options(seed=5, record=True, **mode)
+        base = DecodeOptions(seed=5, record=True, **mode)
         wanted = reference_rollout(denoiser, policy, job, base)
         for switches in chosen:
             found = rollout(denoiser, policy, job, replace(base, **switches))
@@ -358,7 +383,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
 @pytest.mark.parametrize("name", ["learned", "learned_features", "paper_b_top_k", "sight", "entropy_bound", "klass"])
 def test_engine_decides_what_the_reference_decides_over_transformers(which: str, name: str):
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
-    policy, base = POLICIES[name](denoiser.width), Options(seed=5, force=False, record=True)
+    policy, base = POLICIES[name](denoiser.width), DecodeOptions(seed=5, force=False, record=True)
     wanted = reference_rollout(denoiser, policy, job, base)
     for switches in SWITCHES[-2:]:
         # transformers' RMSNorm goes through float32 even in a float64 model
@@ -372,12 +397,19 @@ def situations(draw):
     )
     group = draw(st.integers(1, 3))
     experts = draw(st.integers(0, group - 1)) if group > 1 else 0
-    options = Options(
-        seed=draw(st.integers(0, 99)), choose=draw(st.sampled_from(["sample", "mode"])), force=draw(st.booleans()),
-        cap=draw(st.sampled_from(["canvas", "block"])), record=True, widen=experts > 0 and draw(st.booleans()),
-        rows=draw(st.integers(1, 9)), tokens=draw(st.sampled_from([None, 1, 30])),
-        refill=draw(st.booleans()), reuse=draw(st.booleans()), lanes=draw(st.sampled_from([None, 1, 2, 3])),
-    )  # fmt: skip
+    options = DecodeOptions(
+        seed=draw(st.integers(0, 99)),
+        choose=draw(st.sampled_from(["sample", "mode"])),
+        force=draw(st.booleans()),
+        cap=draw(st.sampled_from(["canvas", "block"])),
+        record=True,
+        steer_all_masks=experts > 0 and draw(st.booleans()),
+        rows=draw(st.integers(1, 9)),
+        tokens=draw(st.sampled_from([None, 1, 30])),
+        refill=draw(st.booleans()),
+        reuse=draw(st.booleans()),
+        workers=draw(st.sampled_from([None, 1, 2, 3])),
+    )
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
     job = partly_filled(job, draw(st.integers(0, 99))) if draw(st.booleans()) else job
     names = (draw(st.sampled_from(sorted(POLICIES))), draw(st.sampled_from(sorted(POLICIES))))
@@ -395,7 +427,7 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
     wanted = reference_rollout(denoiser, policies, job, replace(options, rows=64))
     if room is not None:  # so many times the memory that one row takes
         needs = policies[0].needs | policies[-1].needs
-        needs = needs | Needs(where="masked") if options.widen else needs
+        needs = needs | Needs(where="masked") if options.steer_all_masks else needs
         sizes = memory.count(job, denoiser, needs, record=True)
         options = replace(options, rows=None, memory=room * (sizes.row + sizes.forward(sum(job.shape))))
     found = rollout(denoiser, policies, job, options)
@@ -411,7 +443,7 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
 @pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b"])
 def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
     denoiser, job = Table(), job_of(MIXED, group=3)
-    policy, options = POLICIES[name](denoiser.width), Options(seed=8, force=False, record=True, rows=4)
+    policy, options = POLICIES[name](denoiser.width), DecodeOptions(seed=8, force=False, record=True, rows=4)
     changes = (dict(keep=1.0), dict(keep=0.5), dict(keep=0.5, rows=2, refill=False))
     whole, half, other = (rollout(denoiser, policy, job, replace(options, **change)) for change in changes)
     assert whole.steps is not None and half.steps is not None
@@ -428,7 +460,7 @@ def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(na
 def test_no_canvas_is_asked_about_twice_and_no_finished_one_at_all():
     denoiser, job = Table(), job_of([(4, 8, 8), (5, 8, 4), (6, 6, 2)], group=1)
     policy = learned(Shape(**SMALL))
-    done = rollout(denoiser, policy, job, Options(seed=3, force=False, record=True, rows=2))
+    done = rollout(denoiser, policy, job, DecodeOptions(seed=3, force=False, record=True, rows=2))
     assert len(denoiser.asked) == done.forwards == done.useful == len(set(denoiser.asked))
     assert all(MASK in ids for ids in denoiser.asked)
     empty = ~done.steps.action.committed_BL.any(1)
@@ -440,7 +472,7 @@ def test_no_canvas_is_asked_about_twice_and_no_finished_one_at_all():
 
 def test_a_stateful_denoiser_is_asked_at_every_step_of_every_row():
     denoiser, job = Remembering(), job_of(MIXED, group=2)
-    done = rollout(denoiser, learned(Shape(**SMALL)), job, Options(force=False, rows=4))
+    done = rollout(denoiser, learned(Shape(**SMALL)), job, DecodeOptions(force=False, rows=4))
     assert done.forwards == done.useful == int(done.nfe_R.sum()) == len(denoiser.asked)
 
 
@@ -452,7 +484,7 @@ def test_the_head_runs_only_where_somebody_reads():
             self.read += len(hidden_ND)
             return hidden_ND
 
-    job, options = job_of([(3, 8, 4)], group=1), Options()
+    job, options = job_of([(3, 8, 4)], group=1), DecodeOptions()
     left_to_right = heuristic("left_to_right", 1)
     for where, wanted in (("eligible", 2 * (4 + 3 + 2 + 1)), ("masked", sum(range(1, 9))), ("all", 8 * 8)):
         denoiser = Counting()
@@ -466,7 +498,7 @@ def test_the_head_runs_only_where_somebody_reads():
 @pytest.mark.parametrize("which", ["table", "remembering", "llada"])
 def test_a_row_decodes_alone_as_in_company_and_in_any_order(which: str):
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
-    policy, options = learned(Shape(**SMALL)), Options(seed=1, rows=3)
+    policy, options = learned(Shape(**SMALL)), DecodeOptions(seed=1, rows=3)
     together = rollout(denoiser, policy, job, options)
     shuffled = torch.randperm(len(job), generator=generator("shuffle"))
     moved = rollout(denoiser, policy, pick(job, shuffled), options)
@@ -487,15 +519,15 @@ def pick(job: Job, rows: Tensor) -> Job:
 
 def test_members_of_a_group_draw_differently_and_seeds_too():
     job, policy = job_of([(4, 8, 8)], group=8), learned(Shape(**SMALL))
-    one, other = (rollout(Table(), policy, job, Options(seed=seed)) for seed in (1, 2))
+    one, other = (rollout(Table(), policy, job, DecodeOptions(seed=seed)) for seed in (1, 2))
     assert len({tuple(o) for o in one.order_RL.tolist()}) > 4
     assert not torch.equal(one.order_RL, other.order_RL)
-    assert torch.equal(rollout(Table(), policy, job, Options(seed=1)).order_RL, one.order_RL)
+    assert torch.equal(rollout(Table(), policy, job, DecodeOptions(seed=1)).order_RL, one.order_RL)
 
 
 def test_no_global_generator_is_touched():
     before = torch.random.get_rng_state()
-    rollout(Table(), learned(Shape(**SMALL)), job_of(MIXED, group=2), Options(record=True))
+    rollout(Table(), learned(Shape(**SMALL)), job_of(MIXED, group=2), DecodeOptions(record=True))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -506,8 +538,8 @@ def test_no_global_generator_is_touched():
 def test_a_steered_row_is_drawn_by_the_expert_and_judged_by_the_learning_policy_over_all_masks(action: str):
     denoiser, job = Table(), job_of([(4, 8, 2), (2, 8, 4)], group=4, experts=1)
     policy, expert = learned(Shape(action=action, **SMALL)), Threshold(0.5)
-    done = rollout(denoiser, [policy, expert], job, Options(seed=7, record=True, widen=True, rows=5))
-    alone = rollout(denoiser, expert, job, Options(seed=7))
+    done = rollout(denoiser, [policy, expert], job, DecodeOptions(seed=7, record=True, steer_all_masks=True, rows=5))
+    alone = rollout(denoiser, expert, job, DecodeOptions(seed=7))
     steered_R = job.policy_R > 0
     assert torch.equal(done.order_RL[steered_R], alone.order_RL[steered_R])
     steps = done.steps
@@ -522,7 +554,7 @@ def test_a_steered_row_is_drawn_by_the_expert_and_judged_by_the_learning_policy_
 
 
 def test_a_forced_commit_is_not_recorded_as_drawn():
-    done = rollout(Table(), Never(), job_of(MIXED, group=1), Options(record=True))
+    done = rollout(Table(), Never(), job_of(MIXED, group=1), DecodeOptions(record=True))
     assert done.steps is not None and not bool(done.steps.action.drawn_BL.any())
     assert bool((done.steps.action.committed_BL.sum(1) == 1).all())
     assert bool((done.steps.log_prob_N == 0).all())
@@ -533,7 +565,7 @@ def test_a_forced_commit_is_not_recorded_as_drawn():
 
 def test_a_row_that_never_draws_gives_up_after_as_many_steps_as_its_canvas_is_long():
     job = job_of(MIXED, group=1)
-    done = rollout(Table(), Never(), job, Options(force=False))
+    done = rollout(Table(), Never(), job, DecodeOptions(force=False))
     assert torch.equal(done.nfe_R, job.length_R)
     assert not bool(done.finished_R.any())
     assert done.forwards == len(job)
@@ -543,7 +575,7 @@ def test_paper_a_s_cap_leaves_a_block_after_as_many_steps_as_it_is_long():
     """One position in every second step: half of each block stays masked."""
     job = job_of([(3, 8, 4)], group=1)
     policy = Sometimes(heuristic("left_to_right", 1))
-    done = rollout(Table(), policy, job, Options(force=False, cap="block"))
+    done = rollout(Table(), policy, job, DecodeOptions(force=False, cap="block"))
     assert done.order_RL.tolist() == [[0, 2, -1, -1, 4, 6, -1, -1]]
     assert done.nfe_R.tolist() == [8]
 
@@ -551,10 +583,10 @@ def test_paper_a_s_cap_leaves_a_block_after_as_many_steps_as_it_is_long():
 def test_what_is_given_stays_costs_nothing_and_is_not_decoded():
     job = job_of([(3, 8, 2)], group=1)
     given = torch.tensor([[5, 6, MASK, MASK, 7, 7, MASK, 8]])
-    done = rollout(Table(), heuristic("left_to_right", 1), replace(job, canvas_RL=given), Options())
+    done = rollout(Table(), heuristic("left_to_right", 1), replace(job, canvas_RL=given), DecodeOptions())
     assert done.order_RL.tolist() == [[-1, -1, 0, 1, -1, -1, 2, -1]]
     assert torch.equal(done.canvas_RL[given != MASK], given[given != MASK])
-    whole = rollout(Table(), Never(), replace(job, canvas_RL=given.masked_fill(given == MASK, 1)), Options())
+    whole = rollout(Table(), Never(), replace(job, canvas_RL=given.masked_fill(given == MASK, 1)), DecodeOptions())
     assert (whole.nfe_R.tolist(), whole.forwards, whole.finished_R.tolist()) == ([0], 0, [True])
 
 

@@ -101,13 +101,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     # what: (changes, what the sentence must name)
     "a block that does not divide": ({"decode.block_length": 5}, "decode.block_length=5 .* canvas of 16 .*8.* 16"),
     "a block that divides some canvases only": (
-        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "domain.tasks": {"eight": 1}}, r"canvas of 8 \(eight\)",
+        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "domain.tasks": {"eight": 1}},
+        r"canvas of 8 \(eight\)",
     ),
     "a block that does not divide a transfer canvas": (
-        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "transfer.long.task": "eight"}, r"canvas of \d+",
+        {"decode.block_length": 16, "data.tasks.eight": EIGHT, "transfer.long.task": "eight"},
+        r"canvas of \d+",
     ),
     "a shortlist larger than the block": (
-        {"policy": SHORT, "decode.block_length": 4, **ONE}, "shortlist=5 .*block_length=4",
+        {"policy": SHORT, "decode.block_length": 4, **ONE},
+        "shortlist=5 .*block_length=4",
     ),
     "probabilities that nobody reads": ({"policy.top_k": 3}, "top_k=3"),
     "a negative alpha": ({"train.alpha": -0.5}, "alpha=-0.5"),
@@ -117,21 +120,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*give 0.3 to 3"),
     "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \(3.0\)"),
     "speeds at one position per step": (
-        {**SPEEDS, "policy.action": "categorical", **ONE}, r"train.alpha=\[0.3, 3.0\] .*no speed",
+        {**SPEEDS, "policy.action": "categorical", **ONE},
+        r"train.alpha=\[0.3, 3.0\] .*no speed",
     ),
     "an unknown kind of policy": ({"policy.kind": "featur"}, "policy.*'featur'"),
     "heads that do not split the dLLM's width": (
-        {"policy": {**HEAD, "heads": 3}, **ONE}, "policy.heads=3 .*pretrain.width=128",
+        {"policy": {**HEAD, "heads": 3}, **ONE},
+        "policy.heads=3 .*pretrain.width=128",
     ),
     "a scale of a draw that has none": ({"decode.scale": 1.2, "policy.action": "dpls"}, "decode.scale=1.2 .*dpls"),
     "a reference of several positions for a policy of one": (
-        {"policy": HEAD, "distill.reference": "threshold", "distill.value": 0.9}, "distill.reference=threshold",
+        {"policy": HEAD, "distill.reference": "threshold", "distill.value": 0.9},
+        "distill.reference=threshold",
     ),
     "two positions per step for a policy of one": (
-        {"policy": HEAD, "distill.reference": "margin", "distill.value": 2}, "distill.reference=margin",
+        {"policy": HEAD, "distill.reference": "margin", "distill.value": 2},
+        "distill.reference=margin",
     ),
     "a reference outside the shortlist": (
-        {"policy": SHORT, "distill.reference": "left_to_right", "distill.value": 1}, "left_to_right .*shortlist=5",
+        {"policy": SHORT, "distill.reference": "left_to_right", "distill.value": 1},
+        "left_to_right .*shortlist=5",
     ),
     "a share of a position": ({"distill.reference": "margin", "distill.value": 1.5}, "value=1.5 .*margin.*whole"),
     "a threshold above one": ({"distill.reference": "klass", "distill.value": 1.5}, "value=1.5 .*klass.*0 to 1"),
@@ -142,17 +150,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "upo without a pull": ({**UPO, "train.pull": 0.0}, "objective=upo .*pull=0.0"),
     "upo for speed": ({**UPO, "train.alpha": 1.0}, "objective=upo .*alpha=1.0"),
     "upo of many positions": (
-        {"train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1}, "objective=upo .*bernoulli",
+        {"train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1},
+        "objective=upo .*bernoulli",
     ),
     "kl to a rule that forbids": ({**UPO, "train.reference": "max_confidence"}, "kl to max_confidence"),
     "kl to fewer positions": (
-        {**UPO, "policy": SHORT, "train.reference": "top_k_random", "train.reference_value": 3}, "top_k_random .*=5",
+        {**UPO, "policy": SHORT, "train.reference": "top_k_random", "train.reference_value": 3},
+        "top_k_random .*=5",
     ),
     "a draw of one for a policy of sets": (
-        {"train.reference": "softmax_confidence", "train.reference_value": 0.05}, "softmax_confidence .*bernoulli",
+        {"train.reference": "softmax_confidence", "train.reference_value": 0.05},
+        "softmax_confidence .*bernoulli",
     ),
     "a reference of ordered draws": (
-        {"train.reference": "random", "train.reference_value": 1}, "train.reference=random; .*top_k_random",
+        {"train.reference": "random", "train.reference_value": 1},
+        "train.reference=random; .*top_k_random",
     ),
     "an exact divergence of too many orders": ({"policy.action": "dpls", "train.pull": 0.1}, r"2\^16"),
     "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
@@ -177,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a word for a number": ({"train.group": "many"}, "train.group='many'"),
     "an unknown reference": ({"distill.reference": "treshold"}, "distill.reference='treshold'.*'threshold'"),
     "a section that is no section": ({"train": [1]}, r"train=\[1\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -195,13 +207,16 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "upo, cross-entropy to max-confidence": {**UPO, "train.divergence": "ce", "train.reference": "max_confidence"},
     "upo, KL to softmax-confidence": {**UPO, "train.reference": "softmax_confidence", "train.reference_value": 0.05},
     "upo, KL to the uniform shortlist": {
-        **UPO, "policy": SHORT, "train.reference": "top_k_random", "train.reference_value": 5,
+        **UPO,
+        "policy": SHORT,
+        "train.reference": "top_k_random",
+        "train.reference_value": 5,
     },
     "upo by paper A's network": {**UPO, "policy": {**RAW["profiles"]["tiny"]["policy"], "action": "categorical"}},
     "a threshold as reference": {"train.reference": "threshold", "train.reference_value": 0.9, "train.pull": 0.1},
     "a teacher first": {"distill.reference": "teacher", "distill.value": None},
     "ordered draws in small blocks": {"policy.action": "dpls", "train.pull": 0.1, "decode.block_length": 4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", ALLOWED)

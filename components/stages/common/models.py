@@ -9,18 +9,18 @@ from components.decode.prompts import Prompts
 from components.denoisers import Denoiser, Encoder, TransformerDenoiser, load, with_cache
 from components.policies.store import LearnedPolicy
 from components.settings import Data, Decode, Domain, Models
-from components.stages.common.workspace import Place, task_of
+from components.stages.common.workspace import Workspace, task_of
 
 
-def open_cached(place: Place, models: Models, which: str, decode: Decode) -> tuple[Denoiser, Encoder]:
+def open_cached(workspace: Workspace, models: Models, which: str, decode: Decode) -> tuple[Denoiser, Encoder]:
     """What a policy decodes with: ``open_denoiser``'s, with the cache that ``decode.cache`` names."""
-    denoiser, encoder = open_denoiser(place, models, which)
+    denoiser, encoder = open_denoiser(workspace, models, which)
     return with_cache(denoiser, decode.cache), encoder
 
 
-def open_denoiser(place: Place, models: Models, which: str) -> tuple[TransformerDenoiser, Encoder]:
+def open_denoiser(workspace: Workspace, models: Models, which: str) -> tuple[TransformerDenoiser, Encoder]:
     """Denoiser and encoder of models.<which>, on the device that UNMASK_DEVICE names (cpu by default)."""
-    folder = place.outputs / "pretrain" / which
+    folder = workspace.outputs / "pretrain" / which
     pinned = folder / "source.json"
     source, revision = str(folder), None
     if pinned.exists():
@@ -41,7 +41,7 @@ def reference_of(name: str, value: float | None):
     return bare[name]() if name in bare else heuristic(name, 1 if value is None else value)
 
 
-def served(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
+def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
     """The policy with the test-time knobs of the settings."""
     policy.temperature, policy.scale = decode.temperature, decode.scale
     if decode.alpha is not None:
@@ -49,20 +49,20 @@ def served(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
     return policy
 
 
-def prompts_of(place: Place, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:
+def prompts_of(workspace: Workspace, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:
     """``count`` prompts of a split, the domain's tasks by their weights."""
     total = sum(domain.tasks.values())
     return _joined(
-        Prompts.of(task_of(data, name), place.examples(name, split, count * weight // total), encoder)
+        Prompts.of(task_of(data, name), workspace.examples(name, split, count * weight // total), encoder)
         for name, weight in domain.tasks.items()
     )
 
 
-def judged_prompts(place: Place, data: Data, domain: Domain, encoder: Encoder) -> Prompts:
+def evaluation_prompts(workspace: Workspace, data: Data, domain: Domain, encoder: Encoder) -> Prompts:
     """Every test and gate prompt of the domain's tasks."""
     splits = {"test": data.counts.test, "gate": data.counts.gate}
     return _joined(
-        Prompts.of(task_of(data, name), place.examples(name, split, count), encoder)
+        Prompts.of(task_of(data, name), workspace.examples(name, split, count), encoder)
         for name in domain.tasks
         for split, count in splits.items()
     )

@@ -16,8 +16,13 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                      TextColumn("{task.fields[note]}")) as bar:  # fmt: skip
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        ) as bar:
             job = bar.add_task(title, total=total, note="")
             yield lambda note, count=1: bar.update(job, advance=count, note=note)
         return

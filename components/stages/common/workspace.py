@@ -14,7 +14,7 @@ from components.tasks.example import Example, Task, read_examples
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """root: the repository. profile: its outputs lie under outputs/<profile> and never touch another profile's."""
 
     root: Path
@@ -39,8 +39,10 @@ class Place:
         path = self.data(task, split)
         found = list(read_examples(path))[:count]
         if count is not None and len(found) < count:
-            raise DataError(f"{path} holds {len(found)} examples, {count} are asked for; figures would rest on fewer "
-                            f"prompts than they say; raise data.counts.{split}")  # fmt: skip
+            raise DataError(
+                f"{path} holds {len(found)} examples, {count} are asked for; figures would rest on fewer "
+                f"prompts than they say; raise data.counts.{split}"
+            )
         return found
 
 

@@ -1,0 +1,113 @@
+"""A decode job: the rows to decode, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from components.core.errors import SettingsError
+from components.core.types import Needs
+
+
+@dataclass(frozen=True)
+class Job:
+    """R rows to decode. ``prompts``: P tensors of ids; row i fills a canvas of ``length_R[i]`` masks behind
+    ``prompts[prompt_R[i]]``, in blocks of ``block_R[i]``, drawn by policy number ``policy_R[i]``. ``uid_R`` and
+    ``member_R`` address its noise: they, not the place in the job, decide what is drawn.
+
+    ``canvas_RL``: ids to start from where a canvas is partly filled already (masks where it is not); None: all masks.
+    ``answers``: the prompts' reference answers as canvases, for policies that need them. ``alpha_R``: the speed
+    exponents asked for, of policies that are conditioned on them; None: the policy's own.
+
+    SettingsError if a block length does not divide its canvas.
+    """
+
+    prompts: Sequence[Tensor]
+    prompt_R: Tensor
+    uid_R: Tensor
+    member_R: Tensor
+    length_R: Tensor
+    block_R: Tensor
+    policy_R: Tensor
+    canvas_RL: Tensor | None = None
+    answers: Sequence[Tensor] | None = None
+    alpha_R: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for length, block in torch.stack([self.length_R, self.block_R], 1).unique(dim=0).tolist():
+            if length < 1:
+                raise SettingsError(f"a canvas of {length} positions; there would be nothing to decode; use at least 1")
+            if block < 1 or length % block:
+                fits = [d for d in range(1, length + 1) if length % d == 0]
+                raise SettingsError(
+                    f"block_length={block} does not divide the canvas of {length}; the last "
+                    f"{length % block if block > 0 else length} positions would never be committed; "
+                    f"use one of {fits}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompt_R)
+
+    @staticmethod
+    def of(
+        prompts: Sequence[Tensor], length: int, block_length: int, group: int = 1, uids: Sequence[int] | None = None
+    ) -> Job:
+        """``group`` rows for each prompt, next to one another; ``uids`` default to the prompts' places."""
+        prompt_R = torch.arange(len(prompts)).repeat_interleave(group)
+        uid_P = torch.arange(len(prompts)) if uids is None else torch.tensor(uids, dtype=torch.int64)
+        same = torch.ones_like(prompt_R)
+        return Job(
+            prompts,
+            prompt_R,
+            uid_P[prompt_R],
+            torch.arange(group).repeat(len(prompts)),
+            same * length,
+            same * block_length,
+            same * 0,
+        )
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Longest prompt and longest canvas."""
+        return max((len(p) for p in self.prompts), default=0), int(self.length_R.max()) if len(self) else 0
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How a job is decoded. The last six change the cost and no result.
+
+    seed    the run's seed, part of every row's noise address.
+    choose  "sample" or "mode".
+    force   commit the best position where a draw is empty (evaluation always; training: empty_draw "forced").
+    cap     "canvas" or "block", see above.
+    record  keep every step's observation, action and log-probability.
+    needs   what else the recorded observations must hold: of a reference that will be asked about them.
+    keep    share of the steps that is recorded, each with this probability.
+    widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
+            learn the block order too).
+    rows    rows in flight at most; None: as many as are of use.
+    workers   parts of the job that are decoded side by side on a CPU, see ``workers``; None: as many as are of use.
+    memory  bytes for the rows in flight and the forwards, which bound both; None: half of what the device has free.
+    tokens  sequence positions in one forward of the denoiser at most; None: what suits the device.
+    refill  waiting rows join as soon as others finish; False: the next ``rows`` start when all have finished.
+    reuse   do not ask a stateless denoiser twice about one canvas.
+    """
+
+    seed: int = 0
+    choose: str = "sample"
+    force: bool = True
+    cap: str = "canvas"
+    record: bool = False
+    needs: Needs = Needs()  # noqa: RUF009 (frozen)
+    keep: float = 1.0
+    steer_all_masks: bool = False
+    rows: int | None = None
+    workers: int | None = None
+    memory: int | None = None
+    tokens: int | None = None
+    refill: bool = True
+    reuse: bool = True

@@ -1,0 +1,112 @@
+"""Accept or skip along the greedy path: the best of what is left is taken or passed over for this step.
+
+The candidate is always the position of the largest utility u_j(S) (``components.maths.coupling``) among those that are
+neither taken nor skipped. It is taken with probability sigma(u), else skipped, until every eligible position had its
+turn. A set thus has one path, and its likelihood is exact, without noise from the order in which it is picked. A draw
+may be empty, as a Bernoulli draw may; the loop then commits ``fallback_B``.
+
+With w = 0 and c = 0 this is ``Bernoulli`` with the utilities ``kappa (l + b + tau)``: the same likelihood bit for bit
+and, under the same noise, the same draws. Entropy and KL are exact sums over the sets of at most ``EXACT_LIMIT``
+eligible positions. The path changes where two utilities cross, so the likelihood of a set may jump there; over all sets
+it sums to one on either side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.core.rng import Noise
+from components.core.types import Action
+from components.maths.coupling import Path, few, first_utilities, over, utilities_along
+from components.maths.distributions import ActionDistribution, _p_log, _same_kind, take
+from components.maths.masked import masked_argmax, one_hot
+
+EXACT_LIMIT = 10
+
+
+@dataclass(frozen=True)
+class AcceptOrSkip:
+    """The distribution of this module's text; its fields are those of ``CoupledPlackettLuce``."""
+
+    log_odds_BL: Tensor
+    bias_BL: Tensor
+    shift_BLL: Tensor
+    mix_BL: Tensor
+    eligible_BL: Tensor
+    kappa: Tensor | float = 1.0
+    tau: Tensor | float = 0.0
+    cost: Tensor | float = 0.0
+    temperature: float = 1.0
+
+    @property
+    def logits_BL(self) -> Tensor:
+        """The utilities of an empty set, before the temperature: those of the Bernoulli that this is without shifts."""
+        return first_utilities(self)
+
+    @property
+    def fallback_B(self) -> Tensor:
+        return masked_argmax(self.logits_BL, self.eligible_BL)
+
+    @torch.no_grad()
+    def _walk(self, below_BL: Tensor) -> tuple[Action, Tensor]:
+        """What is taken where a candidate of probability p is if ``below_BL`` < p at its position; and the order
+        (B, K) of the candidates, of which a row's own come first."""
+        path, left_BL = Path.start(self), self.eligible_BL
+        candidates = []
+        for turn in range(left_BL.shape[-1]):
+            left_B = left_BL.any(-1)
+            if over(left_B, turn):
+                break
+            utility_BL = path.utilities()
+            best_B = masked_argmax(utility_BL, left_BL)
+            best_B1 = best_B.unsqueeze(1)
+            taken_B1 = below_BL.gather(1, best_B1) < F.logsigmoid(utility_BL.gather(1, best_B1)).exp()
+            path.take(best_B, left_B & taken_B1.squeeze(1))
+            left_BL = left_BL & ~one_hot(best_B, left_BL)
+            candidates.append(best_B)
+        order_BK = torch.stack(candidates, 1) if candidates else torch.zeros_like(left_BL[:, :0], dtype=torch.int64)
+        return Action(path.rank_BL >= 0), order_BK
+
+    def sample(self, noise: Noise) -> Action:
+        return self._walk(noise.uniform(0, self.eligible_BL.shape[-1]))[0]
+
+    def mode(self) -> Action:
+        """Each candidate's likelier fate on the way; an even one is skipped."""
+        return self._walk(torch.full_like(self.log_odds_BL, 0.5))[0]
+
+    def log_prob(self, action: Action) -> Tensor:
+        drawn_BL = action.drawn_BL & self.eligible_BL
+        # A candidate of any probability is taken where it was, and nowhere else.
+        order_BK = self._walk(torch.where(drawn_BL, -1.0, 2.0))[1]
+        decided_BK = torch.arange(order_BK.shape[1], device=order_BK.device) < self.eligible_BL.sum(-1, keepdim=True)
+        taken_BK = drawn_BL.gather(1, order_BK) & decided_BK
+        z_BkL = utilities_along(self, order_BK, taken_BK)
+        z_BK = z_BkL[:, :-1].gather(-1, order_BK.unsqueeze(-1)).squeeze(-1).masked_fill(~decided_BK, 0.0)
+        z_BL = torch.zeros_like(self.eligible_BL, dtype=z_BK.dtype).scatter_add(1, order_BK, z_BK)
+        log_BL = torch.where(drawn_BL, F.logsigmoid(z_BL), F.logsigmoid(-z_BL)).masked_fill(~self.eligible_BL, 0.0)
+        return log_BL.sum(-1).masked_fill((action.drawn_BL & ~self.eligible_BL).any(-1), -torch.inf)
+
+    def entropy(self) -> Tensor:
+        narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
+        log_BO = narrow._outcomes()
+        return -_p_log(log_BO, log_BO).sum(-1)
+
+    def kl(self, other: ActionDistribution) -> Tensor:
+        """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
+        _same_kind(self, other)
+        assert isinstance(other, AcceptOrSkip)
+        narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
+        log_BO = narrow._outcomes()
+        return _p_log(log_BO, log_BO - other._outcomes()).sum(-1)
+
+    def _outcomes(self) -> Tensor:
+        """(B, 2^L) log-probability of every set there is, possible or not."""
+        rows, length = self.eligible_BL.shape
+        place_L = torch.arange(length, device=self.eligible_BL.device)
+        drawn_OL = (torch.arange(2**length, device=place_L.device).unsqueeze(1) >> place_L & 1).bool()
+        index_N = torch.arange(rows, device=place_L.device).repeat_interleave(len(drawn_OL))
+        return take(self, index_N).log_prob(Action(drawn_OL.repeat(rows, 1))).view(rows, len(drawn_OL))

@@ -1,0 +1,164 @@
+"""Coupled Plackett-Luce with STOP: ordered picks whose utilities move with what has been taken before them.
+
+Each pick comes from a softmax over the utilities u_j(S) of what is left (``components.maths.coupling``) and STOP, an
+item of utility 0 that competes from the second pick on. At least one position is drawn wherever one is eligible.
+With w = 0 and c = 0 this is DPLS with the utilities ``kappa (l + b + tau)``, bit for bit: the likelihood adds the same
+numbers in the same order.
+
+The likelihood is that of the *order*. Entropy and KL are exact for at most ``EXACT_LIMIT`` eligible positions. The
+risk depends on the order, so a sum over subsets, as DPLS has it, is not enough. Beyond, ``-log_prob`` of a draw is an
+unbiased estimate of the entropy, and the difference of two distributions' ``log_prob`` of a draw one of KL.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.core.rng import Noise
+from components.core.types import Action
+from components.maths.coupling import Path, few, first_utilities, over, utilities_along
+from components.maths.distributions import ActionDistribution, _p_log, _same_kind, take
+from components.maths.masked import masked_argmax, masked_logsumexp, one_hot
+
+EXACT_LIMIT = 6
+_PICK, _STOP = 0, 2  # noise streams of the first pick, the ones that DPLS has
+_NEXT = 2**32  # from one pick's streams to the next one's; a step's own are 64 apart
+
+
+@dataclass(frozen=True)
+class CoupledPlackettLuce:
+    """The distribution of this module's text.
+
+    log_odds_BL  l, of the present prediction at each position.
+    bias_BL      b, what the policy adds to each position.
+    shift_BLL    w[b, i, j], what taking i adds to the log-odds of j; row i is the cause.
+    mix_BL       m in [0, 1], the share of the joint probability in a position's risk.
+    eligible_BL  what may be drawn. Elsewhere the other fields may hold anything.
+    kappa        above 0; tau: larger draws more; cost: c, of the risk. Each is a number, a tensor of no axes or one
+                 number per row (B,).
+    temperature  divides the utilities; STOP keeps its 0.
+    """
+
+    log_odds_BL: Tensor
+    bias_BL: Tensor
+    shift_BLL: Tensor
+    mix_BL: Tensor
+    eligible_BL: Tensor
+    kappa: Tensor | float = 1.0
+    tau: Tensor | float = 0.0
+    cost: Tensor | float = 0.0
+    temperature: float = 1.0
+
+    @property
+    def logits_BL(self) -> Tensor:
+        """The utilities of the first pick, before the temperature: those of the DPLS that this is without shifts."""
+        return first_utilities(self)
+
+    @property
+    def fallback_B(self) -> Tensor:
+        return masked_argmax(self.logits_BL, self.eligible_BL)
+
+    @torch.no_grad()
+    def _walk(self, among_BL: Tensor, noise: Noise | None, stops: bool) -> Action:
+        """The best of what is left of ``among_BL``, pick by pick, while it is better than STOP (if that competes);
+        under ``noise`` the best after Gumbel noise of its own for each pick, which makes it a draw."""
+        path, left_BL, length = Path.start(self), among_BL, among_BL.shape[-1]
+        going_B = among_BL.any(-1)
+        for pick in range(length):
+            if over(going_B, pick):
+                break
+            value_BL, stop_B1 = path.utilities(), 0.0
+            if noise is not None:
+                value_BL = value_BL + noise.gumbel(_PICK + pick * _NEXT, length)
+                stop_B1 = noise.gumbel(_STOP + pick * _NEXT, 1)
+            best_B = masked_argmax(value_BL, left_BL)
+            if stops and pick > 0:
+                going_B = going_B & (value_BL.gather(1, best_B.unsqueeze(1)) > stop_B1).squeeze(1)
+            path.take(best_B, going_B)
+            left_BL = left_BL & ~one_hot(best_B, left_BL)
+            going_B = going_B & left_BL.any(-1)
+        return path.action()
+
+    def sample(self, noise: Noise) -> Action:
+        return self._walk(self.eligible_BL, noise, stops=True)
+
+    def mode(self) -> Action:
+        """The greedy draw: the best position, then the best of what is left while its utility is above STOP's 0."""
+        return self._walk(self.eligible_BL, None, stops=True)
+
+    def ordered(self, selected_BL: Tensor) -> Action:
+        """A set as a draw: all of its eligible members, greedily by utility, whatever STOP would say."""
+        return self._walk(selected_BL & self.eligible_BL, None, stops=False)
+
+    def log_prob_of_set(self, selected_BL: Tensor) -> Tensor:
+        """(B,) log-probability of a set's greedy order. A set has many orders, of which this is one: minus it is an
+        upper bound of -log P(set), and the cross-entropy to a rule that selects sets."""
+        found_B = self.log_prob(self.ordered(selected_BL))
+        return found_B.masked_fill((selected_BL & ~self.eligible_BL).any(-1), -torch.inf)
+
+    def log_prob(self, action: Action) -> Tensor:
+        if action.rank_BL is None:
+            raise ValueError("This ordered draw has no action.rank_BL. Give the order, or use log_prob_of_set.")
+        eligible_BL, length = self.eligible_BL, self.eligible_BL.shape[-1]
+        count_B = action.drawn_BL.sum(-1)
+        most = int(count_B.max()) if len(count_B) else 0
+        # Positions in drawing order; what was never drawn goes behind.
+        order_BL = torch.where(action.drawn_BL, action.rank_BL, length).argsort(dim=-1, stable=True)
+        drawn_BK = torch.arange(most, device=order_BL.device) < count_B.unsqueeze(-1)
+        z_BkL = utilities_along(self, order_BL[:, :most], drawn_BK)
+        log_B = _picks(z_BkL[:, :-1], order_BL, eligible_BL, drawn_BK)
+        end_BL = z_BkL.gather(1, count_B[:, None, None].expand(-1, -1, length)).squeeze(1)
+        rest_B = masked_logsumexp(end_BL, eligible_BL & ~action.drawn_BL)
+        log_B = log_B - torch.where(count_B > 0, torch.logaddexp(rest_B, torch.zeros_like(rest_B)), 0.0)
+        outside_B = (action.drawn_BL & ~eligible_BL).any(-1) | (eligible_BL.any(-1) & (count_B == 0))
+        return log_B.masked_fill(outside_B, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
+        log_BO = narrow._outcomes()
+        return -_p_log(log_BO, log_BO).sum(-1)
+
+    def kl(self, other: ActionDistribution) -> Tensor:
+        """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
+        _same_kind(self, other)
+        assert isinstance(other, CoupledPlackettLuce)
+        narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
+        log_BO = narrow._outcomes()
+        return _p_log(log_BO, log_BO - other._outcomes()).sum(-1)
+
+    def _outcomes(self) -> Tensor:
+        """(B, O) log-probability of every ordered draw there is, possible or not."""
+        rows, length = self.eligible_BL.shape
+        rank_OL = _orders(length).to(self.eligible_BL.device)
+        index_N = torch.arange(rows, device=rank_OL.device).repeat_interleave(len(rank_OL))
+        rank_NL = rank_OL.repeat(rows, 1)
+        return take(self, index_N).log_prob(Action(rank_NL >= 0, rank_NL)).view(rows, len(rank_OL))
+
+
+def _picks(z_BKL: Tensor, order_BL: Tensor, eligible_BL: Tensor, drawn_BK: Tensor) -> Tensor:
+    """(B,) log-probability of the picks, each against what is left and, after the first, STOP.
+
+    A scan from the back gives what is left, as DPLS does it: the same sums in the same order give the same bits.
+    """
+    row_N, pick_N = drawn_BK.nonzero(as_tuple=True)
+    z_NL = z_BKL[drawn_BK].masked_fill(~eligible_BL[row_N], -torch.inf).gather(-1, order_BL[row_N])
+    left_N = z_NL.flip(-1).logcumsumexp(-1).flip(-1).gather(-1, pick_N.unsqueeze(-1)).squeeze(-1)
+    left_N = torch.where(pick_N > 0, torch.logaddexp(left_N, torch.zeros_like(left_N)), left_N)
+    log_N = z_NL.gather(-1, pick_N.unsqueeze(-1)).squeeze(-1) - left_N
+    # Summed over all L places, most of them 0, so that the sum does not depend on how much the neighbors draw.
+    drawn_BL = F.pad(drawn_BK, (0, eligible_BL.shape[-1] - drawn_BK.shape[1]))
+    return torch.zeros_like(drawn_BL, dtype=log_N.dtype).masked_scatter(drawn_BL, log_N).sum(-1)
+
+
+def _orders(length: int) -> Tensor:
+    """(O, L) the ranks of every ordered selection, none included; -1 where not drawn."""
+    picks = [order for count in range(length + 1) for order in itertools.permutations(range(length), count)]
+    rank_OL = torch.full((len(picks), length), -1)
+    for row, order in enumerate(picks):
+        rank_OL[row, list(order)] = torch.arange(len(order))
+    return rank_OL

@@ -1,0 +1,174 @@
+"""What distributions with pair shifts share: utilities that move with what has been taken, and the risk of a set.
+
+With S the positions taken so far in this step, each position j has
+
+    cond_j(S) = l_j + sum over i in S of w_ij
+    u_j(S)    = kappa (cond_j(S) + b_j + tau - c risk(S)) / temperature
+
+risk(S) sums, over the positions taken after the first, each at the time when it was taken,
+
+    m_i softplus(-cond_i) + (1 - m_i) (softplus(-cond_i) - softplus(-l_i)),
+
+softplus(-x) being -log sigma(x). The first term is the joint probability's share, the second its rise since the step
+began. A rise is negative where the earlier ones support i, so that a risk may fall below zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.core.types import Action
+from components.maths.masked import one_hot, sort_eligible
+
+
+class Coupled(Protocol):
+    """What the functions below read of a distribution with pair shifts: see ``CoupledPlackettLuce``."""
+
+    @property
+    def log_odds_BL(self) -> Tensor: ...
+    @property
+    def bias_BL(self) -> Tensor: ...
+    @property
+    def shift_BLL(self) -> Tensor: ...
+    @property
+    def mix_BL(self) -> Tensor: ...
+    @property
+    def eligible_BL(self) -> Tensor: ...
+    @property
+    def kappa(self) -> Tensor | float: ...
+    @property
+    def tau(self) -> Tensor | float: ...
+    @property
+    def cost(self) -> Tensor | float: ...
+    @property
+    def temperature(self) -> float: ...
+
+
+def utility(coupled: Coupled, cond: Tensor, risk: Tensor) -> Tensor:
+    """u of every position, where ``cond`` (B, ..., L) are the log-odds and ``risk`` (B, ..., 1) the risk so far."""
+    bias = _among(coupled.bias_BL, coupled.eligible_BL)
+    bias = bias if cond.ndim == 2 else bias.unsqueeze(1)
+    kappa, tau, cost = (_per_row(value, cond.ndim) for value in (coupled.kappa, coupled.tau, coupled.cost))
+    return kappa * (cond + bias + tau - cost * risk) / coupled.temperature
+
+
+def _per_row(value: Tensor | float, ndim: int) -> Tensor | float:
+    """A number for all rows as it is, one number per row (B,) with axes to broadcast."""
+    return value.reshape(-1, *[1] * (ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _among(values_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """The values where the mask is set, 0 elsewhere: whatever stands there reaches neither value nor gradient."""
+    return values_BL.masked_fill(~mask_BL, 0.0)
+
+
+def log_odds(coupled: Coupled) -> Tensor:
+    """(B, L) log-odds before anything is taken, 0 where nothing may be."""
+    return _among(coupled.log_odds_BL, coupled.eligible_BL)
+
+
+def surprise(log_odds: Tensor) -> Tensor:
+    """-log sigma(log_odds), rounded once from float64, so that the path in numpy has the same bits."""
+    return -F.logsigmoid(log_odds.double()).to(log_odds.dtype)
+
+
+def added_risk(mix: Tensor, cond: Tensor, before: Tensor) -> Tensor:
+    """What a position taken at log-odds ``cond``, of ``before`` when the step began, adds to the risk."""
+    now, start = surprise(cond), surprise(before)
+    return mix * now + (1 - mix) * (now - start)
+
+
+def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Tensor:
+    """(B, K + 1, L) the utilities before each of K given decisions, and after the last one.
+
+    order_BK: the position that each decision is about. taken_BK: whether it was taken, and so moves what follows.
+    """
+    log_odds_BL, length = log_odds(coupled), coupled.eligible_BL.shape[-1]
+    rows_BKL = coupled.shift_BLL.gather(1, order_BK.unsqueeze(-1).expand(-1, -1, length))
+    taken_BK = taken_BK & coupled.eligible_BL.gather(1, order_BK)
+    moves_BKL = _among(rows_BKL, taken_BK.unsqueeze(-1) & coupled.eligible_BL.unsqueeze(1))
+    cond_BkL = torch.cat([log_odds_BL.unsqueeze(1), moves_BKL], 1).cumsum(1)
+    cond_BK = cond_BkL[:, :-1].gather(-1, order_BK.unsqueeze(-1)).squeeze(-1)
+    mix_BL = _among(coupled.mix_BL, coupled.eligible_BL)
+    added_BK = added_risk(mix_BL.gather(1, order_BK), cond_BK, log_odds_BL.gather(1, order_BK))
+    charged_BK = taken_BK & (taken_BK.cumsum(1) > 1)  # the first one is free
+    risk_Bk = F.pad(_among(added_BK, charged_BK), (1, 0)).cumsum(1)
+    return utility(coupled, cond_BkL, risk_Bk.unsqueeze(-1))
+
+
+@dataclass
+class Path:
+    """Where rows stand while positions are taken one after the other. It carries no gradient."""
+
+    coupled: Coupled
+    cond_BL: Tensor
+    risk_B1: Tensor
+    count_B: Tensor
+    rank_BL: Tensor
+
+    @staticmethod
+    def start(coupled: Coupled) -> Path:
+        cond_BL = log_odds(coupled)
+        count_B = torch.zeros(len(cond_BL), dtype=torch.int64, device=cond_BL.device)
+        rank_BL = torch.full_like(coupled.eligible_BL, -1, dtype=torch.int64)
+        return Path(coupled, cond_BL, torch.zeros_like(cond_BL[:, :1]), count_B, rank_BL)
+
+    def utilities(self) -> Tensor:
+        return utility(self.coupled, self.cond_BL, self.risk_B1)
+
+    def take(self, index_B: Tensor, taken_B: Tensor) -> None:
+        """Takes position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
+        own, index_B1, taken_B1 = self.coupled, index_B.unsqueeze(1), taken_B.unsqueeze(1)
+        mix_B1, cond_B1, before_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, log_odds(own)))
+        added_B1 = added_risk(mix_B1, cond_B1, before_B1)
+        self.risk_B1 = self.risk_B1 + _among(added_B1, taken_B1 & (self.count_B > 0).unsqueeze(1))
+        row_BL = own.shift_BLL[torch.arange(len(index_B), device=index_B.device), index_B]
+        self.cond_BL = self.cond_BL + _among(row_BL, taken_B1 & own.eligible_BL)
+        taken_BL = one_hot(index_B, taken_B1 & own.eligible_BL)
+        self.rank_BL = torch.where(taken_BL, self.count_B.unsqueeze(1), self.rank_BL)
+        self.count_B = self.count_B + taken_B
+
+    def action(self) -> Action:
+        return Action(self.rank_BL >= 0, self.rank_BL)
+
+
+def over(going_B: Tensor, pick: int) -> bool:
+    """Whether every row has stopped. An accelerator is asked every fourth time only, so that no pick waits for it."""
+    return (going_B.device.type == "cpu" or pick % 4 == 3) and not bool(going_B.any())
+
+
+def first_utilities(coupled: Coupled) -> Tensor:
+    """(B, L) the utilities of an empty set, before the temperature."""
+    log_odds_BL = log_odds(coupled)
+    risk_B1 = torch.zeros_like(log_odds_BL[:, :1])
+    return utility(cast(Any, replace(cast(Any, coupled), temperature=1.0)), log_odds_BL, risk_B1)
+
+
+Kind = TypeVar("Kind", bound=Coupled)
+
+
+def few(one: Kind, other: Kind, limit: int, estimate: str) -> tuple[Kind, Kind]:
+    """Both without the positions that neither may draw; ValueError where they are too many to enumerate draws."""
+    either_BL = one.eligible_BL | other.eligible_BL
+    most = max(1, int(either_BL.sum(-1).max()) if len(either_BL) else 0)
+    if most > limit:
+        raise ValueError(
+            f"{most} eligible positions have too many draws to enumerate (at most {limit}). "
+            f"Use the mean of {estimate} as an estimate."
+        )
+    order_Bn = sort_eligible(torch.zeros_like(either_BL, dtype=one.log_odds_BL.dtype), either_BL)[0][:, :most]
+    return _gathered(one, order_Bn), _gathered(other, order_Bn)
+
+
+def _gathered(coupled: Kind, order_Bn: Tensor) -> Kind:
+    """The positions ``order_Bn`` of each row, as a canvas of their own."""
+    names = ("log_odds_BL", "bias_BL", "mix_BL", "eligible_BL")
+    values = {name: getattr(coupled, name).gather(1, order_Bn) for name in names}
+    rows_BnL = coupled.shift_BLL.gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, coupled.shift_BLL.shape[-1]))
+    values["shift_BLL"] = rows_BnL.gather(2, order_Bn.unsqueeze(1).expand(-1, order_Bn.shape[1], -1))
+    return cast(Any, replace(cast(Any, coupled), **values))
