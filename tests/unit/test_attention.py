@@ -133,16 +133,14 @@ def by_address(steps: Steps | None) -> Steps:
     return steps.pairs((steps.row_N * 100 + steps.step_N).argsort())
 
 
-COSTS = [dict(rows=1), dict(rows=4), dict(rows=4, refill=False), dict(lanes=2), dict(tokens=16), dict(reuse=False)]
+COSTS = [dict(rows=1), dict(rows=4), dict(rows=4, refill=False), dict(workers=2), dict(tokens=16), dict(reuse=False)]
 
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost):
     policy = Reads(EVERYTHING | Quota("confidence").needs)
-    whole, other = (
-        by_address(rollout(denoiser, policy, jobs(), DecodeOptions(record=True, **options)).steps)
-        for options in ({}, cost)
-    )
+    plain, costly = DecodeOptions(record=True), DecodeOptions(record=True, **cost)
+    whole, other = (by_address(rollout(denoiser, policy, jobs(), options).steps) for options in (plain, costly))
     assert torch.equal(whole.row_N, other.row_N) and torch.equal(whole.step_N, other.step_N)
     one, two = whole.observation, other.observation
     assert one.top_ids_BLK is not None and one.attention_BLLA is not None and two.attention_BLLA is not None
