@@ -129,7 +129,7 @@ def test_paper_b_learns_the_best_order(key_first, seed):
         assert found >= 0.98 * possible
 
 
-def imitate(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
+def taught(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
     plan = DistillPlan(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
     imitate(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
@@ -145,7 +145,7 @@ def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
     exact = follow(lattice, Teacher())
     assert lattice.ends.nfe_R[int(exact.mass_N.argmax())] == 2 and exact.mass_N.max() == 1
     policy = confidence_policy(0)
-    imitate(policy, Teacher(), key_first, 40, 0)
+    taught(policy, Teacher(), key_first, 40, 0)
     found, possible = values(key_first, policy, 1.0)
     assert found >= 0.98 * possible
 
@@ -154,7 +154,7 @@ def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
 def test_the_realisations_start_from_their_reference(key_first, reference):
     """Taught by cross-entropy or KL, the feature head draws like its reference: what it is then pulled to."""
     policy, prompts = feature_policy(0), key_first.prompts()
-    losses = imitate(policy, reference, key_first, 120, 0)
+    losses = taught(policy, reference, key_first, 120, 0)
     assert losses[-1] < 0.25 * losses[0]
     lattice = enumerate_decoding(
         key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True, answer=prompts.answers()[2]
