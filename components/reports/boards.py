@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.core.errors import DataError
-from components.reports.cells import POLICIES, rule_name
+from components.evaluation.results import POLICIES
+from components.reports.fronts import rule_name
 
 Decode = Mapping[str, Any]
 

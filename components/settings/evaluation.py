@@ -1,4 +1,4 @@
-"""Sections of how policies are judged: the heuristics' sweep, the matrix cells of transfer and ood."""
+"""Sections of evaluation: the heuristics' sweep, the tasks to evaluate on, the cases of transfer, ood and headroom."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from components.settings.section import Count, Layout, NonNegative, Positive, Section, Seed, Share
+from components.settings.section import Count, Name, NonNegative, Positive, Section, Seed, Share
 
 
-class Evaluate(Section):
-    """seeds: decode seeds. The heuristics are swept over block_lengths (null: the whole canvas) x their one number;
-    suppress_eos: over the whole canvas they commit predicted ends of the text last, without which a language model ends
-    the text first."""
+class Sweep(Section):
+    """The heuristics to compare with, at every block length (null: the whole canvas) and number.
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    gate_task: str
+    seeds: decode seeds of random rules. suppress_eos: over the whole canvas the rules commit predicted ends of the text
+    last; without it a language model ends the text first.
+    """
+
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     block_lengths: tuple[Count | None, ...]
     thresholds: tuple[Share, ...]
@@ -25,11 +25,21 @@ class Evaluate(Section):
     suppress_eos: bool
 
 
-class Case(Section):
-    """Which dLLM, which task: a matrix cell of transfer or ood, a line of headroom."""
+class Evaluate(Section):
+    """tasks: evaluated on the test split. gate_task: one of them, decides on promotion by the gate split."""
 
-    model: Layout
-    task: str
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    gate_task: Name
+
+
+class Case(Section):
+    """Which dLLM and which task: a case of transfer, ood or headroom."""
+
+    model: Name
+    task: Name
+
+
+Cases = dict[Name, Case]
 
 
 class Headroom(Section):
@@ -37,17 +47,4 @@ class Headroom(Section):
 
     prompts: Count
     orders: Count
-    cases: tuple[Case, ...]
-
-
-class Transfer(Section):
-    dream: Case
-    long: Case
-
-
-class Ood(Section):
-    """null: not asked; the stage says so and its table is empty."""
-
-    near: Case | None
-    far: Case | None
-    order: Case | None
+    cases: Cases
