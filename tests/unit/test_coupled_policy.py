@@ -31,7 +31,9 @@ RICH = replace(PLAIN, attention=(-1, 0), offsets=3, positions=300, features=8, a
 def policy_of(shape: CoupledShape, trained: bool = True) -> CoupledPolicy:
     """A policy; trained: all of its weights, those that start at zero included, are random and large enough."""
     source = generator("coupled", repr(shape))
-    policy = CoupledPolicy(shape).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = CoupledPolicy(shape).eval().requires_grad_(False)
     for weight in policy.parameters():
         if trained and weight.ndim:
             weight += 0.5 * torch.randn(weight.shape, generator=source)
