@@ -1,4 +1,4 @@
-"""Stage rules: the swept heuristics on one case. It does not depend on the policy: another policy costs no new sweep."""
+"""Stage rules: the swept heuristics on one case, whatever the policy: another policy costs no new sweep."""
 
 from __future__ import annotations
 
