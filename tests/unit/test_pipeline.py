@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = GRAPH["stages"]
 PARAMS = read(ROOT / "params.yaml")
-TOOLS = {"promote", "decode", "compare", "bench", "doctor"}
+TOOLS = {"promote", "rollback", "decode", "compare", "bench", "doctor"}
 EXEMPT = (
     # A change of these does not change what a stage computes. Settings reach it as params.
     "components/settings",
