@@ -80,7 +80,7 @@ def packages(root: Path) -> tuple[bool, str]:
     if wrong:
         return False, (
             f"{', '.join(wrong)}; other versions were not seen to work; "
-            f"pip install -e '.[dev]' -c infra/constraints.txt"
+            f"pip install --require-hashes --no-deps -r infra/requirements.lock"
         )
     return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
 
@@ -155,7 +155,7 @@ def exactness(root: Path) -> tuple[bool, str]:
             return False, (
                 f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
                 f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
-                f"({torch.__version__}) with infra/constraints.txt"
+                f"({torch.__version__}) with infra/requirements.lock"
             )
     return (
         True,

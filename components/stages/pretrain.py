@@ -109,8 +109,10 @@ def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id
     """Prompt ids padded on the left, their attention mask, and the answers as canvases."""
     import torch
 
-    prompts = [encoder.prompt(x.prompt) for x in examples]
+    # An example of a worded task offers further spellings of its answer.
+    pairs = [(x.prompt, text) for x in examples for text in (x.answer, *x.metadata.get("respelled", ()))]
+    prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
     width = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=mask_id) for p in prompts])
     attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
-    return ids, attend, torch.stack([encoder.answer(x.answer, length) for x in examples])
+    return ids, attend, torch.stack([encoder.answer(text, length) for _, text in pairs])

@@ -41,8 +41,8 @@ def case_of(settings: Settings, group: str, name: str = "") -> EvalCase:
         known = {key: (case.model, case.task) for key, case in getattr(settings, group).items()}
     if name not in known:
         raise SettingsError(
-            f"{group} has no case {name!r}{nearest(name, list(known))}. Use one of {', '.join(known) or 'none'}, or add "
-            f"it to {group} in params.yaml."
+            f"{group} has no case {name!r}{nearest(name, list(known))}. Use one of {', '.join(known) or 'none'}, or "
+            f"add it to {group} in params.yaml."
         )
     model, task = known[name]
     return EvalCase(group, name, model, task, "test", wide=group == "evaluate")
