@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
 LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
+FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -50,6 +52,15 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     with beside(folder / "policy.safetensors") as part:
         save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
     write_json(folder / "policy.json", policy.describe())
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 (hex) of the folder's two files: by it the stages name the policy that they worked on."""
+    try:
+        parts = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no whole policy ({error}). Run `dvc repro train`.") from error
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load(folder: Path) -> LearnedPolicy:
