@@ -74,7 +74,7 @@ JOB = Job.of([torch.tensor([n]) for n in (1, 2, 5, 3)], 4, 4)
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_stop_with_row_and_position(value: float):
-    with pytest.raises(CheckpointError, match="row 2 of the job, canvas position 2, step 0.*logits") as caught:
+    with pytest.raises(CheckpointError, match=r"row 2 of the job, canvas position 2, step 0.*logits") as caught:
         rollout(spoiled(value), Threshold(0.9), JOB, DecodeOptions(workers=1))
     assert has_remedy(str(caught.value))
 
