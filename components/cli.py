@@ -1,4 +1,4 @@
-"""`unmask`: one sub-command per stage, plus promote, rollback, decode, compare, bench, doctor. Heavy imports are inside."""
+"""`unmask`: one sub-command per stage, and promote, rollback, decode, compare, bench, doctor. Imports are lazy."""
 
 from __future__ import annotations
 
