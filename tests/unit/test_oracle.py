@@ -445,7 +445,9 @@ def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length
 
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize(("size", "length"), [(2, 3), (3, 2)])
-@pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"])
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"]
+)
 def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force):
     """With ratio 1 and constant weighting: (1 - 1/G) / L times autograd of the exact expected reward."""
     if name in ("bernoulli", "accept") and not force and length == 3:
