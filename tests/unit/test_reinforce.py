@@ -361,13 +361,13 @@ def test_paper_a_s_preset_has_the_published_hyperparameters():
 
 
 def test_paper_b_s_presets_have_the_published_hyperparameters():
-    for name, reference, divergence, shortlist, taught in (
+    for name, reference, measure, shortlist, taught in (
         ("max_confidence", MaxConfidence(), "ce", 0, True),
         ("softmax_confidence", SoftmaxConfidence(0.05), "kl", 0, True),
         ("top_k", TopKRandom(5), "kl", 5, False),
     ):
         chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.25)
-        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, divergence, taught)
+        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, measure, taught)
         assert (chosen.shape.shortlist, chosen.shape.top_k, chosen.shape.hidden) == (shortlist, 8, 3)
         o, p = chosen.objective, chosen.plan
         assert (o.clip, o.epochs, o.pull, o.weighting, o.alpha, o.keep_steps) == (0.5, 16, 1e-4, "constant", 0.0, 0.25)
