@@ -37,8 +37,8 @@ class CoupledShape:
     block over positions. pair: width of the pair head. pairs: False leaves the shifts out.
 
     attention: layers of the frozen model whose attention is read, negative ones from the last. offsets: relative
-    offsets are told apart up to so many positions, 0 for not at all. positions: longest canvas whose absolute positions
-    are read, 0 for not at all. features: width of the frozen model's hidden states, 0 to leave them out.
+    offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
+    embedding each, 0 for none. features: width of the frozen model's hidden states, 0 to leave them out.
 
     action: "coupled", a set with its shifts, or "categorical", one position. alphas: the speed exponents that one
     policy is trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
@@ -100,8 +100,6 @@ class CoupledPolicy(nn.Module):
         self.bit = nn.Embedding(2, width)
         if shape.positions:
             self.place = nn.Embedding(shape.positions, width)
-            # Places that no training canvas has say nothing.
-            nn.init.zeros_(self.place.weight)
         if shape.features:
             self.features = nn.Linear(shape.features, width, bias=False)
             nn.init.zeros_(self.features.weight)
@@ -158,8 +156,9 @@ class CoupledPolicy(nn.Module):
         length = obs.masked_BL.shape[1]
         place_L = torch.arange(length, device=odds_BL.device)
         if self.shape.positions:
-            # Beyond lies padding alone: ``distribution`` refuses longer canvases, which a traced graph cannot.
-            x_BLW = x_BLW + self.place(place_L.clamp(max=self.shape.positions - 1))
+            # Later positions have none: a longer canvas than the policy was trained on can still be decoded.
+            place_LW = self.place(place_L.clamp(max=self.shape.positions - 1))
+            x_BLW = x_BLW + place_LW.masked_fill((place_L >= self.shape.positions).unsqueeze(-1), 0.0)
         if self.shape.features:
             assert obs.features_BTD is not None
             states_BLD = obs.features_BTD[:, obs.canvas_start :].to(odds_BL.dtype)
@@ -191,12 +190,6 @@ class CoupledPolicy(nn.Module):
         return self.log_kappa.exp() * (odds_BL / _ODDS + bias_BL + self.tau + self.offset)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
-        longest, most = obs.masked_BL.shape[1], self.shape.positions
-        if 0 < most < longest:
-            raise SettingsError(
-                f"A canvas of {longest} positions is longer than the policy's positions={most}. Train "
-                f"one for this length, or one without absolute positions."
-            )
         if self.shape.action == "categorical":
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
         bias_BL, shift_BLL, mix_BL = self(obs)
