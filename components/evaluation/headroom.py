@@ -15,7 +15,7 @@ from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.evaluation.evaluate import Candidate, Cell, evaluate
 from components.maths.pareto import front_at, upper_hull
-from components.policies.heuristics import heuristic
+from components.policies.rules import heuristic
 
 ORDER_HEADROOM = 0.15
 OVER_RANDOM = 0.08

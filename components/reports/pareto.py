@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_text
 from components.reports import cells as cell_table
-from components.reports.cells import LABELS, Cell
+from components.reports.cells import Cell, label_of
 from components.reports.files import write_figure
 from components.reports.table import points
 
@@ -152,14 +152,13 @@ def legend_handles(cells: Sequence[Cell]) -> list[Any]:
     for family in ("learned", "distilled"):
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
-            handles.append(Line2D([], [], ls="none", label=LABELS[family], **look))
+            handles.append(Line2D([], [], ls="none", label=label_of(family), **look))
     if there - set(cell_table.POLICIES):
         handles.append(Patch(fc=REGION_COLOUR, ec=ENVELOPE_COLOUR, lw=1.3, label="reach of all heuristics"))
     for family in [*LOOKS, *sorted(there - set(LOOKS) - set(cell_table.POLICIES))]:
         if family in there:
             look = LOOKS.get(family, OTHER_LOOK)
-            label = LABELS.get(family, family.replace("_", " "))
-            handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label, **look))
+            handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label_of(family), **look))
     if any(
         cell_table.full_length(group) > min(c.block_length for c in group)
         for group in cell_table.groups(cells).values()

@@ -78,10 +78,7 @@ def sweep_of(evaluate: Evaluate, encoder) -> Any:
 
     return Sweep(
         evaluate.block_lengths,
-        evaluate.thresholds,
-        evaluate.factors,
-        evaluate.gammas,
-        evaluate.per_step,
+        evaluate.sweep,
         encoder.end_ids if evaluate.suppress_eos else (),
     )
 

@@ -129,14 +129,15 @@ evaluate:
   gate_task: sudoku_many
   seeds: [0, 1]
   block_lengths: [4, null]
-  thresholds: [0.7]
-  factors: [0.8]
-  gammas: [0.3]
-  per_step: [2]
+  sweep:
+    {threshold: [0.7], factor: [0.8], entropy_bound: [0.3], random: [2], left_to_right: [2], confidence: [2],
+      margin: [2], entropy: [2]}
   suppress_eos: false
 transfer: {dream: {model: dream, task: sudoku_many}, long: {model: dream, task: sudoku_large}}
 ood: {near: {model: llada, task: latin_square}, far: null, order: null}
 """
+
+QUICK = {"factor": [0.8]} | {name: [2] for name in ("random", "left_to_right", "confidence", "margin", "entropy")}
 
 # Three policies that share as little as possible: what is drawn, over which blocks, with which cache, by which reward.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -158,7 +159,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "empty_draw": "legal",
             "cap": "block",
         },
-        "evaluate": {"block_lengths": [4], "thresholds": [], "gammas": []},
+        "evaluate": {"block_lengths": [4], "sweep": QUICK},
     },
     "feature": {
         "policy": {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
@@ -173,7 +174,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "temperature": 0.8,
             "entropy": None,
         },
-        "evaluate": {"block_lengths": [None], "thresholds": [], "gammas": []},
+        "evaluate": {"block_lengths": [None], "sweep": QUICK},
     },
 }
 

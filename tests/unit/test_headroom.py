@@ -9,7 +9,7 @@ import torch
 
 from components.evaluation.evaluate import Candidate, Cell
 from components.evaluation.headroom import order, speed
-from components.policies.heuristics import heuristic
+from components.policies.rules import heuristic
 
 
 def test_random_orders_find_what_the_surest_first_order_never_does(key_first):

@@ -24,6 +24,7 @@ from PIL import Image
 from components.core.errors import DataError
 from components.core.files import write_text
 from components.maths.pareto import front_at, upper_hull
+from components.policies.rules import RULES
 from components.reports import boards, card, learning, order_page, pareto, picture, table
 from components.reports import cells as cell_table
 
@@ -549,4 +550,6 @@ def test_the_plots_template_reads_columns_that_are_written():
     assert set(re.findall(r'"field": "([^"]+)"', text)) <= known
     assert set(re.findall(r"datum\.(\w+)", text)) <= known
     colours = template["spec"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
-    assert set(colours) == set(cell_table.LABELS)
+    shades = next(t["calculate"] for t in template["transform"] if t["as"] == "shade")
+    assert set(re.findall(r"'([a-z_]+)'", shades)) == set(colours) - {"other rule"}
+    assert set(colours) - {"other rule"} <= {*cell_table.POLICIES, *RULES}

@@ -34,11 +34,9 @@ def open_denoiser(workspace: Workspace, models: Models, which: str) -> tuple[Tra
 
 def reference_of(name: str, value: float | None):
     """A reference policy as the settings name it: a heuristic with its one number, or the teacher."""
-    from components.policies.heuristics import MaxConfidence, heuristic
-    from components.policies.teacher import Teacher
+    from components.policies.rules import heuristic
 
-    bare = {"max_confidence": MaxConfidence, "teacher": Teacher}
-    return bare[name]() if name in bare else heuristic(name, 1 if value is None else value)
+    return heuristic(name, value)
 
 
 def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
