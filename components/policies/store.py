@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
-LearnedPolicy = ConfidencePolicy | FeaturePolicy
+LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -32,8 +33,14 @@ def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
     return ConfidencePolicy(Shape(**given))
 
 
+def _coupled(shape: dict[str, Any]) -> LearnedPolicy:
+    given: dict[str, Any] = shape | {name: tuple(shape[name]) for name in ("attention", "alphas")}
+    return CoupledPolicy(CoupledShape(**given))
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], LearnedPolicy]] = {
     "confidence": _confidence,
+    "coupled": _coupled,
     "feature": lambda shape: FeaturePolicy(FeatureShape(**shape)),
 }
 
