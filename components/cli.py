@@ -37,22 +37,6 @@ app = typer.Typer(
 )
 
 
-class Layout(StrEnum):
-    llada = "llada"
-    dream = "dream"
-
-
-class TransferCase(StrEnum):
-    dream = "dream"
-    long = "long"
-
-
-class OodCase(StrEnum):
-    near = "near"
-    far = "far"
-    order = "order"
-
-
 class Choice(StrEnum):
     mode = "mode"
     sample = "sample"
@@ -68,21 +52,26 @@ POLICY = "a rule (threshold:0.9, confidence), a policy folder, an .onnx file, or
 EVERY_RULE = "; ".join(f"{name}:N, {rule.range}, {rule.number}" for name, rule in decoders().items())
 
 
-def _stage(name: str, **extra: str) -> None:
-    """Runs components.stages.<name> with the settings sections that its signature names."""
+def _stage(name: str, group: str | None = None, **extra: str) -> None:
+    """Run the function of stage ``name`` with the settings sections in its signature.
+
+    group: of the case that the stage works on, for the stages that work on one; else ``extra`` goes to the function.
+    """
     import importlib
 
     from components.core.files import flatten
     from components.settings import read
+    from components.stages.common.cases import case_of
     from components.stages.common.workspace import Workspace
 
-    params = read(Path("params.yaml"))
-    settings = params.profiles[params.profile]
-    module = importlib.import_module(f"components.stages.{'transfer' if name == 'ood' else name}")
-    function = getattr(module, name)
+    settings = read(Path("params.yaml"))
+    # Stages gate, transfer and ood are stage evaluate on a case of theirs.
+    function_name = "evaluate" if group is not None and name != "rules" else name
+    function = getattr(importlib.import_module(f"components.stages.{function_name}"), function_name)
+    given = extra if group is None else {"case": case_of(settings, group, extra.get("case", ""))}
     sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
     _quiet()
-    figures = function(Workspace(Path.cwd(), params.profile), **sections, **extra)
+    figures = function(Workspace(Path.cwd(), settings.profile), **sections, **given)
     for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
 
@@ -98,34 +87,34 @@ def _quiet() -> None:
 
 @app.command()
 def prepare() -> None:
-    """Prompts of every task, in splits that share no prompt.
+    """Draw prompts of every task, in splits that share no prompt.
 
-    In: params.yaml data. Out: outputs/PROFILE/data/TASK.SPLIT.jsonl. Example: unmask prepare
+    In: params.yaml data. Out: outputs/PROFILE/data. Example: unmask prepare
     """
     _stage("prepare")
 
 
 @app.command()
-def pretrain(model: Annotated[Layout, typer.Option(help="which of the two dLLMs")]) -> None:
-    """Train an embedded dLLM, or resolve and pin the revision of one from elsewhere.
+def pretrain(model: Annotated[str, typer.Option(help="a name of params.yaml models")]) -> None:
+    """Train an embedded dLLM, or pin the revision of one from elsewhere.
 
-    In: data, models, pretrain. Out: outputs/PROFILE/pretrain/MODEL. Example: unmask pretrain --model llada
+    In: outputs of prepare. Out: outputs/PROFILE/pretrain/MODEL. Example: unmask pretrain --model mini-llada
     """
-    _stage("pretrain", model=model.value)
+    _stage("pretrain", model=model)
 
 
 @app.command()
-def headroom() -> None:
-    """Do the tasks ask a real question of the dLLM? What the order and what speed costs, before any policy is seen.
+def headroom(case: Annotated[str, typer.Option(help="a name of params.yaml headroom.cases")]) -> None:
+    """Measure the cost of order and of speed before any policy is seen.
 
-    In: outputs of prepare, pretrain. Out: outputs/PROFILE/metrics/headroom.json. Example: unmask headroom
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/headroom/CASE.json. Example: unmask headroom --case many
     """
-    _stage("headroom")
+    _stage("headroom", case=case)
 
 
 @app.command()
 def distill() -> None:
-    """Teach a fresh policy to do what a reference heuristic does, by exact likelihood.
+    """Teach a fresh policy to do what a reference heuristic does.
 
     In: outputs of prepare, pretrain. Out: outputs/PROFILE/distill/policy. Example: unmask distill
     """
@@ -134,7 +123,7 @@ def distill() -> None:
 
 @app.command()
 def train() -> None:
-    """Reinforce the distilled policy (GRPO); killed, it goes on from its last checkpoint.
+    """Reinforce the distilled policy; killed, it resumes from a checkpoint.
 
     In: outputs of distill. Out: outputs/PROFILE/train (policy, metrics.jsonl, run.json), an MLflow run.
     Example: unmask train
@@ -143,36 +132,59 @@ def train() -> None:
 
 
 @app.command()
-def evaluate() -> None:
-    """The policy against every swept heuristic, on prompts it never saw.
+def rules(
+    group: Annotated[str, typer.Option(help="evaluate, gate, transfer or ood")],
+    case: Annotated[str, typer.Option(help="a task of evaluate, or a case of transfer or ood")] = "",
+) -> None:
+    """Sweep the heuristics on one case; no policy is needed.
 
-    In: outputs of train. Out: outputs/PROFILE/evaluate (test.csv, gate.csv, prompts.jsonl, decodes.jsonl).
-    Example: unmask evaluate
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/rules/GROUP-CASE/results.jsonl.
+    Example: unmask rules --group transfer --case longer
     """
-    _stage("evaluate")
+    _stage("rules", group, case=case)
 
 
 @app.command()
-def transfer(case: Annotated[TransferCase, typer.Option(help="another dLLM, or a longer canvas")]) -> None:
-    """The same policy on another dLLM, or on a longer canvas.
+def evaluate(case: Annotated[str, typer.Option(help="a task of params.yaml evaluate.tasks")]) -> None:
+    """Compare the policy with every swept rule, on prompts it never saw.
 
-    In: outputs of train. Out: outputs/PROFILE/transfer/CASE.csv. Example: unmask transfer --case long
+    In: outputs of train, rules. Out: outputs/PROFILE/evaluate/evaluate-CASE, tables/evaluate-CASE.csv.
+    Example: unmask evaluate --case sudoku_many
     """
-    _stage("transfer", case=case.value)
+    _stage("evaluate", "evaluate", case=case)
 
 
 @app.command()
-def ood(case: Annotated[OodCase, typer.Option(help="a related task, or one of another kind")]) -> None:
-    """The same policy on a task it was not trained for.
+def gate() -> None:
+    """Decode the gate prompts, by which a policy is promoted.
 
-    In: outputs of train. Out: outputs/PROFILE/ood/CASE.csv. Example: unmask ood --case near
+    In: outputs of train, rules. Out: outputs/PROFILE/evaluate/gate. Example: unmask gate
     """
-    _stage("ood", case=case.value)
+    _stage("gate", "gate")
+
+
+@app.command()
+def transfer(case: Annotated[str, typer.Option(help="a name of params.yaml transfer")]) -> None:
+    """Evaluate the same policy on another dLLM, or on a longer canvas.
+
+    In: outputs of train, rules. Out: outputs/PROFILE/tables/transfer-CASE.csv.
+    Example: unmask transfer --case longer
+    """
+    _stage("transfer", "transfer", case=case)
+
+
+@app.command()
+def ood(case: Annotated[str, typer.Option(help="a name of params.yaml ood")]) -> None:
+    """Evaluate the same policy on a task it was not trained for.
+
+    In: outputs of train, rules. Out: outputs/PROFILE/tables/ood-CASE.csv. Example: unmask ood --case related
+    """
+    _stage("ood", "ood", case=case)
 
 
 @app.command()
 def export() -> None:
-    """The policy as one ONNX file, checked to decode the same texts.
+    """Write the policy as one ONNX file that decodes the same texts.
 
     In: outputs of train. Out: outputs/PROFILE/export/policy.onnx. Example: unmask export
     """
@@ -181,7 +193,7 @@ def export() -> None:
 
 @app.command()
 def report() -> None:
-    """Pictures, pages, tables and the model card.
+    """Draw pictures, pages, tables and the model card.
 
     In: outputs of evaluate, transfer, ood, export. Out: outputs/PROFILE/report, plots. Example: unmask report
     """
@@ -204,8 +216,8 @@ def promote(
     from components.settings import read
     from components.stages.common.workspace import Workspace
 
-    params = read(Path("params.yaml"))
-    settings, workspace = params.profiles[params.profile], Workspace(Path.cwd(), params.profile)
+    settings = read(Path("params.yaml"))
+    workspace = Workspace(Path.cwd(), settings.profile)
     _quiet()
     pick = Pick(
         settings.evaluate.gate_task,
@@ -233,7 +245,7 @@ def decode(
     In: a prompt, a policy; outputs of pretrain. Out: the canvas after every forward pass.
     Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
     """
-    from components.commands.show import show_decode
+    from components.commands.decode import show_decode
 
     show_decode(policy or ["confidence"], prompt, length, model, choose.value, block)
 
@@ -254,7 +266,7 @@ def compare(
     In: two policies; outputs of prepare and pretrain. Out: two canvases, a table with paired differences.
     Example: unmask compare entropy_bound:0.3 models:/unmasking-policy-tiny@champion
     """
-    from components.commands.show import show_comparison
+    from components.commands.compare import show_comparison
 
     show_comparison(one, other, prompt, count, choose.value, block)
 

@@ -10,7 +10,7 @@ import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
@@ -18,9 +18,9 @@ from ruamel.yaml import YAML
 from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from components.settings import Params
+    from components.settings import Settings
 
-Profile = Literal["tiny", "gpu"]
+Profile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Seed = Annotated[int | None, Field(ge=0, lt=2**31)]
 Alpha = Annotated[float | None, Field(ge=0, le=100)]
 Rounds = Annotated[int | None, Field(ge=1)]
@@ -28,7 +28,7 @@ LearningRate = Annotated[float | None, Field(gt=0, le=1)]
 Prompts = Annotated[int | None, Field(ge=1)]
 Group = Annotated[int | None, Field(ge=2)]
 
-# flow parameter -> place in the section of the active profile
+# flow parameter -> place in the settings
 PLACES = {
     "seed": ("train", "seed"),
     "alpha": ("train", "alpha"),
@@ -40,27 +40,19 @@ PLACES = {
 
 
 def merge(text: str, given: Mapping[str, Any]) -> str:
-    """params.yaml's text with the parameters that are not None put in their places; comments stay.
+    """The text of a settings file with the parameters that are not None put in their places; comments stay.
 
-    `given` may hold `profile` and the names in PLACES. Raises SettingsError for a profile that params.yaml lacks.
+    `given` holds the names in PLACES; others are ignored.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    params = yaml.load(text)
-    if given.get("profile"):
-        params["profile"] = given["profile"]
-    profile = params["profile"]
-    if profile not in params["profiles"]:
-        raise SettingsError(
-            f"profile={profile!r} is not in params.yaml: there is nothing to run; "
-            f"use one of {', '.join(params['profiles'])}"
-        )
+    settings = yaml.load(text)
     for name, (section, key) in PLACES.items():
         if given.get(name) is not None:
-            params["profiles"][profile].setdefault(section, {})[key] = _plain(given[name])
+            settings.setdefault(section, {})[key] = _plain(given[name])
     merged = io.StringIO()
-    yaml.dump(params, merged)
+    yaml.dump(settings, merged)
     return merged.getvalue()
 
 
@@ -72,13 +64,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def validated(text: str) -> "Params":
-    """What params.yaml's text stands for, all profiles. Raises SettingsError if one of them cannot work."""
+def names_profile(text: str, profile: str) -> bool:
+    """Whether the text of a settings file is that of this profile."""
+    return YAML(typ="safe").load(text).get("profile") == profile
+
+
+def validated(text: str) -> "Settings":
+    """What the text of a settings file stands for. Raises SettingsError if it cannot work."""
     from components.settings import read
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         try:
             return read(path)
         except SettingsError as error:

@@ -25,14 +25,21 @@ def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
 
     `source`: the checkout, or the worktree of a run that is tried again. No retries: the answer would be the same.
     """
-    text = parameters.merge(worktree.read_at_head(source, "params.yaml"), given)
-    params = parameters.validated(text)
-    preflight.check_device(params.profile, os.environ)
-    models = params.profiles[params.profile].models
-    for model in (models.llada, models.dream):
+    text = parameters.merge(_settings_of(source, given.get("profile")), given)
+    settings = parameters.validated(text)
+    preflight.check_device(settings.profile, os.environ)
+    for model in settings.models.values():
         if model.source != "embedded":
             preflight.check_model(model.source, model.revision)
-    return text, params.profile
+    return text, settings.profile
+
+
+def _settings_of(source: Path, profile: str | None) -> str:
+    """The settings at HEAD: params.yaml where it is of this profile or none is named, else profiles/<profile>.yaml."""
+    active = worktree.read_at_head(source, "params.yaml")
+    if profile is None or parameters.names_profile(active, profile):
+        return active
+    return worktree.read_at_head(source, f"profiles/{profile}.yaml")
 
 
 @task(task_run_name="worktree")
@@ -48,7 +55,7 @@ def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
         )
     taken_up = worktree.open_worktree(checkout, path)
     log.info("%s worktree %s", "taking up" if taken_up else "made", path)
-    (path / "params.yaml").write_text(params)
+    (path / "params.yaml").write_text(params, encoding="utf-8")
     return worktree.stages_in_order(path)
 
 

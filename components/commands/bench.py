@@ -83,8 +83,8 @@ def profile() -> tuple[Workspace, Settings]:
     from components.settings import read
     from components.stages.common.workspace import Workspace
 
-    params = read(Path("params.yaml"))
-    return Workspace(Path.cwd(), params.profile), params.profiles[params.profile]
+    settings = read(Path("params.yaml"))
+    return Workspace(Path.cwd(), settings.profile), settings
 
 
 def log_to_mlflow(found: dict[str, Any]) -> None:
@@ -137,23 +137,22 @@ def _subject(
     from components.decode.prompts import Prompts
     from components.denoisers import load
     from components.stages.common.models import open_denoiser
-    from components.stages.common.workspace import task_of
 
     which = settings.domain.model
     if request.model is None and request.dtype is None:
-        denoiser, encoder = open_denoiser(workspace, settings.models, which)
+        denoiser, encoder = open_denoiser(workspace, which)
     else:
         source = request.model or str(workspace.outputs / "pretrain" / which)
         denoiser, encoder = load(source, os.environ.get("UNMASK_DEVICE", "cpu"), request.dtype or "float32")
-    name = settings.evaluate.gate_task
-    examples = workspace.examples(name, "test")[: request.count]
-    return denoiser, Prompts.of(task_of(settings.data, name), examples, encoder), settings.decode.block_length
+    data = workspace.task(settings.evaluate.gate_task)
+    prompts = Prompts.of(data.task(), data.examples("test")[: request.count], encoder)
+    return denoiser, prompts, settings.decode.block_length
 
 
 def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
     from components.bench.decoding import Case
-    from components.commands.show import candidate
+    from components.commands.resolve import candidate
     from components.decode.job import DecodeOptions
 
     legal = DecodeOptions(rows=request.rows, force=False)

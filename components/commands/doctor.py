@@ -80,7 +80,7 @@ def packages(root: Path) -> tuple[bool, str]:
     if wrong:
         return False, (
             f"{', '.join(wrong)}; other versions were not seen to work; "
-            f"pip install -e '.[dev]' -c infra/constraints.txt"
+            f"pip install --require-hashes --no-deps -r infra/requirements.lock"
         )
     return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
 
@@ -89,10 +89,10 @@ def settings(root: Path) -> tuple[bool, str]:
     from components.settings import read
 
     try:
-        params = read(root / "params.yaml")
+        found = read(root / "params.yaml")
     except ValueError as error:
         return False, str(error)
-    return True, f"profile {params.profile} of {', '.join(params.profiles)}"
+    return True, f"profile {found.profile}"
 
 
 def device(root: Path) -> tuple[bool, str]:
@@ -155,7 +155,7 @@ def exactness(root: Path) -> tuple[bool, str]:
             return False, (
                 f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
                 f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
-                f"({torch.__version__}) with infra/constraints.txt"
+                f"({torch.__version__}) with infra/requirements.lock"
             )
     return (
         True,
@@ -169,15 +169,15 @@ def precision(root: Path) -> tuple[bool, str]:
 
     from components.core.types import Needs
     from components.decode.readout import statistics
-    from components.settings import load
+    from components.settings import read
 
     logits_NV = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * 4
     full, short = (
         statistics(x.float().clone(), Needs())["confidence"] for x in (logits_NV, logits_NV.to(torch.bfloat16))
     )
     moved = float((full - short).abs().max())
-    models = load(root / "params.yaml").models
-    said = ", ".join(f"{name} {getattr(models, name).dtype}" for name in ("llada", "dream"))
+    models = read(root / "params.yaml").models
+    said = ", ".join(f"{name} {model.dtype}" for name, model in models.items())
     return (
         True,
         f"{said}; logits in bfloat16 move a confidence by up to {moved:.3f}: nearer thresholds decide otherwise",
@@ -225,13 +225,11 @@ def outputs(root: Path) -> tuple[bool, str]:
     folder = Path("outputs") / read(root / "params.yaml").profile
     parts = (
         "data",
-        "pretrain/llada",
-        "pretrain/dream",
+        "pretrain",
         "distill/policy",
         "train/policy",
+        "rules",
         "evaluate",
-        "transfer",
-        "ood",
         "export/policy.onnx",
         "report",
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.errors import DataError
 from components.evaluation import gate
+from components.evaluation.results import EvalResult, read_results
 from components.stages.common.runfile import content_hash, read_run
 from components.tracking import model, registry, store
 from components.tracking.publish import publish
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-Reevaluate = Callable[[Path], Mapping[str, Any]]
-"""The champion's ONNX file -> its line of evaluate/prompts.jsonl on this gate set: {..., "correct": [], "nfe": []}."""
+Reevaluate = Callable[[Path], EvalResult]
+"""The champion's ONNX file -> its result on this gate set."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +66,24 @@ def promote(
 
 
 def read_evidence(outputs: Path, pick: Pick) -> gate.Evidence:
-    """The gate split of evaluate/prompts.jsonl, the exported policy's identity and the hash of the prompts."""
-    path = outputs / "evaluate" / "prompts.jsonl"
-    if not path.exists():
-        raise DataError(f"{path} is not there; the gate compares prompt by prompt; run `dvc repro` first")
-    with path.open(encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == "gate" and row["task"] == pick.task]
+    """The gate's results, the exported policy's identity and the hash of the prompts."""
+    results = [r for r in read_results(outputs / "evaluate" / "gate" / "results.jsonl") if r.task == pick.task]
     wanted = {"setting": pick.setting, "block_length": pick.block_length, "choose": pick.choose}
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    learned = [row for row in rows if row["family"] == "learned"]
-    picked = [row for row in learned if all(row[name] == value for name, value in wanted.items())]
+    learned = [r for r in results if r.family == "learned"]
+    picked = [r for r in learned if all(getattr(r, name) == value for name, value in wanted.items())]
     if len(picked) != 1:
-        have = [{name: row[name] for name in ("setting", "block_length", "choose")} for row in learned]
+        have = [{name: getattr(r, name) for name in ("setting", "block_length", "choose")} for r in learned]
         raise DataError(
-            f"{len(picked)} learned rows of task {pick.task!r} on the gate split match {wanted}; "
-            f"exactly one policy is judged; pick one of {have}"
+            f"{len(picked)} learned results of task {pick.task!r} on the gate split match {wanted}. Pick one of {have}."
         )
-    policy = gate.Cell.of(picked[0])
+    policy = gate.Cell.of_result(picked[0])
     return gate.Evidence(
         identity=model.identity(outputs / "export" / "policy.onnx"),
         task=pick.task,
-        prompts=_prompts_hash(outputs / "data" / f"{pick.task}.gate.jsonl", policy.correct_P.size),
+        prompts=_prompts_hash(outputs / "data" / "tasks" / pick.task / "gate.jsonl", policy.correct_P.size),
         policy=policy,
-        heuristics=tuple(gate.Cell.of(row) for row in rows if row["family"] not in gate.LEARNED),
+        heuristics=tuple(gate.Cell.of_result(r) for r in results if not r.is_policy),
     )
 
 
@@ -103,7 +99,7 @@ def _evaluator(present: ModelVersion | None, uri: str, reevaluate: Reevaluate | 
     if present is None or reevaluate is None:
         return None
     reference = f"models:/{present.name}/{present.version}"
-    return lambda: gate.Cell.of(reevaluate(registry.policy_path(reference, uri)))
+    return lambda: gate.Cell.of_result(reevaluate(registry.policy_path(reference, uri)))
 
 
 def _judge(

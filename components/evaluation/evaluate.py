@@ -1,7 +1,7 @@
-"""Policies x prompts x seeds -> cells with intervals: accuracy, NFE, tokens per second.
+"""Policies x prompts x seeds -> results with intervals: accuracy, NFE, tokens per second.
 
-A policy is compared with heuristics that were swept. Whatever is random in a rule is averaged over decode seeds; a
-deterministic one is decoded once and says so. Intervals are bootstrap percentiles over prompts and, within a prompt,
+A policy is compared with heuristics that were swept. Random rules are averaged over decode seeds; deterministic rules
+are decoded once (``seeds`` = 1). Intervals are bootstrap percentiles over prompts and, within a prompt,
 over its decode seeds.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.evaluation.results import EvalResult
 from components.policies.heuristics import SuppressTokens
 from components.policies.protocol import Policy
 from components.policies.rules import RULES, heuristic, is_random, known
@@ -41,40 +41,12 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One candidate on P prompts with S decode seeds: (S, P) float32 each."""
+class Board:
+    """Where candidates are compared: a task and split over a dLLM, by name."""
 
-    candidate: Candidate
-    correct_SP: Tensor
-    dense_SP: Tensor
-    nfe_SP: Tensor
-    tokens_per_second: float
-    unfinished: int
-
-    def row(self, task: str, denoiser: str, split: str, length: int) -> dict[str, Any]:
-        """The cell as a line of the evaluation table."""
-        accuracy, nfe = interval(self.correct_SP), interval(self.nfe_SP)
-        seeds, prompts = self.correct_SP.shape
-        return {
-            "task": task,
-            "denoiser": denoiser,
-            "split": split,
-            "family": self.candidate.family,
-            "setting": self.candidate.setting,
-            "block_length": self.candidate.block_length or length,
-            "choose": self.candidate.choose,
-            "prompts": prompts,
-            "seeds": seeds,
-            "accuracy": float(self.correct_SP.mean()),
-            "accuracy_low": accuracy[0],
-            "accuracy_high": accuracy[1],
-            "dense": float(self.dense_SP.mean()),
-            "nfe": float(self.nfe_SP.mean()),
-            "nfe_low": nfe[0],
-            "nfe_high": nfe[1],
-            "tokens_per_second": self.tokens_per_second,
-            "unfinished": self.unfinished,
-        }
+    task: str
+    denoiser: str = ""
+    split: str = "test"
 
 
 def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float]:
@@ -90,9 +62,15 @@ def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float
     return low, high
 
 
-def evaluate(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> Cell:
-    """Decodes every prompt, once per seed where the candidate is random."""
-    return _score(candidate, prompts, *_decode(denoiser, candidate, prompts, seeds))
+def evaluate(
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], board: Board | None = None
+) -> EvalResult:
+    """Decode every prompt, once per seed where the candidate is random.
+
+    board: names for the result; None: the first prompt's task.
+    """
+    board = board or Board(prompts.tasks[0].name)
+    return _score(candidate, prompts, board, *_decode(denoiser, candidate, prompts, seeds))
 
 
 def _decode(
@@ -109,16 +87,34 @@ def _decode(
     return job, done, time.perf_counter() - begin
 
 
-def _score(candidate: Candidate, prompts: Prompts, job: Job, done: Sequence[Rollout], seconds: float) -> Cell:
+def _score(
+    candidate: Candidate, prompts: Prompts, board: Board, job: Job, done: Sequence[Rollout], seconds: float
+) -> EvalResult:
     scores = [prompts.scores(job, one) for one in done]
-    tokens = sum(prompts.lengths) * len(done)
-    return Cell(
-        candidate,
-        torch.stack([correct_R for _, correct_R, _ in scores]),
-        torch.stack([dense_R for _, _, dense_R in scores]),
-        torch.stack([one.nfe_R.cpu().float() for one in done]),
-        tokens / seconds,
-        sum(int((~one.finished_R).sum()) for one in done),
+    correct_SP = torch.stack([correct_R for _, correct_R, _ in scores])
+    nfe_SP = torch.stack([one.nfe_R.cpu().float() for one in done])
+    accuracy, nfe = interval(correct_SP), interval(nfe_SP)
+    return EvalResult(
+        task=board.task,
+        denoiser=board.denoiser,
+        split=board.split,
+        family=candidate.family,
+        setting=candidate.setting,
+        block_length=candidate.block_length or max(prompts.lengths),
+        choose=candidate.choose,
+        prompts=len(prompts),
+        seeds=len(done),
+        accuracy=float(correct_SP.mean()),
+        accuracy_low=accuracy[0],
+        accuracy_high=accuracy[1],
+        dense=float(torch.stack([dense_R for _, _, dense_R in scores]).mean()),
+        nfe=float(nfe_SP.mean()),
+        nfe_low=nfe[0],
+        nfe_high=nfe[1],
+        tokens_per_second=sum(prompts.lengths) * len(done) / seconds,
+        unfinished=float(sum(int((~one.finished_R).sum()) for one in done)),
+        correct_P=correct_SP.mean(0).double().numpy(),
+        nfe_P=nfe_SP.mean(0).double().numpy(),
     )
 
 
@@ -157,18 +153,19 @@ def table(
     candidates: Sequence[Candidate],
     prompts: Prompts,
     seeds: Sequence[int],
+    board: Board,
     progress: Callable[[int], None] | None = None,
-) -> list[Cell]:
-    """One cell per candidate; ``progress(1)`` after each.
+) -> list[EvalResult]:
+    """One result per candidate; ``progress(1)`` after each.
 
-    On a CPU as many candidates at a time as torch has threads, with one thread each: their tokens per second are of
-    that one.
+    On a CPU as many candidates at a time as torch has threads, with one thread each. Their tokens per second are those
+    of one thread.
     """
-    cells = []
+    results = []
     with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
-        decoded = run(lambda who: _decode(denoiser, who, prompts, seeds), candidates)
-        for candidate, found in zip(candidates, decoded, strict=True):
-            cells.append(_score(candidate, prompts, *found))
+        decoded = run(lambda candidate: _decode(denoiser, candidate, prompts, seeds), candidates)
+        for candidate, parts in zip(candidates, decoded, strict=True):
+            results.append(_score(candidate, prompts, board, *parts))
             if progress is not None:
                 progress(1)
-    return cells
+    return results

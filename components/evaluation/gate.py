@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import DataError
+from components.evaluation.results import EvalResult
 from components.maths.pareto import envelope_rows, front_at
 
 LEARNED = ("learned", "distilled")  # every other family is a heuristic
@@ -57,6 +58,11 @@ class Cell:
                 "pairs them by prompt; evaluate again"
             )
         return cls(row["family"], str(row["setting"]), int(row["block_length"]), row["choose"], correct, nfe)
+
+    @classmethod
+    def of_result(cls, result: EvalResult) -> Cell:
+        head = (result.family, result.setting, result.block_length, result.choose)
+        return cls(*head, result.correct_P, result.nfe_P)
 
     @property
     def key(self) -> tuple[str, str, int, str]:

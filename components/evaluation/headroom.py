@@ -13,7 +13,8 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
-from components.evaluation.evaluate import Candidate, Cell, evaluate
+from components.evaluation.evaluate import Candidate, evaluate
+from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at, upper_hull
 from components.policies.rules import heuristic
 
@@ -33,8 +34,8 @@ def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> dict[
     done = rollout(denoiser, heuristic("random", 1), job, DecodeOptions(seed=seed, choose="sample"))
     _, correct_R, _ = prompts.scores(job, done)
     correct_PK = correct_R.unflatten(0, (len(prompts), orders))
-    cell = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed])
-    random, best, surest = (float(x.mean()) for x in (correct_PK, correct_PK.amax(1), cell.correct_SP))
+    one_by_one = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed])
+    random, best, surest = float(correct_PK.mean()), float(correct_PK.amax(1).mean()), one_by_one.accuracy
     critical = best - surest >= ORDER_HEADROOM and surest - random >= OVER_RANDOM
     return {
         "random": random,
@@ -45,12 +46,10 @@ def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> dict[
     }
 
 
-def speed(cells: Sequence[Cell]) -> dict[str, float]:
+def speed(results: Sequence[EvalResult]) -> dict[str, float]:
     """Of the swept heuristics' front: its best accuracy, the NFE at which it is within a point of that (saturates),
     and the accuracy at half that NFE; critical: whether speed costs anything."""
-    nfe, accuracy = (
-        [float(x.mean()) for x in many] for many in ([c.nfe_SP for c in cells], [c.correct_SP for c in cells])
-    )
+    nfe, accuracy = [result.nfe for result in results], [result.accuracy for result in results]
     front_nfe, front_accuracy = upper_hull(nfe, accuracy)
     best = float(front_accuracy[-1])
     saturated = float(next(n for n, a in zip(front_nfe, front_accuracy, strict=True) if a >= best - SATURATED))

@@ -15,8 +15,8 @@ from string import Template
 from typing import Any
 
 from components.core.files import write_text
+from components.evaluation.results import EvalResult
 from components.reports import table
-from components.reports.cells import Cell
 
 TRAIN_KEYS = {
     "commit": "commit",
@@ -52,9 +52,9 @@ def write(
     path: Path,
     facts: Facts,
     run: Mapping[str, Any],
-    cells: Sequence[Cell],
-    transfer: Sequence[Cell] = (),
-    ood: Sequence[Cell] = (),
+    cells: Sequence[EvalResult],
+    transfer: Sequence[EvalResult] = (),
+    ood: Sequence[EvalResult] = (),
 ) -> Path:
     """Writes the card. run: stage train's run.json; cells, transfer and ood: the rows of the tables."""
     return write_text(path, markdown(facts, run, cells, transfer, ood))
@@ -63,9 +63,9 @@ def write(
 def markdown(
     facts: Facts,
     run: Mapping[str, Any],
-    cells: Sequence[Cell],
-    transfer: Sequence[Cell] = (),
-    ood: Sequence[Cell] = (),
+    cells: Sequence[EvalResult],
+    transfer: Sequence[EvalResult] = (),
+    ood: Sequence[EvalResult] = (),
 ) -> str:
     """The card's text."""
     import yaml
@@ -102,7 +102,7 @@ def example(facts: Facts) -> str:
     )
 
 
-def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[Cell]) -> list[str]:
+def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[EvalResult]) -> list[str]:
     """Sentences on where not to use the policy; those about numbers are drawn from ``cells``."""
     found = [
         "It decides when a position is committed, never which token: what the dLLM does not know it cannot mend.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from components.core.files import write_text
 
-# dLLM, task, question, name
-Figures = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+Figures = Sequence[Mapping[str, Any]]
+"""One per case: model, task, order and speed, as stage headroom writes them."""
 HEADINGS = (
     "task",
     "dLLM",
@@ -26,8 +27,8 @@ HEADINGS = (
 def markdown(figures: Figures) -> str:
     """A GitHub table, one line per task and dLLM, and how it is judged."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2)]
-    for model, task, found in [(m, t, f) for m, tasks in figures.items() for t, f in tasks.items()]:
-        order, speed = found["order"], found["speed"]
+    for case in figures:
+        model, task, order, speed = (case[name] for name in ("model", "task", "order", "speed"))
         shares = [f"{100 * order[name]:.1f}" for name in ("random", "best_of_random", "surest_first")]
         row = [
             task,

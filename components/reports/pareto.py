@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_text
-from components.reports import cells as cell_table
-from components.reports.cells import Cell, label_of
+from components.evaluation.results import EvalResult
+from components.reports import fronts
 from components.reports.files import write_figure
+from components.reports.fronts import label_of
 from components.reports.table import points
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-def draw(path: Path, cells: Sequence[Cell], columns: int = 3) -> Path:
+def draw(path: Path, cells: Sequence[EvalResult], columns: int = 3) -> Path:
     """A PNG with one panel per group of ``cells``, at most ``columns`` beside each other, and one legend below."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = cell_table.groups(cells)
+    found = fronts.groups(cells)
     across = 2 if len(found) == 4 else min(columns, len(found))
     down = math.ceil(len(found) / across)
     with matplotlib.rc_context(STYLE):
@@ -106,13 +107,13 @@ def draw(path: Path, cells: Sequence[Cell], columns: int = 3) -> Path:
         return write_figure(path, figure)
 
 
-def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
+def panel(ax: Axes, cells: Sequence[EvalResult], gap: bool = True) -> None:
     """Draws one group into ``ax``. gap: mark how far the learned policy is from the envelope, in points."""
     from matplotlib.ticker import MaxNLocator
 
     heuristics = [cell for cell in cells if not cell.is_policy]
     policies = [cell for cell in cells if cell.is_policy]
-    full = cell_table.full_length(cells)
+    full = fronts.full_length(cells)
     right = max(cell.nfe for cell in cells) * 1.06
     ax.set_xlim(0, right)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -121,7 +122,7 @@ def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
     ax.grid(True)
     ax.set_axisbelow(True)
     _draw_envelope(ax, heuristics, right)
-    for (family, block, _), sweep in cell_table.sweeps(heuristics).items():
+    for (family, block, _), sweep in fronts.sweeps(heuristics).items():
         whole = block == full
         ax.plot(
             [c.nfe for c in sweep],
@@ -135,14 +136,14 @@ def panel(ax: Axes, cells: Sequence[Cell], gap: bool = True) -> None:
             zorder=4 if whole else 3,
             **LOOKS.get(family, OTHER_LOOK),
         )
-    best = cell_table.headline(cells)
-    for (family, block, _), sweep in cell_table.sweeps(policies).items():
+    best = fronts.headline(cells)
+    for (family, block, _), sweep in fronts.sweeps(policies).items():
         _draw_policy(ax, family, sweep, alpha=1.0 if block == full else 0.5, bold=best in sweep or family != "learned")
     if gap and best is not None:
-        _draw_gap(ax, best, cell_table.envelope(cells, best.nfe))
+        _draw_gap(ax, best, fronts.envelope(cells, best.nfe))
 
 
-def legend_handles(cells: Sequence[Cell]) -> list[Any]:
+def legend_handles(cells: Sequence[EvalResult]) -> list[Any]:
     """One entry per family that is there, the policies and the envelope first, then what the dashes mean."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -153,34 +154,31 @@ def legend_handles(cells: Sequence[Cell]) -> list[Any]:
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
             handles.append(Line2D([], [], ls="none", label=label_of(family), **look))
-    if there - set(cell_table.POLICIES):
+    if there - set(fronts.POLICIES):
         handles.append(Patch(fc=REGION_COLOUR, ec=ENVELOPE_COLOUR, lw=1.3, label="reach of all heuristics"))
-    for family in [*LOOKS, *sorted(there - set(LOOKS) - set(cell_table.POLICIES))]:
+    for family in [*LOOKS, *sorted(there - set(LOOKS) - set(fronts.POLICIES))]:
         if family in there:
             look = LOOKS.get(family, OTHER_LOOK)
             handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label_of(family), **look))
-    if any(
-        cell_table.full_length(group) > min(c.block_length for c in group)
-        for group in cell_table.groups(cells).values()
-    ):
+    if any(fronts.full_length(group) > min(c.block_length for c in group) for group in fronts.groups(cells).values()):
         handles.append(Line2D([], [], lw=0.9, ls=(0, (2, 1.5)), color="#888888", label="shorter blocks"))
     return handles
 
 
-def write_csv(path: Path, cells: Sequence[Cell]) -> Path:
+def write_csv(path: Path, cells: Sequence[EvalResult]) -> Path:
     """Every cell (kind ``cell``) and every corner of each group's envelope (kind ``hull``, family ``envelope``)."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for group in cell_table.groups(cells).values():
+    for group in fronts.groups(cells).values():
         rows = [{**vars(cell), "kind": "cell"} for cell in group]
-        rows += [{**vars(cell), "kind": "hull", "family": "envelope"} for cell in cell_table.corners(group)]
+        rows += [{**vars(cell), "kind": "hull", "family": "envelope"} for cell in fronts.corners(group)]
         writer.writerows(rows)
     return write_text(path, text.getvalue())
 
 
-def _draw_envelope(ax: Axes, heuristics: Sequence[Cell], right: float) -> None:
-    front = cell_table.corners(heuristics)
+def _draw_envelope(ax: Axes, heuristics: Sequence[EvalResult], right: float) -> None:
+    front = fronts.corners(heuristics)
     if not front:
         return
     nfe = [c.nfe for c in front] + [right]
@@ -189,7 +187,7 @@ def _draw_envelope(ax: Axes, heuristics: Sequence[Cell], right: float) -> None:
     ax.plot(nfe, accuracy, color=ENVELOPE_COLOUR, lw=1.6, zorder=2.5, solid_joinstyle="round")
 
 
-def _draw_policy(ax: Axes, family: str, sweep: Sequence[Cell], alpha: float, bold: bool) -> None:
+def _draw_policy(ax: Axes, family: str, sweep: Sequence[EvalResult], alpha: float, bold: bool) -> None:
     nfe, accuracy = [c.nfe for c in sweep], [100 * c.accuracy for c in sweep]
     # max: a bootstrap interval of a rule that never failed may end a rounding error away from its mean
     down = [max(0.0, 100 * (c.accuracy - c.accuracy_low)) for c in sweep]
@@ -215,7 +213,7 @@ def _draw_policy(ax: Axes, family: str, sweep: Sequence[Cell], alpha: float, bol
     )
 
 
-def _draw_gap(ax: Axes, best: Cell, reached: float) -> None:
+def _draw_gap(ax: Axes, best: EvalResult, reached: float) -> None:
     from matplotlib.patheffects import Normal, Stroke
 
     if math.isnan(reached):
@@ -236,7 +234,7 @@ def _draw_gap(ax: Axes, best: Cell, reached: float) -> None:
     )
 
 
-def _title(task: str, denoiser: str, split: str, found: dict[cell_table.Group, list[Cell]]) -> str:
+def _title(task: str, denoiser: str, split: str, found: dict[fronts.Group, list[EvalResult]]) -> str:
     several = [len({key[i] for key in found}) > 1 for i in range(3)]
     parts = [task.replace("_", " ")] + [p for p, many in zip((denoiser, split), several[1:], strict=True) if many]
     return " · ".join(parts)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import DataError
-from components.reports import cells as table
+from components.evaluation.results import POLICIES, EvalResult
+from components.reports import fronts as table
 from components.reports.boards import (
     Case,
     Decode,
@@ -27,7 +28,6 @@ from components.reports.boards import (
     name_of,
     step_colour,
 )
-from components.reports.cells import POLICIES, Cell
 from components.reports.files import write_figure
 from components.reports.pareto import POLICY_COLOUR, STYLE, legend_handles, panel
 
@@ -40,7 +40,7 @@ GAP = 0.16  # between the boxes of a sudoku, in cells
 
 
 def draw(
-    path: Path, decodes: Sequence[Decode], cells: Sequence[Cell], columns: Mapping[str, int] | None = None
+    path: Path, decodes: Sequence[Decode], cells: Sequence[EvalResult], columns: Mapping[str, int] | None = None
 ) -> Path:
     """Writes the PNG for one task.
 
@@ -90,7 +90,7 @@ def draw(
         return write_figure(path, figure)
 
 
-def typical_pair(decodes: Sequence[Decode], cells: Sequence[Cell]) -> tuple[Decode, Decode]:
+def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tuple[Decode, Decode]:
     """(heuristic's decode, learned policy's decode) of the usual prompt; see the module's docstring.
 
     Errors:
@@ -176,7 +176,7 @@ def _across(decode: Decode, columns: Mapping[str, int] | None) -> int:
     return math.ceil(math.sqrt(length)) if across == length > 12 else across
 
 
-def _rival(case: Case, cells: Sequence[Cell], learned: Cell | None) -> list[Decode]:
+def _rival(case: Case, cells: Sequence[EvalResult], learned: EvalResult | None) -> list[Decode]:
     """The heuristic decode of the case whose cell needs the fewest forwards to be as accurate as the learned policy;
     the most accurate one if none is."""
     full = table.full_length(cells)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.core.files import write_text
-from components.reports import cells as cell_table
-from components.reports.cells import Cell
+from components.evaluation.results import EvalResult
+from components.reports import fronts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ TEXT_COLUMNS = (0, 1, 2, 3, 7)
 class Result:
     """A policy's cell and what it is compared with. Accuracies in [0, 1]; NaN where no heuristic was evaluated."""
 
-    cell: Cell
+    cell: EvalResult
     name: str
     envelope: float
     mixture: str
@@ -40,22 +40,22 @@ class Result:
         return self.cell.accuracy - self.envelope
 
 
-def results(cells: Sequence[Cell]) -> list[Result]:
+def results(cells: Sequence[EvalResult]) -> list[Result]:
     """One result per trained policy's cell, in the order of the table; the learned one first within its group."""
     found: list[Result] = []
-    for group in cell_table.groups(cells).values():
-        full = cell_table.full_length(group)
-        for cell in sorted((c for c in group if c.is_policy), key=lambda c: cell_table.POLICIES.index(c.family)):
-            used = cell_table.mixture_at(group, cell.nfe)
-            mixture = " / ".join(cell_table.name_of(c, full) for c in used)
+    for group in fronts.groups(cells).values():
+        full = fronts.full_length(group)
+        for cell in sorted((c for c in group if c.is_policy), key=lambda c: fronts.POLICIES.index(c.family)):
+            used = fronts.mixture_at(group, cell.nfe)
+            mixture = " / ".join(fronts.name_of(c, full) for c in used)
             if used and used[0].nfe > cell.nfe:
                 mixture += f", the fastest, at {used[0].nfe:.2f}"
-            name = cell_table.name_of(cell, full)
-            found.append(Result(cell, name, cell_table.envelope(group, cell.nfe), mixture))
+            name = fronts.name_of(cell, full)
+            found.append(Result(cell, name, fronts.envelope(group, cell.nfe), mixture))
     return found
 
 
-def markdown(cells: Sequence[Cell]) -> str:
+def markdown(cells: Sequence[EvalResult]) -> str:
     """A GitHub table with one line per result and a sentence under it that says how to read it."""
     rows = [_row(result) for result in results(cells)]
     align = ["---" if i in TEXT_COLUMNS else "---:" for i in range(len(HEADINGS))]
@@ -63,11 +63,11 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n\n" + _legend(cells) + "\n"
 
 
-def write(path: Path, cells: Sequence[Cell]) -> Path:
+def write(path: Path, cells: Sequence[EvalResult]) -> Path:
     return write_text(path, markdown(cells))
 
 
-def rich_table(cells: Sequence[Cell]) -> Table:
+def rich_table(cells: Sequence[EvalResult]) -> Table:
     """The same table for the screen; a gain is green where even the lower end of the accuracy is above the envelope."""
     from rich.table import Table
     from rich.text import Text
@@ -100,7 +100,7 @@ def _row(result: Result) -> list[str]:
     ]
 
 
-def with_interval(cell: Cell) -> str:
+def with_interval(cell: EvalResult) -> str:
     """``88.8 ± 1.4`` in percent; the longer side of the interval, so that near 0 and 100 it does not look too sure."""
     half = max(cell.accuracy - cell.accuracy_low, cell.accuracy_high - cell.accuracy)
     return f"{100 * cell.accuracy:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
@@ -111,7 +111,7 @@ def points(difference: float) -> str:
     return NONE if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", MINUS)
 
 
-def _legend(cells: Sequence[Cell]) -> str:
+def _legend(cells: Sequence[EvalResult]) -> str:
     counts = sorted({cell.prompts for cell in cells})
     prompts = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (

@@ -4,26 +4,18 @@ No field has a default: what is not in params.yaml is not tracked by DVC. Settin
 are numbers and objects. A stage's function names the sections it reads, and those are its ``params:`` in dvc.yaml.
 """
 
-from components.settings.data import (
-    SPLITS,
-    Counts,
-    Data,
-    Domain,
-    Model,
-    Models,
-    Pretrain,
-    TaskSettings,
-)
-from components.settings.evaluation import Case, Evaluate, Headroom, Ood, Transfer
-from components.settings.load import load, read
+from components.settings.data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
+from components.settings.load import read
 from components.settings.policy import Confidence, Decode, Feature, Policy
-from components.settings.profile import Params, Settings
+from components.settings.profile import Settings
 from components.settings.section import Section, nearest
 from components.settings.training import Distill, Train
 
 __all__ = [
     "SPLITS",
     "Case",
+    "Cases",
     "Confidence",
     "Counts",
     "Data",
@@ -34,17 +26,13 @@ __all__ = [
     "Feature",
     "Headroom",
     "Model",
-    "Models",
-    "Ood",
-    "Params",
     "Policy",
     "Pretrain",
     "Section",
     "Settings",
+    "Sweep",
     "TaskSettings",
     "Train",
-    "Transfer",
-    "load",
     "nearest",
     "read",
 ]

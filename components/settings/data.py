@@ -7,23 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.section import Count, Layout, Natural, Rate, Section, Seed
+from components.settings.section import Count, Layout, Name, Natural, Rate, Section, Seed
 from components.tasks import TASKS, Task, build
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
 
 
 class TaskSettings(Section):
-    """kind: a name of ``components.tasks.TASKS``; knobs: its keyword arguments; canvas: positions, null for its own."""
+    """kind: a name of ``components.tasks.TASKS``. params: its keyword arguments. canvas: positions, null: its own."""
 
     kind: str
-    knobs: dict[str, Any]
+    params: dict[str, Any]
     canvas: Count | None
 
     def build(self) -> Task:
         """SettingsError for an unknown kind or knob, or one that cannot work."""
         canvas = {} if self.canvas is None else {"canvas_length": self.canvas}
-        return build(self.kind, **self.knobs, **canvas)
+        return build(self.kind, **self.params, **canvas)
 
     @property
     def length(self) -> int:
@@ -34,7 +34,7 @@ class TaskSettings(Section):
     def marker(self) -> str:
         """The character that its prompts begin with; none where a prompt is a text."""
         marker = signature(TASKS[self.kind]).parameters.get("marker")
-        return self.knobs.get("marker", "" if marker is None else marker.default)
+        return self.params.get("marker", "" if marker is None else marker.default)
 
     @model_validator(mode="after")
     def _builds(self) -> TaskSettings:
@@ -45,13 +45,13 @@ class TaskSettings(Section):
                 f"length would be none; write null"
             )
         # Whether this machine can confine programs is asked when they are to be run, not by everybody who reads this.
-        if self.knobs.get("execute") and set(self.knobs) <= set(known):
+        if self.params.get("execute") and set(self.params) <= set(known):
             return self
         try:
             self.build()
         except TypeError as error:
             raise ValueError(
-                f"knobs={self.knobs}: task {self.kind} cannot be made with them ({error}); nothing could "
+                f"params={self.params}: task {self.kind} cannot be made with them ({error}); nothing could "
                 f"be asked or scored; give each a value of its own type"
             ) from error
         return self
@@ -69,32 +69,38 @@ class Counts(Section):
 
 class Data(Section):
     seed: Seed
-    tasks: dict[str, TaskSettings]
+    tasks: dict[Name, TaskSettings]
     counts: Counts
 
 
 class Model(Section):
-    """source: "embedded" (stage pretrain makes it) or a hub name or folder. dtype: of the weights when they are used;
-    "auto" (embedded only) is what stage pretrain found to be faster on its machine, and recorded."""
+    """A frozen dLLM.
+
+    source: "embedded" (stage pretrain makes it), a hub name or a folder. revision: of a hub model, null: the newest.
+    dtype: of the weights in use. "auto" (embedded only): the faster one on the machine of stage pretrain, recorded.
+    rows: of an embedded dLLM, rows of each task in one pretraining step.
+    """
 
     source: str
     layout: Layout
     revision: str | None
     dtype: Literal["auto", "float32", "bfloat16", "float64"]
+    rows: dict[Name, Count]
 
-
-class Models(Section):
-    llada: Model
-    dream: Model
-
-
-class Rows(Section):
-    llada: dict[str, Count]
-    dream: dict[str, Count]
+    @model_validator(mode="after")
+    def _agrees(self) -> Model:
+        if self.dtype == "auto" and self.source != "embedded":
+            raise ValueError(f"dtype=auto with source {self.source!r}. Write bfloat16 or float32.")
+        if (self.source == "embedded") != bool(self.rows):
+            raise ValueError(
+                f"rows={self.rows} with source {self.source!r}. Give rows of at least one task to an embedded dLLM, "
+                f"and {{}} to any other."
+            )
+        return self
 
 
 class Pretrain(Section):
-    """rows: for either dLLM, rows of each task in one step's batch."""
+    """Shape and training of the embedded dLLMs; which tasks each learns is in ``models``."""
 
     seed: Seed
     width: Count
@@ -104,7 +110,6 @@ class Pretrain(Section):
     steps: Count
     learning_rate: Rate
     warmup: Natural
-    rows: Rows
 
     @model_validator(mode="after")
     def _splits(self) -> Pretrain:
@@ -119,5 +124,5 @@ class Pretrain(Section):
 class Domain(Section):
     """What a policy is trained for: over which dLLM, and on which tasks with which weights."""
 
-    model: Layout
-    tasks: Annotated[dict[str, Count], Field(min_length=1)]
+    model: Name
+    tasks: Annotated[dict[Name, Count], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Sections of how policies are judged: the heuristics' sweep, the matrix cells of transfer and ood."""
+"""Sections of evaluation: the heuristics' sweep, the tasks to evaluate on, the cases of transfer, ood and headroom."""
 
 from __future__ import annotations
 
@@ -7,37 +7,48 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from components.policies.rules import check_number, decoders, known
-from components.settings.section import Count, Layout, Section, Seed
+from components.settings.section import Count, Name, Section, Seed
 
 
-class Evaluate(Section):
-    """seeds: decode seeds. sweep: rules with the numbers to compare at; over block_lengths too (null: the whole canvas)
-    where their entry in ``components.policies.rules`` allows it. suppress_eos: over the whole canvas they commit
-    predicted ends of the text last, without which a language model ends the text first."""
+class Sweep(Section):
+    """The heuristics to compare with.
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    gate_task: str
+    seeds: decode seeds of random rules. rules: each with the numbers to sweep; whether at every block length too (null:
+    the whole canvas) is in ``components.policies.rules``. suppress_eos: over the whole canvas the rules commit
+    predicted ends of the text last; without it a language model ends the text first.
+    """
+
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     block_lengths: tuple[Count | None, ...]
-    sweep: dict[str, tuple[float, ...]]
+    rules: dict[str, tuple[float, ...]]
     suppress_eos: bool
 
-    @field_validator("sweep")
+    @field_validator("rules")
     @classmethod
-    def _can_decode(cls, sweep: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        for name, numbers in sweep.items():
+    def _can_decode(cls, rules: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, numbers in rules.items():
             if known(name) not in decoders():
                 raise ValueError(f"{name} cannot decode. Remove it, or sweep one of {', '.join(decoders())}.")
             for number in numbers:
                 check_number(name, number, f"{name}={number:g}")
-        return sweep
+        return rules
+
+
+class Evaluate(Section):
+    """tasks: evaluated on the test split. gate_task: one of them, decides on promotion by the gate split."""
+
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    gate_task: Name
 
 
 class Case(Section):
-    """Which dLLM, which task: a matrix cell of transfer or ood, a line of headroom."""
+    """Which dLLM and which task: a case of transfer, ood or headroom."""
 
-    model: Layout
-    task: str
+    model: Name
+    task: Name
+
+
+Cases = dict[Name, Case]
 
 
 class Headroom(Section):
@@ -45,17 +56,4 @@ class Headroom(Section):
 
     prompts: Count
     orders: Count
-    cases: tuple[Case, ...]
-
-
-class Transfer(Section):
-    dream: Case
-    long: Case
-
-
-class Ood(Section):
-    """null: not asked; the stage says so and its table is empty."""
-
-    near: Case | None
-    far: Case | None
-    order: Case | None
+    cases: Cases

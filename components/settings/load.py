@@ -12,39 +12,25 @@ from pydantic import BaseModel, ValidationError
 
 from components.core.errors import SettingsError
 from components.settings.policy import Confidence, Feature
-from components.settings.profile import Params, Settings
+from components.settings.profile import Settings
 from components.settings.section import nearest
 
 KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "feature": Feature}
 
 
-def read(path: Path) -> Params:
-    """Every profile of params.yaml, checked. SettingsError names each value that cannot work."""
+def read(path: Path) -> Settings:
+    """The settings of params.yaml, checked. SettingsError names each value that cannot work."""
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise SettingsError(
-            f"{path} cannot be read ({why}); no stage knows its settings without it; run inside the "
-            f"repository, or restore the file"
+            f"{path} cannot be read ({why}). Run inside the repository, or restore the file."
         ) from error
     try:
-        params = Params.model_validate(raw)
+        return Settings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(path, e) for e in error.errors())) from None
-    known = list(params.profiles)
-    if params.profile not in known:
-        raise SettingsError(
-            f"{path}: profile {params.profile!r} is not among the profiles; nothing says how large to "
-            f"run; use one of {', '.join(known)}{nearest(params.profile, known)}"
-        )
-    return params
-
-
-def load(path: Path) -> Settings:
-    """The active profile of params.yaml."""
-    params = read(path)
-    return params.profiles[params.profile]
 
 
 def _sentence(path: Path, error: Any) -> str:
@@ -54,22 +40,19 @@ def _sentence(path: Path, error: Any) -> str:
         loc = (*loc, "kind")
     where = ".".join(str(part) for part in loc) or "the whole file"
     if error["type"] == "extra_forbidden":
-        return (
-            f"{path}: {where} is not a setting; it would be ignored in silence; "
-            f"remove it{nearest(str(error['loc'][-1]), _siblings(error['loc']))}"
-        )
+        return f"{path}: {where} is not a setting{nearest(str(error['loc'][-1]), _siblings(error['loc']))}. Remove it."
     if error["type"] in ("missing", "union_tag_not_found"):
-        return f"{path}: {where} is missing; what params.yaml does not say, DVC cannot track; add it"
+        return f"{path}: {where} is missing. Add it."
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {where}: {text}"
     value = reprlib.repr(error["input"])
-    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}; no stage could run with it; change it"
+    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}. Change it."
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:
     """The fields that the model at this place does have."""
-    model: Any = Params
+    model: Any = Settings
     for part in loc[:-1]:
         if part in KINDS and KINDS[part] in get_args(model):
             model = KINDS[part]

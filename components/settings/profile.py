@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from components.settings.compatibility import check_learning
-from components.settings.data import Data, Domain, Model, Models, Pretrain
-from components.settings.evaluation import Evaluate, Headroom, Ood, Transfer
+from components.settings.data import Data, Domain, Model, Pretrain
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
 from components.settings.policy import Confidence, Decode, Feature, Policy
-from components.settings.section import Section, nearest
+from components.settings.section import Name, Section, nearest
 from components.settings.training import Distill, Train
 
 
 class Settings(Section):
-    """The active profile's sections."""
+    """params.yaml: the profile's name, which is that of its output folder, and the sections."""
 
+    profile: Name
     data: Data
-    models: Models
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
     pretrain: Pretrain
     headroom: Headroom
     domain: Domain
@@ -24,55 +27,53 @@ class Settings(Section):
     decode: Decode
     distill: Distill
     train: Train
+    sweep: Sweep
     evaluate: Evaluate
-    transfer: Transfer
-    ood: Ood
+    transfer: Cases
+    ood: Cases
+
+    @property
+    def cases(self) -> dict[str, Case]:
+        """Every case of transfer, ood and headroom by its place in the file."""
+        groups = {"transfer": self.transfer, "ood": self.ood, "headroom.cases": self.headroom.cases}
+        return {f"{group}.{name}": case for group, cases in groups.items() for name, case in cases.items()}
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
         tasks = self.data.tasks
-        asked = [
-            self.transfer.dream,
-            self.transfer.long,
-            self.ood.near,
-            self.ood.far,
-            self.ood.order,
-            *self.headroom.cases,
-        ]
-        cases = [case for case in asked if case is not None]
-        named = {
-            "domain.tasks": list(self.domain.tasks),
-            "evaluate.tasks": list(self.evaluate.tasks),
-            "evaluate.gate_task": [self.evaluate.gate_task],
-            "pretrain.rows": [*self.pretrain.rows.llada, *self.pretrain.rows.dream],
-            "transfer, ood and headroom": [c.task for c in cases],
-        }
-        for where, names in named.items():
-            for name in names:
-                if name not in tasks:
-                    raise ValueError(
-                        f"{where}: no task {name!r} in data.tasks; there would be nothing to decode; "
-                        f"use one of {', '.join(tasks)}{nearest(name, list(tasks))}"
-                    )
-        for which in ("llada", "dream"):
-            model: Model = getattr(self.models, which)
-            if model.dtype == "auto" and model.source != "embedded":
-                raise ValueError(
-                    f"models.{which}.dtype=auto with source {model.source!r}: timing both would load it "
-                    f"twice; say bfloat16 or float32"
-                )
+        self._names_exist()
         if self.evaluate.gate_task not in self.evaluate.tasks:
             raise ValueError(
-                f"evaluate.gate_task {self.evaluate.gate_task!r} is not among evaluate.tasks "
-                f"{list(self.evaluate.tasks)}; the gate would have no figures; add it there"
+                f"evaluate.gate_task={self.evaluate.gate_task} is not among evaluate.tasks "
+                f"{list(self.evaluate.tasks)}. Add it there."
             )
-        check_learning(
-            self.policy, self.decode, self.distill, self.train, max(tasks[name].length for name in self.domain.tasks)
-        )
+        longest = max(tasks[name].length for name in self.domain.tasks)
+        check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
-        for name in dict.fromkeys([*self.domain.tasks, *self.evaluate.tasks, *(c.task for c in cases)]):
+        asked = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
+        for name in dict.fromkeys(asked):
             self._fits(name, tasks[name].length)
         return self
+
+    def _names_exist(self) -> None:
+        """Every task and model that a section names is defined."""
+        cases = self.cases.items()
+        rows = ((f"models.{name}.rows", task) for name, model in self.models.items() for task in model.rows)
+        named_tasks = [
+            *(("domain.tasks", name) for name in self.domain.tasks),
+            *(("evaluate.tasks", name) for name in self.evaluate.tasks),
+            *rows,
+            *((where, case.task) for where, case in cases),
+        ]
+        named_models = [("domain.model", self.domain.model), *((where, case.model) for where, case in cases)]
+        tables = (("task", "data.tasks", self.data.tasks, named_tasks), ("model", "models", self.models, named_models))
+        for what, table, known, named in tables:
+            for where, name in named:
+                if name not in known:
+                    raise ValueError(
+                        f"{where}: no {what} {name!r} in {table}{nearest(name, list(known))}. "
+                        f"Use one of {', '.join(known)}, or add it there."
+                    )
 
     def _fits(self, name: str, length: int) -> None:
         block = self.decode.block_length
@@ -84,17 +85,10 @@ class Settings(Section):
             )
 
     def _splits(self, policy: Confidence | Feature) -> None:
-        source = getattr(self.models, self.domain.model).source
+        source = self.models[self.domain.model].source
         if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
             raise ValueError(
                 f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
                 f"rotary positions need an even width per head; use heads of which twice the number "
                 f"divides it"
             )
-
-
-class Params(Section):
-    """The whole file: which profile is active, and all of them."""
-
-    profile: str
-    profiles: dict[str, Settings]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.settings import Data, Decode, Distill, Domain, Feature, Models, Policy
+from components.settings import Decode, Distill, Domain, Feature, Policy
 from components.stages.common.progress import progress
 from components.stages.common.workspace import Workspace
 
@@ -26,19 +26,17 @@ def fresh_policy(policy: Policy, width: int, seed: int):
         return ConfidencePolicy(Shape(**chosen))
 
 
-def distill(
-    workspace: Workspace, data: Data, models: Models, domain: Domain, policy: Policy, decode: Decode, distill: Distill
-) -> dict[str, float]:
+def distill(workspace: Workspace, domain: Domain, policy: Policy, decode: Decode, distill: Distill) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
     from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
-    from components.stages.common.models import open_cached, prompts_of, reference_of
+    from components.stages.common.models import domain_prompts, open_cached, reference_of
     from components.trainers.distill import DistillPlan, imitate
 
-    denoiser, encoder = open_cached(workspace, models, domain.model, decode)
+    denoiser, encoder = open_cached(workspace, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
     reference = reference_of(distill.reference, distill.value)
-    train = prompts_of(workspace, data, domain, encoder, "train", data.counts.train)
+    train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(
         distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed
     )
@@ -52,10 +50,10 @@ def distill(
         imitate(student, reference, denoiser, train, plan, report)
     store.save(student, workspace.outputs / "distill" / "policy")
     figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
-    tune = prompts_of(workspace, data, domain, encoder, "tune", data.counts.tune)
+    tune = domain_prompts(workspace, domain, encoder, ["tune"])
     # A reference draws: what it does, and not the likeliest thing, is imitated. A rule draws what it always does.
     for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
-        cell = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
-        figures |= {f"{name}.accuracy": float(cell.correct_SP.mean()), f"{name}.nfe": float(cell.nfe_SP.mean())}
+        result = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
+        figures |= {f"{name}.accuracy": result.accuracy, f"{name}.nfe": result.nfe}
     workspace.metrics("distill", figures)
     return figures

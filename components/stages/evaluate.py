@@ -1,189 +1,148 @@
-"""Stage evaluate: the learned policy against every swept heuristic, on prompts it never saw.
+"""Stages evaluate, gate, transfer and ood: the trained policies on one case, beside the rules that stage rules swept.
 
-Also what transfer and ood share: one task on one dLLM, all candidates, one table.
+evaluate: the domain's dLLM, test prompts. gate: its gate prompts, by which a policy is promoted. transfer: another dLLM
+or a longer canvas. ood: a task that the policy was not trained on.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.core.files import write_csv, write_lines
-from components.settings import Data, Decode, Domain, Evaluate, Models
+from components.core.files import write_lines
+from components.evaluation.results import EvalResult, write_results, write_table
+from components.settings import Decode, Domain, Sweep
+from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace, task_of
+from components.stages.common.workspace import Workspace
+from components.stages.rules import rule_results, sweep_of
+
+if TYPE_CHECKING:
+    from components.decode.prompts import Prompts
+    from components.denoisers import Denoiser, Encoder
+    from components.evaluation.evaluate import Candidate
 
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
 
-def evaluate(
-    workspace: Workspace, data: Data, models: Models, domain: Domain, decode: Decode, evaluate: Evaluate
-) -> dict[str, Any]:
-    """P/evaluate/{test.csv, gate.csv, prompts.jsonl, decodes.jsonl}; metrics per task: accuracy, NFE, envelope."""
+def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, case: EvalCase) -> dict[str, Any]:
+    """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``."""
+    from components.decode.prompts import Prompts
+    from components.evaluation.evaluate import Board, table
     from components.stages.common.models import open_cached
 
-    opened = open_cached(workspace, models, domain.model, decode)
-    tests: list[dict[str, Any]] = []
-    decodes: list[dict[str, Any]] = []
-    for name in evaluate.tasks:
-        cells = measure(workspace, data, decode, evaluate, opened, name, "test", wide=True)
-        tests += rows_of(data, cells, name, domain.model, "test")
-        decodes += show(workspace, data, opened, name, cells)
-    gate = measure(workspace, data, decode, evaluate, opened, evaluate.gate_task, "gate")
-    length = task_of(data, evaluate.gate_task).canvas_length
-    prompts = [line_of(cell, evaluate.gate_task, "gate", length) for cell in gate]
-    folder = workspace.outputs / "evaluate"
-    write_csv(folder / "test.csv", tests)
-    write_csv(folder / "gate.csv", rows_of(data, gate, evaluate.gate_task, domain.model, "gate"))
-    write_lines(folder / "prompts.jsonl", prompts)
-    write_lines(folder / "decodes.jsonl", decodes)
-    figures = summary(tests)
-    workspace.metrics("evaluate", figures)
+    denoiser, encoder = open_cached(workspace, case.model, decode)
+    data = workspace.task(case.task)
+    prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
+    candidates = learned(workspace, decode, denoiser, foreign=case.model != domain.model, every=case.wide)
+    with progress(f"evaluate {case.stem}", len(candidates)) as tick:
+        board = Board(case.task, case.model, case.split)
+        policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+    results = policies + rule_results(workspace, case)
+    folder = workspace.outputs / "evaluate" / case.stem
+    write_results(folder / "results.jsonl", results)
+    write_table(workspace.outputs / "tables" / f"{case.stem}.csv", results)
+    if case.group == "evaluate":
+        shown = prompts.take(range(min(SHOWN, len(prompts))))
+        chosen = candidates + _rivals(policies, results, sweep, encoder)
+        write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
+    figures = summary(results)
+    workspace.metrics(case.stem, figures)
     return figures
 
 
-def learned(workspace: Workspace, decode: Decode, denoiser, foreign: bool, every: bool = False) -> list[Any]:
-    """The trained and the distilled policy, by their mode and by sampling. every: one that was trained for several
-    alphas also at each that it is not served at.
+def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: bool, every: bool) -> list[Candidate]:
+    """The trained and the distilled policy, by their mode and by sampling.
 
-    foreign: the dLLM is not the one they were trained over. Its hidden states mean something else, so that a policy
-    that also reads statistics goes without them, and one that reads nothing else is left out.
+    every: a policy that was trained for several alphas also at each that it is not served at. foreign: the dLLM is not
+    the one they were trained over. Its hidden states mean something else: a policy that also reads statistics goes
+    without them, and one that reads nothing else is left out.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
     from components.policies.confidence import ConfidencePolicy
     from components.stages.common.models import with_decode_settings
 
-    found = []
+    candidates = []
     for family, stage in (("learned", "train"), ("distilled", "distill")):
-        policy = with_decode_settings(store.load(workspace.outputs / stage / "policy").to(denoiser.device), decode)
+        trained = store.load(workspace.outputs / stage / "policy").to(denoiser.device)
+        policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
             if not isinstance(policy, ConfidencePolicy):
                 continue
             policy.drop_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
-            found.append(Candidate(family, choose, policy, decode.block_length, choose))
+            candidates.append(Candidate(family, choose, policy, decode.block_length, choose))
         if every and isinstance(policy, ConfidencePolicy):
             for alpha in policy.shape.alphas:
                 if alpha != decode.alpha:
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
-                    found.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
-    return found
+                    candidates.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
+    return candidates
 
 
-def sweep_of(evaluate: Evaluate, encoder) -> Any:
-    """The heuristics that the settings compare with, for one dLLM's tokenizer."""
-    from components.evaluation.evaluate import Sweep
-
-    return Sweep(
-        evaluate.block_lengths,
-        evaluate.sweep,
-        encoder.end_ids if evaluate.suppress_eos else (),
-    )
-
-
-def measure(
-    workspace: Workspace,
-    data: Data,
-    decode: Decode,
-    evaluate: Evaluate,
-    opened,
-    name: str,
-    split: str,
-    wide: bool = False,
-    foreign: bool = False,
-) -> list[Any]:
-    """Cells of all candidates on one task and split. wide: see Sweep.candidates. foreign: see ``learned``."""
-    from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import table
-
-    denoiser, encoder = opened
-    task = task_of(data, name)
-    asked = Prompts.of(task, workspace.examples(name, split, getattr(data.counts, split)), encoder)
-    sweep = sweep_of(evaluate, encoder)
-    candidates = learned(workspace, decode, denoiser, foreign, every=wide) + sweep.candidates(task.canvas_length, wide)
-    with progress(f"evaluate {name} {split}", len(candidates)) as tick:
-        return table(denoiser, candidates, asked, evaluate.seeds, lambda _: tick(""))
-
-
-def rows_of(data: Data, cells: Sequence[Any], name: str, model: str, split: str) -> list[dict[str, Any]]:
-    length = task_of(data, name).canvas_length
-    return [cell.row(name, model, split, length) for cell in cells]
-
-
-def line_of(cell: Any, name: str, split: str, length: int) -> dict[str, Any]:
-    """The cell prompt by prompt, for the gate's paired bootstrap; ``length``: the canvas, full diffusion's block."""
-    return {
-        "task": name,
-        "split": split,
-        "family": cell.candidate.family,
-        "setting": cell.candidate.setting,
-        "block_length": cell.candidate.block_length or length,
-        "choose": cell.candidate.choose,
-        "correct": cell.correct_SP.mean(0).tolist(),
-        "nfe": cell.nfe_SP.mean(0).tolist(),
-    }
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Per task and trained policy: accuracy, NFE, the heuristics' envelope there, and the difference."""
+def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
+    """Per trained policy: accuracy, NFE, the front of the rules at that NFE, and the difference."""
     from components.maths.pareto import front_at
 
+    rules = [result for result in results if not result.is_policy]
     figures: dict[str, Any] = {}
-    for name in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == name]
-        rules = [row for row in mine if row["family"] not in ("learned", "distilled")]
-        for row in mine:
-            if row["family"] in ("learned", "distilled"):
-                front = front_at([r["nfe"] for r in rules], [r["accuracy"] for r in rules], row["nfe"])
-                figures.setdefault(name, {})[f"{row['family']}_{row['setting']}"] = {
-                    "accuracy": row["accuracy"],
-                    "nfe": row["nfe"],
-                    "envelope": front,
-                    "above_front": row["accuracy"] - front,
-                }
+    for policy in results:
+        if policy.is_policy:
+            front = front_at([r.nfe for r in rules], [r.accuracy for r in rules], policy.nfe)
+            figures[f"{policy.family}_{policy.setting}"] = {
+                "accuracy": policy.accuracy,
+                "nfe": policy.nfe,
+                "front": front,
+                "above_front": policy.accuracy - front,
+            }
     return figures
 
 
-def show(workspace: Workspace, data: Data, opened, name: str, cells: Sequence[Any]) -> list[dict[str, Any]]:
-    """Decodes of the first prompts by the policies, by the full-diffusion rule that needs the fewest forwards to be as
-    accurate as the learned one, and one by one."""
+def _rivals(
+    policies: Sequence[EvalResult], results: Sequence[EvalResult], sweep: Sweep, encoder: Encoder
+) -> list[Candidate]:
+    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence one by one."""
+    from components.evaluation.evaluate import Candidate
+
+    longest = max(result.block_length for result in results)
+    rules = [result for result in results if not result.is_policy and result.block_length == longest]
+    target = policies[0].accuracy if policies else 1.0
+    equal = [result for result in rules if result.accuracy >= target]
+    chosen = [min(equal, key=lambda result: result.nfe)] if equal else []
+    one_by_one = [r for r in rules if (r.family, r.setting) == ("confidence", "1") and r not in chosen]
+    swept = sweep_of(sweep, encoder)
+    return [
+        Candidate(r.family, r.setting, swept.rule(r.family, float(r.setting), None), None, r.choose)
+        for r in [*chosen, *one_by_one]
+    ]
+
+
+def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate], task: str) -> list[dict[str, Any]]:
+    """The prompts, decoded by each candidate: text, order and forwards, for the pages."""
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
-    from components.decode.prompts import Prompts
 
-    denoiser, encoder = opened
-    task = task_of(data, name)
-    asked = Prompts.of(task, workspace.examples(name, "test", SHOWN), encoder)
-    own = [cell for cell in cells if cell.candidate.family in ("learned", "distilled")]
-    target = float(own[0].correct_SP.mean()) if own else 1.0
-    rules = [c for c in cells if c.candidate.block_length is None and c not in own]
-    equal = [c for c in rules if float(c.correct_SP.mean()) >= target]
-    rival = [min(equal, key=lambda c: float(c.nfe_SP.mean()))] if equal else []
-    quota = [c for c in rules if (c.candidate.family, c.candidate.setting) == ("confidence", "1")]
-    one_by_one = [c for c in quota if c not in rival]
     lines = []
-    for cell in [*own, *rival, *one_by_one]:
-        chosen = cell.candidate
-        job = asked.job(chosen.block_length)
+    for chosen in candidates:
+        job = prompts.job(chosen.block_length)
         done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
-        texts, correct_R, _ = asked.scores(job, done)
-        for i, example in enumerate(asked.examples):
-            length = asked.lengths[i]
-            lines.append(
-                {
-                    "task": name,
-                    "family": chosen.family,
-                    "setting": chosen.setting,
-                    "prompt": example.prompt,
-                    "text": texts[i],
-                    "gold": example.answer,
-                    "correct": float(correct_R[i]),
-                    "nfe": int(done.nfe_R[i]),
-                    "canvas_length": length,
-                    "order": done.order_RL[i, :length].tolist(),
-                    "tokens": [encoder.token(t) for t in done.canvas_RL[i, :length].tolist()],
-                }
-            )
+        texts, correct_R, _ = prompts.scores(job, done)
+        for i, example in enumerate(prompts.examples):
+            length = prompts.lengths[i]
+            line = {
+                "task": task,
+                "family": chosen.family,
+                "setting": chosen.setting,
+                "prompt": example.prompt,
+                "text": texts[i],
+                "gold": example.answer,
+                "correct": float(correct_R[i]),
+                "nfe": int(done.nfe_R[i]),
+                "canvas_length": length,
+                "order": done.order_RL[i, :length].tolist(),
+                "tokens": [prompts.encoder.token(t) for t in done.canvas_RL[i, :length].tolist()],
+            }
+            lines.append(line)
     return lines

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from components.settings import Data, Decode, Domain, Models
+from components.settings import Decode, Domain
 from components.stages.common.progress import progress
 from components.stages.common.runfile import read_run, write_run
 from components.stages.common.workspace import Workspace
 
 
-def export(workspace: Workspace, data: Data, models: Models, domain: Domain, decode: Decode) -> dict[str, float]:
+def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, float]:
     """P/export/policy.onnx; ParityError unless every test and gate prompt of the domain decodes to the same text, by
     mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
-    from components.stages.common.models import evaluation_prompts, open_denoiser, with_decode_settings
+    from components.stages.common.models import domain_prompts, open_denoiser, with_decode_settings
 
     trained = workspace.outputs / "train" / "policy"
     policy = with_decode_settings(store.load(trained), decode)
@@ -23,8 +23,8 @@ def export(workspace: Workspace, data: Data, models: Models, domain: Domain, dec
     if decode.alpha is not None:
         choice["alpha"] = str(decode.alpha)
     export_policy(policy, path, {"training": run["identity"], "profile": workspace.profile, **choice})
-    denoiser, encoder = open_denoiser(workspace, models, domain.model)
-    asked = evaluation_prompts(workspace, data, domain, encoder)
+    denoiser, encoder = open_denoiser(workspace, domain.model)
+    asked = domain_prompts(workspace, domain, encoder, ["test", "gate"], share=False)
     with progress("export parity", 4 * len(asked)) as tick:
         decoding = Decoding(denoiser, asked, decode.block_length, progress=lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(path), random_states(policy), decoding)

@@ -1,32 +1,47 @@
-"""Stage prepare: prompts of every task in splits that share no prompt."""
+"""Stage prepare: prompts of every task in splits that share no prompt, in one folder for each stage that reads them."""
 
 from __future__ import annotations
 
-from components.core.files import beside
-from components.settings import Data
+from collections.abc import Mapping
+from pathlib import Path
+
+from components.core.files import beside, write_json
+from components.settings import Data, Domain, Model, TaskSettings
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace, task_of
+from components.stages.common.workspace import Workspace
 from components.tasks.example import Example, write_examples
+from components.tasks.hub import TextTask
 from components.tasks.splits import answers_seen, collect_all
 
 
-def prepare(workspace: Workspace, data: Data) -> dict[str, float]:
-    """P/data/<task>.<split>.jsonl; metrics: share of test answers seen in pretraining."""
+def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domain: Domain) -> dict[str, float]:
+    """P/data/{tasks/<task>, domain/<task>, pretrain/<model>/<task>}; metrics: test answers seen in pretraining.
+
+    A stage depends on the folders it reads: a task that is added changes none of another stage's.
+    """
     counts = {split: count for split, count in data.counts.model_dump().items() if count}
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "data") as folder, progress("prepare", len(data.tasks)) as tick:
-        for name in data.tasks:
-            task = task_of(data, name)
-            # A data set with files has splits of its own; a generator fills as many prompts as are asked for.
-            found: dict[str, list[Example]] = (
-                {split: task.examples(split)[:count] for split, count in counts.items()}  # pyright: ignore
-                if hasattr(task, "examples")
-                else collect_all(task, counts, data.seed)
-            )
-            for split, examples in found.items():
-                write_examples(folder / f"{name}.{split}.jsonl", examples)
-            if found.get("pretrain"):
-                figures[f"{name}.test_answers_seen"] = answers_seen(found["test"], found["pretrain"])
+        for name, settings in data.tasks.items():
+            task = settings.build()
+            # A split that a data set does not have (test files without a train file) is an empty file.
+            has = task.splits if isinstance(task, TextTask) else tuple(counts)
+            asked = {split: count if split in has else 0 for split, count in counts.items()}
+            splits = collect_all(task, asked, data.seed)
+            _write(folder / "tasks" / name, settings, splits, ("tune", "gate", "test"))
+            if name in domain.tasks:
+                _write(folder / "domain" / name, settings, splits, ("train", "tune", "gate", "test"))
+            for model, chosen in models.items():
+                if name in chosen.rows:
+                    _write(folder / "pretrain" / model / name, settings, splits, ("pretrain",))
+            if splits.get("pretrain"):
+                figures[f"{name}.test_answers_seen"] = answers_seen(splits["test"], splits["pretrain"])
             tick(name)
     workspace.metrics("prepare", figures)
     return figures
+
+
+def _write(folder: Path, settings: TaskSettings, splits: Mapping[str, list[Example]], wanted: tuple[str, ...]) -> None:
+    write_json(folder / "task.json", settings.model_dump(mode="json"))
+    for split in wanted:
+        write_examples(folder / f"{split}.jsonl", splits.get(split, []))

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from components.core.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
-from components.settings import Data, Models, Pretrain
+from components.settings import Model, Pretrain
 from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace, task_of
+from components.stages.common.workspace import Workspace
+from components.tasks.example import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from components.denoisers import Encoder
 
 
-def pretrain(workspace: Workspace, data: Data, models: Models, pretrain: Pretrain, model: str) -> dict[str, float]:
-    """P/pretrain/<model>: a Hugging Face folder, or source.json with the pinned revision of a model from elsewhere."""
-    chosen = getattr(models, model)
-    folder = workspace.outputs / "pretrain" / model
+def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretrain, model: str) -> dict[str, float]:
+    """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one; source.json describes either."""
+    chosen = models[model]
     figures: dict[str, float] = {}
-    with beside(folder) as part:
-        part.mkdir()
-        if chosen.source != "embedded":
-            write_json(part / "source.json", _resolve(chosen.source, chosen.revision))
+    with beside(workspace.outputs / "pretrain" / model) as folder:
+        folder.mkdir()
+        source, dtype = {"source": None, "revision": None}, chosen.dtype
+        if chosen.source == "embedded":
+            figures = _train(workspace, pretrain, model, chosen, folder)
         else:
-            rows = getattr(pretrain.rows, model)
-            if not rows:
-                raise SettingsError(
-                    f"pretrain.rows.{model} names no task. Give rows of a task, or set models.{model}.source."
-                )
-            figures = _train(workspace, data, pretrain, chosen.layout, rows, part)
-            if chosen.dtype == "auto":
-                from components.denoisers.dtype import fastest
+            source = _resolve(chosen.source, chosen.revision)
+        if dtype == "auto":
+            from components.denoisers.dtype import fastest
 
-                dtype, ratio = fastest(str(part))
-                write_json(part / "dtype.json", {"dtype": dtype})
-                figures["bfloat16_speed_up"] = ratio
+            dtype, figures["bfloat16_speed_up"] = fastest(str(folder))
+        write_json(folder / "source.json", source | {"dtype": dtype})
     workspace.metrics(f"pretrain-{model}", figures)
     return figures
 
@@ -54,60 +56,63 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
         ) from error
 
 
-def _train(
-    workspace: Workspace, data: Data, settings: Pretrain, layout: str, rows_of: dict[str, int], folder: Path
-) -> dict[str, float]:
+def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, folder: Path) -> dict[str, float]:
     import torch
 
     from components.core.rng import generator, seed_of
     from components.denoisers import embedded
-    from components.denoisers.loading import Encoder
     from components.trainers.pretrain import Batch
     from components.trainers.pretrain import pretrain as run
 
-    tasks = {name: task_of(data, name) for name in rows_of}
+    corpora = {task: workspace.corpus(name, task) for task in model.rows}
+    tasks = {task: corpus.task() for task, corpus in corpora.items()}
     alphabet = "".join(task.alphabet for task in tasks.values())
-    positions = 8 + max(len(workspace.examples(n, "test", 1)[0].prompt) + 2 * t.canvas_length for n, t in tasks.items())
+    examples = {task: corpus.examples("pretrain") for task, corpus in corpora.items()}
+    longest = max(len(examples[t][0].prompt) + 2 * tasks[t].canvas_length for t in tasks)
     denoiser, encoder = embedded.build(
-        layout,
+        model.layout,
         alphabet,
         settings.width,
         settings.layers,
         settings.heads,
         settings.inner,
-        positions,
-        seed_of(settings.seed, layout) % 2**31,
+        8 + longest,
+        seed_of(settings.seed, model.layout) % 2**31,
     )
-
-    def encode(name: str, encoder: Encoder):
-        examples = workspace.examples(name, "pretrain")
-        prompts = [encoder.prompt(x.prompt) for x in examples]
-        width = max(map(len, prompts))
-        ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=denoiser.mask_id) for p in prompts])
-        attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
-        return ids, attend, torch.stack([encoder.answer(x.answer, tasks[name].canvas_length) for x in examples])
-
-    encoded = {name: encode(name, encoder) for name in tasks}
-    total = sum(rows_of.values())
+    encoded = {t: _encoded(examples[t], tasks[t].canvas_length, encoder, denoiser.mask_id) for t in tasks}
+    total = sum(model.rows.values())
 
     def batches(step: int) -> list[Batch]:
-        found = []
-        for name, (ids, attend, answers) in encoded.items():
-            source = generator(settings.seed, "pretrain", "rows", name, step)
-            rows = torch.randint(len(ids), (rows_of[name],), generator=source)
-            found.append(Batch(ids[rows], attend[rows], answers[rows], rows_of[name] / total))
-        return found
+        parts = []
+        for task, (ids, attend, answers) in encoded.items():
+            source = generator(settings.seed, "pretrain", "rows", task, step)
+            rows = torch.randint(len(ids), (model.rows[task],), generator=source)
+            parts.append(Batch(ids[rows], attend[rows], answers[rows], model.rows[task] / total))
+        return parts
 
     history: list[dict[str, float]] = []
-    with progress(f"pretrain {layout}", settings.steps) as tick:
+    with progress(f"pretrain {name}", settings.steps) as tick:
 
         def report(step: int, metrics: dict[str, float]) -> None:
             history.append(metrics)
-            tick(" ".join(f"{name} {metrics[f'loss/{i}']:.2f}" for i, name in enumerate(tasks)))
+            tick(" ".join(f"{task} {metrics[f'loss/{i}']:.2f}" for i, task in enumerate(tasks)))
 
         run(denoiser, batches, settings.steps, settings.learning_rate, settings.warmup, settings.seed, report)
     embedded.save(denoiser, encoder, folder)
     late = history[-25:]
     return {"parameters": float(sum(p.numel() for p in denoiser.model.parameters()))} | {
-        f"loss.{name}": sum(h[f"loss/{i}"] for h in late) / len(late) for i, name in enumerate(tasks)
+        f"loss.{task}": sum(h[f"loss/{i}"] for h in late) / len(late) for i, task in enumerate(tasks)
     }
+
+
+def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt ids padded on the left, their attention mask, and the answers as canvases."""
+    import torch
+
+    # An example of a worded task offers further spellings of its answer.
+    pairs = [(x.prompt, text) for x in examples for text in (x.answer, *x.metadata.get("respelled", ()))]
+    prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
+    width = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=mask_id) for p in prompts])
+    attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
+    return ids, attend, torch.stack([encoder.answer(text, length) for _, text in pairs])

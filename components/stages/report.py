@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from components.core.files import read_json, read_lines
-from components.settings import Data, Domain, Evaluate
+from components.evaluation.results import EvalResult, read_table
+from components.settings import Domain, Evaluate
 from components.stages.common.runfile import read_run
-from components.stages.common.workspace import Workspace, task_of
+from components.stages.common.workspace import Workspace
+
+if TYPE_CHECKING:
+    from components.reports.card import Facts
 
 
-def report(workspace: Workspace, data: Data, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
+def report(workspace: Workspace, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
     """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv."""
-    from components.reports import card, cells, headroom, learning, order_page, pareto, picture, table
+    from components.reports import card, headroom, learning, order_page, pareto, picture, table
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
-    test = cells.read_cells(outputs / "evaluate" / "test.csv")
-    transfer = cells.read_cells(*sorted((outputs / "transfer").glob("*.csv")))
-    asked = [path for path in sorted((outputs / "ood").glob("*.csv")) if path.read_text().strip()]
-    ood = cells.read_cells(*asked) if asked else []
+    test, transfer, ood = (_tables(workspace, group) for group in ("evaluate", "transfer", "ood"))
     rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
-    decodes = read_lines(outputs / "evaluate" / "decodes.jsonl")
+    decodes = [
+        line for path in _of_group(workspace, "evaluate/{}*/decodes.jsonl", "evaluate") for line in read_lines(path)
+    ]
 
     pareto.draw(folder / "pareto.png", [*test, *transfer, *ood])
     pareto.write_csv(plots / "pareto.csv", test)
@@ -27,26 +33,42 @@ def report(workspace: Workspace, data: Data, domain: Domain, evaluate: Evaluate)
     learning.write_csv(plots / "learning.csv", rounds)
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
-    picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [c for c in test if c.task == gate])
+    picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
     table.write(folder / "table.md", [*test, *transfer, *ood])
-    headroom.write(folder / "headroom.md", read_json(outputs / "metrics" / "headroom.json"))
-    run = read_run(outputs / "train" / "run.json")
-    first = next(iter(domain.tasks))
-    described = read_policy(workspace)
-    facts = card.Facts(
-        name=f"unmasking-policy-{workspace.profile}",
-        tasks=tuple(domain.tasks),
-        denoiser=f"outputs/{workspace.profile}/pretrain/{domain.model}",
-        prompt=workspace.examples(first, "test", 1)[0].prompt,
-        canvas=task_of(data, first).canvas_length,
-        inputs=described["inputs"],
-        parameters=described["parameters"],
+    headroom.write(folder / "headroom.md", [read_json(path) for path in sorted((outputs / "headroom").glob("*.json"))])
+    card.write(
+        folder / "card.md", _facts(workspace, domain), read_run(outputs / "train" / "run.json"), test, transfer, ood
     )
-    card.write(folder / "card.md", facts, run, test, transfer, ood)
     return {}
 
 
-def read_policy(workspace: Workspace) -> dict:
+def _of_group(workspace: Workspace, pattern: str, group: str) -> list[Path]:
+    return sorted(workspace.outputs.glob(pattern.format(f"{group}-")))
+
+
+def _tables(workspace: Workspace, group: str) -> list[EvalResult]:
+    """The results of all cases of a group; none where the settings have none."""
+    paths = _of_group(workspace, "tables/{}*.csv", group)
+    return read_table(*paths) if paths else []
+
+
+def _facts(workspace: Workspace, domain: Domain) -> Facts:
+    """What the model card states of the policy and its domain."""
+    from components.reports.card import Facts
+
+    described, first = read_policy(workspace), workspace.domain(next(iter(domain.tasks)))
+    return Facts(
+        name=f"unmasking-policy-{workspace.profile}",
+        tasks=tuple(domain.tasks),
+        denoiser=f"outputs/{workspace.profile}/pretrain/{domain.model}",
+        prompt=first.examples("test", 1)[0].prompt,
+        canvas=first.task().canvas_length,
+        inputs=described["inputs"],
+        parameters=described["parameters"],
+    )
+
+
+def read_policy(workspace: Workspace) -> dict[str, Any]:
     """What the policy reads, and how many parameters it has."""
     from components.policies import store
 

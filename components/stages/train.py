@@ -12,28 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from components.core.files import copy as copy_file
-from components.settings import Data, Decode, Domain, Models, Train
+from components.settings import Decode, Domain, Train
 from components.stages.common.progress import progress
 from components.stages.common.runfile import code_of, describe_run, write_run
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
 
 
-def train(
-    workspace: Workspace, data: Data, models: Models, domain: Domain, decode: Decode, train: Train
-) -> dict[str, float]:
+def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     from components.policies import store
-    from components.stages.common.models import open_cached, prompts_of
+    from components.stages.common.models import domain_prompts, open_cached
     from components.trainers import checkpoints
     from components.trainers.reinforce import optimiser_for, reinforce
 
     settings = {
-        name: value.model_dump(mode="json")
-        for name, value in dict(data=data, models=models, domain=domain, decode=decode, train=train).items()
+        name: value.model_dump(mode="json") for name, value in dict(domain=domain, decode=decode, train=train).items()
     }
     inputs = [
-        workspace.outputs / "data",
+        workspace.outputs / "data" / "domain",
         workspace.outputs / "pretrain" / domain.model,
         workspace.outputs / "distill" / "policy",
     ]
@@ -42,7 +39,7 @@ def train(
     kept = workspace.root / ".checkpoints" / workspace.profile / begun["identity"]
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
 
-    denoiser, encoder = open_cached(workspace, models, domain.model, decode)
+    denoiser, encoder = open_cached(workspace, domain.model, decode)
     policy = store.load(workspace.outputs / "distill" / "policy").to(denoiser.device)
     reference = reference_for(train, policy)
     add_alpha_input(policy, train)
@@ -64,8 +61,8 @@ def train(
         tracker.params(settings)
         checkpoints.save(saved, policy, optimiser, facts)  # from here on a killed run goes on in the same MLflow run
 
-    judge = _judge(workspace, data, domain, decode, train, denoiser, encoder)
-    prompts = prompts_of(workspace, data, domain, encoder, "train", data.counts.train)
+    judge = _judge(workspace, domain, decode, train, denoiser, encoder)
+    prompts = domain_prompts(workspace, domain, encoder, ["train"])
     with progress("train", plan.rounds - facts["round"] - 1) as tick:
 
         def after(number: int, metrics: dict[str, float]) -> None:
@@ -204,7 +201,7 @@ def _tracker(workspace: Workspace, lines: Path, facts: dict[str, Any], begun: di
     return CompositeTracker(JsonlTracker(lines, facts["round"]), remote)
 
 
-def _judge(workspace: Workspace, data: Data, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
+def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
     """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
     that is trained for several alphas the mean over them."""
     import torch
@@ -213,10 +210,10 @@ def _judge(workspace: Workspace, data: Data, domain: Domain, decode: Decode, tra
     from components.core.types import Rollout
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions, Job
-    from components.stages.common.models import prompts_of
+    from components.stages.common.models import domain_prompts
     from components.trainers.rewards import REWARDS
 
-    tune = prompts_of(workspace, data, domain, encoder, "tune", data.counts.tune)
+    tune = domain_prompts(workspace, domain, encoder, ["tune"])
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)

@@ -23,10 +23,10 @@ from PIL import Image
 
 from components.core.errors import DataError
 from components.core.files import write_text
+from components.evaluation.results import EvalResult, read_table
 from components.maths.pareto import front_at, upper_hull
 from components.policies.rules import RULES
-from components.reports import boards, card, learning, order_page, pareto, picture, table
-from components.reports import cells as cell_table
+from components.reports import boards, card, fronts, learning, order_page, pareto, picture, table
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
@@ -64,7 +64,7 @@ def synthetic(tasks=(("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7)), seed=
 def make_cell(task, family, setting, block, nfe, length, skill, prompts=512, choose="mode"):
     accuracy = 1 - math.exp(-((3.2 * skill * nfe / length) ** 2))
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / prompts)
-    return cell_table.Cell(
+    return EvalResult(
         task=task,
         denoiser="llada",
         split="test",
@@ -168,7 +168,7 @@ def read_csv(path):
 
 def test_cells_survive_the_file(tmp_path):
     cells = synthetic()
-    assert cell_table.read_cells(write_cells(tmp_path / "test.csv", cells)) == cells
+    assert read_table(write_cells(tmp_path / "test.csv", cells)) == cells
 
 
 @pytest.mark.parametrize(
@@ -183,15 +183,15 @@ def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):
     path = write_cells(tmp_path / "test.csv", synthetic())
     path.write_text(edit(path.read_text()))
     with pytest.raises(DataError, match=names):
-        cell_table.read_cells(path)
+        read_table(path)
 
 
 def test_the_mixture_named_is_the_mixture_meant():
-    for group in cell_table.groups(synthetic()).values():
+    for group in fronts.groups(synthetic()).values():
         for at in (1.0, 3.3, 5.28, 8.0, 16.0, 99.0):
-            used = cell_table.mixture_at(group, at)
+            used = fronts.mixture_at(group, at)
             value = np.interp(at, [c.nfe for c in used], [c.accuracy for c in used])
-            assert value == pytest.approx(cell_table.envelope(group, at))
+            assert value == pytest.approx(fronts.envelope(group, at))
             assert not any(cell.is_policy for cell in used)
 
 
@@ -204,7 +204,7 @@ def test_pareto_csv_holds_every_cell_and_every_corner(tmp_path):
     kept = [tuple(str(getattr(c, k)) for k in pareto.COLUMNS if k != "kind") for c in cells]
     found = [tuple(row[k] for k in pareto.COLUMNS if k != "kind") for row in rows if row["kind"] == "cell"]
     assert Counter(kept) == Counter(found)
-    for (task, _, _), group in cell_table.groups(cells).items():
+    for (task, _, _), group in fronts.groups(cells).items():
         heuristics = [c for c in group if not c.is_policy]
         nfe, accuracy = upper_hull([c.nfe for c in heuristics], [c.accuracy for c in heuristics])
         hull = [row for row in rows if row["kind"] == "hull" and row["task"] == task]
@@ -213,16 +213,16 @@ def test_pareto_csv_holds_every_cell_and_every_corner(tmp_path):
 
 
 def test_the_gap_in_the_figure_is_the_difference_in_the_table():
-    for group in cell_table.groups(synthetic()).values():
+    for group in fronts.groups(synthetic()).values():
         ax = Figure().subplots()
         pareto.panel(ax, group)
-        best = cell_table.headline(group)
+        best = fronts.headline(group)
         (result,) = [r for r in table.results(group) if r.cell == best]
         assert [text.get_text() for text in ax.texts] == [table.points(result.difference)]
 
 
 def test_every_cell_is_a_mark_of_the_panel():
-    (group,) = cell_table.groups(synthetic(tasks=(("sudoku_many", 16, 1.0),))).values()
+    (group,) = fronts.groups(synthetic(tasks=(("sudoku_many", 16, 1.0),))).values()
     ax = Figure().subplots()
     pareto.panel(ax, group)
     drawn = {(round(x, 6), round(y, 6)) for line in ax.lines for x, y in np.asarray(line.get_xydata()).tolist()}
@@ -372,9 +372,14 @@ def test_boards_know_grids_from_lines():
     assert boards.columns_of(decodes["arithmetic"], {"arithmetic": 3}) == 3
     sixteen = {**decodes["sudoku_many"], "tokens": list("3+4=7$$$$$$$$$$$")}
     assert boards.columns_of(sixteen) == 16, "sixteen positions that are no digits are no sudoku"
+    worded = {**decodes["sudoku_many"], "tokens": list("1bc44321C1dl2dA3")}
+    pair = {**worded, "tokens": list("12433412213443214312124331242431"), "order": [0] * 32}
+    assert boards.columns_of(worded) == boards.columns_of(pair) == 4
     given = {**decodes["sudoku_many"], "prompt": "M.2..3...........4"[:17]}
     assert boards.clues_of(given) == {1, 4}
     assert boards.clues_of({**given, "prompt": "no grid of that length: .2..3"}) == frozenset()
+    assert boards.clues_of({**pair, "prompt": "Z" + "1..............." * 2}) == {0, 16}
+    assert boards.clues_of({**given, "prompt": "W;.2..3..........."}) == {1, 4}
     assert [boards.box_of(i, 36, 6) for i in (0, 2, 3, 12, 35)] == [(0, 0), (0, 0), (0, 1), (1, 0), (2, 1)]
 
 
@@ -410,7 +415,7 @@ def test_the_pair_is_the_usual_case_of_the_fastest_heuristic_that_is_as_accurate
     before, after = picture.typical_pair(decodes, cells)
     assert after["family"] == "learned" and before["prompt"] == after["prompt"]
     assert before["correct"] == after["correct"] == 1.0
-    learned = cell_table.headline(cells)
+    learned = fronts.headline(cells)
     assert learned is not None
     recorded = {("confidence", "1"), ("entropy_bound", "0.1")}
     rivals = [c for c in cells if c.block_length == 16 and (c.family, c.setting) in recorded]
@@ -552,4 +557,4 @@ def test_the_plots_template_reads_columns_that_are_written():
     colours = template["spec"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
     shades = next(t["calculate"] for t in template["transform"] if t["as"] == "shade")
     assert set(re.findall(r"'([a-z_]+)'", shades)) == set(colours) - {"other rule"}
-    assert set(colours) - {"other rule"} <= {*cell_table.POLICIES, *RULES}
+    assert set(colours) - {"other rule"} <= {*fronts.POLICIES, *RULES}

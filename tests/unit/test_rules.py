@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,22 +17,22 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from components import cli
-from components.commands.show import rule
+from components.commands.resolve import rule
 from components.core.errors import SettingsError
 from components.core.rng import Noise
 from components.core.types import Needs, Observation
-from components.evaluation.evaluate import Sweep, table
+from components.evaluation.evaluate import Board, Sweep, table
+from components.evaluation.results import read_table, write_table
 from components.maths.distributions import Deterministic
 from components.maths.masked import masked_argmax, one_hot
 from components.policies.rules import RULES, Rule, check_number, decoders, heuristic, is_random
-from components.reports import cells as cell_table
-from components.reports import pareto
+from components.reports import fronts, pareto
 from components.settings import Settings
-from components.stages.evaluate import sweep_of
+from components.stages.rules import sweep_of
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
-TINY: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["profiles"]["tiny"]
+TINY: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def observation(needs: Needs) -> Observation:
@@ -51,6 +52,10 @@ def observation(needs: Needs) -> Observation:
         margin_BL=confidence_BL - probability[..., 1],
         entropy_BL=-(probability * probability.log()).sum(-1),
         drift_BLH=torch.zeros(3, 5, 2),
+        top_BLK=probability,
+        top_ids_BLK=torch.arange(4).expand(3, 5, 4),
+        attention_BLLA=torch.full((3, 5, 5, 1), 0.05),
+        attention_layers=(-1,),
         answer_BL=torch.zeros(3, 5, dtype=torch.int64) if needs.answer else None,
     )
 
@@ -108,6 +113,28 @@ def test_the_table_is_read_without_torch() -> None:
     assert not {"torch", "numpy", "pydantic"} & set(loaded.split())
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"treshold": [0.9]}, r"'treshold' is no rule \(did you mean threshold\?\)"),
+        ({"threshold": [0.9, 7]}, "threshold=7: threshold takes a number from 0 to 1"),
+        ({"margin": [1.5]}, "margin=1.5: margin takes a whole number of at least 1"),
+        ({"factor": [0]}, "factor=0: factor takes a number above 0"),
+        ({"teacher": [1]}, "teacher cannot decode"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused(rules: dict[str, list[float]], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings_with(rules)
+
+
+def settings_with(rules: dict[str, list[float]], **distill: Any) -> Settings:
+    raw = copy.deepcopy(TINY)
+    raw["sweep"]["rules"] = rules
+    raw["distill"] |= distill
+    return Settings.model_validate(raw)
+
+
 # --- a new rule, in one file ----------------------------------------------------------------------------------------
 
 
@@ -138,17 +165,11 @@ def added(monkeypatch: pytest.MonkeyPatch) -> str:
     return "margin_threshold"
 
 
-def settings_with(sweep: dict[str, list[float]], **distill: Any) -> Settings:
-    raw = copy.deepcopy(TINY)
-    raw["evaluate"]["sweep"] = sweep
-    raw["distill"] |= distill
-    return Settings.model_validate(raw)
-
-
 def test_a_new_rule_is_swept_as_params_yaml_asks(added: str) -> None:
-    evaluate = settings_with({"confidence": [1], added: [0.2, 0.6]}).evaluate
+    sweep = settings_with({"confidence": [1], added: [0.2, 0.6]}).sweep
+    encoder: Any = SimpleNamespace(end_ids=frozenset())
     for wide in (True, False):
-        found = sweep_of(evaluate, None).candidates(8, wide)
+        found = sweep_of(sweep, encoder).candidates(8, wide)
         mine = [(c.setting, c.block_length, c.policy) for c in found if c.family == added]
         assert mine == [(f"{n:g}", size, MarginThreshold(n)) for size in (4, None) for n in (0.2, 0.6)]
 
@@ -167,17 +188,15 @@ def test_a_new_rule_is_a_reference_of_the_trainings(added: str) -> None:
 
 def test_a_new_rule_is_decoded_labelled_and_drawn(added: str, key_first: Any, tmp_path: Path) -> None:
     length, sweep = key_first.canvas_length, Sweep([None], {"confidence": [1], added: [0.3, 0.8]})
-    found = table(key_first.denoiser(), sweep.candidates(length), key_first.prompts(), [0, 1])
-    rows = [cell.row("keys", "toy", "test", length) for cell in found]
-    assert [row["seeds"] for row in rows] == [1, 1, 1] and not is_random(added)
-    path = tmp_path / "test.csv"
-    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    cells = cell_table.read_cells(path)
-    assert cell_table.name_of(cells[0], length) == "max confidence, 1 per step"
-    assert cell_table.name_of(cells[1], length) == "margin threshold 0.3"
-    assert {h.get_label() for h in pareto.legend_handles(cells)} >= {"margin threshold", "max confidence"}
-    assert len(cell_table.corners(cells)) >= 1
+    board = Board("keys", "toy", "test")
+    found = table(key_first.denoiser(), sweep.candidates(length), key_first.prompts(), [0, 1], board)
+    assert [result.seeds for result in found] == [1, 1, 1] and not is_random(added)
+    write_table(tmp_path / "table.csv", found)
+    results = read_table(tmp_path / "table.csv")
+    names = [fronts.name_of(result, length) for result in results]
+    assert names == ["max confidence, 1 per step", "margin threshold 0.3", "margin threshold 0.8"]
+    assert {h.get_label() for h in pareto.legend_handles(results)} >= {"margin threshold", "max confidence"}
+    assert fronts.corners(results)
 
 
 def test_a_new_rule_is_accepted_on_the_command_line(added: str) -> None:

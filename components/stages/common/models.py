@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Sequence
 
+from components.core.files import read_json
 from components.decode.prompts import Prompts
 from components.denoisers import Denoiser, Encoder, TransformerDenoiser, load, with_cache
 from components.policies.store import LearnedPolicy
-from components.settings import Data, Decode, Domain, Models
-from components.stages.common.workspace import Workspace, task_of
+from components.settings import Decode, Domain
+from components.stages.common.workspace import Workspace
 
 
-def open_cached(workspace: Workspace, models: Models, which: str, decode: Decode) -> tuple[Denoiser, Encoder]:
-    """What a policy decodes with: ``open_denoiser``'s, with the cache that ``decode.cache`` names."""
-    denoiser, encoder = open_denoiser(workspace, models, which)
+def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
+    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names."""
+    denoiser, encoder = open_denoiser(workspace, model)
     return with_cache(denoiser, decode.cache), encoder
 
 
-def open_denoiser(workspace: Workspace, models: Models, which: str) -> tuple[TransformerDenoiser, Encoder]:
-    """Denoiser and encoder of models.<which>, on the device that UNMASK_DEVICE names (cpu by default)."""
-    folder = workspace.outputs / "pretrain" / which
-    pinned = folder / "source.json"
-    source, revision = str(folder), None
-    if pinned.exists():
-        found = json.loads(pinned.read_text())
-        source, revision = found["source"], found["revision"]
-    dtype = getattr(models, which).dtype
-    if dtype == "auto":
-        dtype = json.loads((folder / "dtype.json").read_text())["dtype"]
-    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), dtype, revision)
+def open_denoiser(workspace: Workspace, model: str) -> tuple[TransformerDenoiser, Encoder]:
+    """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
+    folder = workspace.outputs / "pretrain" / model
+    pinned = read_json(folder / "source.json")
+    source = pinned["source"] or str(folder)
+    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), pinned["dtype"], pinned["revision"])
 
 
 def reference_of(name: str, value: float | None):
@@ -47,26 +42,18 @@ def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy
     return policy
 
 
-def prompts_of(workspace: Workspace, data: Data, domain: Domain, encoder: Encoder, split: str, count: int) -> Prompts:
-    """``count`` prompts of a split, the domain's tasks by their weights."""
+def domain_prompts(
+    workspace: Workspace, domain: Domain, encoder: Encoder, splits: Sequence[str], share: bool = True
+) -> Prompts:
+    """Prompts of the domain's tasks, split by split. share: so many of each as the tasks' weights say, else all."""
     total = sum(domain.tasks.values())
-    return _joined(
-        Prompts.of(task_of(data, name), workspace.examples(name, split, count * weight // total), encoder)
-        for name, weight in domain.tasks.items()
-    )
-
-
-def evaluation_prompts(workspace: Workspace, data: Data, domain: Domain, encoder: Encoder) -> Prompts:
-    """Every test and gate prompt of the domain's tasks."""
-    splits = {"test": data.counts.test, "gate": data.counts.gate}
-    return _joined(
-        Prompts.of(task_of(data, name), workspace.examples(name, split, count), encoder)
-        for name in domain.tasks
-        for split, count in splits.items()
-    )
-
-
-def _joined(parts) -> Prompts:
+    parts = []
+    for name, weight in domain.tasks.items():
+        data = workspace.domain(name)
+        for split in splits:
+            examples = data.examples(split)
+            count = len(examples) * weight // total if share else len(examples)
+            parts.append(Prompts.of(data.task(), examples[:count], encoder))
     joined, *rest = parts
     for part in rest:
         joined = joined + part

@@ -1,4 +1,4 @@
-"""Where a stage reads and writes: the repository, the active profile's output folder, and what stages share there."""
+"""Where a stage reads and writes: the repository, the active profile's output folder, and the task data in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import DataError
-from components.core.files import write_json
-from components.settings import Data
+from components.core.files import read_json, write_json
+from components.tasks import build
 from components.tasks.example import Example, Task, read_examples
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's definition (task.json) and prompts (SPLIT.jsonl), as stage prepare wrote them into ``folder``."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def task(self) -> Task:
+        """The task. DataError where stage prepare has not run, SettingsError where the definition cannot work."""
+        defined = read_json(self.folder / "task.json")
+        canvas = {} if defined["canvas"] is None else {"canvas_length": defined["canvas"]}
+        return build(defined["kind"], **defined["params"], **canvas)
+
+    def split(self, split: str) -> Path:
+        return self.folder / f"{split}.jsonl"
+
+    def examples(self, split: str, count: int | None = None) -> list[Example]:
+        """The first ``count`` examples of a split (None: all); DataError where there are fewer."""
+        path = self.split(split)
+        examples = read_examples(path)[:count]
+        if count is not None and len(examples) < count:
+            raise DataError(f"{path} holds {len(examples)} examples, {count} are needed. Raise data.counts.{split}.")
+        return examples
 
 
 @dataclass(frozen=True)
@@ -31,21 +59,14 @@ class Workspace:
         """P/metrics/<name>.json, which DVC shows."""
         self.write_json(figures, "metrics", f"{name}.json")
 
-    def data(self, task: str, split: str) -> Path:
-        return self.outputs / "data" / f"{task}.{split}.jsonl"
+    def task(self, name: str) -> TaskData:
+        """The data of a task to evaluate on: splits tune, gate and test."""
+        return TaskData(self.outputs / "data" / "tasks" / name)
 
-    def examples(self, task: str, split: str, count: int | None = None) -> list[Example]:
-        """The first ``count`` examples of a split; DataError if stage prepare has not made that many."""
-        path = self.data(task, split)
-        found = list(read_examples(path))[:count]
-        if count is not None and len(found) < count:
-            raise DataError(
-                f"{path} holds {len(found)} examples, {count} are asked for; figures would rest on fewer "
-                f"prompts than they say; raise data.counts.{split}"
-            )
-        return found
+    def domain(self, name: str) -> TaskData:
+        """The data of a task that the policy is trained on: splits train, tune, gate and test."""
+        return TaskData(self.outputs / "data" / "domain" / name)
 
-
-def task_of(data: Data, name: str) -> Task:
-    """The task as data.tasks defines it."""
-    return data.tasks[name].build()
+    def corpus(self, model: str, name: str) -> TaskData:
+        """The data of a task that an embedded dLLM is pretrained on: split pretrain."""
+        return TaskData(self.outputs / "data" / "pretrain" / model / name)

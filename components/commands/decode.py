@@ -1,0 +1,168 @@
+"""`unmask decode`: one prompt decoded before your eyes, by one policy or several side by side.
+
+On a terminal the canvases fill up in color, a color per forward pass; elsewhere every pass is one line of text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from components.commands.resolve import active_profile, candidate, example_for, open_dllm, task_for
+from components.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from components.evaluation.evaluate import Candidate
+    from components.tasks.example import Example, Task
+
+HOLE, END = "_", "$"
+ANIMATION_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One decode to look at. order: the step (0 first) at which each position was committed, -1 if never. correct:
+    None where there is no answer to compare with. columns: cells per row of the board."""
+
+    label: str
+    tokens: tuple[str, ...]
+    order: tuple[int, ...]
+    nfe: int
+    correct: bool | None
+    columns: int
+
+    def canvas(self, step: int) -> str:
+        """The canvas as one line after so many steps."""
+        return "".join(t if 0 <= when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
+
+    @property
+    def verdict(self) -> str:
+        how = {True: "right", False: "wrong", None: "no answer on file"}[self.correct]
+        return f"{self.nfe} forward pass{'es' * (self.nfe != 1)}, {how}"
+
+
+def show_decode(
+    policies: Sequence[str], prompt: str, length: int | None, model: str | None, choose: str, block: int | None = None
+) -> None:
+    """Decodes one prompt by each policy, over the active profile's dLLM or ``model``, and shows how.
+
+    block: block length; the profile's own where it is None. SettingsError, DataError or CheckpointError where a name,
+    the prompt or the model cannot be used.
+    """
+    workspace, settings = active_profile()
+    candidates = [candidate(name, workspace, settings, choose, block) for name in policies]
+    name, task = task_for(settings, prompt)
+    example, known = example_for(workspace, name, task, prompt)
+    opened = open_dllm(workspace, settings, model)
+    display([decode_one(c, opened, task, example, length, known) for c in candidates])
+
+
+def decode_one(
+    chosen: Candidate, opened: tuple[Any, Any], task: Task, example: Example, length: int | None, known: bool
+) -> Shown:
+    from components.decode.engine import rollout
+    from components.decode.job import DecodeOptions
+    from components.decode.prompts import Prompts
+    from components.policies.rules import is_random
+    from components.reports.boards import BOXES
+
+    denoiser, encoder = opened
+    shape = getattr(chosen.policy, "shape", None)
+    if shape is not None and shape.features not in (0, denoiser.width):
+        raise SettingsError(
+            f"policy {chosen.setting} reads hidden states of width {shape.features}, this dLLM has "
+            f"{denoiser.width}; the policy was trained over another one; decode with that"
+        )
+    asked = Prompts.of(task, [example], encoder, length)
+    job = asked.job(chosen.block_length)
+    how = "sample" if is_random(chosen.family) else chosen.choose
+    done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
+    correct = bool(asked.scores(job, done)[1][0]) if known else None
+    ids = done.canvas_RL[0].tolist()
+    tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
+    grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
+    return Shown(
+        chosen.setting,
+        tokens,
+        tuple(done.order_RL[0].tolist()),
+        int(done.nfe_R[0]),
+        correct,
+        BOXES[len(ids)][0] if grid else len(ids),
+    )
+
+
+def console_for() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
+
+
+def display(many: Sequence[Shown]) -> None:
+    console = console_for()
+    if not console.is_terminal:
+        for line in lines(many):
+            console.print(line, soft_wrap=True)
+        return
+    import time
+
+    from rich.live import Live
+
+    steps = max(shown.nfe for shown in many)
+    with Live(boards(many, 0, steps), console=console, auto_refresh=False) as live:
+        for step in range(1, steps + 1):
+            time.sleep(min(0.25, ANIMATION_SECONDS / steps))
+            live.update(boards(many, step, steps), refresh=True)
+
+
+def lines(many: Sequence[Shown]) -> list[str]:
+    """Policy by policy its name, a line per forward pass, the verdict."""
+    found = []
+    for shown in many:
+        steps = [f"{step:4}  {shown.canvas(step)}" for step in range(1, shown.nfe + 1)]
+        found += [shown.label, *steps, f"      {shown.verdict}"]
+    return found
+
+
+def boards(many: Sequence[Shown], step: int, steps: int) -> RenderableType:
+    """The canvases after ``step`` forward passes, side by side, above the scale of colours."""
+    from rich.columns import Columns
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from components.reports.boards import ink_on, step_colour
+
+    scale = Text("forward pass ")
+    for number in range(1, steps + 1, steps // 24 + 1):
+        colour = step_colour(number, steps)
+        scale.append(f" {number} ", f"{ink_on(colour)} on {colour}")
+    panels = []
+    for shown in many:
+        status = shown.verdict if step >= shown.nfe else f"{step} forward pass{'es' * (step != 1)}"
+        panels.append(Panel(Group(Text(shown.label, "bold"), _board(shown, step, steps), Text(status)), expand=False))
+    return Group(Columns(panels), scale)
+
+
+def _board(shown: Shown, step: int, steps: int) -> RenderableType:
+    from rich.text import Text
+
+    from components.reports.boards import box_of, glyph, ink_on, step_colour
+
+    text, size = Text(), len(shown.tokens)
+    grid = shown.columns < size
+    for at, (token, when) in enumerate(zip(shown.tokens, shown.order, strict=True)):
+        column, here = at % shown.columns, box_of(at, size, shown.columns)
+        if at and column == 0:
+            text.append("\n" if here[0] == box_of(at - 1, size, shown.columns)[0] else "\n\n")
+        elif grid and column and here[1] != box_of(at - 1, size, shown.columns)[1]:
+            text.append("  ")
+        there = 0 <= when < step
+        colour = step_colour(when + 1, steps)
+        cell = (f" {glyph(token)} " if grid else token) if there else (f" {HOLE} " if grid else HOLE)
+        text.append(cell, f"{ink_on(colour)} on {colour}" if there else "dim")
+    return text

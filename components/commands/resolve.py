@@ -1,0 +1,132 @@
+"""What the words on the command line mean: the name of a policy, the task that a prompt belongs to, the dLLM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.core.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from components.evaluation.evaluate import Candidate
+    from components.settings import Settings
+    from components.stages.common.workspace import Workspace
+    from components.tasks.example import Example, Task
+
+
+def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, block: int | None = None) -> Candidate:
+    """The policy of this name: a rule with its number (``threshold:0.9``, ``confidence``), a policy folder, an .onnx
+    file, or ``models:/NAME@ALIAS``. SettingsError if it is none of these, DataError or CheckpointError if it does not
+    load."""
+    from components.evaluation.evaluate import Candidate
+
+    if choose not in ("mode", "sample"):
+        raise SettingsError(
+            f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; use mode or sample"
+        )
+    block = block or settings.decode.block_length
+    policy = _loaded(name, workspace, settings)
+    if policy is not None:
+        return Candidate("policy", name, policy, block, choose)
+    return Candidate(name.partition(":")[0], name, rule(name), block)
+
+
+def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
+    """A learned policy, or None if the name is no reference, no .onnx file and no folder."""
+    if name.startswith("models:/"):
+        from components.export import OnnxPolicy
+        from components.tracking import registry, store
+
+        return OnnxPolicy(registry.policy_path(name, store.tracking_uri(workspace.root)))
+    if name.endswith(".onnx"):
+        from components.export import OnnxPolicy
+
+        return OnnxPolicy(Path(name))
+    if Path(name).is_dir():
+        from components.policies import store as policies
+        from components.stages.common.models import with_decode_settings
+
+        return with_decode_settings(policies.load(Path(name)), settings.decode)
+    return None
+
+
+def rule(name: str) -> Any:
+    """The rule that ``name`` or ``name:number`` is; SettingsError names the nearest one, or the range of its number."""
+    from components.policies.rules import check_number, decoders, heuristic
+    from components.settings import nearest
+
+    kind, colon, number = name.partition(":")
+    if kind not in decoders():
+        raise SettingsError(
+            f"{name!r} is no rule, policy folder, .onnx file or models:/NAME@ALIAS"
+            f"{nearest(kind, list(decoders()))}. Use one of these, or a rule: {', '.join(decoders())}."
+        )
+    if not colon:
+        return heuristic(kind)
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    check_number(kind, value, name)
+    return heuristic(kind, value)
+
+
+def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:
+    """The task whose marker the prompt begins with, else the gate task; DataError if it cannot ask that."""
+    marked = [name for name, task in settings.data.tasks.items() if task.marker and prompt.startswith(task.marker)]
+    name = marked[0] if marked else settings.evaluate.gate_task
+    task = settings.data.tasks[name].build()
+    unknown = sorted(set(prompt) - set(task.alphabet)) if task.alphabet else []
+    if unknown or not prompt:
+        raise DataError(
+            f"prompt {prompt!r} holds {unknown or 'nothing'}; the dLLM knows no more than task {name} "
+            f"writes in, {task.alphabet!r}; write one like {task.sample(0, 0).prompt}"
+        )
+    # Prompts of a grid are of one length, and another would be no grid.
+    sizes = {len(task.sample(i, 0).prompt) for i in range(16)} if task.alphabet else set()
+    if len(sizes) == 1 and len(prompt) not in sizes:
+        raise DataError(
+            f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}; it "
+            f"would be no such puzzle; write one like {task.sample(0, 0).prompt}"
+        )
+    return name, task
+
+
+def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
+    """The example with this prompt, and whether a text can be judged by it: it is one of the data, or any valid
+    completion is right."""
+    from components.tasks.example import Example, read_examples
+    from components.tasks.logic import Queens
+    from components.tasks.sudoku import SudokuMany
+    from components.tasks.worded import SudokuPair
+
+    for split in ("test", "gate", "tune"):
+        path = workspace.task(name).split(split)
+        for example in read_examples(path) if path.exists() else ():
+            if example.prompt == prompt:
+                return example, True
+    return Example(name, prompt, ""), isinstance(getattr(task, "plain", task), SudokuMany | SudokuPair | Queens)
+
+
+def active_profile() -> tuple[Workspace, Settings]:
+    from components.settings import read
+    from components.stages.common.workspace import Workspace
+
+    settings = read(Path("params.yaml"))
+    return Workspace(Path.cwd(), settings.profile), settings
+
+
+def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tuple[Any, Any]:
+    """Denoiser and encoder."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if model is None:
+        from components.stages.common.models import open_cached
+
+        return open_cached(workspace, settings.domain.model, settings.decode)
+    from components.denoisers import load
+
+    dtype = settings.models[settings.domain.model].dtype
+    return load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)

@@ -1,0 +1,115 @@
+"""EvalResult: one policy or rule at one setting over the prompts of one task, on screen, in tables and at the gate."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.core.errors import DataError
+from components.core.files import read_lines, write_csv, write_lines
+
+POLICIES = ("learned", "distilled")
+"""Families that were trained. Every other family is a rule and counts towards the front."""
+
+PER_PROMPT = ("correct_P", "nfe_P")
+
+
+def _empty() -> NDArray[np.float64]:
+    return np.zeros(0)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A row of the evaluation tables.
+
+    block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
+    95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
+    left. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
+    """
+
+    task: str
+    denoiser: str
+    split: str
+    family: str
+    setting: str
+    block_length: int
+    choose: str
+    prompts: int
+    seeds: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    dense: float
+    nfe: float
+    nfe_low: float
+    nfe_high: float
+    tokens_per_second: float
+    unfinished: float
+    correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+
+    @property
+    def is_policy(self) -> bool:
+        return self.family in POLICIES
+
+    def row(self) -> dict[str, Any]:
+        """The columns of a table: everything but the per-prompt arrays."""
+        return {name: value for name, value in vars(self).items() if name not in PER_PROMPT}
+
+
+_TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
+COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT}
+
+
+def write_results(path: Path, results: Iterable[EvalResult]) -> None:
+    """One JSON object per result, per-prompt arrays included."""
+    arrays = [asdict(result) | {name: getattr(result, name).tolist() for name in PER_PROMPT} for result in results]
+    write_lines(path, arrays)
+
+
+def read_results(path: Path) -> list[EvalResult]:
+    """What ``write_results`` wrote. DataError for a file that is missing, or a line that is no result."""
+    results = []
+    for number, row in enumerate(read_lines(path), start=1):
+        try:
+            arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
+            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}, line {number} is no result ({error}). Run the stage that writes it.") from error
+    return results
+
+
+def write_table(path: Path, results: Sequence[EvalResult]) -> None:
+    """CSV, a row per result."""
+    write_csv(path, [result.row() for result in results])
+
+
+def read_table(*paths: Path) -> list[EvalResult]:
+    """The rows of CSV tables, in the order of the files. Columns that a result does not have are ignored.
+
+    DataError: a column is missing, a number does not parse, or no row is there.
+    """
+    results: list[EvalResult] = []
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
+            results += [_result(row, f"{path}, line {reader.line_num}") for row in reader]
+    if not results:
+        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
+    return results
+
+
+def _result(row: dict[str, str], where: str) -> EvalResult:
+    try:
+        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()})
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {error}. Run the stage that writes this table again.") from error

@@ -1,0 +1,50 @@
+"""Stage rules: the swept heuristics on one case, whatever the policy: another policy costs no new sweep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.evaluation.results import read_results, write_results
+from components.settings import Decode
+from components.settings import Sweep as SweepSettings
+from components.stages.common.cases import EvalCase
+from components.stages.common.progress import progress
+from components.stages.common.workspace import Workspace
+
+if TYPE_CHECKING:
+    from components.denoisers import Encoder
+    from components.evaluation.evaluate import Sweep
+    from components.evaluation.results import EvalResult
+
+
+def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
+    """P/rules/<case>/results.jsonl: one result per rule, number and block length; with the policy's cache, if any."""
+    from components.decode.prompts import Prompts
+    from components.evaluation.evaluate import Board, table
+    from components.stages.common.models import open_cached
+
+    denoiser, encoder = open_cached(workspace, case.model, decode)
+    data = workspace.task(case.task)
+    prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
+    candidates = sweep_of(sweep, encoder).candidates(max(prompts.lengths), case.wide)
+    with progress(f"rules {case.stem}", len(candidates)) as tick:
+        board = Board(case.task, case.model, case.split)
+        results = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+    write_results(workspace.outputs / "rules" / case.stem / "results.jsonl", results)
+    return {"rules": len(results)}
+
+
+def rule_results(workspace: Workspace, case: EvalCase) -> list[EvalResult]:
+    """What stage rules wrote for the case."""
+    return read_results(workspace.outputs / "rules" / case.stem / "results.jsonl")
+
+
+def sweep_of(sweep: SweepSettings, encoder: Encoder) -> Sweep:
+    """The heuristics that the settings compare with, for one dLLM's tokenizer."""
+    from components.evaluation.evaluate import Sweep
+
+    return Sweep(
+        sweep.block_lengths,
+        sweep.rules,
+        encoder.end_ids if sweep.suppress_eos else (),
+    )
