@@ -26,6 +26,8 @@ for _name, _value in {
 
 import typer  # noqa: E402
 
+from components.policies.rules import decoders  # noqa: E402
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +49,7 @@ class Weights(StrEnum):
 
 
 POLICY = "a rule (threshold:0.9, confidence), a policy folder, an .onnx file, or models:/NAME@champion"
+EVERY_RULE = "; ".join(f"{name}:N, {rule.range}, {rule.number}" for name, rule in decoders().items())
 
 
 def _stage(name: str, group: str | None = None, **extra: str) -> None:
@@ -255,7 +258,9 @@ def rollback(
 @app.command()
 def decode(
     prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
-    policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side. Rules: {EVERY_RULE}")
+    ] = None,
     length: Annotated[int | None, typer.Option(min=1, help="canvas length; by default the task's own")] = None,
     model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
     choose: Annotated[Choice, typer.Option(help="how a learned policy is drawn from")] = Choice.mode,

@@ -6,13 +6,12 @@ KL between different kinds of draws, or a setting that is ignored in silence.
 
 from __future__ import annotations
 
+from components.policies.rules import RULES
 from components.settings.policy import Confidence, Coupled, Decode, Feature
 from components.settings.training import Distill, Train
 
 Head = Confidence | Coupled | Feature
 
-SEVERAL = ("threshold", "factor", "entropy_bound", "klass", "teacher")  # rules that commit as many as they see fit
-SOFT = ("max_confidence", "softmax_confidence", "top_k_random")  # one position, drawn
 EXACT_LIMIT = 12  # of components.maths.plackett_luce, which needs torch
 COUPLED_LIMIT = 6  # of components.maths.coupled
 
@@ -50,7 +49,8 @@ def _drawable(where: str, policy: Head, rule: str, value: float | None) -> None:
     """A policy that draws one position, maybe out of a shortlist, cannot draw what is outside it."""
     if policy.action != "categorical":
         return
-    if rule in SEVERAL or (rule not in SOFT and value is not None and value > 1):
+    commits = RULES[rule].commits
+    if commits == "several" or (commits == "fixed" and value is not None and value > 1):
         raise ValueError(
             f"{where}={rule} ({value}) commits several positions in a step, the policy draws one; the "
             f"loss would be infinite; use a rule of one position, or an action of several"
@@ -86,12 +86,12 @@ def _reference(policy: Head, train: Train, eligible: int) -> None:
             "train.reference=random; its draws are ordered, those of no policy are, and there would be no "
             "divergence; use top_k_random with a number as large as the canvas"
         )
-    elif rule in SOFT and policy.action != "categorical":
+    elif RULES[rule].commits == "one" and policy.action != "categorical":
         raise ValueError(
             f"train.reference={rule} draws one position, policy.action={policy.action} draws sets; there "
             f"is no divergence between them; use action: categorical, or another reference"
         )
-    elif rule in SOFT and train.divergence == "kl":
+    elif RULES[rule].commits == "one" and train.divergence == "kl":
         listed = {"top_k_random": value, "max_confidence": 0.0}.get(rule)
         if listed is not None and not 0 < policy.shortlist <= listed:
             raise ValueError(

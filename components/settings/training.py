@@ -4,46 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from components.policies.rules import check_number, known
 from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
 
-Rule = Literal[
-    "random",
-    "left_to_right",
-    "confidence",
-    "margin",
-    "entropy",
-    "threshold",
-    "factor",
-    "entropy_bound",
-    "klass",
-    "max_confidence",
-    "softmax_confidence",
-    "top_k_random",
-    "teacher",
-]
-
-COUNTS = ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random")
-BARE = ("max_confidence", "teacher", "distilled")
-LIMITS = {"threshold": (0.0, 1.0), "klass": (0.0, 1.0), "entropy_bound": (0.0, float("inf"))}
-
-
-def check_rule(name: str, rule: str, value: float | None) -> None:
-    """ValueError unless ``value`` is the one number that the rule takes: positions per step (of top_k_random: to draw
-    among), a threshold, a factor, gamma, tau; none where it takes none."""
-    if rule in BARE:
-        if value is not None:
-            raise ValueError(
-                f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; write null"
-            )
-        return
-    low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float("inf")))
-    if value is None or not low <= value <= high or (rule in COUNTS and value != int(value)):
-        what = "a whole number, at least 1" if rule in COUNTS else f"a number from {low:g} to {high:g}"
-        raise ValueError(
-            f"{name}={value} beside {rule}; which positions it commits depends on its one number; give {what}"
-        )
+RuleName = Annotated[str, AfterValidator(known)]
 
 
 class Influence(Section):
@@ -56,7 +22,7 @@ class Influence(Section):
     """
 
     seed: Seed
-    reference: Rule
+    reference: RuleName
     value: float | None
     chunks: Count
     prompts: Count
@@ -70,7 +36,7 @@ class Influence(Section):
 
     @model_validator(mode="after")
     def _names_a_rule(self) -> Influence:
-        check_rule("value", self.reference, self.value)
+        check_number(self.reference, self.value, f"value={self.value}")
         return self
 
 
@@ -79,7 +45,7 @@ class Distill(Section):
     randomness is imitated by cross-entropy, the rest by KL."""
 
     seed: Seed
-    reference: Rule
+    reference: RuleName
     value: float | None
     rounds: Count
     prompts: Count
@@ -88,7 +54,7 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _names_a_rule(self) -> Distill:
-        check_rule("value", self.reference, self.value)
+        check_number(self.reference, self.value, f"value={self.value}")
         return self
 
 
@@ -102,6 +68,10 @@ def _alpha(value: Any) -> Any:
             f">= 0, or a list of different ones"
         )
     return tuple(float(a) for a in numbers) if many else float(value)
+
+
+def _rule_or_distilled(name: str) -> str:
+    return name if name == "distilled" else known(name)
 
 
 class Train(Section):
@@ -138,7 +108,7 @@ class Train(Section):
     epochs: Count
     weighting: Literal["row", "constant"]
     normalize_advantage: bool
-    reference: Literal["distilled"] | Rule
+    reference: Annotated[str, AfterValidator(_rule_or_distilled)]
     reference_value: float | None
     divergence: Literal["kl", "ce", "none"]
     pull: NonNegative
@@ -164,7 +134,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Train:
-        check_rule("reference_value", self.reference, self.reference_value)
+        if self.reference != "distilled":
+            check_number(self.reference, self.reference_value, f"reference_value={self.reference_value}")
+        elif self.reference_value is not None:
+            raise ValueError(f"reference_value={self.reference_value}: distilled takes no number. Write null.")
         if self.divergence == "none" and self.pull > 0:
             raise ValueError(
                 f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "

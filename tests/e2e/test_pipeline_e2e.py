@@ -26,6 +26,9 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 ROUNDS, SAVED, KILLED = 6, 1, 2  # killed after round 2 was logged, when the last checkpoint is that of round 1
 P = Path("outputs/tiny")
+SWEPT = {"threshold": 0.9, "factor": 0.8, "entropy_bound": 0.3} | dict.fromkeys(
+    ("random", "left_to_right", "confidence", "margin", "entropy"), 1
+)
 
 # Stands before the real `unmask` on the PATH.
 KILLER = f"""#!{sys.executable}
@@ -68,10 +71,7 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
     tiny["evaluate"] |= {
         "tasks": [gate],
         "block_lengths": [4, None],
-        "thresholds": [0.9],
-        "factors": [0.8],
-        "gammas": [0.3],
-        "per_step": [1],
+        "rules": {name: [number] for name, number in SWEPT.items()},
         "seeds": [0, 1],
     }
     return params

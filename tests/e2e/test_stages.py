@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from components.stages.transfer import ood
 
 from components.denoisers import embedded
 from components.settings import Settings
@@ -22,12 +23,12 @@ from components.stages.distill import distill
 from components.stages.evaluate import evaluate
 from components.stages.export import export
 from components.stages.prepare import prepare
-from components.stages.transfer import ood
 from components.tracking.tracker import JsonlTracker
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e
 RAW: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["profiles"]["tiny"]
+QUOTAS = ("random", "left_to_right", "confidence", "margin", "entropy")
 HEAD = {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
 
 
@@ -44,10 +45,7 @@ def toy(**changes: Any) -> Settings:
     raw["evaluate"] |= {
         "tasks": ["sudoku_many"],
         "block_lengths": [None],
-        "thresholds": [0.9],
-        "factors": [],
-        "gammas": [],
-        "per_step": [4],
+        "rules": {"threshold": [0.9]} | {name: [4] for name in QUOTAS},
         "seeds": [0],
     }
     for section, values in changes.items():

@@ -25,6 +25,7 @@ from components.core.errors import DataError
 from components.core.files import write_text
 from components.evaluation.results import EvalResult, read_table
 from components.maths.pareto import front_at, upper_hull
+from components.policies.rules import RULES
 from components.reports import boards, card, fronts, learning, order_page, pareto, picture, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -554,4 +555,6 @@ def test_the_plots_template_reads_columns_that_are_written():
     assert set(re.findall(r'"field": "([^"]+)"', text)) <= known
     assert set(re.findall(r"datum\.(\w+)", text)) <= known
     colours = template["spec"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
-    assert set(colours) == set(fronts.LABELS)
+    shades = next(t["calculate"] for t in template["transform"] if t["as"] == "shade")
+    assert set(re.findall(r"'([a-z_]+)'", shades)) == set(colours) - {"other rule"}
+    assert set(colours) - {"other rule"} <= {*fronts.POLICIES, *RULES}

@@ -29,11 +29,9 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
 
 def reference_of(name: str, value: float | None):
     """A reference policy as the settings name it: a heuristic with its one number, or the teacher."""
-    from components.policies.heuristics import MaxConfidence, heuristic
-    from components.policies.teacher import Teacher
+    from components.policies.rules import heuristic
 
-    bare = {"max_confidence": MaxConfidence, "teacher": Teacher}
-    return bare[name]() if name in bare else heuristic(name, 1 if value is None else value)
+    return heuristic(name, value)
 
 
 def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
