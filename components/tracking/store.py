@@ -98,7 +98,10 @@ def _client(uri: str) -> MlflowClient:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
+    # By run, whatever the store: in one process a copy's client would write into the original's artifacts.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
