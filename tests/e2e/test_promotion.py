@@ -194,12 +194,23 @@ def test_a_champion_that_older_code_left_without_a_file_is_restored_by_its_own_o
     shutil.rmtree(model_file(client, "1").parent)
     with pytest.raises(DataError, match=r"version 1, does not load: .*\. Run `unmask promote`"):
         registry.policy_path(CHAMPION, store.tracking_uri(here))
-    verdict = promote(outputs, here, PICK)
-    assert verdict.promote and "does not load" in verdict.reason
+    assert promote(outputs, here, PICK).live
     assert_live(here)
     before = everything(here)
     assert not promote(outputs, here, PICK).promote
     assert everything(here) == before
+
+
+def test_a_champion_that_is_lost_for_good_stands_in_nobodys_way(here):
+    promote(here / "outputs" / "tiny", here, PICK)
+    client = store.connect(store.tracking_uri(here))
+    shutil.rmtree(model_file(client, "1").parent)
+    weaker = train(here, "weaker", 0.82, 3.0, rounds=3)
+    for dry_run in (True, False):
+        verdict = promote(weaker, here, PICK, dry_run)
+        assert verdict.promote
+        assert "the champion, version 1, does not load: " in verdict.reason
+    assert_live(here, 3.0, "2")
 
 
 @pytest.mark.parametrize("harm", ["lost", "torn", "another"])
@@ -274,7 +285,7 @@ def test_a_copy_without_artifacts_is_told_what_to_do_and_a_promotion_there_bring
     copy = Path(shutil.copytree(here, tmp_path / "copy", ignore=shutil.ignore_patterns("mlartifacts")))
     ok, said = doctor.tracker(copy)
     assert not ok and "does not load" in said and "Copy the folder mlartifacts" in said
-    assert promote(copy / "outputs" / "tiny", copy, PICK).promote
+    assert promote(copy / "outputs" / "tiny", copy, PICK).live
     assert_live(copy)
     assert doctor.tracker(copy)[0]
     assert everything(here) == before
@@ -293,7 +304,8 @@ def test_a_purged_run_of_the_champion_ends_nothing_in_a_traceback(here):
     run_id = promote(outputs, here, PICK).run_id
     store.connect(uri).delete_run(str(run_id))
     purge = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", str(run_id)]
-    subprocess.run(purge, check=True, capture_output=True)
+    done = subprocess.run(purge, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     challenger = train(here, "better", 0.95, 3.0, rounds=3)
     for dry_run in (True, False):
         verdict = promote(challenger, here, PICK, dry_run)
