@@ -48,7 +48,8 @@ class OnnxFile:
     """An exported policy, opened on the CPU with ``threads`` threads.
 
     metadata: all of it. policy, needs, action: ours, parsed. inputs: name -> axes, a dynamic axis by its name.
-    CheckpointError if the file does not open, is not one of ours, or is newer than this library.
+    CheckpointError if the file does not open, is not one of ours, is newer than this library, or gives utilities that
+    are not numbers.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -66,6 +67,24 @@ class OnnxFile:
                 f"exported policy reads fields of the Observation, gives {OUTPUT} and draws by one of {ACTIONS}; "
                 f"export it again"
             )
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """A weight that is NaN or infinite reaches the utilities of a small observation: every layer is dense."""
+        sizes = {str(axis): 4 for axes in self.inputs.values() for axis in axes if not isinstance(axis, int)}
+        feed = {
+            name: _example(name, tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes))
+            for name, axes in self.inputs.items()
+        }
+        for name, value in zip(
+            [o.name for o in self._session.get_outputs()], self._session.run(None, feed), strict=True
+        ):
+            # Outside a shortlist a utility is -inf, but not everywhere.
+            if np.isnan(value).any() or (value == np.inf).any() or not np.isfinite(value).any():
+                raise CheckpointError(
+                    f"{self.path}: {name} of a small example is NaN or infinite, so a weight is. Train and export the "
+                    f"policy again."
+                )
 
     def _parsed(self, name: str) -> dict[str, Any]:
         try:
@@ -114,6 +133,16 @@ class OnnxFile:
                 f"position must mean the same in every field; pass fields of one observation"
             )
         return value.astype(wanted, copy=False)
+
+
+def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An input of moderate values: every second position masked, rows at their first step."""
+    kind, place = np.dtype(FIELDS[name]), np.indices(shape).sum(0) if shape else np.zeros(shape)
+    if name == "length_B":
+        return np.full(shape, 4, kind)
+    if name in ("masked_BL", "eligible_BL"):
+        return place % 2 == 0
+    return np.ones(shape, kind) if kind == np.bool_ else (place % 3 / 4).astype(kind)
 
 
 def _open(path: Path, threads: int) -> Any:

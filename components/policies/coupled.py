@@ -114,9 +114,9 @@ class CoupledPolicy(nn.Module):
         self.log_kappa = nn.Parameter(torch.tensor(math.log(shape.kappa)))
         self.tau, self.cost = nn.Parameter(torch.tensor(shape.tau)), nn.Parameter(torch.tensor(shape.cost))
         if shape.alphas:
-            self.condition(shape.alphas)
+            self.add_alpha_input(shape.alphas)
 
-    def condition(self, alphas: tuple[float, ...]) -> None:
+    def add_alpha_input(self, alphas: tuple[float, ...]) -> None:
         """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
         nothing changes until it is trained."""
         self.shape = replace(self.shape, alphas=tuple(alphas))
@@ -124,7 +124,7 @@ class CoupledPolicy(nn.Module):
         nn.init.zeros_(self.alpha.weight)
         nn.init.zeros_(self.alpha.bias)
 
-    def withhold_features(self, width: int) -> None:
+    def drop_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
         self.shape = replace(self.shape, features=width)
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.tau.device)

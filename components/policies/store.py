@@ -64,7 +64,7 @@ def content_hash(folder: Path) -> str:
 
 
 def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole."""
+    """CheckpointError if the folder is not whole, or a weight is NaN or infinite."""
     try:
         policy = build(json.loads((folder / "policy.json").read_text()))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
@@ -72,4 +72,10 @@ def load(folder: Path) -> LearnedPolicy:
         raise CheckpointError(
             f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
         ) from error
+    for name, value in policy.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{folder / 'policy.safetensors'}: {name} holds NaN or infinite weights. Train the policy again with "
+                f"`dvc repro train`."
+            )
     return policy.eval()

@@ -99,13 +99,20 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
 
 
 def stage_figures(outputs: Path) -> dict[str, float]:
-    """The figures of all metrics/*.json, named `<stage>/<path of keys>`; what is not a finite number is left out."""
+    """The figures of all stages, named `<stage>/<path of keys>`; what is not a finite number is left out."""
     found = {}
-    for path in sorted((outputs / "metrics").glob("*.json")):
-        for key, value in flatten(read_json(path), separator="/", prefix=path.stem):
+    for stage, path in metrics_files(outputs).items():
+        for key, value in flatten(read_json(path), separator="/", prefix=stage):
             if isinstance(value, int | float):
                 found |= {metric.key: metric.value for metric in entries.metric_entities({key: value}, 0, 0)}
     return found
+
+
+def metrics_files(outputs: Path) -> dict[str, Path]:
+    """Stage -> its figures: metrics/<stage>.json, and headroom/<case>.json as stage headroom-<case>."""
+    measured = {path.stem: path for path in (outputs / "metrics").glob("*.json")}
+    measured |= {f"headroom-{path.stem}": path for path in (outputs / "headroom").glob("*.json")}
+    return dict(sorted(measured.items()))
 
 
 def _log_data(client: MlflowClient, run_id: str, dependencies: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from components.maths.distributions import Deterministic, cross_entropy
 from components.maths.plackett_luce import DPLS
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
+from components.trainers.clipping import clip_finite
 from components.trainers.rewards import REWARDS
 
 
@@ -126,7 +127,7 @@ class Plan:
 
 @dataclass
 class Collected:
-    """One round's experience."""
+    """The experience of round ``number``."""
 
     job: Job
     rollout: Rollout
@@ -136,6 +137,7 @@ class Collected:
     dense_R: Tensor
     advantage_R: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
+    number: int = 0
 
 
 def optimiser_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
@@ -186,7 +188,7 @@ def collect(
         reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert done.steps is not None
-    found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R)
+    found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R, number=number)
     found.metrics = _describe(found)
     return found
 
@@ -221,7 +223,8 @@ def update(
     plan: Plan,
     objective: Objective,
 ) -> dict[str, float]:
-    """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did."""
+    """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did. SettingsError before a
+    step on a loss or a gradient that is not finite."""
     steps = found.steps
     live_N = _live(found, objective)
     weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
@@ -252,10 +255,10 @@ def update(
         for seen in workers.add_gradients(works, weights):
             for name, value in seen.items():
                 sums[name] += value
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.clip_norm)
+        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"round {found.number}")
         optimiser.step()
         if epoch == 0:
-            totals["policy/gradient_norm"] = float(norm)
+            totals["policy/gradient_norm"] = norm
             pairs = max(len(live_N), 1)
             totals |= {"policy/entropy": sums["entropy"] / pairs, "policy/kl": sums["kl"] / pairs}
         totals["policy/clipped"] = sums["clipped"] / max(len(live_N), 1)
@@ -347,10 +350,12 @@ def reinforce(
         served = policy.temperature
         temperature = plan.temperature_at(number, before)
         policy.temperature = served * temperature
-        found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
-        with timer("update"):
-            learnt = update(policy, reference, optimiser, found, plan, objective)
-        policy.temperature = served
+        try:
+            found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
+            with timer("update"):
+                learnt = update(policy, reference, optimiser, found, plan, objective)
+        finally:  # an interrupted round must not leave its temperature on the policy
+            policy.temperature = served
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
         before = temperature, found.metrics["decode/entropy"]
         after(number, found.metrics | {"decode/temperature": temperature} | learnt | times)

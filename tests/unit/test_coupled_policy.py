@@ -187,8 +187,8 @@ def test_beside_a_policy_that_reads_more_it_reads_its_own():
 def test_hidden_states_and_the_speed_exponent_start_without_effect_and_can_be_withheld():
     policy = CoupledPolicy(PLAIN).eval()
     before = policy(observed(policy))[0]
-    policy.condition((1.0, 2.0))
-    policy.withhold_features(5)
+    policy.add_alpha_input((1.0, 2.0))
+    policy.drop_features(5)
     assert policy.shape.alphas == (1.0, 2.0) and policy.needs.features == "canvas"
     obs = observed(policy)
     assert obs.features_BTD is not None and obs.features_BTD.shape[-1] == 5

@@ -7,8 +7,8 @@ import itertools
 from collections import Counter
 
 import pytest
-from components.commands.show import example_for
 
+from components.commands.resolve import example_for
 from components.core.errors import SettingsError
 from components.settings import Data, Pretrain
 from components.stages.common.workspace import Place
