@@ -468,7 +468,7 @@ def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_r
         read_evidence(outputs, PICK)
 
 
-# where artifacts are
+# where the store is
 
 
 def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path):
