@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from components.core.errors import SettingsError
 
@@ -47,20 +48,32 @@ ADDRESSES = (
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the absolute `sqlite:///<root>/mlflow.db`, whatever the folder is."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(root.resolve() / "mlflow.db")
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite file mlflow.db of the workspace that ``root`` belongs to."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(workspace_of(root) / "mlflow.db")
 
 
-def uri_of(path: Path) -> str:
-    """The URI of an SQLite file. What a URI reads otherwise (% and ?) is quoted, the rest stays as people write it."""
-    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+def workspace_of(root: Path) -> Path:
+    """``root``, absolute; of a temporary copy that `dvc exp run --queue` or `--temp` made, the workspace it is of.
+
+    DVC deletes such a copy, and a run that was kept in it would go with it.
+    """
+    whole = root.resolve()
+    return next((p.parents[2] for p in whole.parents if p.parts[-3:] == (".dvc", "tmp", "exps")), whole)
+
+
+def _sqlite_uri(path: Path) -> str:
+    """SQLAlchemy decodes a URI's path, so that `50%20off` must be written `50%2520off`.
+
+    With the driver named, MLflow does not make a folder of the name as it stands in the URI.
+    """
+    quoted = quote(str(path), safe="/ ~@:+&=,;!$'()*")
+    return f"sqlite:///{quoted}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def database(uri: str) -> Path | None:
     """The file behind an SQLite URI, else None."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
+    found = re.match(r"sqlite(\+pysqlite)?:///([^?]*)", uri)
+    return Path(unquote(found[2])).resolve() if found else None
 
 
 def connect(uri: str) -> MlflowClient:
@@ -90,7 +103,7 @@ def reading(uri: str) -> Iterator[MlflowClient]:
         raise SettingsError(f"there is no tracking store {path}. Run `unmask train` or `unmask promote` first.")
     with tempfile.TemporaryDirectory() as folder:
         with _sentences(uri):
-            client = _client(uri if path is None else uri_of(_copied(path, Path(folder))))
+            client = _client(uri if path is None else _sqlite_uri(_copied(path, Path(folder))))
         yield client
 
 
@@ -98,7 +111,10 @@ def _client(uri: str) -> MlflowClient:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
+    # By run, whatever the store: in one process a copy's client would write into the original's artifacts.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)

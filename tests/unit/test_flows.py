@@ -1,6 +1,7 @@
 """Flows without a Prefect server and without DVC: parameters, the guard, the worktree's name, the first look."""
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -301,3 +302,32 @@ def test_the_figures_of_evaluate_are_told_by_task(tmp_path: Path) -> None:
         (tmp_path / "metrics" / f"{name}.json").write_text(f'{{"learned_mode": {{"accuracy": {value}}}}}')
     found = tasks.evaluated(tmp_path)
     assert found == {"n_queens": {"learned_mode": {"accuracy": 0.8}}, "sudoku": {"learned_mode": {"accuracy": 0.9}}}
+
+
+# --- the promotion ------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_comes_by_a_file_whatever_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that promotes prints what it wants, JSON included, and writes the file that it is given."""
+    program = """
+import json, sys
+print('{"promote": true, "reason": "printed by a library"}')
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    json.dump({"promote": False, "reason": "written"}, file)
+print('{"promote": true}')
+"""
+    commands: list[list[str]] = []
+    followed = guard.stream
+
+    def stream(command: list[str], *rest: object) -> None:
+        commands.append(command)
+        verdict = command[command.index("--verdict") + 1]
+        followed([sys.executable, "-c", program, verdict], *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "stream", stream)
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("flow"))
+    assert tasks.promote.fn(tmp_path, {}, True) == {"promote": False, "reason": "written"}
+    assert commands[0][-1] == "--dry-run"
+    program = "print('nothing is written')"
+    with pytest.raises(DataError, match=r"verdict\.json is not there\. Run `unmask promote`"):
+        tasks.promote.fn(tmp_path, {})
