@@ -110,10 +110,19 @@ def headroom(case: Annotated[str, typer.Option(help="a name of params.yaml headr
 
 
 @app.command()
-def distill() -> None:
-    """Teach a fresh policy to do what a reference heuristic does.
+def influence() -> None:
+    """Probe the frozen dLLM: how does a commit move its other predictions?
 
-    In: outputs of prepare, pretrain. Out: outputs/PROFILE/distill/policy. Example: unmask distill
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/influence. Example: unmask influence
+    """
+    _stage("influence")
+
+
+@app.command()
+def distill() -> None:
+    """Teach the policy to do what a reference heuristic does.
+
+    In: outputs of influence. Out: outputs/PROFILE/distill/policy. Example: unmask distill
     """
     _stage("distill")
 

@@ -19,7 +19,7 @@ from components.policies.feature import FeatureShape
 from components.policies.heuristics import Threshold
 from components.settings import Feature, Settings
 from components.stages.common.models import reference_of
-from components.stages.distill import fresh_policy
+from components.stages.influence import fresh_policy
 from components.stages.train import expert_of, plan_of, reference_for
 from components.trainers import grpo, upo
 
