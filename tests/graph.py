@@ -47,7 +47,8 @@ def resolve(folder: Path, settings: Mapping[str, Any]) -> dict[str, Cell]:
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
     found = {}
     with Repo(str(folder)) as repo:
-        for stage in repo.index.stages:
+        stages: list[Any] = list(repo.index.stages)
+        for stage in stages:
             watched = [name for dep in stage.deps for name in getattr(dep, "params", [])]
             found[stage.name] = Cell(
                 stage.name,
