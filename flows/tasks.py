@@ -4,9 +4,9 @@ Left out: the order of it all (train_policy.py). Nothing is cached here: what is
 """
 
 import base64
-import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,11 @@ def evaluated(outputs: Path) -> dict[str, Any]:
 @task(task_run_name="promote")
 def promote(path: Path, environment: Mapping[str, str], dry_run: bool = False) -> dict[str, Any]:
     """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
-    lines: list[str] = []
-    log = get_run_logger().info
-    command = [sys.executable, "-m", "components.cli", "promote", "--json", *(["--dry-run"] if dry_run else [])]
-    stream(command, path, environment, lambda line: (lines.append(line), log(line)))
-    return json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # a library may warn at its exit
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = Path(folder) / "verdict.json"
+        command = [sys.executable, "-m", "components.cli", "promote", "--verdict", str(verdict)]
+        stream([*command, *(["--dry-run"] if dry_run else [])], path, environment, get_run_logger().info)
+        return read_json(verdict, "Run `unmask promote` to see what it prints.")
 
 
 def metrics_page(outputs: Path, profile: str) -> str:

@@ -201,14 +201,19 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import store
+    from components.tracking import registry, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
     try:
         if path is None or path.exists():
-            found = store.connect(uri).search_experiments()
-            return True, f"{uri}, {len(found)} experiments"
+            with store.reading(uri) as client:
+                if broken := registry.broken_champions(client):
+                    return False, (
+                        f"{'; '.join(broken)}. Copy the folder {store.ARTIFACTS} from where the repository was, run "
+                        "`unmask promote` where the outputs are, or `unmask rollback`."
+                    )
+                return True, f"{uri}, {len(client.search_experiments())} experiments"
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:

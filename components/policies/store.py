@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
 LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
+FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -52,8 +54,17 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     write_json(folder / "policy.json", policy.describe())
 
 
+def content_hash(folder: Path) -> str:
+    """SHA-256 (hex) of the folder's two files: by it the stages name the policy that they worked on."""
+    try:
+        parts = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no whole policy ({error}). Run `dvc repro train`.") from error
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
 def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole."""
+    """CheckpointError if the folder is not whole, or a weight is NaN or infinite."""
     try:
         policy = build(json.loads((folder / "policy.json").read_text()))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
@@ -61,4 +72,10 @@ def load(folder: Path) -> LearnedPolicy:
         raise CheckpointError(
             f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
         ) from error
+    for name, value in policy.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{folder / 'policy.safetensors'}: {name} holds NaN or infinite weights. Train the policy again with "
+                f"`dvc repro train`."
+            )
     return policy.eval()

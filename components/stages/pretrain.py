@@ -41,7 +41,7 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
-    from components.denoisers.loading import read_config
+    from components.denoisers.checkpoint import read_config
 
     read_config(source, revision)
     if Path(source).is_dir():

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.errors import DataError
 from components.core.files import flatten, read_json, read_lines
 from components.tracking import mlflow_tracker as entries
 from components.tracking import store
@@ -26,10 +27,8 @@ PUBLISHED = (
     "*/run.json",
     "*/*/run.json",
     "train/metrics.jsonl",
-    "evaluate/*.csv",
-    "evaluate/decodes.jsonl",
-    "transfer/*.csv",
-    "ood/*.csv",
+    "tables/*.csv",
+    "evaluate/*/decodes.jsonl",
     "plots/**/*.csv",
     "report/**/*",
 )
@@ -149,7 +148,10 @@ def _manifest(client: MlflowClient, run_id: str) -> dict[str, str]:
     if MANIFEST not in {entry.path for entry in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        return json.loads(Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text(encoding="utf-8"))
+        try:
+            return read_json(Path(client.download_artifacts(run_id, MANIFEST, folder)))
+        except DataError:  # its writer was killed: everything is uploaded again
+            return {}
 
 
 def _files(outputs: Path) -> Iterator[Path]:

@@ -165,7 +165,12 @@ def sections_of(stage: str) -> list[str]:
 
 
 def parts(section: str, stage: str) -> list[str]:
-    """A section, field by field; of a mapping whose items are stages, the item of this stage."""
+    """A section, field by field; of a mapping whose items are stages, the item of this stage.
+
+    Rules decode with the policy's cache and read nothing else of ``decode``: another policy costs no new sweep.
+    """
+    if section == "decode" and body(stage)["cmd"].startswith("unmask rules"):
+        return ["decode.cache"]
     own = f"{section}.${{key}}"
     if STAGES[stage].get("foreach") == f"${{{section}}}":
         return [own]
@@ -199,7 +204,7 @@ MORE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "an ood case": ({"ood.more": {"model": "mini-llada", "task": "sudoku_easy"}}, {"ood-rules@more", "ood@more"}),
     "a task to measure": (
-        {"headroom.cases.more": {"model": "mini-dream", "task": "sudoku_large"}},
+        {"headroom.cases.more": {"model": "mini-dream", "task": "sudoku_pair"}},
         {"headroom@more"},
     ),
     "a task to evaluate on": (

@@ -173,6 +173,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "train.reference=random; .*top_k_random",
     ),
     "an exact divergence of too many orders": ({"policy.action": "dpls", "train.pull": 0.1}, r"2\^16"),
+    "an exact divergence of steered rows": (
+        {"policy.action": "dpls", "train.pull": 0.1, "decode.block_length": 4, "train.experts": 1},
+        r"2\^16.*experts: 0",
+    ),
     "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
     "an unknown gate task": (
         {"evaluate.gate_task": "latin_squares"},
