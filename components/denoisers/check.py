@@ -131,7 +131,8 @@ class _Probe:
             return ["hidden states do not depend on the tokens: they are constant, maybe zero"]
         if not moved["last"][PROMPT]:
             return [
-                "the canvas' first position ignores the last token: it attends causally, and a dLLM must see the whole canvas"
+                "the canvas' first position ignores the last token: it attends causally, and a dLLM must see the whole "
+                "canvas"
             ]
         if not moved["first"][-1]:
             return ["the last position ignores the first token: attention does not reach the whole sequence"]

@@ -28,6 +28,7 @@ def fresh_policy(policy: Policy, width: int, seed: int):
 
 def distill(workspace: Workspace, domain: Domain, policy: Policy, decode: Decode, distill: Distill) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
+    from components.denoisers.fingerprint import fingerprint_of
     from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached, reference_of
@@ -35,6 +36,7 @@ def distill(workspace: Workspace, domain: Domain, policy: Policy, decode: Decode
 
     denoiser, encoder = open_cached(workspace, domain.model, decode)
     student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
+    student.denoiser = fingerprint_of(denoiser)
     reference = reference_of(distill.reference, distill.value)
     train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(
