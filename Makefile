@@ -15,14 +15,19 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: train test lint up down clean help
+.PHONY: train test lint lock up down clean help
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
-$(READY): pyproject.toml infra/constraints.txt
+# A CPU build of torch in PIP_FIND_LINKS goes before the index's build, which pip would prefer for its stated hash.
+# The lock has every package but the CUDA libraries, which torch's CUDA build pins: the last line brings those.
+INSTALL := $(BIN)/python -m pip install --quiet
+$(READY): pyproject.toml infra/requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2" -c infra/constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[dev]' -c infra/constraints.txt
+	sed -n '/^torch==/,/[^\\]$$/p' infra/requirements.lock > $(VENV)/torch.lock
+	$(INSTALL) --no-index --require-hashes --no-deps -r $(VENV)/torch.lock 2>/dev/null || echo "torch: from the index"
+	$(INSTALL) --require-hashes --no-deps -r infra/requirements.lock
+	$(INSTALL) --no-build-isolation -e '.[dev]'
 	touch $@
 
 train: $(READY)  ## set up, run the pipeline, promote the policy
@@ -36,6 +41,9 @@ lint: $(READY)   ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+lock:            ## write infra/requirements.lock anew (needs uv; versions are kept)
+	infra/lock.sh
 
 up: $(READY)     ## Prefect server, workers, deployments, MLflow UI
 	$(BIN)/python -m flows.stack up

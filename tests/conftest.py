@@ -11,8 +11,8 @@ from torch import Tensor
 
 from components.core.types import Canvas
 from components.decode.prompts import Prompts
-from components.denoisers.formula import FormulaDenoiser
 from components.denoisers.encoder import Encoder
+from components.denoisers.formula import FormulaDenoiser
 from components.tasks.example import Example, Score, matching
 
 WORDS = 16  # 0 is the mask, 1 to 15 the letters a to o

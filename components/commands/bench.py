@@ -115,7 +115,7 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     import torch
 
     from components.policies.confidence import PAPER, ConfidencePolicy
-    from components.stages.distill import fresh_policy
+    from components.stages.influence import fresh_policy
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -84,7 +84,7 @@ def decode_one(
     correct = bool(asked.scores(job, done)[1][0]) if known else None
     ids = done.canvas_RL[0].tolist()
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
-    grid = len(ids) in BOXES and re.fullmatch(rf"\D?[\d.]{{{len(ids)}}}", example.prompt)
+    grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
     return Shown(
         chosen.setting,
         tokens,

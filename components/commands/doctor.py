@@ -80,7 +80,7 @@ def packages(root: Path) -> tuple[bool, str]:
     if wrong:
         return False, (
             f"{', '.join(wrong)}; other versions were not seen to work; "
-            f"pip install -e '.[dev]' -c infra/constraints.txt"
+            f"pip install --require-hashes --no-deps -r infra/requirements.lock"
         )
     return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
 
@@ -155,7 +155,7 @@ def exactness(root: Path) -> tuple[bool, str]:
             return False, (
                 f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
                 f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
-                f"({torch.__version__}) with infra/constraints.txt"
+                f"({torch.__version__}) with infra/requirements.lock"
             )
     return (
         True,
@@ -201,14 +201,19 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import store
+    from components.tracking import registry, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
     try:
         if path is None or path.exists():
-            found = store.connect(uri).search_experiments()
-            return True, f"{uri}, {len(found)} experiments"
+            with store.reading(uri) as client:
+                if broken := registry.broken_champions(client):
+                    return False, (
+                        f"{'; '.join(broken)}. Copy the folder {store.ARTIFACTS} from where the repository was, run "
+                        "`unmask promote` where the outputs are, or `unmask rollback`."
+                    )
+                return True, f"{uri}, {len(client.search_experiments())} experiments"
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:

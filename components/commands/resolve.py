@@ -103,13 +103,14 @@ def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tup
     from components.tasks.example import Example, read_examples
     from components.tasks.logic import Queens
     from components.tasks.sudoku import SudokuMany
+    from components.tasks.worded import SudokuPair
 
     for split in ("test", "gate", "tune"):
         path = workspace.task(name).split(split)
         for example in read_examples(path) if path.exists() else ():
             if example.prompt == prompt:
                 return example, True
-    return Example(name, prompt, ""), isinstance(task, SudokuMany | Queens)
+    return Example(name, prompt, ""), isinstance(getattr(task, "plain", task), SudokuMany | SudokuPair | Queens)
 
 
 def active_profile() -> tuple[Workspace, Settings]:

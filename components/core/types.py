@@ -12,6 +12,7 @@ N     (row, step) pairs of a job, concatenated without padding; or gathered posi
 L     canvas positions, the part that starts as masks
 T     sequence positions: padded prompt, then canvas
 D     width of the denoiser's hidden states
+A     layers of the denoiser whose attention is read
 V     vocabulary
 K     kept probabilities per position
 H     kept past steps
@@ -71,6 +72,8 @@ class Needs:
     the frozen model's hidden states at "canvas" positions or over the whole "sequence". drift: how many past
     values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for a teacher that knows it.
     statistics: of ``STATISTICS``, those that are read beside the token and its confidence, which always are there.
+    top_ids: the tokens of the ``top_k`` largest probabilities too. attention: layers of the frozen model whose
+    attention between canvas positions is read, negative ones counted from the last.
     """
 
     where: str = "eligible"
@@ -79,8 +82,11 @@ class Needs:
     drift: int = 0
     answer: bool = False
     statistics: Collection[str] = ()
+    top_ids: bool = False
+    attention: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attention", tuple(sorted(set(self.attention))))
         # In one order and hashable, whoever wrote them: a set, a policy's inputs, a JSON list.
         object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
         if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
@@ -89,6 +95,8 @@ class Needs:
                 f"{FEATURES}, statistics={self.statistics} of {STATISTICS}; the loop would not know what "
                 f"to read; name these"
             )
+        if self.top_ids and self.top_k < 1:
+            raise ValueError("Needs: top_ids with top_k=0 names no probabilities. Use top_k of at least 1.")
 
     def __or__(self, other: Needs) -> Needs:
         """What two policies need together."""
@@ -99,6 +107,8 @@ class Needs:
             max(self.drift, other.drift),
             self.answer or other.answer,
             {*self.statistics, *other.statistics},
+            self.top_ids or other.top_ids,
+            (*self.attention, *other.attention),
         )
 
 
@@ -121,12 +131,17 @@ class Observation:
     margin_BL       float32, first minus second probability.
     entropy_BL      float32, nats.
     top_BLK         float32, the K largest probabilities, descending.
+    top_ids_BLK     int64, their tokens; equal probabilities by the lowest id, -1 where there are fewer tokens than K.
+    attention_BLLA  float32, what position i's own row attends to position j, mean over heads; zero at padding. A row's
+                    softmax runs over the prompt too, so that these do not sum to 1. Also in a shifted layout row i is
+                    the row of position i itself, which there predicts position i + 1.
     drift_BLH       float32, KL(p_t || p_{t-1}), newest first, +inf where there is no past.
     answer_BL       int64, the reference answer; in training, for a teacher that knows it.
     alpha_B         float32, the speed exponent asked for; read by policies that are conditioned on it.
     features_BTD    hidden states that predict the positions; T = L if the policy needs the canvas alone.
     attend_BT       bool, True where features_BTD is not padding.
     canvas_start    column of features_BTD at which the canvas starts.
+    attention_layers  the layers of attention_BLLA, as the needs named them.
     """
 
     masked_BL: Tensor
@@ -139,12 +154,15 @@ class Observation:
     margin_BL: Tensor | None = None
     entropy_BL: Tensor | None = None
     top_BLK: Tensor | None = None
+    top_ids_BLK: Tensor | None = None
+    attention_BLLA: Tensor | None = None
     drift_BLH: Tensor | None = None
     answer_BL: Tensor | None = None
     alpha_B: Tensor | None = None
     features_BTD: Tensor | None = None
     attend_BT: Tensor | None = None
     canvas_start: int = 0
+    attention_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _same_rows("Observation", **self.tensors())

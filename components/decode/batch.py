@@ -20,7 +20,7 @@ from components.core.timer import Timer
 from components.core.types import Action, Canvas, Needs, Observation, RowState
 from components.decode import readout
 from components.decode.job import DecodeOptions, Job
-from components.denoisers.protocol import Denoiser
+from components.denoisers.protocol import Denoiser, attended
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,15 @@ class DecodeBatch:
         if self.alpha_B is not None:
             chosen["alpha_B"] = self.alpha_B
         start = self.start if needs.features == "sequence" else 0
-        return Observation(self.masked_BL, eligible_BL, self.step_B, self.length_B, canvas_start=start, **chosen)
+        return Observation(
+            self.masked_BL,
+            eligible_BL,
+            self.step_B,
+            self.length_B,
+            canvas_start=start,
+            attention_layers=needs.attention,
+            **chosen,
+        )
 
 
 def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
@@ -205,10 +213,12 @@ def _forward(
         cut = batch.start - int(batch.prompt_B.max()) if batch.state is None else 0
         block_BT = None if batch.state is None else F.pad(batch.block_BL, (batch.start, 0))
         canvas = Canvas(batch.ids_BT[:, cut:], batch.attend_BT[:, cut:], batch.start - cut, block_BT)
-        hidden_bTD, state = denoiser.hidden(canvas, batch.state)
+        hidden_bTD, attention_bLLA, state = attended(denoiser, canvas, batch.state, needs.attention)
     with timer("readout"):
         hidden_bLD = hidden_bTD[:, batch.start - cut :]
         fields = _read(batch, denoiser, needs, hidden_bLD)
+        if attention_bLLA is not None:
+            fields["attention_BLLA"] = attention_bLLA
         if needs.features == "canvas":
             fields["features_BTD"] = hidden_bLD
         elif needs.features == "sequence":
@@ -254,7 +264,7 @@ def _unchanged(batch: DecodeBatch, fresh_b: Tensor) -> DecodeBatch:
     return replace(batch, fields=batch.fields | {"drift_BLH": torch.where(rest_B[:, None, None], shifted, drift)})
 
 
-_NAMES = {"top": "top_BLK"}
+_NAMES = {"top": "top_BLK", "top_ids": "top_ids_BLK"}
 
 
 def _read(seen: DecodeBatch, denoiser: Denoiser, needs: Needs, hidden_bLD: Tensor) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ _COPIES = 4  # a batch is replaced, not changed: as it was, the rows that are lo
 _ACTIVATIONS = 24  # a layer's, in hidden widths: residual, attention's four, a gated feed-forward of up to four
 _POLICY = 12 * 2**10  # bytes per position of a policy's block of width 128
 _PAIRWISE = 8  # bytes per pair of positions: attention's weights, who is more certain than whom
+_SHIFTS = 768  # bytes per pair of positions of a policy that compares their tokens: a pair head of width 32
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,22 @@ def count(job: Job, denoiser: Denoiser, needs: Needs, record: bool = False, keep
     prompt, length = job.shape
     whole, logits = prompt + length, denoiser.vocabulary * _NUMBER
     numbers = 1 + len(needs.statistics) + needs.top_k + needs.drift
+    pairs = length**2 * len(needs.attention) * _NUMBER
     width = {"none": 0, "canvas": length, "sequence": whole}[needs.features] * denoiser.width * _NUMBER
-    fields = length * (8 + _NUMBER * numbers) + width
+    fields = length * (8 + _NUMBER * numbers + (8 * needs.top_k if needs.top_ids else 0)) + width + pairs
     carried = fields + _state_bytes(denoiser, whole, prompt) + (length * logits if needs.drift else 0)
     # Ids, mask bits and orders; a dozen numbers; the reference answer.
     batch = carried + 9 * whole + 9 * length + 96 + (8 * length if needs.answer else 0)
     policy = length * (_POLICY + _PAIRWISE * length) + 4 * width
+    if needs.top_ids:
+        policy += _SHIFTS * length**2
     if needs.features == "sequence":
         policy += whole * (_ACTIVATIONS * denoiser.width * _NUMBER + _PAIRWISE * whole)
     step = fields + whole + 12 * length + 48 + (8 * length if needs.answer else 0)
     kept = int(step * length * keep) if record else 0
     position = _ACTIVATIONS * denoiser.width * _NUMBER + _PAIRWISE * whole
+    if needs.attention:  # one head of one layer at a time, summed up, and what the layers gave
+        position += (2 * _PAIRWISE + _NUMBER * (len(needs.attention) + 1)) * whole
     return Bytes(_COPIES * batch + policy + kept, position, logits, chunk_bytes(denoiser.device))
 
 

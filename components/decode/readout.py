@@ -40,7 +40,9 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     # argmax, but vectorised on a CPU too, where it takes a fifth of the time: ids are exact in float32 up to 2^24.
     id_V = torch.arange(vocabulary, dtype=logits_NV.dtype, device=logits_NV.device)
     token_N1 = torch.where(logits_NV == top_N1, id_V, float(vocabulary - 1)).amin(-1, keepdim=True).long()
-    gap_NV = logits_NV.scatter_(-1, token_N1, NEVER).sub_(top_N1)
+    rest_NV = logits_NV.scatter_(-1, token_N1, NEVER)
+    ids_NK = _largest(rest_NV, token_N1, needs.top_k) if needs.top_ids else None
+    gap_NV = rest_NV.sub_(top_N1)
     second_N = gap_NV.amax(-1) if "margin" in asked else None
     odds_NV = gap_NV.exp() if "entropy" in asked else gap_NV.exp_()
     s_N = odds_NV.sum(-1)
@@ -57,9 +59,43 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
         top_Nk = torch.nn.functional.pad(odds_NV.topk(kept - 1, -1).values, (1, needs.top_k - kept))
         top_Nk[:, 0] = 1
         found["top"] = top_Nk * confidence_N.unsqueeze(-1)
+    if ids_NK is not None:
+        found["top_ids"] = ids_NK
     if "entropy" in asked:
         found["entropy"] = torch.log1p(s_N) - gap_NV.mul_(odds_NV).sum(-1) * confidence_N
     return found
+
+
+def _largest(rest_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
+    """(N, top_k) the winner, then the ids of the largest values, equal ones by the lowest id; -1 behind the last."""
+    last = rest_NV.shape[-1] - 1
+    kept = min(top_k, last + 1)
+    if rest_NV.dtype == torch.float32:
+        # Bits that order like the values (adding 0 turns -0 into 0), the id behind them: no two keys are equal, so that
+        # no device's way with ties matters.
+        bits_NV = (rest_NV + 0.0).view(torch.int32)
+        bits_NV = bits_NV ^ ((bits_NV >> 31) & (2**31 - 1))
+        id_V = torch.arange(last + 1, device=rest_NV.device)
+        key_NV = ((bits_NV.long() << 32) | (last - id_V)).scatter_(-1, token_N1, -(2**63))
+        ids_NK = last - (key_NV.topk(kept - 1, -1).values & (2**32 - 1))
+    else:
+        ids_NK = rest_NV.scatter(-1, token_N1, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    return torch.nn.functional.pad(torch.cat([token_N1, ids_NK[:, : kept - 1]], -1), (0, top_k - kept), value=-1)
+
+
+def log_odds_of(
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, forbidden_ids: Tensor, token_N: Tensor, vocabulary: int
+) -> Tensor:
+    """(N,) log p/(1-p) of the given tokens, whether or not they are the predicted ones; clamped as the statistic is."""
+    outer, inner = (max(1, size // (4 * vocabulary)) for size in chunk_bytes(hidden_ND.device))
+    parts: list[Tensor] = []
+    for some_ND, tokens_N in zip(hidden_ND.split(outer), token_N.split(outer), strict=True):
+        for raw_NV, token_n in zip(head(some_ND).split(inner), tokens_N.split(inner), strict=True):
+            logits_NV = predict(raw_NV, forbidden_ids)
+            own_N1 = logits_NV.gather(-1, token_n.unsqueeze(-1))
+            rest_N = logits_NV.scatter_(-1, token_n.unsqueeze(-1), NEVER).logsumexp(-1)
+            parts.append((own_N1.squeeze(-1) - rest_N).clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT))
+    return torch.cat(parts) if parts else hidden_ND.new_zeros(0)
 
 
 def drift(now_NV: Tensor, before_NV: Tensor) -> Tensor:

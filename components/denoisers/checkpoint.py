@@ -28,7 +28,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(path, "config.json", revision=revision)
+        found = cachedfind(path, "config.json", revision=revision)
     except OSError as error:
         raise CheckpointError(
             f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
@@ -51,10 +51,10 @@ def read_object(path: Path) -> dict[str, Any]:
 def weight_files(path: str, revision: str | None = None) -> list[Path]:
     """The safetensors files of a checkpoint. CheckpointError if there are none, if one is missing, or if an index names
     one outside the folder."""
-    whole = _file(path, WHOLE, revision)
+    whole = find(path, WHOLE, revision)
     if whole is not None:
         return [whole]
-    index = _file(path, INDEX, revision)
+    index = find(path, INDEX, revision)
     if index is None:
         pickled = [p.name for p in sorted(Path(path).glob("*")) if p.suffix in PICKLED]
         if pickled:
@@ -73,20 +73,21 @@ def weight_files(path: str, revision: str | None = None) -> list[Path]:
                 f"{index} names the weights {name!r}, which are no safetensors file of the checkpoint's own folder. "
                 f"Put all shards beside the index."
             )
-        file = _file(path, name, revision)
+        file = find(path, name, revision)
         if file is None:
             raise CheckpointError(f"{path}: {name} is missing, which {INDEX} names. Download the checkpoint again.")
         files.append(file)
     return files
 
 
-def _file(path: str, name: str, revision: str | None) -> Path | None:
+def find(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of the checkpoint, downloaded where it is not a folder; None if the checkpoint has none of that name."""
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        found = cachedfind(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise CheckpointError(f"{path}: {name} cannot be fetched ({str(error).splitlines()[0]}). Go online.") from error
     return None if found is None else Path(str(found))

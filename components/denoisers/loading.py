@@ -155,7 +155,7 @@ def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: 
 
 def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
     """The ...ForMaskedLM class of this model type, with the checkpoint's weights."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -164,9 +164,8 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
             f"model of transformers (bert, roberta, modernbert, esm ...)."
         )
     with _described(path):
-        config = AutoConfig.from_pretrained(path, revision=common["revision"], trust_remote_code=False)
-    config.tie_word_embeddings = getattr(config, "tie_word_embeddings", True)
-    return _from_files(path, AutoModelForMaskedLM, common | {"config": config, "trust_remote_code": False}, {})
+        config = CONFIG_MAPPING[name].from_pretrained(path, revision=common["revision"])
+    return _from_files(path, MODEL_FOR_MASKED_LM_MAPPING[type(config)], common | {"config": config}, {})
 
 
 @contextmanager
@@ -238,13 +237,15 @@ def _text_ids(encoder: Encoder, positions: int) -> torch.Tensor | None:
 
 
 def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     # Dream's own tokenizer class is remote code; the native one gives the same ids. Everybody else has a whole
     # tokenizer.json; AutoTokenizer would go by the model's family and put its own splitting into it (Qwen2: no spaces).
-    kind: Any = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
-    if masked:  # these may have a vocabulary file and their class' own splitting only
-        kind = AutoTokenizer
+    kind: Any = transformers.Qwen2Tokenizer if family == "Dream" else transformers.PreTrainedTokenizerFast
+    own = TOKENIZER_MAPPING_NAMES.get(family)
+    if masked and own and checkpoint.find(path, "tokenizer.json", revision) is None:
+        kind = getattr(transformers, own)  # a vocabulary file, split by the class' own rules
     try:
         return kind.from_pretrained(path, revision=revision, padding_side="left")
     except (OSError, ValueError, KeyError) as error:

@@ -6,6 +6,7 @@ Every quirk of a model family ends here: the attention mask, the shift by one, t
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from torch import Tensor
 from components.core.errors import DataError
 from components.core.types import Canvas, RowState
 from components.denoisers.fingerprint import fingerprint
+
+# What is asked of this thread's forward: threads share a model.
+_ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)
+
+
+class _Asked:
+    """The layers whose attention is sought, the canvas' first column, and what has been found."""
+
+    def __init__(self, layers: set[int], start: int) -> None:
+        self.layers, self.start, self.found = layers, start, dict[int, Tensor]()
 
 
 class TransformerDenoiser:
@@ -32,6 +43,9 @@ class TransformerDenoiser:
         self.device: torch.device = model.device
         self.positions: int = model.config.max_position_embeddings
         self.forbidden_ids = forbidden(mask_id, tokens, self.vocabulary).to(self.device)
+        self.attention_layers: int = model.config.num_hidden_layers
+        for layer in model.model.layers:
+            layer.self_attn.register_forward_pre_hook(_look_on, with_kwargs=True)
 
     @property
     def fingerprint(self) -> str:
@@ -43,6 +57,21 @@ class TransformerDenoiser:
     def hidden(self, canvas: Canvas, state: RowState | None = None) -> tuple[Tensor, RowState | None]:
         with torch.no_grad():
             return self.features(canvas.ids_BT, canvas.attend_BT), state
+
+    def attended(
+        self, canvas: Canvas, state: RowState | None, layers: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, RowState | None]:
+        """See ``Attending``. Only these layers are computed a second time, by an explicit softmax."""
+        wanted = [layer % self.attention_layers for layer in layers]
+        asked = _Asked(set(wanted), canvas.start)
+        token = _ASKED.set(asked)
+        try:
+            hidden_BTD, state = self.hidden(canvas, state)
+        finally:
+            _ASKED.reset(token)
+        valid_BL1 = canvas.attend_BT[:, canvas.start :, None]
+        attention_BLLA = torch.stack([asked.found[layer].where(valid_BL1, 0.0) for layer in wanted], -1)
+        return hidden_BTD, attention_BLLA, state
 
     def features(self, ids_BT: Tensor, attend_BT: Tensor) -> Tensor:
         """(B, T, D) last hidden states, aligned; with gradients if the caller's mode allows (pretraining)."""
@@ -72,6 +101,48 @@ class TransformerDenoiser:
     def logits(self, hidden_ND: Tensor) -> Tensor:
         with torch.no_grad():
             return self.model.lm_head(hidden_ND)
+
+
+def _look_on(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a layer attends: what it is going to attend to, if somebody asks."""
+    asked = _ASKED.get()
+    if asked is not None and module.layer_idx in asked.layers - asked.found.keys():
+        states_BTD = args[0] if args else kwargs["hidden_states"]
+        with torch.no_grad():
+            asked.found[module.layer_idx] = _weights(
+                module, states_BTD, asked.start, kwargs["position_embeddings"], kwargs["attention_mask"]
+            )
+
+
+def _weights(module: Any, states_BTD: Tensor, start: int, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    """(B, L, L) softmax(q k^T) of canvas positions, over the whole sequence, mean over heads; Llama, Qwen2, Qwen3."""
+    cos, sin = rotary
+    q_BHLd, k_BHTd = (
+        _turned(_heads(module, kind, x).transpose(1, 2), cos[:, first:], sin[:, first:])
+        for kind, x, first in (("q", states_BTD[:, start:], start), ("k", states_BTD, 0))
+    )
+    mask = mask[:, :, start:]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
+    total = torch.zeros((), device=states_BTD.device)
+    heads = q_BHLd.shape[1]
+    for head in range(heads):  # one at a time: all at once would be as large as the activations of several layers
+        k_BTd = k_BHTd[:, head // module.num_key_value_groups]
+        score_BLT = (q_BHLd[:, head] @ k_BTd.transpose(1, 2) * module.scaling).float() + mask[:, 0]
+        total = total + score_BLT.softmax(-1)[..., start:]
+    return total / heads
+
+
+def _heads(module: Any, kind: str, states_BTD: Tensor) -> Tensor:
+    """(B, T, H, d) queries or keys before the rotation; Qwen3 normalizes them head by head."""
+    heads = getattr(module, f"{kind}_proj")(states_BTD).unflatten(-1, (-1, module.head_dim))
+    return getattr(module, f"{kind}_norm", torch.nn.Identity())(heads)
+
+
+def _turned(x_BHTd: Tensor, cos_BTd: Tensor, sin_BTd: Tensor) -> Tensor:
+    """Rotary positions as the native classes apply them: on halves."""
+    low, high = x_BHTd.chunk(2, -1)
+    return x_BHTd * cos_BTd.unsqueeze(1) + torch.cat([-high, low], -1) * sin_BTd.unsqueeze(1)
 
 
 def places(attend_BT: Tensor) -> Tensor:

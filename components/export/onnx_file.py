@@ -33,6 +33,8 @@ FIELDS = {
     "margin_BL": np.float32,
     "entropy_BL": np.float32,
     "top_BLK": np.float32,
+    "top_ids_BLK": np.int64,
+    "attention_BLLA": np.float32,
     "drift_BLH": np.float32,
     "answer_BL": np.int64,
     "alpha_B": np.float32,
@@ -121,7 +123,7 @@ class OnnxFile:
                 f"that another field was passed; give it as {wanted}"
             )
         # A policy beside this one may have asked for more of the largest probabilities.
-        if name == "top_BLK" and value.ndim == 3 and isinstance(axes[2], int):
+        if name in ("top_BLK", "top_ids_BLK") and value.ndim == 3 and isinstance(axes[2], int):
             value = value[..., : axes[2]]
         fits = len(value.shape) == len(axes) and all(
             size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))

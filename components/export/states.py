@@ -32,6 +32,8 @@ def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: 
     fields = _statistics(rows, length, needs, draw)
     where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": valid_BL}[needs.where]
     fields = {name: v * (where_BL if v.ndim == 2 else where_BL.unsqueeze(-1)) for name, v in fields.items()}
+    if needs.attention:
+        fields["attention_BLLA"] = _attention(valid_BL, len(needs.attention), draw)
     prompt = 0
     if needs.features != "none":
         prompt = 5 if needs.features == "sequence" else 0
@@ -42,7 +44,9 @@ def random_observation(policy: LearnedPolicy, rows: int, length: int, *address: 
         fields["attend_BT"] = torch.cat([torch.arange(prompt) >= pad_B.unsqueeze(1), valid_BL], 1)
     if policy.describe()["shape"].get("alphas"):
         fields["alpha_B"] = 10 * torch.rand(rows, generator=draw)
-    obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, **fields)
+    obs = Observation(
+        masked_BL, eligible_BL, step_B, length_B, canvas_start=prompt, attention_layers=needs.attention, **fields
+    )
     device = next(policy.parameters()).device
     return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})
 
@@ -62,7 +66,18 @@ def _statistics(rows: int, length: int, needs: Needs, draw: torch.Generator) -> 
     }
     if needs.top_k:
         fields["top_BLK"] = top_BLV[..., : needs.top_k]
+    if needs.top_ids:
+        fields["top_ids_BLK"] = logits_BLV.sort(-1, descending=True).indices[..., : needs.top_k]
     return {name: v.float() if v.is_floating_point() else v for name, v in fields.items()}
+
+
+def _attention(valid_BL: Tensor, layers: int, draw: torch.Generator) -> Tensor:
+    """Random attention of which a part, the prompt's, is left out."""
+    rows, length = valid_BL.shape
+    scores_BLLA = 3 * torch.randn(rows, length, length, layers, generator=draw)
+    closed_BL11 = ~valid_BL[:, :, None, None]
+    shares_BLLA = scores_BLLA.masked_fill(closed_BL11.transpose(1, 2), -torch.inf).softmax(2)
+    return 0.5 * shares_BLLA.masked_fill(closed_BL11, 0.0)
 
 
 def random_states(policy: LearnedPolicy, rows: int = 500, *address: object) -> list[Observation]:

@@ -8,15 +8,9 @@ from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
 
 
-def reads_states(policy: Policy) -> bool:
-    """Whether the policy reads more of a dLLM than its predictions: hidden states, or attention."""
-    needs = policy.needs
-    return needs.features != "none" or bool(getattr(needs, "attention", ()))
-
-
 def bound_to(policy: Policy) -> str:
     """The fingerprint of the dLLM that the policy was trained over; "" where it reads no states, or none is on file."""
-    return getattr(policy, "denoiser", "") if reads_states(policy) else ""
+    return getattr(policy, "denoiser", "") if policy.needs.features != "none" else ""
 
 
 def require_same_denoiser(policy: Policy, denoiser: Denoiser) -> None:

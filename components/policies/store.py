@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
 from components.policies.binding import bound_to
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
-LearnedPolicy = ConfidencePolicy | FeaturePolicy
+LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
+FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -41,8 +44,14 @@ def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
     return ConfidencePolicy(Shape(**given))
 
 
+def _coupled(shape: dict[str, Any]) -> LearnedPolicy:
+    given: dict[str, Any] = shape | {name: tuple(shape[name]) for name in ("attention", "alphas")}
+    return CoupledPolicy(CoupledShape(**given))
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], LearnedPolicy]] = {
     "confidence": _confidence,
+    "coupled": _coupled,
     "feature": lambda shape: FeaturePolicy(FeatureShape(**shape)),
 }
 
@@ -52,6 +61,15 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     with beside(folder / "policy.safetensors") as part:
         save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
     write_json(folder / "policy.json", describe(policy))
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 (hex) of the folder's two files: by it the stages name the policy that they worked on."""
+    try:
+        parts = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no whole policy ({error}). Run `dvc repro train`.") from error
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load(folder: Path) -> LearnedPolicy:

@@ -17,8 +17,9 @@ from components.reports.fronts import rule_name
 
 Decode = Mapping[str, Any]
 
-BOXES = {16: (4, 2, 2), 36: (6, 2, 3), 81: (9, 3, 3)}
-"""Canvas length -> (columns, rows of a box, columns of a box): the sudokus, drawn with a gap between boxes."""
+BOXES = {16: (4, 2, 2), 32: (4, 2, 2), 36: (6, 2, 3), 81: (9, 3, 3)}
+"""Canvas length -> (columns, rows of a box, columns of a box): the sudokus, drawn with a gap between boxes.
+32: two of 16."""
 
 # Viridis at equal distances: even steps look even, also in grey and to the colour-blind.
 _ANCHORS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
@@ -76,12 +77,12 @@ def cases(decodes: Sequence[Decode]) -> dict[str, list[Case]]:
 def columns_of(decode: Decode, columns: Mapping[str, int] | None = None) -> int:
     """How many cells a row of the board has.
 
-    As given for the task; else a square where 16, 36 or 81 positions all hold digits; else one line.
+    As given for the task; else a grid where each position of a sudoku holds a digit, or its letter; else one line.
     """
     length = len(decode["order"])
     if columns and decode["task"] in columns:
         return columns[decode["task"]]
-    if length in BOXES and all(re.fullmatch(r"\d?", str(token).strip()) for token in decode["tokens"]):
+    if length in BOXES and all(re.fullmatch(r"\w?", str(token).strip()) for token in decode["tokens"]):
         return BOXES[length][0]
     return length
 

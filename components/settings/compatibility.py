@@ -6,10 +6,10 @@ KL between different kinds of draws, or a setting that is ignored in silence.
 
 from __future__ import annotations
 
-from components.settings.policy import Confidence, Decode, Feature
+from components.settings.policy import Confidence, Coupled, Decode, Feature
 from components.settings.training import Distill, Train
 
-Head = Confidence | Feature
+Head = Confidence | Coupled | Feature
 
 SEVERAL = ("threshold", "factor", "entropy_bound", "klass", "teacher")  # rules that commit as many as they see fit
 SOFT = ("max_confidence", "softmax_confidence", "top_k_random")  # one position, drawn

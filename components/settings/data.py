@@ -14,7 +14,7 @@ SPLITS = ("pretrain", "train", "tune", "gate", "test")
 
 
 class TaskSettings(Section):
-    """kind: a name of ``components.tasks.TASKS``; params: its keyword arguments; canvas: positions, null for its own."""
+    """kind: a name of ``components.tasks.TASKS``. params: its keyword arguments. canvas: positions, null: its own."""
 
     kind: str
     params: dict[str, Any]
@@ -76,7 +76,7 @@ class Data(Section):
 class Model(Section):
     """A frozen dLLM.
 
-    source: "embedded" (stage pretrain makes it), or a hub name or folder. revision: of a hub model, null for the newest.
+    source: "embedded" (stage pretrain makes it), a hub name or a folder. revision: of a hub model, null: the newest.
     dtype: of the weights in use. "auto" (embedded only): the faster one on the machine of stage pretrain, recorded.
     rows: of an embedded dLLM, rows of each task in one pretraining step.
     """

@@ -10,6 +10,7 @@ from components.settings import Data, Domain, Model, TaskSettings
 from components.stages.common.progress import progress
 from components.stages.common.workspace import Workspace
 from components.tasks.example import Example, write_examples
+from components.tasks.hub import TextTask
 from components.tasks.splits import answers_seen, collect_all
 
 
@@ -22,7 +23,11 @@ def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domai
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "data") as folder, progress("prepare", len(data.tasks)) as tick:
         for name, settings in data.tasks.items():
-            splits = collect_all(settings.build(), counts, data.seed)
+            task = settings.build()
+            # A split that a data set does not have (test files without a train file) is an empty file.
+            has = task.splits if isinstance(task, TextTask) else tuple(counts)
+            asked = {split: count if split in has else 0 for split, count in counts.items()}
+            splits = collect_all(task, asked, data.seed)
             _write(folder / "tasks" / name, settings, splits, ("tune", "gate", "test"))
             if name in domain.tasks:
                 _write(folder / "domain" / name, settings, splits, ("train", "tune", "gate", "test"))
@@ -32,6 +37,9 @@ def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domai
             if splits.get("pretrain"):
                 figures[f"{name}.test_answers_seen"] = answers_seen(splits["test"], splits["pretrain"])
             tick(name)
+        for model, chosen in models.items():
+            # Stage pretrain depends on the folder of a dLLM that learns nothing here, too.
+            write_json(folder / "pretrain" / model / "rows.json", chosen.rows)
     workspace.metrics("prepare", figures)
     return figures
 

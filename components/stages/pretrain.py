@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
 from components.settings import Model, Pretrain
+from components.stages.common.cases import item_of
 from components.stages.common.progress import progress
 from components.stages.common.workspace import Workspace
 from components.tasks.example import Example
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretrain, model: str) -> dict[str, float]:
     """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one; source.json describes either."""
-    chosen = models[model]
+    chosen = item_of(models, "models", model)
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "pretrain" / model) as folder:
         folder.mkdir()
@@ -109,8 +110,10 @@ def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id
     """Prompt ids padded on the left, their attention mask, and the answers as canvases."""
     import torch
 
-    prompts = [encoder.prompt(x.prompt) for x in examples]
+    # An example of a worded task offers further spellings of its answer.
+    pairs = [(x.prompt, text) for x in examples for text in (x.answer, *x.metadata.get("respelled", ()))]
+    prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
     width = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=mask_id) for p in prompts])
     attend = torch.stack([torch.arange(width) >= width - len(p) for p in prompts])
-    return ids, attend, torch.stack([encoder.answer(x.answer, length) for x in examples])
+    return ids, attend, torch.stack([encoder.answer(text, length) for _, text in pairs])

@@ -1,10 +1,11 @@
-"""Stage rules: the swept heuristics on one case. It does not depend on the policy: another policy costs no new sweep."""
+"""Stage rules: the swept heuristics on one case, whatever the policy: another policy costs no new sweep."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from components.evaluation.results import read_results, write_results
+from components.settings import Decode
 from components.settings import Sweep as SweepSettings
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from components.evaluation.results import EvalResult
 
 
-def rules(workspace: Workspace, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
-    """P/rules/<case>/results.jsonl: one result per rule, number and block length."""
+def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
+    """P/rules/<case>/results.jsonl: one result per rule, number and block length; with the policy's cache, if any."""
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
-    from components.stages.common.models import open_denoiser
+    from components.stages.common.models import open_cached
 
-    denoiser, encoder = open_denoiser(workspace, case.model)
+    denoiser, encoder = open_cached(workspace, case.model, decode)
     data = workspace.task(case.task)
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = sweep_of(sweep, encoder).candidates(max(prompts.lengths), case.wide)
@@ -38,8 +39,8 @@ def rule_results(workspace: Workspace, case: EvalCase) -> list[EvalResult]:
     return read_results(workspace.outputs / "rules" / case.stem / "results.jsonl")
 
 
-def sweep_of(sweep: SweepSettings, encoder: Encoder) -> Sweep:
-    """The heuristics that the settings compare with, for one dLLM's tokenizer."""
+def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
+    """The heuristics that the settings compare with, for one dLLM's tokenizer; None where only their names matter."""
     from components.evaluation.evaluate import Sweep
 
     return Sweep(
@@ -48,5 +49,5 @@ def sweep_of(sweep: SweepSettings, encoder: Encoder) -> Sweep:
         sweep.factors,
         sweep.gammas,
         sweep.per_step,
-        encoder.end_ids if sweep.suppress_eos else (),
+        encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
     )

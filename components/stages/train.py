@@ -111,7 +111,11 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
         settings,
         [*inputs, *code],
         figures,
-        {"started": begun["started"], "mlflow_run_id": tracker.run_id},
+        {
+            "started": begun["started"],
+            "mlflow_run_id": tracker.run_id,
+            "policy_hash": store.content_hash(workspace.outputs / "train" / "policy"),
+        },
     )
     tracker.finish("FINISHED")
     workspace.metrics("train", figures)

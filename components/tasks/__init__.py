@@ -16,6 +16,7 @@ from components.tasks.hub import gsm8k, humaneval, math, mbpp
 from components.tasks.logic import GraphColor, KnightsKnaves, Queens
 from components.tasks.sequences import NumberSorting, SpellBackward
 from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
+from components.tasks.worded import SudokuPair, worded_many, worded_sorting, worded_unique
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 
@@ -23,6 +24,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sudoku_many": SudokuMany,
     "sudoku_unique": SudokuUnique,
     "sudoku_long": sudoku_long,
+    "sudoku_pair": SudokuPair,
+    "worded_many": worded_many,
+    "worded_unique": worded_unique,
+    "worded_sorting": worded_sorting,
     "chain_sum": Calculation,
     "products": products,
     "countdown": Countdown,
@@ -38,8 +43,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def build(task: str, /, **knobs: object) -> Task:
-    """The task of this name with its knobs.
+def build(task: str, /, **params: object) -> Task:
+    """The task of this name with its params.
 
     Raises:
         SettingsError: an unknown task or knob (the known ones are named, and the nearest), or a knob that cannot work.
@@ -47,10 +52,10 @@ def build(task: str, /, **knobs: object) -> Task:
     if task not in TASKS:
         raise SettingsError(_unknown("task", task, list(TASKS)))
     known = list(inspect.signature(TASKS[task]).parameters)
-    for knob in knobs:
+    for knob in params:
         if knob not in known:
             raise SettingsError(_unknown(f"setting of task {task}", knob, known))
-    return TASKS[task](**knobs)
+    return TASKS[task](**params)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

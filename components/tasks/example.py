@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,8 +50,15 @@ class Example:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, line: str) -> Example:
-        return cls(**json.loads(line))
+    def from_row(cls, row: dict[str, Any]) -> Example:
+        """
+        Raises:
+            DataError: a field is missing, unknown or of another type.
+        """
+        kinds = {"task": str, "prompt": str, "answer": str, "metadata": dict}
+        if set(row) | {"metadata"} != set(kinds) or any(not isinstance(row[name], kinds[name]) for name in row):
+            raise DataError(f"the columns {sorted(row)} are not task, prompt, answer (texts) and metadata")
+        return cls(**row)
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,44 @@ def read_examples(path: Path) -> list[Example]:
     if not path.is_file():
         raise DataError(f"{path} is not there: no examples can be read from it; run the stage that writes it (prepare)")
     examples = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                examples.append(Example.from_json(line))
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{path}, line {number} is not an example ({error}): reading on would drop it in silence; "
-                    "write the file again (stage prepare)"
-                ) from error
+    for where, row in json_rows(path, "an example"):
+        try:
+            examples.append(Example.from_row(row))
+        except DataError as error:
+            raise DataError(f"{where} is not an example ({error}). Write the file again (stage prepare).") from error
     return examples
+
+
+def json_rows(path: Path, kind: str = "a JSON object") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON lines file, each with its place ('FILE, line 3'). A byte-order mark and blank lines are
+    skipped.
+
+    Raises:
+        DataError: a line is not UTF-8 or not one JSON object of distinct keys, finite numbers and whole characters.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                row = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse) if text else None
+                json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where} is not {kind} ({error}). Save the file as UTF-8.") from error
+            except (ValueError, TypeError, RecursionError) as error:
+                raise DataError(f"{where} is not {kind} ({error}). Write one object a line.") from error
+            if isinstance(row, dict):
+                yield where, row
+            elif text:
+                raise DataError(f"{where} is not {kind} (a {type(row).__name__}). Write one object a line.")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key of {[key for key, _ in pairs]} stands twice")
+    return row
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")

@@ -3,21 +3,21 @@
 They are finite: ``examples(split)`` gives all of a split. 'test' is the test file; 'tune' and 'gate' are cut out of
 the train file by hash, 'train' is its rest, without anything that stands in the test file; 'pretrain' is empty, as
 these tasks are for models that somebody else has trained. Prompts ask for d1's <reasoning>/<answer> form, in our own
-words. Left out: few-shot prompts.
+words. A row that cannot be scored is refused with its line. Left out: few-shot prompts.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable
+import math as maths
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from components.core.errors import DataError, SettingsError
-from components.tasks import checkers, sandbox
+from components.tasks import checkers, rows, sandbox
 from components.tasks.example import Example, Score, address
+from components.tasks.numerals import number_text
+from components.tasks.rows import Hub, Row, load_rows
 from components.tasks.splits import TRAIN_FILE_SHARES, pick
 
 TAGS = "Think first, between <reasoning> and </reasoning>. Then give the result alone, between <answer> and </answer>."
@@ -25,9 +25,6 @@ ASK_NUMBER = f"Solve the problem. {TAGS} The result is one number, without its u
 ASK_BOXED = f"Solve the problem. {TAGS} Write the result as \\boxed{{...}}.\n\n"
 ASK_BODY = "Complete this Python function. Answer with one ```python block that holds the whole function.\n\n"
 ASK_FUNCTION = "Write a Python function. Answer with one ```python block that holds it and all that it needs.\n\n"
-
-Row = dict[str, Any]
-Hub = tuple[str, ...]  # what datasets.load_dataset takes: name, and perhaps configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +39,15 @@ class TextTask:
     test_hub: Hub
     read: Callable[[str, Row], Example]
     check: Callable[[str, Example], bool]
+    same: Callable[[Example, Example], bool]  # whether two golds of one question agree
 
     alphabet = ""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that its data set has: a test file always, the others with a train file."""
+        has_train = self.train_path is not None or self.train_hub is not None
+        return ("train", "tune", "gate", "test") if has_train else ("test",)
 
     def examples(self, split: str) -> list[Example]:
         """All examples of a split, each prompt once, in the order of the file.
@@ -59,73 +63,44 @@ class TextTask:
 
     @functools.cached_property
     def _test(self) -> dict[str, Example]:
-        rows = load_rows(self.test_path, self.test_hub, "test")
-        return {e.uid: e for e in (self.read(self.name, row) for row in rows)}
+        return self._read_all(load_rows(self.test_path, self.test_hub, "test"))
 
     @functools.cached_property
     def _train(self) -> dict[str, Example]:
-        if self.train_path is None and self.train_hub is None:
+        if "train" not in self.splits:
             return {}
-        rows = load_rows(self.train_path, self.train_hub, "train")
-        return {e.uid: e for e in (self.read(self.name, row) for row in rows) if e.uid not in self._test}
+        return self._read_all(load_rows(self.train_path, self.train_hub, "train"), without=self._test)
+
+    def _read_all(self, found: Iterable[tuple[str, Row]], without: Collection[str] = frozenset()) -> dict[str, Example]:
+        """Examples by uid, but those of ``without``: of equal questions the first, if their answers agree."""
+        examples: dict[str, Example] = {}
+        places: dict[str, str] = {}
+        for where, row in found:
+            try:
+                example = self.read(self.name, row)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+            if example.uid in without:
+                continue
+            first = examples.setdefault(example.uid, example)
+            places.setdefault(example.uid, where)
+            if first is not example and not self.same(first, example):
+                raise DataError(
+                    f"{where} has the question of {places[example.uid]} and another answer "
+                    f"({example.answer[:60]!r}, not {first.answer[:60]!r}). Remove one of the two rows."
+                )
+        return examples
 
     def sample(self, index: int, seed: int) -> Example:
         """From the train split, or from the test file of a data set that has no train file."""
         found = self.examples("train") or self.examples("test")
+        if not found:
+            raise DataError(f"task {self.name} has 0 examples. Give a file that has rows.")
         return found[address(self.name, seed, index) % len(found)]
 
     def score(self, text: str, example: Example) -> Score:
         correct = float(self.check(text, example))
         return Score(correct, correct)
-
-
-# --- rows -----------------------------------------------------------------------------------------------------------
-
-
-def load_rows(path: str | None, hub: Hub | None, file: str) -> list[Row]:
-    """The rows of a local file, else those of file ('train' or 'test') of the hub's data set.
-
-    Raises:
-        DataError: the local file is missing or broken; or no path is given, and the hub cannot be reached, lacks the
-            data set, or ``datasets`` is not installed.
-    """
-    if path is not None:
-        return _read_rows(Path(path))
-    assert hub is not None
-    try:
-        from datasets import load_dataset
-
-        return [dict(row) for row in load_dataset(*hub, split=file)]  # pyright: ignore
-    except (ImportError, OSError, ValueError) as error:
-        raise DataError(
-            f"{' '.join(hub)} ({file}) cannot be loaded ({type(error).__name__}: {error}): the task has no prompts "
-            f"without it; connect to the network and install the extra 'hub', or pass {file}_path=FILE with its rows "
-            "as JSON lines"
-        ) from error
-
-
-def _read_rows(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise DataError(f"{path} is not there: the task has no prompts without it; give the path of a JSON lines file")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{path}, line {number} is not a JSON object ({error}): its prompt would be lost; write one a line"
-                ) from error
-    return rows
-
-
-def _column(row: Row, name: str) -> Any:
-    if row.get(name) is None:
-        raise DataError(
-            f"a row has the columns {sorted(row)} and no {name!r}: no example can be made of it; check that the file "
-            "belongs to this task"
-        )
-    return row[name]
 
 
 # --- the four tasks -------------------------------------------------------------------------------------------------
@@ -145,17 +120,18 @@ def gsm8k(
         test_hub=hub,
         read=_read_gsm8k,
         check=lambda text, example: checkers.number_equal(text, example.answer),
+        same=lambda one, other: one.answer == other.answer,
     )
 
 
 def _read_gsm8k(task: str, row: Row) -> Example:
-    question = _column(row, "question")
-    gold = (checkers.final_answer(_column(row, "answer")) or "").replace(",", "")
-    if checkers.number_in(gold) is None:
+    question, solution = rows.text(row, "question"), rows.text(row, "answer")
+    gold = checkers.gold_number(solution)
+    if gold is None:
         raise DataError(
             f"the solution of {question[:60]!r} ends in no '#### number': its answers cannot be scored; repair the file"
         )
-    return Example(task, ASK_NUMBER + question, f"<answer>{gold}</answer>", {"question": question})
+    return Example(task, ASK_NUMBER + question, f"<answer>{number_text(gold)}</answer>", {"question": question})
 
 
 def math(
@@ -171,18 +147,31 @@ def math(
         test_hub=("HuggingFaceH4/MATH-500",),
         read=_read_math,
         check=lambda text, example: checkers.math_equal(text, example.metadata["gold"]),
+        same=lambda one, other: checkers.math_equal(one.answer, other.metadata["gold"]),
     )
 
 
 def _read_math(task: str, row: Row) -> Example:
-    question = _column(row, "problem")
-    gold = row.get("answer") or checkers.last_boxed(_column(row, "solution"))
-    if not gold:
+    question = rows.text(row, "problem")
+    gold = _math_gold(row)
+    if not gold or not gold.strip():
         raise DataError(
             f"the solution of {question[:60]!r} has no \\boxed answer: its answers cannot be scored; repair the file"
         )
     metadata = {"question": question, "gold": gold}
     return Example(task, ASK_BOXED + question, f"<answer>\\boxed{{{gold}}}</answer>", metadata)
+
+
+def _math_gold(row: Row) -> str | None:
+    """The column 'answer' where there is one, a number or a text; else the last box of the solution."""
+    gold = row.get("answer")
+    if gold is None:
+        return checkers.last_boxed(rows.text(row, "solution"))
+    if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
+        raise DataError(f"answer={str(gold)[:60]!r} is neither a text nor a number. Write LaTeX or a number.")
+    if isinstance(gold, float) and not maths.isfinite(gold):
+        raise DataError(f"answer={gold} is no number. Write LaTeX or a finite number.")
+    return str(gold)
 
 
 def humaneval(
@@ -204,14 +193,17 @@ def humaneval(
         test_hub=("openai/openai_humaneval",),
         read=_read_humaneval,
         check=_runner(name, execute, allow_unconfined, seconds),
+        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
     )
 
 
 def _read_humaneval(task: str, row: Row) -> Example:
-    question, entry = _column(row, "prompt"), _column(row, "entry_point")
-    head, _, _ = question.rpartition(f"def {entry}(")  # imports and helpers that a whole function may rely on
-    tests = f"{_column(row, 'test')}\ncheck({entry})\n"
-    answer = f"```python\n{question}{_column(row, 'canonical_solution')}\n```"
+    question, entry, check = rows.text(row, "prompt"), rows.text(row, "entry_point"), rows.text(row, "test")
+    head, definition, _ = question.rpartition(f"def {entry}(")  # imports and helpers that a whole function may rely on
+    if not entry.isidentifier() or not definition or "def check(" not in check:
+        raise DataError(f"entry_point={entry[:60]!r} is not defined by the prompt and checked. Repair the row.")
+    tests = f"{rows.checking(check, 'test')}\ncheck({entry})\n"
+    answer = f"```python\n{question}{rows.text(row, 'canonical_solution')}\n```"
     return Example(
         task,
         f"{ASK_BODY}```python\n{question}```",
@@ -241,14 +233,19 @@ def mbpp(
         test_hub=hub,
         read=_read_mbpp,
         check=_runner(name, execute, allow_unconfined, seconds),
+        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
     )
 
 
 def _read_mbpp(task: str, row: Row) -> Example:
-    question, asserts = _column(row, "prompt"), "\n".join(_column(row, "test_list"))
-    tests = "\n".join([*(row.get("test_imports") or []), asserts, ""])
-    prompt = f"{ASK_FUNCTION}{question}\n\nIt must pass these tests:\n{asserts}"
-    return Example(task, prompt, f"```python\n{_column(row, 'code')}\n```", {"question": question, "tests": tests})
+    """Its question is the sentence with the tests: MBPP asks some sentences twice, of functions with other names."""
+    sentence, code = rows.text(row, "prompt"), rows.text(row, "code")
+    asserts = rows.checking("\n".join(rows.texts(row, "test_list")), "test_list")
+    imports = rows.texts(row, "test_imports") if row.get("test_imports") is not None else []
+    question = f"{sentence}\n\nIt must pass these tests:\n{asserts}"
+    used, names = rows.names(code, asserts)
+    metadata = {"question": question, "tests": asserts, "imports": "\n".join([*used, *imports]), "names": names}
+    return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{code}\n```", metadata)
 
 
 def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) -> Callable[[str, Example], bool]:
@@ -267,17 +264,25 @@ def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) ->
     def check(text: str, example: Example) -> bool:
         if not text.strip():
             return False
-        program = assemble(text, example)
-        return sandbox.run(program, seconds=seconds, allow_unconfined=allow_unconfined).passed
+        program, tests = assemble(text, example), tests_of(example)
+        return sandbox.run(program, tests, seconds=seconds, allow_unconfined=allow_unconfined).passed
 
     return check
 
 
 def assemble(text: str, example: Example) -> str:
     """The program to run: the text's, after the prompt's head if it is a whole function, or after the whole prompt if
-    it only goes on from there; then the tests."""
+    it only goes on from there."""
     code, metadata = checkers.program_in(text), example.metadata
+    if "entry" not in metadata:
+        return code
+    whole = f"def {metadata['entry']}(" in code
+    return (metadata["head"] if whole else metadata["question"]) + code
+
+
+def tests_of(example: Example) -> sandbox.Checks:
+    """The example's tests. They take from the program only what it was asked for, so that it replaces no helper."""
+    metadata = example.metadata
     if "entry" in metadata:
-        whole = f"def {metadata['entry']}(" in code
-        code = (metadata["head"] if whole else metadata["question"]) + code
-    return f"{code}\n\n{metadata['tests']}"
+        return sandbox.Checks(metadata["tests"], metadata["head"], [metadata["entry"]])
+    return sandbox.Checks(metadata["tests"], metadata["imports"], metadata["names"])

@@ -1,51 +1,49 @@
-"""Running a program that a model wrote, confined. The one place of the library that executes text.
+"""Run a program that a model wrote, confined, against tests. The one place of the library that executes text.
 
-Confinement: a process in namespaces of its own (mount, pid, net, ipc, uts; and user, unless we are root), whose root
+Confinement: processes in namespaces of their own (mount, pid, net, ipc, uts; and user, unless we are root), whose root
 is a fresh read-only file system that holds nothing but the system's libraries and this Python, without capabilities,
 with an empty environment, limits on CPU, memory, file size and processes, and a 64 MB /scratch to write in. It sees no
-file of ours and no network; when its first process ends or time is up, the kernel ends all the others. ``unshare``,
-``mount``, ``pivot_root`` and ``setpriv`` (util-linux) do the work. Left out: seccomp, macOS, programs that attack the
-kernel or dig the token of success out of their own interpreter; and the limit on processes does not bind root's own
-user namespaces (used only where root cannot make the others).
+file of ours and no network. ``unshare``, ``mount``, ``pivot_root`` and ``setpriv`` (util-linux) do the work.
+
+The verdict: a supervisor outside (``supervisor``) starts two processes. One holds the program, the other its tests,
+which call the program through a socket (``harness``). The program's process never meets the tests, the descriptor of
+the verdict or any secret, and cannot name the other processes. The supervisor counts time, and memory and processes
+over the program's whole tree; if the caller dies it ends the program.
+
+Left out: seccomp, macOS, programs that attack the kernel. What is open: an object of the program's own class may claim
+to equal another of its objects. A text without tests has nothing that vouches for it but its own process. Memory that
+belongs to no process (memfd, socket buffers) is bounded by the limits on files alone. Unconfined programs (see ``way``)
+share our user's rights and could reach the verdict.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import json
 import os
+import re
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.core.errors import SettingsError
+from components.tasks import supervisor
 
-# What the child runs. It sets its own limits (no preexec_fn: unsafe in threads), says that it begins (else the fault is
-# ours), runs the program, and says that it ends: a program that leaves early with exit code 0 has not passed.
-_BOOT = """
-import os, resource, sys, types
-for name, value in {limits}:
-    resource.setrlimit(getattr(resource, name), (value, value))
-os.write(1, b"{token} begins\\n")
-sys.modules["program"] = types.ModuleType("program")  # not __main__: a script's own demonstration is not asked for
-exec(compile(open("program.py", encoding="utf-8").read(), "program.py", "exec"), sys.modules["program"].__dict__)
-sys.__stdout__.flush()
-os.write(1, b"{token} ends")
-"""
-
-# $1: an empty folder, the new root; $2: the program; then Python's own folder and the command. Nobody's write access
-# is left anywhere but in /scratch, and what the host has is not even mounted (/proc only until umount has read it).
-_ROOM = """
+# $1: Python's own folder; then the socket's name, the limits and the command of either role. The new root is mounted
+# over /sys, in our namespace only: no folder is made on the machine. Nobody's write access is left anywhere but in
+# /scratch. What the host has is not even mounted (/proc only until umount has read it). Descriptors: ``supervisor``.
+_SANDBOX = """
 set -eu
 umask 022
-root=$1 program=$2 python=$3; shift 3
+root=/sys python=$1 name=$2 limits=$3; shift 3
 mount -t tmpfs -o mode=755,size=1m none "$root"
-mkdir "$root/scratch" "$root/proc" "$root/.old"
+mkdir "$root/scratch" "$root/proc" "$root/dev" "$root/.old"
+: > "$root/dev/null"
 for folder in /usr /bin /lib /lib64 "$python"; do
   if [ -L "$folder" ]; then ln -s "$(readlink "$folder")" "$root$folder"
   elif [ -d "$folder" ] && [ ! -d "$root$folder" ]; then
@@ -54,45 +52,60 @@ for folder in /usr /bin /lib /lib64 "$python"; do
     mount -o remount,bind,ro,nosuid,nodev "$root$folder"
   fi
 done
+mount --bind /dev/null "$root/dev/null"
 mount -t tmpfs -o mode=1777,size=64m,nr_inodes=1k,nosuid,nodev none "$root/scratch"
-cp "$program" "$root/scratch/program.py"
-chmod 644 "$root/scratch/program.py"
 mount --rbind /proc "$root/proc"
 mount -o remount,bind,ro "$root"
 cd "$root"
 pivot_root . .old
 cd /scratch
+{ echo 0 > /proc/sys/kernel/shmall; } 2> /.old/dev/null || true
 umount -l /.old
 umount -l /proc
-setpriv {drop} --bounding-set=-all --inh-caps=-all --no-new-privs env -i "$@"
+unshare --pid --fork --kill-child setpriv PROGRAM --bounding-set=-all --inh-caps=-all --no-new-privs env -i \\
+  "$@" program "$name" "$limits" 3<&- 4<&- &
+setpriv TESTS --bounding-set=-all --inh-caps=-all --no-new-privs env -i "$@" tests "$name" 3 4 "$limits"
 """
 
 _NAMESPACES = "unshare --mount --pid --net --ipc --uts --fork --kill-child"
+_PROCESSES = 64  # of one program, threads included where the kernel counts
 
 
 @dataclass(frozen=True)
 class Way:
-    """How programs are run here: in a room of their own (``namespaces``, a command prefix) or, empty, only limited."""
+    """How programs are run here: in a sandbox (``namespaces``, a command prefix) or, empty, only limited. ``own_user``:
+    each program has a user number of its own, which only root can give."""
 
     namespaces: str
-    drop: str = ""
+    own_user: bool = False
 
 
-# As root the namespaces are made with root's own rights and the program runs as nobody, so that the limit on processes
-# binds it; otherwise a user namespace gives the rights, and the program keeps our number but no capability.
-_ROOT = Way(_NAMESPACES, "--reuid=65534 --regid=65534 --clear-groups")
+# As root the namespaces are made with root's own rights and each program runs as a user that nobody else is, so that
+# the limit on processes binds it alone. Otherwise a user namespace gives the rights, and the program keeps our number
+# but no capability; since Linux 5.14 processes are counted per user namespace.
+_ROOT = Way(_NAMESPACES, own_user=True)
 _USER = Way(_NAMESPACES + " --user --map-root-user")
 _LIMITED = Way("")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``began``: the program was reached; ``passed``: it ran to its end without an error; ``reason``: 'passed', 'time'
-    or the end of its stderr."""
+    """``began``: the program was reached; ``passed``: it and its tests ran to their end without an error; ``reason``:
+    'passed', 'time', 'memory', 'processes', or the error."""
 
     began: bool
     passed: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """``source`` runs in a process of its own after ``head`` (imports and helpers of the data set). It meets the
+    program's ``names``, as proxies, and nothing else of the program."""
+
+    source: str = ""
+    head: str = ""
+    names: Sequence[str] = ()
 
 
 @functools.cache
@@ -105,7 +118,7 @@ def way(allow_unconfined: bool = False) -> Way:
     tried = [_ROOT, _USER] if os.geteuid() == 0 else [_USER]
     reasons = []
     for candidate in tried + [_LIMITED] * allow_unconfined:
-        outcome = _run("import json", candidate, seconds=20.0, megabytes=512)
+        outcome = _run("import json", Checks(), candidate, seconds=20.0, megabytes=512)
         if outcome.passed:
             return candidate
         reasons.append(outcome.reason)
@@ -116,14 +129,21 @@ def way(allow_unconfined: bool = False) -> Way:
     )
 
 
-def run(program: str, *, seconds: float = 5.0, megabytes: int = 512, allow_unconfined: bool = False) -> Outcome:
-    """Run a program to its end, within ``seconds`` of wall-clock time and ``megabytes`` of address space.
+def run(
+    program: str,
+    tests: Checks | None = None,
+    *,
+    seconds: float = 5.0,
+    megabytes: int = 512,
+    allow_unconfined: bool = False,
+) -> Outcome:
+    """Run a program and its tests to their end, within ``seconds`` of wall-clock time and ``megabytes`` of memory.
 
     Raises:
         SettingsError: as ``way``; or this program was never reached, which says nothing about it.
     """
-    outcome = _run(program, way(allow_unconfined), seconds, megabytes)
-    if not outcome.began and outcome.reason != "time":
+    outcome = _run(program, tests or Checks(), way(allow_unconfined), seconds, megabytes)
+    if not outcome.began:
         raise SettingsError(
             f"a program could not be started with {megabytes} MB of memory ({outcome.reason}): a right program would "
             "count as wrong; give it more memory, or look at what this machine lacks (memory, processes, mounts)"
@@ -131,57 +151,61 @@ def run(program: str, *, seconds: float = 5.0, megabytes: int = 512, allow_uncon
     return outcome
 
 
-def _run(program: str, how: Way, seconds: float, megabytes: int) -> Outcome:
-    token = secrets.token_hex(16)
-    megabyte = 2**20
-    limits = [
+def _run(program: str, tests: Checks, how: Way, seconds: float, megabytes: int) -> Outcome:
+    texts = [program, tests.source, tests.head, list(tests.names)]
+    job = {
+        "parent": os.getpid(),
+        "seconds": seconds,
+        "memory": megabytes * 2**20,
+        "processes": _PROCESSES,
+        "texts": [part.encode("utf-8", "replace").decode() if isinstance(part, str) else part for part in texts],
+        "temporary": None if how.namespaces else tempfile.gettempdir(),
+        "environment": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} if how.namespaces else {},
+        "commands": _commands(how, seconds, megabytes),
+    }
+    command = [sys.executable, "-I", "-S", supervisor.__file__]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(json.dumps(job).encode())
+        except BaseException:
+            process.terminate()  # it ends the program first
+            raise
+    if process.returncode:
+        return Outcome(False, False, err.decode("utf-8", "replace").strip()[-500:] or "its supervisor was killed")
+    return Outcome(*json.loads(out))
+
+
+def _commands(how: Way, seconds: float, megabytes: int) -> list[tuple[list[str], list[int]]]:
+    """The commands that the supervisor starts, each with the descriptors that it gets."""
+    limits: list[tuple[str, int]] = [
         ("RLIMIT_CPU", int(seconds) + 1),
-        ("RLIMIT_AS", megabytes * megabyte),
-        ("RLIMIT_FSIZE", 8 * megabyte),
-        ("RLIMIT_NPROC", 64),
+        ("RLIMIT_AS", megabytes * 2**20),
+        ("RLIMIT_FSIZE", 8 * 2**20),
+        ("RLIMIT_NOFILE", 128),
         ("RLIMIT_CORE", 0),
     ]
-    python = [os.path.realpath(sys.executable), "-I", "-S", "-c", _BOOT.format(limits=limits, token=token)]
-    with tempfile.TemporaryDirectory(prefix="program-") as name:
-        folder = Path(name)
-        (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
-        (folder / "root").mkdir()
-        command, environment = python, {}
-        if how.namespaces:
-            room = ["env", "-i", "sh", "-c", _ROOM.format(drop=how.drop), "room"]
-            arguments = [str(folder / "root"), str(folder / "program.py"), sys.base_prefix]
-            command = [*shlex.split(how.namespaces), *room, *arguments, *python]
-            environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
-            try:
-                code = _wait(command, environment, folder, out, err, seconds)
-            except OSError as error:  # no unshare on this machine
-                return Outcome(False, False, str(error))
-            out.seek(0)
-            began = out.readline().decode("utf-8", "replace").strip() == f"{token} begins"
-            if code is None:
-                return Outcome(began, False, "time")
-            if code == 0 and f"{token} ends" in _tail(out):
-                return Outcome(began, True, "passed")
-            return Outcome(began, False, _tail(err).strip() or f"left early with exit code {code}")
+    if how.own_user or (how.namespaces and _kernel() >= (5, 14)):
+        limits.append(("RLIMIT_NPROC", _PROCESSES))
+    python = [os.path.realpath(sys.executable), "-I", "-S", "-c", _harness()]
+    name = f"program-{secrets.token_hex(8)}"  # of the socket between the two; no secret once they are connected
+    if not how.namespaces:
+        roles = ["program", name, json.dumps(limits)], ["tests", name, "3", "4", json.dumps(limits)]
+        return [([*python, *roles[0]], []), ([*python, *roles[1]], [3, 4])]
+    users = ["", ""]
+    if how.own_user:
+        number = 2**30 + secrets.randbelow(2**29) * 2  # of no account and, but for one chance in 2^29, no other program
+        users = [f"--reuid={user} --regid={user} --clear-groups" for user in (number, number + 1)]
+    script = _SANDBOX.replace("PROGRAM", users[0]).replace("TESTS", users[1])
+    sandbox = ["env", "-i", "sh", "-c", script, "sandbox", sys.base_prefix, name, json.dumps(limits), *python]
+    return [(["setpriv", "--pdeathsig", "KILL", *shlex.split(how.namespaces), *sandbox], [3, 4])]
 
 
-def _wait(command: list[str], environment: dict[str, str], folder: Path, out, err, seconds: float) -> int | None:
-    """The exit code, or None after the whole group was killed for time."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-    )
-    try:
-        return process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:  # also where the program ended and left others of its group behind
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
-def _tail(file, size: int = 500) -> str:
-    file.seek(0, os.SEEK_END)
-    file.seek(max(0, file.tell() - size))
-    return file.read().decode("utf-8", "replace")
+@functools.cache
+def _harness() -> str:
+    return Path(__file__).with_name("harness.py").read_text(encoding="utf-8")

@@ -31,6 +31,12 @@ def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts:
         save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, part, metadata=metadata)
 
 
+def facts_of(path: Path) -> dict[str, Any]:
+    """The JSON facts of a checkpoint, without its tensors."""
+    with safe_open(path, framework="pt") as stored:
+        return json.loads(stored.metadata()["facts"])
+
+
 def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``."""
     with safe_open(path, framework="pt") as stored:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from components.core.files import read_lines
 from components.tracking import registry, store
+from components.tracking.publish import stage_figures
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -285,3 +286,13 @@ def test_the_doctor_is_content(promoted) -> None:
     lines = clone.run("unmask", "doctor").splitlines()
     assert len(lines) >= 8 and all(line.startswith("ok ") for line in lines)
     assert f"all of {P}" in lines[-1]
+
+
+def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline) -> None:
+    clone, _ = pipeline
+    logged = set(stage_figures(clone.folder / P))
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").partition("## Stage figures")[2]
+    rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    patterns = {name: re.sub("<[a-z]+>", "[^/]+", name.replace(".", r"\.")) for name in rows}
+    assert not [name for name in logged if not any(re.fullmatch(p, name) for p in patterns.values())]
+    assert not [row for row, p in patterns.items() if not any(re.fullmatch(p, name) for name in logged)]

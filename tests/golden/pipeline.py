@@ -42,26 +42,42 @@ for folder, command in json.loads(sys.argv[1]):
             raise
 """
 
-BASE = ["prepare", "pretrain --model llada", "pretrain --model dream", "headroom"]
-POLICY = ["distill", "train", "evaluate", "export"]
-OTHERS = ["transfer --case dream", "transfer --case long", "ood --case near"]
-TABLES = ["evaluate/test", "evaluate/gate"]
-OTHER_TABLES = ["transfer/dream", "transfer/long", "ood/near"]
+BASE = ["prepare", "pretrain --model llada", "pretrain --model dream", "headroom --case many"]
+POLICY = [
+    "influence",
+    "distill",
+    "train",
+    "rules --group evaluate --case sudoku_many",
+    "evaluate --case sudoku_many",
+    "rules --group gate",
+    "gate",
+    "export",
+]
+OTHERS = [
+    f"{command} --case {case}"
+    for group, case in (("transfer", "dream"), ("transfer", "long"), ("ood", "near"))
+    for command in (f"rules --group {group}", group)
+]
+# Names in the record, and the tables they are read from.
+TABLES = {"evaluate/test": "evaluate-sudoku_many", "evaluate/gate": "gate"}
+OTHER_TABLES = {"transfer/dream": "transfer-dream", "transfer/long": "transfer-long", "ood/near": "ood-near"}
 
 SETTINGS = """
 data:
   seed: 5
   tasks:
-    sudoku_many: {kind: sudoku_many, knobs: {min_clues: 6, max_clues: 10}, canvas: null}
-    sudoku_large: {kind: sudoku_long, knobs: {min_clues: 28, max_clues: 31}, canvas: null}
+    sudoku_many: {kind: sudoku_many, params: {min_clues: 6, max_clues: 10}, canvas: null}
+    sudoku_large: {kind: sudoku_long, params: {min_clues: 28, max_clues: 31}, canvas: null}
     latin_square:
       kind: sudoku_many
-      knobs: {marker: Q, box_rows: 1, box_columns: 4, min_clues: 6, max_clues: 10}
+      params: {marker: Q, box_rows: 1, box_columns: 4, min_clues: 6, max_clues: 10}
       canvas: null
   counts: {pretrain: 2000, train: 48, tune: 12, gate: 12, test: 16}
 models:
-  llada: {source: embedded, layout: llada, revision: null, dtype: float32}
-  dream: {source: embedded, layout: dream, revision: null, dtype: float32}
+  llada:
+    {source: embedded, layout: llada, revision: null, dtype: float32, rows: {sudoku_many: 48, latin_square: 8}}
+  dream:
+    {source: embedded, layout: dream, revision: null, dtype: float32, rows: {sudoku_many: 24, sudoku_large: 2}}
 pretrain:
   seed: 3
   width: 48
@@ -71,8 +87,7 @@ pretrain:
   steps: 160
   learning_rate: 0.008
   warmup: 10
-  rows: {llada: {sudoku_many: 48, latin_square: 8}, dream: {sudoku_many: 24, sudoku_large: 2}}
-headroom: {prompts: 8, orders: 4, cases: [{model: llada, task: sudoku_many}]}
+headroom: {prompts: 8, orders: 4, cases: {many: {model: llada, task: sudoku_many}}}
 domain: {model: llada, tasks: {sudoku_many: 1}}
 policy:
   kind: confidence
@@ -88,6 +103,19 @@ policy:
   action: bernoulli
   rounded: false
 decode: {block_length: null, temperature: 1.0, scale: 1.0, alpha: null, choose: mode, cache: none}
+influence:
+  seed: 2
+  reference: entropy_bound
+  value: 0.4
+  chunks: 1
+  prompts: 8
+  states: 8
+  probes: 8
+  own_from: null
+  held: 0.2
+  epochs: 1
+  batch: 8
+  learning_rate: 0.003
 distill: {seed: 2, reference: entropy_bound, value: 0.4, rounds: 10, prompts: 8, pairs: 64, learning_rate: 0.005}
 train:
   seed: 4
@@ -124,9 +152,8 @@ train:
   rows: 16
   validate_every: 4
   save_every: 5
-evaluate:
-  tasks: [sudoku_many]
-  gate_task: sudoku_many
+evaluate: {tasks: [sudoku_many], gate_task: sudoku_many}
+sweep:
   seeds: [0, 1]
   block_lengths: [4, null]
   thresholds: [0.7]
@@ -135,7 +162,7 @@ evaluate:
   per_step: [2]
   suppress_eos: false
 transfer: {dream: {model: dream, task: sudoku_many}, long: {model: dream, task: sudoku_large}}
-ood: {near: {model: llada, task: latin_square}, far: null, order: null}
+ood: {near: {model: llada, task: latin_square}}
 """
 
 # Three policies that share as little as possible: what is drawn, over which blocks, with which cache, by which reward.
@@ -158,7 +185,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "empty_draw": "legal",
             "cap": "block",
         },
-        "evaluate": {"block_lengths": [4], "thresholds": [], "gammas": []},
+        "sweep": {"block_lengths": [4], "thresholds": [], "gammas": []},
     },
     "feature": {
         "policy": {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
@@ -173,7 +200,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "temperature": 0.8,
             "entropy": None,
         },
-        "evaluate": {"block_lengths": [None], "thresholds": [], "gammas": []},
+        "sweep": {"block_lengths": [None], "thresholds": [], "gammas": []},
     },
 }
 
@@ -189,7 +216,7 @@ def figures(folder: Path, threads: int = 1) -> dict[str, Any]:
     _run(folder, [(v, c) for v in VARIANTS for c in (*POLICY, *(OTHERS if v == first else ()))], threads)
     found = dict(_shared_figures(folder / first / OUTPUTS))
     for variant in VARIANTS:
-        tables = [*TABLES, *(OTHER_TABLES if variant == first else ())]
+        tables = TABLES | (OTHER_TABLES if variant == first else {})
         found |= {f"{variant}/{name}": value for name, value in _policy_figures(folder / variant / OUTPUTS, tables)}
     return found
 
@@ -199,8 +226,8 @@ def _write_settings(folder: Path, variant: str) -> None:
     settings = yaml.safe_load(SETTINGS)
     for section, values in VARIANTS[variant].items():
         settings[section] = values if "kind" in values else settings[section] | values
-    params = {"profile": OUTPUTS.name, "profiles": {OUTPUTS.name: settings}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    settings = {"profile": OUTPUTS.name, **settings}
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def _run(folder: Path, commands: list[tuple[str, str]], threads: int) -> None:
@@ -219,26 +246,28 @@ def _run(folder: Path, commands: list[tuple[str, str]], threads: int) -> None:
 
 
 def _shared_figures(outputs: Path) -> Iterator[tuple[str, Any]]:
-    for path in sorted((outputs / "data").glob("*.jsonl")):
+    for path in sorted((outputs / "data").rglob("*.jsonl")):
         rows = [(row["prompt"], row["answer"]) for row in _lines(path)]
-        yield f"data/{path.stem}", hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    for name in ("prepare", "pretrain-llada", "pretrain-dream", "headroom"):
+        yield f"data/{path.parent.name}.{path.stem}", hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    for name in ("prepare", "pretrain-llada", "pretrain-dream"):
         yield from _flat(_json(outputs / "metrics" / f"{name}.json"), name)
+    headroom = _json(outputs / "headroom" / "many.json")
+    yield from _flat({name: headroom[name] for name in ("order", "speed")}, "headroom/llada/sudoku_many")
     for name in ("llada", "dream"):
         yield from _weights(outputs / "pretrain" / name / "model.safetensors", f"weights/{name}")
 
 
-def _policy_figures(outputs: Path, tables: list[str]) -> Iterator[tuple[str, Any]]:
+def _policy_figures(outputs: Path, tables: dict[str, str]) -> Iterator[tuple[str, Any]]:
     for stage in ("distill", "train"):
         yield from _flat(_json(outputs / "metrics" / f"{stage}.json"), stage)
         yield from _weights(outputs / stage / "policy" / "policy.safetensors", f"{stage}/weights")
     for row in _lines(outputs / "train" / "metrics.jsonl"):
         yield from _flat(row, f"rounds/{row['step']}")
-    for name in tables:
-        with (outputs / f"{name}.csv").open(encoding="utf-8", newline="") as lines:
+    for name, table in tables.items():
+        with (outputs / "tables" / f"{table}.csv").open(encoding="utf-8", newline="") as lines:
             for number, row in enumerate(csv.DictReader(lines)):
                 yield from _flat({column: _number(text) for column, text in row.items()}, f"{name}/{number}")
-    for number, row in enumerate(_lines(outputs / "evaluate" / "decodes.jsonl")):
+    for number, row in enumerate(_lines(outputs / "evaluate" / "evaluate-sudoku_many" / "decodes.jsonl")):
         shown = f"{row['family']} {row['setting']} {row['prompt']} {row['text']} {' '.join(map(str, row['order']))}"
         yield f"decodes/{number}", shown
     parity = _json(outputs / "metrics" / "export.json")

@@ -182,8 +182,9 @@ def test_the_wheel_holds_every_module_and_no_test(tmp_path: Path) -> None:
     done = subprocess.run([*wheel, "-w", tmp_path, copy], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (built,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(built).namelist() if name.endswith(".py")}
-    assert held == {path.relative_to(ROOT).as_posix() for path in modules()}
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {name for name in names if name.endswith(".py")} == {path.relative_to(ROOT).as_posix() for path in modules()}
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

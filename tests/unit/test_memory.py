@@ -51,6 +51,8 @@ def bytes_of(seen: DecodeBatch) -> int:
         Needs(features="canvas", where="all"),
         Needs(drift=3),
         Needs(answer=True),
+        Needs(top_k=5, top_ids=True),
+        Needs(attention=(0, -1)),
     ],
 )
 def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser, needs: Needs):

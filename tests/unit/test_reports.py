@@ -175,7 +175,7 @@ def test_cells_survive_the_file(tmp_path):
     [
         (lambda text: text.replace("nfe_low", "low"), "nfe_low"),
         (lambda text: text.replace("0.", "zero.", 1), "line 2"),
-        (lambda text: text.splitlines()[0] + "\n", "not one row"),
+        (lambda text: text.splitlines()[0] + "\n", "no row"),
     ],
 )
 def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):
@@ -371,9 +371,14 @@ def test_boards_know_grids_from_lines():
     assert boards.columns_of(decodes["arithmetic"], {"arithmetic": 3}) == 3
     sixteen = {**decodes["sudoku_many"], "tokens": list("3+4=7$$$$$$$$$$$")}
     assert boards.columns_of(sixteen) == 16, "sixteen positions that are no digits are no sudoku"
+    worded = {**decodes["sudoku_many"], "tokens": list("1bc44321C1dl2dA3")}
+    pair = {**worded, "tokens": list("12433412213443214312124331242431"), "order": [0] * 32}
+    assert boards.columns_of(worded) == boards.columns_of(pair) == 4
     given = {**decodes["sudoku_many"], "prompt": "M.2..3...........4"[:17]}
     assert boards.clues_of(given) == {1, 4}
     assert boards.clues_of({**given, "prompt": "no grid of that length: .2..3"}) == frozenset()
+    assert boards.clues_of({**pair, "prompt": "Z" + "1..............." * 2}) == {0, 16}
+    assert boards.clues_of({**given, "prompt": "W;.2..3..........."}) == {1, 4}
     assert [boards.box_of(i, 36, 6) for i in (0, 2, 3, 12, 35)] == [(0, 0), (0, 0), (0, 1), (1, 0), (2, 1)]
 
 

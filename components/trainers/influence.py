@@ -1,0 +1,166 @@
+"""Pair shifts fitted to what probing the frozen model gave (``trainers.probing``).
+
+The loss is the cross-entropy of sigma(l_j + w_ij) against the soft label sigma(l_j given i), over the probed pairs.
+Figure of merit: the share of the shifts' divergence that is still *unexplained*,
+
+    (cross-entropy - the labels' entropy) / (cross-entropy without shifts - the labels' entropy),
+
+1 for a policy without shifts, 0 for the frozen model itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.core.rng import generator
+from components.decode.prompts import Prompts
+from components.denoisers.protocol import Denoiser
+from components.policies.coupled import CoupledPolicy
+from components.policies.protocol import Policy
+from components.trainers import checkpoints
+from components.trainers.probing import Labels, Probing, collect, stored
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+def influence(
+    policy: CoupledPolicy,
+    reference: Policy,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    plans: tuple[Probing, Fit],
+    report: Report,
+    folder: Path,
+    key: str,
+) -> None:
+    """Collects labels and trains the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
+
+    With ``own_from`` there are two rounds: the policy that the first ones gave visits the later chunks, and is then
+    trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
+    reports the epochs that were done once more. key: names everything else that the labels depend on (the frozen
+    model, the prompts, the reference); labels of another key are collected anew.
+    """
+    probing, plan = plans
+    visits = json.dumps([key, asdict(probing), asdict(policy.needs)], sort_keys=True)
+    key = json.dumps([visits, asdict(plan), policy.describe()], sort_keys=True)
+    own = probing.chunks if probing.own_from is None else min(probing.own_from, probing.chunks)
+    labels: list[Labels] = []
+    for number, (first, last) in enumerate([(0, own), (own, probing.chunks)]):
+        if first == last:
+            continue
+        for chunk in range(first, last):
+            make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
+            # What the reference alone visits does not depend on how the policy is trained.
+            labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
+        epochs = number * plan.epochs
+        later = partial(_later, report, epochs)
+        fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
+
+
+def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -> None:
+    report(epochs + epoch, metrics)
+
+
+def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Sums over the pairs: cross-entropy, the same without shifts, the labels' entropy; and how many pairs."""
+    obs = labels.observation
+    assert obs.log_odds_BL is not None
+    _, shift_SLL, _ = policy(obs)
+    state_M, probe_M, j_M = labels.pairs_SNL.nonzero(as_tuple=True)
+    after_M = labels.after_SNL[state_M, probe_M, j_M].to(shift_SLL.dtype)
+    now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
+    shift_M = shift_SLL[state_M, labels.place_SN[state_M, probe_M], j_M]
+    target_M = torch.sigmoid(after_M)
+    made, without, least = (
+        F.binary_cross_entropy_with_logits(x, target_M, reduction="sum") for x in (now_M + shift_M, now_M, after_M)
+    )
+    return made, without, least, len(j_M)
+
+
+def share(made: float, without: float, least: float) -> float:
+    """The figure of merit from the sums; 1 where no commit moved anything."""
+    return (made - least) / (without - least) if without > least else 1.0
+
+
+@torch.no_grad()
+def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
+    """The figure of merit over the held-out states, or over those that are trained on; NaN where there are none."""
+    total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
+    for chunk in labels:
+        for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
+            *sums, pairs = losses(policy, chunk.rows(index).to(device))
+            total, count = total + torch.stack(sums).double().cpu(), count + pairs
+    made, without, least = total.tolist()
+    return share(made, without, least) if count else math.nan
+
+
+def fit(
+    policy: CoupledPolicy,
+    labels: list[Labels],
+    plan: Fit,
+    report: Report,
+    checkpoint: Path | None = None,
+    key: str = "",
+) -> None:
+    """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and checkpoint.exists() and checkpoints.facts_of(checkpoint).get("key") == key:
+        history = checkpoints.load(checkpoint, policy, optimiser)["history"]
+    for epoch, metrics in enumerate(history):
+        report(epoch, metrics)
+    for epoch in range(len(history), plan.epochs):
+        metrics = _epoch(policy, optimiser, labels, plan, epoch)
+        history.append(metrics)
+        if checkpoint is not None:
+            checkpoints.save(checkpoint, policy, optimiser, {"key": key, "history": history})
+        report(epoch, metrics)
+
+
+def _epoch(
+    policy: CoupledPolicy, optimiser: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
+) -> dict[str, float]:
+    """Once over all states that are trained on, in batches of one chunk each."""
+    source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
+    batches: list[tuple[Labels, Tensor]] = []
+    for chunk in labels:
+        mine = (~chunk.held_S).nonzero().squeeze(1)
+        batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
+    total, pairs = torch.zeros(3, dtype=torch.float64), 0
+    for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
+        done = (epoch + number / len(batches)) / plan.epochs
+        for group in optimiser.param_groups:
+            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        chunk, part = batches[b]
+        *sums, count = losses(policy, chunk.rows(part).to(device))
+        optimiser.zero_grad(set_to_none=True)
+        (sums[0] / max(count, 1)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+        total, pairs = total + torch.stack([x.detach() for x in sums]).double().cpu(), pairs + count
+    made, without, least = total.tolist()
+    return {
+        "influence/loss": made / max(pairs, 1),
+        "influence/unexplained": share(made, without, least),
+        "influence/held_unexplained": unexplained(policy, labels, plan.batch),
+        "influence/pairs": float(pairs),
+    }

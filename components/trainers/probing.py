@@ -1,0 +1,231 @@
+"""Labels for pair shifts, from the frozen model alone: no reward, no checker, no answers.
+
+At each visited state the present prediction is committed at one position i alone, and the frozen model is asked again.
+By how much did the log-odds of the present prediction t_j move, at every other masked j? One forward per i gives the
+whole row of shifts. Any denoiser, canvas length and block length will do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from components.core.errors import DataError
+from components.core.files import beside
+from components.core.rng import generator, seed_of
+from components.core.types import Canvas, Needs, Observation, Rollout, Steps
+from components.decode import readout
+from components.decode.batch import admit, tokens_per_forward
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
+from components.decode.prompts import Prompts
+from components.denoisers.protocol import Denoiser
+from components.policies.protocol import Policy
+
+BASE = Needs("masked", statistics=("log_odds",))  # what the labels themselves are about
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Chunks of ``prompts`` decoded canvases. Of each chunk ``states`` states are probed at most, and of each state
+    ``probes`` positions at most (drawn where there are more).
+
+    From chunk ``own_from`` on half of the rows are drawn by the policy itself; never where it is None.
+    held: share of the prompts that is never trained on, for the figure of merit. block_length None: full diffusion.
+    """
+
+    chunks: int
+    prompts: int
+    states: int
+    probes: int
+    own_from: int | None
+    held: float
+    block_length: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """S probed states.
+
+    observation  what a policy may read there, and the present log-odds l_j.
+    place_SN     int64, the positions that were committed, one alone; -1 where there were fewer.
+    after_SNL    float32, the log-odds of the present predictions after that.
+    held_S       bool, states of the prompts that are held out.
+    """
+
+    observation: Observation
+    place_SN: Tensor
+    after_SNL: Tensor
+    held_S: Tensor
+
+    def __len__(self) -> int:
+        return len(self.held_S)
+
+    def rows(self, index: Tensor) -> Labels:
+        return Labels(self.observation.rows(index), self.place_SN[index], self.after_SNL[index], self.held_S[index])
+
+    def to(self, device: torch.device) -> Labels:
+        obs = replace(self.observation, **{name: t.to(device) for name, t in self.observation.tensors().items()})
+        return Labels(obs, self.place_SN.to(device), self.after_SNL.to(device), self.held_S.to(device))
+
+    @property
+    def pairs_SNL(self) -> Tensor:
+        """Pairs that count: i was probed, j is another masked position."""
+        place_L = torch.arange(self.after_SNL.shape[-1], device=self.after_SNL.device)
+        other_SNL = (self.place_SN.unsqueeze(-1) >= 0) & (self.place_SN.unsqueeze(-1) != place_L)
+        return other_SNL & self.observation.masked_BL.unsqueeze(1)
+
+
+def cost(prompts: Prompts, plan: Probing) -> int:
+    """Row-forwards of the frozen model at most: the visits, then the probes."""
+    length = max(prompts.lengths, default=0)
+    return plan.chunks * (plan.prompts * length + plan.states * min(plan.probes, length))
+
+
+def collect(
+    policy: Policy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: Probing, number: int
+) -> Labels:
+    """The labels of chunk ``number``, on the CPU; a function of the arguments alone.
+
+    DataError if no visited state has two masks.
+    """
+    chosen = prompts.take(_drawn(len(prompts), plan, number))
+    job = chosen.job(plan.block_length, answers=reference.needs.answer)
+    policies: list[Policy] = [reference]
+    if plan.own_from is not None and number >= plan.own_from:
+        policies = [policy, reference]
+        by_reference_R = torch.ones_like(job.policy_R)
+        by_reference_R[::2] = 0
+        job = replace(job, policy_R=by_reference_R)
+    options = DecodeOptions(
+        seed=seed_of(plan.seed, "influence", "visit", number), record=True, needs=policy.needs | BASE
+    )
+    visited = rollout(denoiser, policies, job, options)
+    steps = _some(visited.steps, plan.states, generator(plan.seed, "influence", "states", number))
+    place_SN = _places(steps.observation, plan.probes, generator(plan.seed, "influence", "probes", number))
+    after_SNL = _probe(denoiser, job, steps, _states(visited, steps, denoiser.mask_id), place_SN)
+    held_R = torch.tensor([seed_of(plan.seed, "held", x.uid) < plan.held * 2**63 for x in chosen.examples])[
+        job.prompt_R
+    ]
+    return Labels(steps.observation, place_SN, after_SNL, held_R.to(steps.row_N.device)[steps.row_N]).to(
+        torch.device("cpu")
+    )
+
+
+def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
+    """The labels in a file; where there is none, or one of another ``key``, those that ``make`` gives, stored."""
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata().get("key") == key:
+                return _unpacked({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
+    labels = make()
+    tensors = {f"observation/{name}": t for name, t in labels.observation.tensors().items()}
+    tensors |= {"place_SN": labels.place_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
+    facts = {"canvas_start": labels.observation.canvas_start, "layers": labels.observation.attention_layers}
+    with beside(path) as part:
+        save_file(
+            {name: t.contiguous().clone() for name, t in tensors.items()},
+            part,
+            metadata={"key": key, "facts": json.dumps(facts)},
+        )
+    return labels
+
+
+def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
+    facts = json.loads(metadata["facts"])
+    seen = {name.removeprefix("observation/"): t for name, t in tensors.items() if name.startswith("observation/")}
+    obs = Observation(**seen, canvas_start=facts["canvas_start"], attention_layers=tuple(facts["layers"]))
+    return Labels(obs, tensors["place_SN"], tensors["after_SNL"], tensors["held_S"])
+
+
+def _drawn(count: int, plan: Probing, number: int) -> list[int]:
+    """The prompts of chunk ``number``: every one once before any comes a second time."""
+    first, last = number * plan.prompts, (number + 1) * plan.prompts
+    rounds = range(first // count, -(-last // count))
+    pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in rounds]
+    begin = first - rounds[0] * count
+    return torch.cat(pool)[begin : begin + plan.prompts].tolist()
+
+
+def _some(steps: Steps | None, count: int, source: torch.Generator) -> Steps:
+    """``count`` of the steps, evenly drawn, of those with a pair: something eligible and two masks."""
+    if steps is not None:
+        obs = steps.observation
+        paired_N = ((obs.masked_BL.sum(-1) > 1) & obs.eligible_BL.any(-1)).nonzero().squeeze(1)
+        if len(paired_N):
+            # Rows are recorded in an order that depends on the lanes; by row and step it does not.
+            address_N = steps.row_N[paired_N] * (int(steps.step_N.max()) + 1) + steps.step_N[paired_N]
+            paired_N = paired_N[address_N.argsort()]
+            chosen = torch.randperm(len(paired_N), generator=source)[:count].sort().values
+            return steps.pairs(paired_N[chosen.to(paired_N.device)])
+    raise DataError("No visited state has two masks. Use longer canvases, or a slower reference rule.")
+
+
+def _places(obs: Observation, probes: int, source: torch.Generator) -> Tensor:
+    """(S, N) eligible positions, drawn where there are more than ``probes``; -1 behind the last."""
+    eligible_SL = obs.eligible_BL
+    most = min(probes, int(eligible_SL.sum(-1).max()))
+    draw_SL = torch.rand(eligible_SL.shape, generator=source).to(eligible_SL.device).masked_fill(~eligible_SL, 2.0)
+    order_SN = draw_SL.argsort(-1)[:, :most]
+    return order_SN.masked_fill(~eligible_SL.gather(1, order_SN), -1)
+
+
+def _states(visited: Rollout, steps: Steps, mask_id: int) -> Tensor:
+    """(S, L) the canvases at these steps: what had been committed before them."""
+    order_SL, canvas_SL = visited.order_RL[steps.row_N], visited.canvas_RL[steps.row_N]
+    there_SL = (order_SL >= 0) & (order_SL < steps.step_N.unsqueeze(1))
+    return canvas_SL.where(there_SL, mask_id)
+
+
+@torch.no_grad()
+def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN: Tensor) -> Tensor:
+    """(S, N, L) log-odds of the present predictions after one commit each, in slices that bound memory."""
+    obs = steps.observation
+    assert obs.token_BL is not None
+    state_M, probe_M = (place_SN >= 0).nonzero(as_tuple=True)
+    after_SNL = torch.zeros(*place_SN.shape, ids_SL.shape[1], dtype=torch.float32, device=ids_SL.device)
+    most = max(1, tokens_per_forward(denoiser.device) // sum(job.shape))
+    for part in torch.arange(len(state_M), device=state_M.device).split(most):
+        state_m, probe_m = state_M[part], probe_M[part]
+        place_m1 = place_SN[state_m, probe_m].unsqueeze(1)
+        token_mL = obs.token_BL[state_m]
+        ids_mL = ids_SL[state_m].scatter(1, place_m1, token_mL.gather(1, place_m1))
+        masked_mL = obs.masked_BL[state_m].scatter(1, place_m1, False)
+        hidden_mLD = _hidden(denoiser, job, steps.row_N[state_m], ids_mL, obs.eligible_BL[state_m])
+        odds_N = readout.log_odds_of(
+            denoiser.logits, hidden_mLD[masked_mL], denoiser.forbidden_ids, token_mL[masked_mL], denoiser.vocabulary
+        )
+        odds_mL = torch.zeros_like(ids_mL, dtype=torch.float32).masked_scatter(masked_mL, odds_N.float())
+        after_SNL[state_m, probe_m] = odds_mL
+    return after_SNL
+
+
+def _hidden(denoiser: Denoiser, job: Job, row_m: Tensor, ids_mL: Tensor, block_mL: Tensor) -> Tensor:
+    """(m, L, D) hidden states of these canvases behind their rows' prompts."""
+    row_m = row_m.cpu()
+    prompts = [job.prompts[p] for p in job.prompt_R[row_m].tolist()]
+    own = Job(
+        prompts,
+        torch.arange(len(row_m)),
+        job.uid_R[row_m],
+        job.member_R[row_m],
+        job.length_R[row_m],
+        job.block_R[row_m],
+        torch.zeros_like(row_m),
+    )
+    batch = admit(own, torch.arange(len(row_m)), denoiser, 0)
+    length = batch.masked_BL.shape[1]
+    ids_BT = torch.cat([batch.ids_BT[:, : batch.start], ids_mL[:, :length]], 1)
+    # A cache refreshes at the first look at a row, whatever its block: nothing is stale here.
+    block_BT = F.pad(block_mL[:, :length], (batch.start, 0))
+    hidden_BTD, _ = denoiser.hidden(Canvas(ids_BT, batch.attend_BT, batch.start, block_BT), batch.state)
+    return F.pad(hidden_BTD[:, batch.start :], (0, 0, 0, ids_mL.shape[1] - length))

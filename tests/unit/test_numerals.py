@@ -1,0 +1,185 @@
+"""Laws of reading numbers: the value as written, or none."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from components.tasks.checkers import number_equal
+from components.tasks.numerals import number_in, number_text
+
+READ = [
+    line.split(" => ")
+    for line in r"""
+−3 => -3
+－3 => -3
+–3 => -3
+− 3 => -3
+- 3 => -3
+Total: - 3 => -3
+-$5 => -5
+$-5 => -5
+(-18) => -18
++18 => 18
+1,234 => 1234
+1,234,567 => 1234567
+$1,234.50 => 1234.5
+1{,}234 => 1234
+1,\!234 => 1234
+1,234, => 1234
+1 234 => 1234
+10\,000 => 10000
+10~000 => 10000
+12 345 678 => 12345678
+1e3 => 1000
+1E+3 => 1000
+1.5e-3 => .0015
+2 \times 10^{3} => 2000
+1.5 × 10^3 => 1500
+10^3 => 1000
+1/2 => 1/2
+1 / 2 => 1/2
+1⁄2 => 1/2
+-1/2 => -1/2
+.5 => 1/2
+\frac12 => 1/2
+\dfrac{1}{2} => 1/2
+-\frac{1}{2} => -1/2
+1 1/2 => 3/2
+3\frac12 => 7/2
+36/2 eggs => 18
+18. => 18
+18, which is it => 18
+18 eggs => 18
+18% => 18
+18\% => 18
+€18 => 18
+18 € => 18
+**18** => 18
+`18` => 18
+$18$ => 18
+\(18\) => 18
+\text{18 eggs} => 18
+18\text{ cm} => 18
+x = 18 => 18
+16 + 2 = 18 => 18
+１８ => 18
+١٢ => 12
+18 more than Bob => 18
+18 times => 18
+eggs left over: 18 => 18
+0 => 0
+-0 => 0
+00018 => 18
+""".strip().splitlines()
+]
+REFUSED = r"""
+1,2,3
+0,5
+1,23
+0,123
+01,234
+12,34,567
+1,234,5
+1,2345
+1.234.567
+1.234,56
+1, 234
+1,234 567
+1 2 3
+1 23
+1 234 5
+1'234
+1_234
+$1.2 million
+1.2 billion
+18 thousand
+18 dozen
+18k
+18 and a half
+half of 18
+<18
+>18
+≤18
+< 18
+\le 18
+~18
+≈ 18
+±18
+\pm 18
+at least 18
+about 18
+more than 18
+not 18
+minus 18
+18 or 19
+18 or so
+18-20
+18–20
+18+
+18!
+18²
+18^2
+2^5
+2**5
+18°
+18:30
+18x
+x18
+18cm
+a-18
+18-a
+x - 3
+--3
++-3
+1..2
+1.2.3
+1e3.5
+2e3e4
+1e999999999
+10^{999999999}
+3/0
+1/2/3
+1/
+/2
+½
+1½
+x >= 18
+x != 18
+x ≠ 18
+x == 18
+The 3rd
+#18
+0x12
+∞
+nan
+inf
+1 234/5
+2 1/0
+-
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize(("text", "value"), READ + [[f"1{blank}234", "1234"] for blank in "\u00a0\u2007\u2009\u202f"])
+def test_numbers_are_read_exactly(text: str, value: str) -> None:
+    number = Fraction(value)
+    assert number_in(text) == number
+    assert number_in(number_text(number)) == number
+    for gold in (f"so\n#### {text}", value):
+        assert number_equal(f"<answer>{text}</answer>", gold)
+    assert not number_equal(f"<answer>{text}</answer>", str(number + 1))
+
+
+@pytest.mark.parametrize("text", [*REFUSED, "9" * 401, "", " "])
+def test_what_touches_bounds_or_scales_a_number_is_refused(text: str) -> None:
+    assert number_in(text) is None
+    digits = "".join(c for c in text if c.isdecimal() and c.isascii())
+    for gold in (digits, "18", "0.5", "1.2", "123", "1234"):
+        assert not number_equal(f"<answer>{text}</answer>", gold)
+
+
+def test_small_golds_are_not_rounded_away() -> None:
+    assert not number_equal("#### 0.0000002", "0.0000001")
+    assert not number_equal("#### 0.0000001", "0")
+    assert number_equal("#### 0.3333333", "1/3") and not number_equal("#### 0.33333", "1/3")
