@@ -25,6 +25,7 @@ class OnnxPolicy:
     def __init__(self, path: Path | str, threads: int = 1) -> None:
         self._file = OnnxFile(Path(path), threads)
         self.needs = Needs(**self._file.needs)
+        self.denoiser = str(self._file.policy.get("denoiser", ""))
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -27,7 +27,7 @@ from components.core.types import Observation
 from components.export.onnx_file import ACTIONS, FIELDS, OUTPUT, PREFIX, VERSION
 from components.export.states import random_observation
 from components.policies.confidence import ACTIONS as DISTRIBUTIONS
-from components.policies.store import LearnedPolicy
+from components.policies.store import LearnedPolicy, describe
 
 OPSET = 23
 _AXES = {"B": "batch", "L": "length", "T": "sequence"}  # the dynamic ones, by their letter
@@ -59,7 +59,7 @@ def _described(policy: LearnedPolicy, example: Observation) -> dict[str, str]:
     exporter = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     ours = {
         "version": VERSION,
-        "policy": {**policy.describe(), "speed": policy.speed},
+        "policy": {**describe(policy), "speed": policy.speed},
         "needs": asdict(policy.needs),
         "action": _action(policy, example),
         "exporter": {**exporter, "opset": OPSET},
