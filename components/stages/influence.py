@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import remove, write_csv
@@ -49,7 +48,14 @@ def influence(
         figures["forwards"] = float(cost(prompts, probing))
         print(f"influence: at most {figures['forwards']:,.0f} forwards of single rows", flush=True)
         inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
-        key = digest([*folder_hashes([*inputs, *code_of("influence")]), domain.model_dump(mode="json")])
+        key = digest(
+            [
+                *folder_hashes([*inputs, *code_of("influence")]),
+                domain.model_dump(mode="json"),
+                influence.reference,
+                influence.value,
+            ]
+        )
         kept = workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}"
         rounds = 1 if influence.own_from is None else 2
         reference = reference_of(influence.reference, influence.value)
@@ -59,7 +65,7 @@ def influence(
                 epochs.append({"epoch": epoch, **metrics})
                 tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
 
-            run(fresh, reference, denoiser, prompts, (probing, plan), report, kept, json.dumps([key, influence.value]))
+            run(fresh, reference, denoiser, prompts, (probing, plan), report, kept, key)
         figures |= {name.removeprefix("influence/"): value for name, value in epochs[-1].items() if name != "epoch"}
         remove(kept)
     store.save(fresh, workspace.outputs / "influence" / "policy")

@@ -218,7 +218,12 @@ def sections_of(stage: str) -> list[str]:
 
 
 def parts(section: str, stage: str) -> list[str]:
-    """A section, field by field; of a mapping whose items are stages, the item of this stage."""
+    """A section, field by field; of a mapping whose items are stages, the item of this stage.
+
+    Rules decode with the policy's cache and read nothing else of ``decode``: another policy costs no new sweep.
+    """
+    if section == "decode" and body(stage)["cmd"].startswith("unmask rules"):
+        return ["decode.cache"]
     own = f"{section}.${{key}}"
     if STAGES[stage].get("foreach") == f"${{{section}}}":
         return [own]
@@ -251,7 +256,7 @@ MORE: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "an ood case": ({"ood.more": {"model": "mini-llada", "task": "sudoku_easy"}}, {"ood-rules@more", "ood@more"}),
     "a task to measure": (
-        {"headroom.cases.more": {"model": "mini-dream", "task": "sudoku_large"}},
+        {"headroom.cases.more": {"model": "mini-dream", "task": "sudoku_pair"}},
         {"headroom@more"},
     ),
     "a task to evaluate on": (
@@ -284,7 +289,8 @@ READS = {
     "prepare": set(),
     "pretrain": {"data/pretrain/{key}"},
     "headroom": ON_CASE,
-    "distill": {"data/domain", "pretrain/{domain}"},
+    "influence": {"data/domain", "pretrain/{domain}"},
+    "distill": {"data/domain", "pretrain/{domain}", "influence"},
     "train": {"data/domain", "pretrain/{domain}", "distill/policy"},
     "export": {"data/domain", "pretrain/{domain}", "train"},
     "report": {"data/domain", "headroom", "train", "evaluate", "tables", "export"},
