@@ -26,8 +26,10 @@ ROWS = 16  # of each tensor that are compared with the file
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
 
+    from transformers.utils.hub import cached_file
+
     try:
-        found = cachedfind(path, "config.json", revision=revision)
+        found = cached_file(path, "config.json", revision=revision)
     except OSError as error:
         raise CheckpointError(
             f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
@@ -84,8 +86,10 @@ def find(path: str, name: str, revision: str | None) -> Path | None:
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
 
+    from transformers.utils.hub import cached_file
+
     try:
-        found = cachedfind(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise CheckpointError(f"{path}: {name} cannot be fetched ({str(error).splitlines()[0]}). Go online.") from error
     return None if found is None else Path(str(found))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +62,12 @@ def _observation(policy: Policy, width: int) -> Observation:
         fields["features_BTD"] = torch.randn(ROWS, start + LENGTH, width, generator=draw)
     if needs.features == "sequence":
         fields["attend_BT"] = F.pad(valid_BL, (PROMPT, 0), value=True)
-    layers: tuple[int, ...] = getattr(needs, "attention", ())
-    more: dict[str, Any] = {"attention_layers": layers} if layers else {}
+    layers = needs.attention
     if layers:
         shares = torch.rand(ROWS, LENGTH, LENGTH, len(layers), generator=draw) / LENGTH
         fields["attention_BLLA"] = shares * (valid_BL[:, :, None] & valid_BL[:, None, :]).unsqueeze(-1)
-    obs = Observation(masked_BL, eligible_BL, torch.arange(ROWS) % 3, length_B, canvas_start=start, **more, **fields)
+    step_B = torch.arange(ROWS) % 3
+    obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=start, attention_layers=layers, **fields)
     return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})
 
 

@@ -186,9 +186,13 @@ class CoupledPolicy(nn.Module):
 
     def score(self, obs: Observation) -> Tensor:
         """(B, L) utilities before anything is taken."""
-        x_BLW, odds_BL = self._positions(obs)
-        bias_BL = self.bias(x_BLW).squeeze(-1)
-        return self.log_kappa.exp() * (odds_BL / _ODDS + bias_BL + self.tau + self.offset)
+        return self.utilities(obs, self.bias(self._positions(obs)[0]).squeeze(-1))
+
+    def utilities(self, obs: Observation, bias_BL: Tensor) -> Tensor:
+        """``score`` from the bias that ``forward`` gives."""
+        assert obs.log_odds_BL is not None
+        odds_BL = obs.log_odds_BL.to(bias_BL.dtype).masked_fill(~obs.masked_BL, 0.0)
+        return self.log_kappa.exp() * (odds_BL + bias_BL + self.tau + self.offset)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         if self.shape.action == "categorical":
