@@ -208,14 +208,17 @@ def tracker(root: Path) -> tuple[bool, str]:
     try:
         if path is None or path.exists():
             found = store.connect(uri).search_experiments()
-            return True, f"{uri}, {len(found)} experiments"
+            return True, f"{store.shown(uri)}, {len(found)} experiments"
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
-        return False, f"{uri} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
-    return True, f"{uri}, to be made by the first training"
+        return (
+            False,
+            f"{store.shown(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI",
+        )
+    return True, f"{store.shown(uri)}, to be made by the first training"
 
 
 def outputs(root: Path) -> tuple[bool, str]:

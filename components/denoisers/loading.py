@@ -7,7 +7,6 @@ also says ``mask_token_id`` and ``logits_shifted``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from components.core.errors import CheckpointError, DataError
+from components.core.files import read_json
 from components.denoisers.transformer import TransformerDenoiser, probe
 
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
@@ -105,7 +105,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
             f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
             f"dLLM; give a folder that holds one, or a hub name while online"
         ) from error
-    return json.loads(Path(str(found)).read_text())
+    return read_json(Path(str(found)), "Restore the file, or give another model.")
 
 
 def load(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
-from components.core.files import beside, write_json
+from components.core.files import beside, read_json, write_json
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
@@ -25,7 +25,13 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
             f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
             f"known are {sorted(KINDS)}"
         )
-    return KINDS[described["kind"]](described["shape"])
+    try:
+        return KINDS[described["kind"]](described["shape"])
+    except (TypeError, KeyError, AttributeError) as error:  # a field that this version has not, or one that it lacks
+        raise CheckpointError(
+            f"a {described['kind']} policy with the shape {described['shape']} is not of this version ({error}). "
+            "Use the version that wrote it, or train one with `dvc repro train`."
+        ) from error
 
 
 def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
@@ -53,12 +59,12 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
 
 
 def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole."""
+    """CheckpointError if the folder is not whole, or was written by a version with other fields."""
     try:
-        policy = build(json.loads((folder / "policy.json").read_text()))
+        described = read_json(folder / "policy.json", needs=("kind", "shape"))
+        policy = build(described)
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
     return policy.eval()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from components.settings.section import Count, Name, NonNegative, Positive, Section, Seed, Share
+from components.settings.section import Count, Name, NonNegative, Positive, Section, Seed, Share, Size
 
 
 class Sweep(Section):
@@ -17,7 +17,7 @@ class Sweep(Section):
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    block_lengths: tuple[Count | None, ...]
+    block_lengths: tuple[Size | None, ...]
     thresholds: tuple[Share, ...]
     factors: tuple[Positive, ...]
     gammas: tuple[NonNegative, ...]

@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
+from components.settings.section import (
+    MOST,
+    Count,
+    Finite,
+    Natural,
+    NonNegative,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Share,
+    Size,
+)
 
 Rule = Literal[
     "random",
@@ -25,8 +37,9 @@ Rule = Literal[
 ]
 
 COUNTS = ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random")
+STEEPEST = 100  # exponent of speed; beyond it every reward but the fastest is zero
 BARE = ("max_confidence", "teacher", "distilled")
-LIMITS = {"threshold": (0.0, 1.0), "klass": (0.0, 1.0), "entropy_bound": (0.0, float("inf"))}
+LIMITS = {"threshold": (0.0, 1.0), "klass": (0.0, 1.0), "entropy_bound": (0.0, float(MOST))}
 
 
 def check_rule(name: str, rule: str, value: float | None) -> None:
@@ -38,7 +51,7 @@ def check_rule(name: str, rule: str, value: float | None) -> None:
                 f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; write null"
             )
         return
-    low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float("inf")))
+    low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float(MOST)))
     if value is None or not low <= value <= high or (rule in COUNTS and value != int(value)):
         what = "a whole number, at least 1" if rule in COUNTS else f"a number from {low:g} to {high:g}"
         raise ValueError(
@@ -52,7 +65,7 @@ class Distill(Section):
 
     seed: Seed
     reference: Rule
-    value: float | None
+    value: Finite | None
     rounds: Count
     prompts: Count
     pairs: Count
@@ -67,11 +80,11 @@ class Distill(Section):
 def _alpha(value: Any) -> Any:
     many = isinstance(value, list | tuple)
     numbers = list(value) if many else [value]
-    right = all(isinstance(a, int | float) and not isinstance(a, bool) and a >= 0 for a in numbers)
+    right = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a <= STEEPEST for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
         raise ValueError(
             f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
-            f">= 0, or a list of different ones"
+            f"from 0 to {STEEPEST}, or a list of different ones"
         )
     return tuple(float(a) for a in numbers) if many else float(value)
 
@@ -97,10 +110,10 @@ class Train(Section):
     signal: Literal["correct", "dense"]
     rounds: Count
     prompts: Count
-    group: Annotated[int, Field(ge=2)]
+    group: Annotated[int, Field(ge=2, le=MOST)]
     experts: Natural
     expert_threshold: Share
-    expert_block: Count | None
+    expert_block: Size | None
     learning_rate: Rate
     warmup: Natural
     floor: Share
@@ -111,7 +124,7 @@ class Train(Section):
     weighting: Literal["row", "constant"]
     normalize_advantage: bool
     reference: Literal["distilled"] | Rule
-    reference_value: float | None
+    reference_value: Finite | None
     divergence: Literal["kl", "ce", "none"]
     pull: NonNegative
     keep_steps: Annotated[float, Field(gt=0, le=1)]

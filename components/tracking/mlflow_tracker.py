@@ -62,13 +62,15 @@ class MlflowTracker:
                 client.update_run(run_id, status="RUNNING")
                 return cls(client, run_id, every, logged_points(client, run_id))
             if run_id is not None:
-                log.warning("%s does not know the run %s that is resumed here; a new one is opened", uri, run_id)
+                log.warning(
+                    "%s does not know the run %s that is resumed here; a new one is opened", store.shown(uri), run_id
+                )
             place = store.experiment(client, experiment)
             run = client.create_run(place, run_name=run_name, tags={clean(k): v for k, v in (tags or {}).items()})
             return cls(client, run.info.run_id, every)
         except (MlflowException, OSError) as error:
             raise SettingsError(
-                f"no run can be opened in experiment {experiment!r} at {uri} ({store.first_line(error)}); without it "
+                f"no run can be opened in experiment {experiment!r} at {store.shown(uri)} ({store.first_line(error)}); without it "
                 "nobody would know what this run did; look whether the store takes writes, or set MLFLOW_TRACKING_URI"
             ) from error
 

@@ -175,7 +175,9 @@ def policy_path(reference: str, uri: str) -> Path:
     except MlflowException:
         found = None
     if found is None:
-        raise DataError(f"{reference} is not in the registry at {uri}; nothing is live under it; run `unmask promote`")
+        raise DataError(
+            f"{reference} is not in the registry at {store.shown(uri)}; nothing is live under it; run `unmask promote`"
+        )
     place = client.get_model_version_download_uri(name, found.version)
     folder = mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=uri, registry_uri=uri)
     return Path(folder) / "model.onnx"

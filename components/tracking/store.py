@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from components.core.errors import SettingsError
 
@@ -26,17 +28,43 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the absolute `sqlite:///<root>/mlflow.db`, whatever the folder is."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite file mlflow.db of the workspace that ``root`` belongs to."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(workspace_of(root) / "mlflow.db")
+
+
+def workspace_of(root: Path) -> Path:
+    """``root``, absolute; of a temporary copy that `dvc exp run --queue` or `--temp` made, the workspace it is of.
+
+    DVC deletes such a copy, and a run that was kept in it would go with it.
+    """
+    whole = root.resolve()
+    return next((p.parents[2] for p in whole.parents if p.parts[-3:] == (".dvc", "tmp", "exps")), whole)
+
+
+def _sqlite_uri(path: Path) -> str:
+    """SQLAlchemy decodes a URI's path, so that `50%20off` must be written `50%2520off`.
+
+    With the driver named, MLflow does not make a folder of the name as it stands in the URI.
+    """
+    quoted = quote(str(path), safe="/ ~@:+&=,;!$'()*")
+    return f"sqlite:///{quoted}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def database(uri: str) -> Path | None:
     """The file behind an SQLite URI, else None."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve() if uri.startswith("sqlite:///") else None
+    found = re.match(r"sqlite(\+pysqlite)?:///([^?]*)", uri)
+    return Path(unquote(found[2])).resolve() if found else None
+
+
+def shown(text: str) -> str:
+    """``text`` with the user, the password and the token of every URI in it masked, fit to be printed."""
+    text = re.sub(r"(?<=://)[^/\s'\"][^\s'\"]*@", "***@", text)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s]*", r"\1***", text)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -61,7 +89,7 @@ def connect(uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {uri} cannot be used ({first_line(error)}); without it nobody would know what this "
+            f"the tracking store {shown(uri)} cannot be used ({first_line(error)}); without it nobody would know what this "
             "run did; start the server, or set MLFLOW_TRACKING_URI to a store that is there, or unset it for the "
             "SQLite file at the repository's root"
         ) from error
@@ -69,8 +97,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, short enough for a sentence and without passwords."""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def experiment(client: MlflowClient, name: str) -> str:

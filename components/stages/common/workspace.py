@@ -25,7 +25,7 @@ class TaskData:
 
     def task(self) -> Task:
         """The task. DataError where stage prepare has not run, SettingsError where the definition cannot work."""
-        defined = read_json(self.folder / "task.json")
+        defined = read_json(self.folder / "task.json", needs=("kind", "params", "canvas"))
         canvas = {} if defined["canvas"] is None else {"canvas_length": defined["canvas"]}
         return build(defined["kind"], **defined["params"], **canvas)
 
