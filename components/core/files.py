@@ -128,7 +128,7 @@ def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[st
 
 
 def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
-    """The rows of a CSV file with a head line. DataError where it cannot be read, or a row has too few or many cells."""
+    """The rows of a CSV file with a head line. DataError where it is none, or a row does not fit the head."""
     reader = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""), strict=True)
     try:
         rows = list(reader)

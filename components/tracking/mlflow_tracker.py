@@ -70,8 +70,8 @@ class MlflowTracker:
             return cls(client, run.info.run_id, every)
         except (MlflowException, OSError) as error:
             raise SettingsError(
-                f"no run can be opened in experiment {experiment!r} at {store.shown(uri)} ({store.first_line(error)}); without it "
-                "nobody would know what this run did; look whether the store takes writes, or set MLFLOW_TRACKING_URI"
+                f"no run can be opened in experiment {experiment!r} at {store.shown(uri)} ({store.first_line(error)}). "
+                "Let the store take writes, or set MLFLOW_TRACKING_URI."
             ) from error
 
     @property

@@ -89,9 +89,8 @@ def connect(uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {shown(uri)} cannot be used ({first_line(error)}); without it nobody would know what this "
-            "run did; start the server, or set MLFLOW_TRACKING_URI to a store that is there, or unset it for the "
-            "SQLite file at the repository's root"
+            f"the tracking store {shown(uri)} cannot be used ({first_line(error)}). Start the server, or set "
+            "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
     return client
 

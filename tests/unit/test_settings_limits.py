@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.core.errors import SettingsError
-from components.settings import Params, read
+from components.settings import Settings, read
 from tests.messages import has_remedy
 
 FILE = Path(__file__).parents[2] / "params.yaml"
@@ -34,8 +34,7 @@ def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     raw = copy.deepcopy(RAW)
-    raw["profiles"].pop("gpu")
-    place = raw["profiles"]["tiny"]
+    place: Any = raw
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = value
@@ -44,12 +43,12 @@ def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308, 10**12], ids=str)
 def test_no_number_of_the_file_may_be_infinite_or_absurd(value: float) -> None:
-    paths = list(numbers(RAW["profiles"]["tiny"]))
+    paths = list(numbers(RAW))
     assert len(paths) > 90
     accepted = []
     for path in paths:
         try:
-            Params.model_validate(changed(path, value))
+            Settings.model_validate(changed(path, value))
         except (ValidationError, SettingsError):
             continue
         accepted.append(".".join(map(str, path)))
@@ -70,12 +69,12 @@ NAMES = ["../../evil", "a/b", "..", ".hidden", "a.b", "", "a b", "-x", "x" * 65,
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("where", ["task", "profile"])
+@pytest.mark.parametrize("where", ["task", "model", "case", "profile"])
 def test_a_name_is_a_part_of_a_path_and_nothing_more(tmp_path: Path, name: str, where: str) -> None:
     raw = copy.deepcopy(RAW)
-    place = raw["profiles"]["tiny"]["data"]["tasks"] if where == "task" else raw["profiles"]
-    place[name] = place[next(iter(place))]
-    assert "String should match pattern" in refused(tmp_path, yaml.safe_dump(raw)).replace("string", "String")
+    place = {"task": raw["data"]["tasks"], "model": raw["models"], "case": raw["ood"], "profile": raw}[where]
+    place["profile" if where == "profile" else name] = name if where == "profile" else place[next(iter(place))]
+    assert "should match pattern" in refused(tmp_path, yaml.safe_dump(raw))
 
 
 def test_a_task_whose_weight_is_no_prompt_is_refused(tmp_path: Path) -> None:
@@ -86,13 +85,13 @@ def test_a_task_whose_weight_is_no_prompt_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("order: {model: dream, task: n_queens}", "order: {model: llada, task: n_queens}", "n_queens over dLLM llada"),
-        ("long: {model: dream, task: sudoku_large}", "long: {model: llada, task: sudoku_large}", "sudoku_large over"),
-        ("{model: dream, task: n_queens}\n", "{model: llada, task: n_queens}\n", "n_queens over dLLM llada"),
+        ("\n  queens: {model: mini-dream,", "\n  queens: {model: mini-llada,", "n_queens over dLLM mini-llada"),
+        ("longer: {model: mini-dream,", "longer: {model: mini-llada,", "sudoku_large over dLLM mini-llada"),
+        ("    queens: {model: mini-dream,", "    queens: {model: mini-llada,", "n_queens over dLLM mini-llada"),
         (
-            "tasks: {sudoku_many: 1, sudoku_unique: 1}",
-            "tasks: {sudoku_many: 1, n_queens: 1}",
-            "n_queens over dLLM llada",
+            "  tasks: {sudoku_many: 1, sudoku_unique",
+            "  tasks: {sudoku_many: 1, n_queens",
+            "n_queens over dLLM mini-llada",
         ),
     ],
     ids=["ood", "transfer", "headroom", "domain"],
@@ -113,9 +112,9 @@ def test_a_number_is_what_dvc_reads(tmp_path: Path, written: str, value: float) 
     from dvc.utils.serialize import load_yaml
 
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace("rounds: 110\n", f"rounds: {written}\n"), encoding="utf-8")
-    assert load_yaml(path)["profiles"]["tiny"]["train"]["rounds"] == value
-    assert read(path).profiles["tiny"].train.rounds == value
+    path.write_text(TEXT.replace("rounds: 110\n", f"rounds: {written}\n", 1), encoding="utf-8")
+    assert load_yaml(path)["train"]["rounds"] == value
+    assert read(path).train.rounds == value
 
 
 @pytest.mark.parametrize("word", ["yes", "on", "No"])
@@ -124,25 +123,24 @@ def test_a_word_is_no_truth_value(tmp_path: Path, word: str) -> None:
     from dvc.utils.serialize import load_yaml
 
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace("source: embedded, layout: llada", f"source: {word}, layout: llada"), encoding="utf-8")
-    assert load_yaml(path)["profiles"]["tiny"]["models"]["llada"]["source"] == word
+    path.write_text(TEXT.replace("source: embedded", f"source: {word}", 1), encoding="utf-8")
+    assert load_yaml(path)["models"]["mini-llada"]["source"] == word
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         (TEXT.replace("profile: tiny\n", "profile: tiny\nprofile: gpu\n", 1), 'duplicate key "profile"'),
-        (TEXT.replace("      rounds: 110\n", "      rounds: 110\n      rounds: 7\n"), 'duplicate key "rounds"'),
+        (TEXT.replace("  rounds: 110\n", "  rounds: 110\n  rounds: 7\n"), 'duplicate key "rounds"'),
         (TEXT.encode("utf-16"), "is not UTF-8"),
-        (TEXT.replace("# The one", "# Größe", 1).encode("latin-1"), "is not UTF-8"),
+        (TEXT.replace("# The settings", "# Größe", 1).encode("latin-1"), "is not UTF-8"),
         (b"profile: \x00", "is not YAML 1.2"),
         ("profile: !!python/object/apply:os.system [id]", "is not YAML 1.2"),
         ("- a\n- b\n", "the whole file="),
-        ("profile: tiny\nprofiles: [1]\n", "profiles="),
-        ("profile: [tiny]\nprofiles: {}\n", "profile="),
+        (TEXT.replace("profile: tiny", "profile: [tiny]", 1), "profile="),
         ("&a [*a]", "the whole file="),
     ],
-    ids=["key twice", "key twice inside", "utf-16", "latin-1", "NUL", "tag", "list", "profiles", "profile", "cycle"],
+    ids=["key twice", "key twice inside", "utf-16", "latin-1", "NUL", "tag", "list", "profile", "cycle"],
 )
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, text: str | bytes, named: str) -> None:
     assert named in refused(tmp_path, text)
