@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 
 DISTRIBUTION = "unmask-policies"
 SAMPLES = 4000  # decodes of the exactness check
@@ -43,7 +43,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
             ok, text = (
                 False,
                 (
-                    f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
+                    f"{type(error).__name__}: {masked(str(error))}; what was to be looked at here is unknown; "
                     f"mend this first, or report it"
                 ),
             )
@@ -208,7 +208,7 @@ def tracker(root: Path) -> tuple[bool, str]:
     try:
         if path is None or path.exists():
             found = store.connect(uri).search_experiments()
-            return True, f"{store.shown(uri)}, {len(found)} experiments"
+            return True, f"{masked(uri)}, {len(found)} experiments"
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:
@@ -216,9 +216,9 @@ def tracker(root: Path) -> tuple[bool, str]:
     if not os.access(path.parent, os.W_OK):
         return (
             False,
-            f"{store.shown(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI",
+            f"{masked(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI",
         )
-    return True, f"{store.shown(uri)}, to be made by the first training"
+    return True, f"{masked(uri)}, to be made by the first training"
 
 
 def outputs(root: Path) -> tuple[bool, str]:

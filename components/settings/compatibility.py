@@ -58,8 +58,8 @@ def check_letters(data: Data, models: Mapping[str, Model], asked: Iterable[tuple
         unknown = sorted(set(data.tasks[name].build().alphabet) - known)
         if unknown:
             raise ValueError(
-                f"task {name} over dLLM {which} needs tokens for {''.join(unknown)!r}, which no task of models.{which}.rows "
-                f"has. Add {name} there, or ask another task."
+                f"task {name} over dLLM {which} needs letters {''.join(unknown)!r}; no task of models.{which}.rows has "
+                f"them. Add {name} there, or ask another task."
             )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.core.errors import DataError
+from components.core.errors import DataError, masked
 from components.evaluation.gate import Evidence
 from components.tracking import store
 from components.tracking.model import find_logged
@@ -176,7 +176,7 @@ def policy_path(reference: str, uri: str) -> Path:
         found = None
     if found is None:
         raise DataError(
-            f"{reference} is not in the registry at {store.shown(uri)}; nothing is live under it; run `unmask promote`"
+            f"{reference} is not in the registry at {masked(uri)}; nothing is live under it; run `unmask promote`"
         )
     place = client.get_model_version_download_uri(name, found.version)
     folder = mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=uri, registry_uri=uri)

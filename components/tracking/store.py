@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,12 +61,6 @@ def database(uri: str) -> Path | None:
     return Path(unquote(found[2])).resolve() if found else None
 
 
-def shown(text: str) -> str:
-    """``text`` with the user, the password and the token of every URI in it masked, fit to be printed."""
-    text = re.sub(r"(?<=://)[^/\s'\"][^\s'\"]*@", "***@", text)
-    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s]*", r"\1***", text)
-
-
 def connect(uri: str) -> MlflowClient:
     """A client of the store at `uri`; makes the SQLite file if there is none. SettingsError where it cannot be used."""
     for name, value in ENVIRONMENT.items():
@@ -89,7 +83,7 @@ def connect(uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {shown(uri)} cannot be used ({first_line(error)}). Start the server, or set "
+            f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, or set "
             "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
     return client
@@ -97,7 +91,7 @@ def connect(uri: str) -> MlflowClient:
 
 def first_line(error: Exception) -> str:
     """What an error says, short enough for a sentence and without passwords."""
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
+    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def experiment(client: MlflowClient, name: str) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError
 from components.core.files import beside
 
+FACTS = ("round", "before", "best_reward", "mlflow_run_id")
+
 
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
@@ -32,7 +34,17 @@ def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts:
         save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, part, metadata=metadata)
 
 
-FACTS = ("round", "before", "best_reward", "mlflow_run_id")
+def facts_of(path: Path) -> dict[str, Any]:
+    """The JSON facts of a checkpoint, without its tensors. CheckpointError if the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            facts: dict[str, Any] = json.loads(stored.metadata()["facts"])
+        lacking = [name for name in FACTS if name not in facts]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}). Delete it.") from error
+    if lacking:
+        raise CheckpointError(f"{path} lacks {', '.join(lacking)}. Delete it.")
+    return facts
 
 
 def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -40,17 +52,13 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
 
     CheckpointError if the file is not whole; policy and optimiser are then as they were.
     """
-    try:
-        with safe_open(path, framework="pt") as stored:
-            facts: dict[str, Any] = json.loads(stored.metadata()["facts"])
-            tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        lacking = [name for name in FACTS if name not in facts]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint ({error}). Delete it.") from error
+    facts = facts_of(path)
+    with safe_open(path, framework="pt") as stored:
+        tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     weights = {n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")}
     wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    if lacking or {name: tensor.shape for name, tensor in weights.items()} != wanted:
-        raise CheckpointError(f"{path} lacks {lacking or 'weights of this policy'}. Delete it.")
+    if {name: tensor.shape for name, tensor in weights.items()} != wanted:
+        raise CheckpointError(f"{path} holds the weights of another policy. Delete it.")
     policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
