@@ -126,9 +126,13 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
     from components.trainers import checkpoints
 
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
+    fresh = {"round": -1, "before": None, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
     if saved.exists():
         try:
-            last = checkpoints.facts_of(saved)["round"]
+            stored = checkpoints.facts_of(saved)
+            if lacking := [name for name in fresh if name not in stored and name != "best_weights"]:
+                raise CheckpointError(f"{saved} lacks {', '.join(lacking)}. Delete it.")
+            last = stored["round"]
             logged = [record["step"] for record in read_lines(lines, needs=("step",))]
             if logged[: last + 1] != list(range(last + 1)):
                 raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
@@ -139,7 +143,7 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
             aside = kept.with_name(f"{kept.name}.unreadable")
             replace_whole(kept, aside)
             print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
-    return {"round": -1, "before": None, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
+    return fresh
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:

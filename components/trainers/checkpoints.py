@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError
 from components.core.files import beside
 
-FACTS = ("round", "before", "best_reward", "mlflow_run_id")
-
-
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
 
@@ -38,12 +35,9 @@ def facts_of(path: Path) -> dict[str, Any]:
     """The JSON facts of a checkpoint, without its tensors. CheckpointError if the file is not whole."""
     try:
         with safe_open(path, framework="pt") as stored:
-            facts: dict[str, Any] = json.loads(stored.metadata()["facts"])
-        lacking = [name for name in FACTS if name not in facts]
+            facts: dict[str, Any] = dict(json.loads(stored.metadata()["facts"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error}). Delete it.") from error
-    if lacking:
-        raise CheckpointError(f"{path} lacks {', '.join(lacking)}. Delete it.")
     return facts
 
 
