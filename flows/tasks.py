@@ -7,16 +7,18 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from components.core.files import flatten, read_json
+from components.commands.repair import repair
+from components.core.errors import masked
+from components.core.files import flatten, read_json, read_text
 from flows import parameters, preflight, worktree
-from flows.guard import stream
+from flows.process_group import CommandFailed, stream
 
 
 @task(task_run_name="preflight")
@@ -60,13 +62,15 @@ def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
 
 
 @task(task_run_name="{stage}", retries=1, retry_delay_seconds=2)
-def run_stage(stage: str, path: Path, environment: Mapping[str, str]) -> None:
+def run_stage(stage: str, path: Path, checkout: Path) -> None:
     """One stage of the DVC graph; skipped by DVC if it is up to date. Its output goes to the flow's log as it comes.
 
     One retry: training goes on from its last checkpoint, and what fails twice is not bad luck.
     """
+    for line in repair(path):
+        get_run_logger().warning("%s", line)
     command = worktree.dvc("--wait-for-lock", "repro", "--single-item", stage)
-    stream(command, path, environment, get_run_logger().info)
+    _follow(command, path, checkout, get_run_logger().info)
 
 
 @task(task_run_name="results")
@@ -84,17 +88,28 @@ def show(path: Path, profile: str) -> dict[str, Any]:
         page = f"![Accuracy against forward passes]({data_uri(picture)})\n"
         create_markdown_artifact(page, key=f"{profile}-pareto", description="Accuracy against forward passes")
     evaluated = outputs / "metrics" / "evaluate.json"
-    return json.loads(evaluated.read_text()) if evaluated.exists() else {}
+    return read_json(evaluated) if evaluated.exists() else {}
 
 
 @task(task_run_name="promote")
-def promote(path: Path, environment: Mapping[str, str], dry_run: bool = False) -> dict[str, Any]:
+def promote(path: Path, checkout: Path, dry_run: bool = False) -> dict[str, Any]:
     """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
     lines: list[str] = []
     log = get_run_logger().info
     command = [sys.executable, "-m", "components.cli", "promote", "--json", *(["--dry-run"] if dry_run else [])]
-    stream(command, path, environment, lambda line: (lines.append(line), log(line)))
+    _follow(command, path, checkout, lambda line: (lines.append(line), log(line)))
     return json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # a library may warn at its exit
+
+
+def _follow(command: Sequence[str], path: Path, checkout: Path, log: Callable[[str], object]) -> None:
+    """`stream` in the stage's environment, without passwords in what is logged or raised: Prefect keeps both.
+
+    The environment is made here, since Prefect may keep the arguments of a task.
+    """
+    try:
+        stream(command, path, stage_environment(checkout, path), lambda line: log(masked(line)))
+    except CommandFailed as error:
+        raise CommandFailed(masked(str(error))) from None
 
 
 def metrics_page(outputs: Path, profile: str) -> str:
@@ -102,7 +117,7 @@ def metrics_page(outputs: Path, profile: str) -> str:
     table = outputs / "report" / "table.md"
     page = [f"# Profile {profile}", ""]
     if table.exists():
-        page += [table.read_text().strip(), ""]
+        page += [read_text(table).strip(), ""]
     page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
     for file in sorted((outputs / "metrics").glob("*.json")):
         for name, value in flatten(read_json(file), separator="/"):
@@ -125,4 +140,5 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
         **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         "DVC_NO_ANALYTICS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
     }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError
 from components.core.files import beside
 
+
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
 

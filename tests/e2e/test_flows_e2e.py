@@ -70,7 +70,7 @@ stages:
     outs: [outputs/tiny/report]
     metrics: [{outputs/tiny/metrics/evaluate.json: {cache: false}}]
   train:
-    cmd: python stage.py train ${profiles.tiny.train.seed}
+    cmd: python stage.py train ${train.seed}
     deps: [outputs/tiny/made/pretrain-llada]
     outs: [outputs/tiny/made/train]
     metrics: [{outputs/tiny/metrics/train.json: {cache: false}}]

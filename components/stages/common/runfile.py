@@ -93,7 +93,7 @@ def content_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
-        raise DataError(f"dependency {path} is not there; its hash is part of the run; run the stage before it")
+        raise DataError(f"dependency {path} is not there. Run `dvc repro` to make it.")
     files = sorted(p for p in path.rglob("*") if p.is_file() and not NOT_CONTENT & set(p.relative_to(path).parts))
     return digest({p.relative_to(path).as_posix(): content_hash(p) for p in files})
 
