@@ -1,6 +1,7 @@
 """`unmask doctor`: is this machine ready for the pipeline, and does it compute what it should?
 
-Every check only looks: nothing is trained, fetched or registered. Left out: whether a policy is any good.
+Every check only looks: nothing is trained, fetched or registered. Runs whose process is gone get their final state.
+Left out: whether a policy is any good.
 """
 
 from __future__ import annotations
@@ -201,14 +202,16 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import store
+    from components.tracking import abandoned, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
     try:
         if path is None or path.exists():
+            closed = abandoned.close(uri)
             found = store.connect(uri).search_experiments()
-            return True, f"{masked(uri)}, {len(found)} experiments"
+            ended = f", {len(closed)} runs whose process is gone marked as KILLED" if closed else ""
+            return True, f"{masked(uri)}, {len(found)} experiments{ended}"
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:

@@ -53,7 +53,7 @@ def sentence(error: BaseException) -> str | None:
         place = f"{error.filename}: " if error.filename is not None else ""
         if error.errno in FULL:
             return f"{place}the disk is full. Free space and run the command again; a training resumes."
-        return f"{place}{error.strerror or what}. Check that the file is there and may be read and written."
+        return f"{place}{masked(error.strerror or what)}. Check that the file is there and may be read and written."
     if isinstance(error, UnicodeError | json.JSONDecodeError | csv.Error):
         return f"a file cannot be read ({what}). Delete the output it belongs to and run `dvc repro`."
     if package in STORES:

@@ -9,6 +9,7 @@ text: ``unmask.version`` of this layout, ``unmask.policy`` (kind, shape, and the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ class OnnxFile:
 
 
 def _open(path: Path, threads: int) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; else every session looks up a host
     import onnxruntime as ort
 
     if not path.is_file():
