@@ -1,4 +1,4 @@
-"""`unmask`: one sub-command per stage, plus decode, compare, promote, bench, doctor. Heavy imports are inside."""
+"""`unmask`: one sub-command per stage, and promote, rollback, decode, compare, bench, doctor. Imports are lazy."""
 
 from __future__ import annotations
 
@@ -113,10 +113,19 @@ def headroom(case: Annotated[str, typer.Option(help="a name of params.yaml headr
 
 
 @app.command()
-def distill() -> None:
-    """Teach a fresh policy to do what a reference heuristic does.
+def influence() -> None:
+    """Probe the frozen dLLM: how does a commit move its other predictions?
 
-    In: outputs of prepare, pretrain. Out: outputs/PROFILE/distill/policy. Example: unmask distill
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/influence. Example: unmask influence
+    """
+    _stage("influence")
+
+
+@app.command()
+def distill() -> None:
+    """Teach the policy to do what a reference heuristic does.
+
+    In: outputs of influence. Out: outputs/PROFILE/distill/policy. Example: unmask distill
     """
     _stage("distill")
 
@@ -204,33 +213,50 @@ def report() -> None:
 def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the verdict, change nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="the verdict as one line of JSON")] = False,
+    verdict_file: Annotated[Path | None, typer.Option("--verdict", help="also write the verdict here, as JSON")] = None,
 ) -> None:
     """Register the exported policy and make it champion if it passes the gate.
 
-    In: outputs of export and evaluate. Out: a version of unmasking-policy-PROFILE in the MLflow registry.
+    In: outputs of train, gate, export. Out: a version of unmasking-policy-PROFILE in the MLflow registry.
     Example: unmask promote --dry-run
     """
     from components.commands.champion import reevaluate_on
-    from components.commands.promote import Pick
+    from components.commands.evidence import Pick
     from components.commands.promote import promote as run
+    from components.core.files import write_json
     from components.settings import read
     from components.stages.common.workspace import Workspace
 
     settings = read(Path("params.yaml"))
     workspace = Workspace(Path.cwd(), settings.profile)
     _quiet()
-    pick = Pick(
-        settings.evaluate.gate_task,
-        setting=settings.decode.choose,
-        block_length=settings.decode.block_length,
-        choose=settings.decode.choose,
-    )
     if not dry_run:
         from components.tracking import abandoned, store
 
         abandoned.close(store.tracking_uri(workspace.root))
+    pick = Pick.of(settings)
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
+    if verdict_file is not None:
+        write_json(verdict_file, asdict(verdict))
     typer.echo(json.dumps(asdict(verdict)) if as_json else str(verdict))
+
+
+@app.command()
+def rollback(
+    version: Annotated[int | None, typer.Option(min=1, help="by default the newest promoted one before it")] = None,
+    reason: Annotated[str, typer.Option(help="why; kept with the withdrawn version")] = "",
+) -> None:
+    """Withdraw the champion and make an earlier version live.
+
+    In: the MLflow registry. Out: the alias champion on that version, the reason on the one before.
+    Example: unmask rollback --version 3 --reason "wrong answers on long prompts"
+    """
+    from components.commands.rollback import rollback as run
+    from components.settings import read
+
+    settings = read(Path("params.yaml"))
+    _quiet()
+    typer.echo(str(run(Path.cwd(), settings.profile, version, reason)))
 
 
 @app.command()

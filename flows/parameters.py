@@ -64,9 +64,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def names_profile(text: str, profile: str) -> bool:
-    """Whether the text of a settings file is that of this profile."""
-    return YAML(typ="safe").load(text).get("profile") == profile
+def profile_of(text: str) -> str:
+    """The name of the profile that the text of a settings file is of; empty where it names none."""
+    settings = YAML(typ="safe").load(text)
+    return str(settings.get("profile", "")) if isinstance(settings, Mapping) else ""
 
 
 def validated(text: str) -> "Settings":

@@ -16,10 +16,9 @@ from flows.command_line import run_from_command_line
 @task
 def roll_back(checkout: Path, profile: str, version: int) -> None:
     """Put the alias `champion` on `version`. Raises DataError if there is none such."""
-    from components.tracking import registry, store
+    from components.commands.rollback import rollback
 
-    registry.rollback(store.tracking_uri(checkout), profile, str(version))
-    get_run_logger().info("champion of %s is now version %d", registry.model_name(profile), version)
+    get_run_logger().info("%s: %s", profile, rollback(checkout, profile, version))
 
 
 @flow(name="promote-policy")

@@ -33,7 +33,7 @@ def sweep(
     Args:
         alphas: how much speed counts, one policy each
         seeds: seeds of the training, one policy each
-        profile: which scale of params.yaml to run
+        profile: the profile of params.yaml, or a file of profiles/
         rounds: rounds of reinforcement learning
         promote: let every policy try the gate
         repository: the checkout to work from

@@ -4,10 +4,10 @@ Left out: the order of it all (train_policy.py). Nothing is cached here: what is
 """
 
 import base64
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from components.commands.repair import repair
-from components.core.errors import masked
+from components.core.errors import SettingsError, masked
 from components.core.files import flatten, read_json, read_text
+from components.settings import nearest
+from components.tracking.publish import metrics_files
 from flows import parameters, preflight, worktree
 from flows.process_group import CommandFailed, stream
 
@@ -27,7 +29,7 @@ def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
 
     `source`: the checkout, or the worktree of a run that is tried again. No retries: the answer would be the same.
     """
-    text = parameters.merge(_settings_of(source, given.get("profile")), given)
+    text = parameters.merge(settings_of(source, given.get("profile")), given)
     settings = parameters.validated(text)
     preflight.check_device(settings.profile, os.environ)
     for model in settings.models.values():
@@ -36,12 +38,28 @@ def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
     return text, settings.profile
 
 
-def _settings_of(source: Path, profile: str | None) -> str:
-    """The settings at HEAD: params.yaml where it is of this profile or none is named, else profiles/<profile>.yaml."""
+def settings_of(source: Path, profile: str | None) -> str:
+    """The settings at HEAD: params.yaml where it is of this profile or none is named, else profiles/<profile>.yaml.
+
+    SettingsError where there is no such file, or its profile has another name.
+    """
     active = worktree.read_at_head(source, "params.yaml")
-    if profile is None or parameters.names_profile(active, profile):
+    if profile in (None, parameters.profile_of(active)):
         return active
-    return worktree.read_at_head(source, f"profiles/{profile}.yaml")
+    known = [name.stem for name in worktree.files_at_head(source, "profiles") if name.suffix == ".yaml"]
+    if profile not in known:
+        known = sorted({*known, parameters.profile_of(active)})
+        raise SettingsError(
+            f"profile={profile!r} is neither that of params.yaml nor a file of profiles/ in the last commit"
+            f"{nearest(str(profile), known)}. Use one of {', '.join(known)}, or commit profiles/{profile}.yaml."
+        )
+    text = worktree.read_at_head(source, f"profiles/{profile}.yaml")
+    if parameters.profile_of(text) != profile:
+        raise SettingsError(
+            f"profiles/{profile}.yaml: profile={parameters.profile_of(text)!r} is not the file's own name, and its "
+            f"outputs would be that one's. Write profile: {profile}."
+        )
+    return text
 
 
 @task(task_run_name="worktree")
@@ -70,7 +88,7 @@ def run_stage(stage: str, path: Path, checkout: Path) -> None:
     for line in repair(path):
         get_run_logger().warning("%s", line)
     command = worktree.dvc("--wait-for-lock", "repro", "--single-item", stage)
-    _follow(command, path, checkout, get_run_logger().info)
+    _follow(command, path, checkout)
 
 
 @task(task_run_name="results")
@@ -87,42 +105,48 @@ def show(path: Path, profile: str) -> dict[str, Any]:
     if picture.exists():
         page = f"![Accuracy against forward passes]({data_uri(picture)})\n"
         create_markdown_artifact(page, key=f"{profile}-pareto", description="Accuracy against forward passes")
-    evaluated = outputs / "metrics" / "evaluate.json"
-    return read_json(evaluated) if evaluated.exists() else {}
+    return evaluated(outputs)
+
+
+def evaluated(outputs: Path) -> dict[str, Any]:
+    """The figures of stage evaluate by task."""
+    files = sorted((outputs / "metrics").glob("evaluate-*.json"))
+    return {file.stem.removeprefix("evaluate-"): read_json(file) for file in files}
 
 
 @task(task_run_name="promote")
 def promote(path: Path, checkout: Path, dry_run: bool = False) -> dict[str, Any]:
     """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
-    lines: list[str] = []
-    log = get_run_logger().info
-    command = [sys.executable, "-m", "components.cli", "promote", "--json", *(["--dry-run"] if dry_run else [])]
-    _follow(command, path, checkout, lambda line: (lines.append(line), log(line)))
-    return json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # a library may warn at its exit
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = Path(folder) / "verdict.json"
+        command = [sys.executable, "-m", "components.cli", "promote", "--verdict", str(verdict)]
+        _follow([*command, *(["--dry-run"] if dry_run else [])], path, checkout)
+        return read_json(verdict, "Run `unmask promote` to see what it prints.")
 
 
-def _follow(command: Sequence[str], path: Path, checkout: Path, log: Callable[[str], object]) -> None:
+def _follow(command: Sequence[str], path: Path, checkout: Path) -> None:
     """`stream` in the stage's environment, without passwords in what is logged or raised: Prefect keeps both.
 
     The environment is made here, since Prefect may keep the arguments of a task.
     """
+    log = get_run_logger().info
     try:
-        stream(command, path, stage_environment(checkout, path), lambda line: log(masked(line)))
+        stream(command, path, stage_environment(checkout, path), lambda line: log("%s", masked(line)))
     except CommandFailed as error:
         raise CommandFailed(masked(str(error))) from None
 
 
 def metrics_page(outputs: Path, profile: str) -> str:
-    """Markdown: the report's own table, then every number in outputs/<profile>/metrics/*.json, a row each."""
+    """Markdown: the report's own table, then every number that a stage measured, a row each."""
     table = outputs / "report" / "table.md"
     page = [f"# Profile {profile}", ""]
     if table.exists():
         page += [read_text(table).strip(), ""]
     page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
-    for file in sorted((outputs / "metrics").glob("*.json")):
+    for stage, file in metrics_files(outputs).items():
         for name, value in flatten(read_json(file), separator="/"):
             if isinstance(value, int | float):
-                page.append(f"| {file.stem} | {name} | {float(value):.4g} |")
+                page.append(f"| {stage} | {name} | {float(value):.4g} |")
     return "\n".join(page) + "\n"
 
 

@@ -33,7 +33,7 @@ def train_policy(
     """Train, evaluate, export and promote a policy. Every field left empty is as params.yaml at HEAD says.
 
     Args:
-        profile: which scale of params.yaml to run
+        profile: the profile of params.yaml, or a file of profiles/
         seed: seed of the training
         alpha: how much speed counts: reward = correct x speed^alpha
         rounds: rounds of reinforcement learning

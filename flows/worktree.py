@@ -50,6 +50,11 @@ def read_at_head(checkout: Path, name: str) -> str:
     return _run(["git", "show", f"HEAD:{name}"], checkout)
 
 
+def files_at_head(checkout: Path, folder: str) -> list[Path]:
+    """The files of a folder as committed, relative to the checkout; none where there is no such folder."""
+    return [Path(name) for name in _run(["git", "ls-tree", "--name-only", "HEAD", f"{folder}/"], checkout).splitlines()]
+
+
 def is_open(path: Path) -> bool:
     """Whether the worktree is there and whole."""
     return _last_written(path).exists()

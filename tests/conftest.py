@@ -11,8 +11,8 @@ from torch import Tensor
 
 from components.core.types import Canvas
 from components.decode.prompts import Prompts
+from components.denoisers.encoder import Encoder
 from components.denoisers.formula import FormulaDenoiser
-from components.denoisers.loading import Encoder
 from components.tasks.example import Example, Score, matching
 
 WORDS = 16  # 0 is the mask, 1 to 15 the letters a to o
@@ -22,6 +22,8 @@ class Letters:
     """Ids of letters and back; what an ``Encoder`` does."""
 
     end_ids: frozenset[int] = frozenset()
+
+    def check_length(self, text: str, prompt: int, canvas: int) -> None: ...
 
     def prompt(self, text: str) -> Tensor:
         return torch.tensor([ord(c) - 96 for c in text])

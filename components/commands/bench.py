@@ -17,7 +17,7 @@ from components.core.errors import SettingsError
 if TYPE_CHECKING:
     from components.bench.decoding import Case
     from components.decode.prompts import Prompts
-    from components.denoisers import TransformerDenoiser
+    from components.denoisers import LoadedDenoiser
     from components.settings import Settings
     from components.stages.common.workspace import Workspace
 
@@ -115,7 +115,7 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     import torch
 
     from components.policies.confidence import PAPER, ConfidencePolicy
-    from components.stages.distill import fresh_policy
+    from components.stages.influence import fresh_policy
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,9 +123,7 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": paper.eval()}
 
 
-def _subject(
-    request: Request, workspace: Workspace, settings: Settings
-) -> tuple[TransformerDenoiser, Prompts, int | None]:
+def _subject(request: Request, workspace: Workspace, settings: Settings) -> tuple[LoadedDenoiser, Prompts, int | None]:
     """The denoiser, prompts for it, and the block length."""
     if request.random is not None:
         from components.bench.models import random_model, random_prompts
@@ -149,7 +147,7 @@ def _subject(
     return denoiser, prompts, settings.decode.block_length
 
 
-def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: TransformerDenoiser) -> list[Case]:
+def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: LoadedDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
     from components.bench.decoding import Case
     from components.commands.resolve import candidate
@@ -178,7 +176,7 @@ def _training(
     request: Request,
     workspace: Workspace,
     settings: Settings,
-    denoiser: TransformerDenoiser,
+    denoiser: LoadedDenoiser,
     prompts: Prompts,
     block: int | None,
 ):
@@ -198,7 +196,7 @@ def _training(
     return found, update_throughput(policy, experience, plan, objective, request.repeats)
 
 
-def machine(denoiser: TransformerDenoiser, root: Path) -> dict[str, Any]:
+def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
     """What the figures hold for: machine, code, model."""
     import platform
 

@@ -202,25 +202,27 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import abandoned, store
+    from components.tracking import abandoned, registry, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
     try:
         if path is None or path.exists():
-            closed = abandoned.close(uri)
-            found = store.connect(uri).search_experiments()
-            ended = f", {len(closed)} runs whose process is gone marked as KILLED" if closed else ""
-            return True, f"{masked(uri)}, {len(found)} experiments{ended}"
+            with store.reading(uri) as client:
+                if broken := registry.broken_champions(client):
+                    return False, (
+                        f"{'; '.join(broken)}. Copy the folder {store.ARTIFACTS} from where the repository was, run "
+                        "`unmask promote` where the outputs are, or `unmask rollback`."
+                    )
+                said = f"{masked(uri)}, {len(client.search_experiments())} experiments"
+            closed = abandoned.close(uri) if path is None or os.access(path, os.W_OK) else []
+            return True, said + (f", {len(closed)} runs whose process is gone marked as KILLED" if closed else "")
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
-        return (
-            False,
-            f"{masked(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI",
-        )
+        return False, f"{masked(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
     return True, f"{masked(uri)}, to be made by the first training"
 
 

@@ -1,25 +1,24 @@
 """Publish, judge, register, and move the alias `champion` where the gate allows it.
 
-Not a DVC stage: it changes the registry, not a file. The rules are in `components/evaluation/gate.py`. This module
-brings them the evidence and carries out the verdict. It prints nothing.
+Not a DVC stage: it changes the registry, not a file. The rules are in `components/evaluation/gate.py`, what they are
+applied to is read by `evidence.py`. This module carries out the verdict. It prints nothing. Killed at any step and run
+again, it ends where it would have ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError
+from components.commands.evidence import Pick, read_evidence
 from components.evaluation import gate
-from components.evaluation.results import EvalResult, read_results
+from components.evaluation.results import EvalResult
 from components.stages.common.runfile import content_hash, read_run
-from components.tracking import model, registry, store
+from components.tracking import registry, store
 from components.tracking.publish import publish
 
 if TYPE_CHECKING:
@@ -28,16 +27,7 @@ if TYPE_CHECKING:
 
 Reevaluate = Callable[[Path], EvalResult]
 """The champion's ONNX file -> its result on this gate set."""
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Which row of evaluate/prompts.jsonl is the policy as it will decode; None where there is only one."""
-
-    task: str
-    setting: str | None = None
-    block_length: int | None = None
-    choose: str | None = None
+EvaluateChampion = Callable[["ModelVersion"], gate.Cell]
 
 
 def promote(
@@ -45,61 +35,50 @@ def promote(
 ) -> gate.Verdict:
     """The verdict on the policy in `outputs` (`outputs/<profile>`), carried out unless dry_run.
 
-    Every policy becomes a version, a refused one too, tagged with reason and figures; a second call changes nothing.
-    A dry run writes nowhere, not even runs. reevaluate is asked where the champion's results cannot be paired with
-    these. DataError where the evidence is missing.
+    Every policy becomes a version, a refused one too, tagged with reason and figures. A second call changes nothing,
+    but for what a kill left undone. A dry run writes nowhere, not even runs, and needs no write access. reevaluate is
+    asked where the champion's results cannot be paired with these. DataError where the evidence is missing,
+    PromotionRefused where it is another policy's.
     """
     run = read_run(outputs / "train" / "run.json")
     challenger = read_evidence(outputs, pick)
     uri = store.tracking_uri(root)
     path = store.database(uri)
-    if dry_run and path is not None and not path.exists():  # connecting would make one
-        return gate.decide(challenger, None)
-    run_id = None if dry_run else publish(outputs, root)
+    if dry_run:
+        if path is not None and not path.exists():
+            return gate.decide(challenger, None)
+        with store.reading(uri) as client:
+            return _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+    run_id = publish(outputs, root)
     client = store.connect(uri)
-    with nullcontext() if dry_run else store.lock(uri, "promote"):
-        present = registry.champion(client, run["profile"])
-        known = registry.find(client, run["profile"], challenger.identity)
-        verdict = _judge(client, challenger, present, known, _evaluator(present, uri, reevaluate))
-        verdict = replace(verdict, run_id=run_id, version=str(known.version) if known else None)
-        return verdict if dry_run else _carry_out(client, verdict, challenger, run, root)
+    with store.lock(uri, "promote"):
+        verdict = _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+        return _carry_out(client, replace(verdict, run_id=run_id), challenger, run, root)
 
 
-def read_evidence(outputs: Path, pick: Pick) -> gate.Evidence:
-    """The gate's results, the exported policy's identity and the hash of the prompts."""
-    results = [r for r in read_results(outputs / "evaluate" / "gate" / "results.jsonl") if r.task == pick.task]
-    wanted = {"setting": pick.setting, "block_length": pick.block_length, "choose": pick.choose}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    learned = [r for r in results if r.family == "learned"]
-    picked = [r for r in learned if all(getattr(r, name) == value for name, value in wanted.items())]
-    if len(picked) != 1:
-        have = [{name: getattr(r, name) for name in ("setting", "block_length", "choose")} for r in learned]
-        raise DataError(
-            f"{len(picked)} learned results of task {pick.task!r} on the gate split match {wanted}. Pick one of {have}."
-        )
-    policy = gate.Cell.of_result(picked[0])
-    return gate.Evidence(
-        identity=model.identity(outputs / "export" / "policy.onnx"),
-        task=pick.task,
-        prompts=_prompts_hash(outputs / "data" / "tasks" / pick.task / "gate.jsonl", policy.correct_P.size),
-        policy=policy,
-        heuristics=tuple(gate.Cell.of_result(r) for r in results if not r.is_policy),
-    )
+def _judged(
+    client: MlflowClient, challenger: gate.Evidence, profile: str, evaluate_champion: EvaluateChampion | None
+) -> gate.Verdict:
+    """The verdict, with the version that the policy has already.
+
+    A champion that is broken serves nobody: it is named in the reason, and no challenger is measured against it.
+    """
+    known = registry.find(client, profile, challenger.identity)
+    present = registry.champion(client, profile)
+    broken = registry.defect(client, present) if present is not None else None
+    verdict = _judge(client, challenger, None if broken else present, known, evaluate_champion)
+    if present is not None and broken and verdict.promote:
+        reason = f"level with the heuristics or above; the champion, version {present.version}, does not load: {broken}"
+        verdict = replace(verdict, reason=reason)
+    return replace(verdict, version=str(known.version) if known else None)
 
 
-def _prompts_hash(path: Path, count: int) -> str:
-    """Of the first `count` problems of the split, which are the ones that are evaluated."""
-    if not path.exists():
-        raise DataError(f"{path} is not there; it tells whether two policies saw the same prompts; run `dvc repro`")
-    with path.open("rb") as lines:
-        return hashlib.sha256(b"".join(islice(lines, count))).hexdigest()
-
-
-def _evaluator(present: ModelVersion | None, uri: str, reevaluate: Reevaluate | None) -> Callable[[], gate.Cell] | None:
-    if present is None or reevaluate is None:
+def _evaluator(uri: str, reevaluate: Reevaluate | None) -> EvaluateChampion | None:
+    if reevaluate is None:
         return None
-    reference = f"models:/{present.name}/{present.version}"
-    return lambda: gate.Cell.of_result(reevaluate(registry.policy_path(reference, uri)))
+    return lambda present: gate.Cell.of_result(
+        reevaluate(registry.policy_path(f"models:/{present.name}/{present.version}", uri))
+    )
 
 
 def _judge(
@@ -107,11 +86,12 @@ def _judge(
     challenger: gate.Evidence,
     present: ModelVersion | None,
     known: ModelVersion | None,
-    evaluate_champion: Callable[[], gate.Cell] | None,
+    evaluate_champion: EvaluateChampion | None,
 ) -> gate.Verdict:
     if known is not None and registry.WITHDRAWN in known.tags:
-        how = f"{known.tags[registry.WITHDRAWN]}; `rollback` to version {known.version} makes it live again"
-        return gate.Verdict(False, f"this policy was withdrawn: {how}", gate.judge(challenger))
+        why = known.tags[registry.WITHDRAWN]
+        reason = f"withdrawn ({why}). Run `unmask rollback --version {known.version}` to make it live again"
+        return gate.Verdict(False, reason, gate.judge(challenger))
     if present is None:
         return gate.decide(challenger, None)
     identity = present.tags.get("identity", "")
@@ -120,9 +100,9 @@ def _judge(
     champion = registry.load_evidence(client, present)
     why_not = "its results were not kept" if champion is None else gate.incomparable(challenger, champion)
     if why_not and evaluate_champion is not None:
-        champion = replace(challenger, identity=identity, policy=evaluate_champion())
+        champion = replace(challenger, identity=identity, policy=evaluate_champion(present))
     if champion is None:
-        reason = f"no comparison with the champion, version {present.version}: {why_not}; re-evaluate it"
+        reason = f"no comparison with the champion, version {present.version}: {why_not}. Re-evaluate it"
         return gate.Verdict(False, reason, gate.judge(challenger))
     return gate.decide(challenger, champion)
 
@@ -138,11 +118,16 @@ def _carry_out(
         "lock": content_hash(lock) if lock.exists() else "none",
     }
     version, _ = registry.register(client, run["profile"], challenger.identity, str(verdict.run_id), tags)
-    registry.save_evidence(client, version, challenger)
+    registry.save_evidence(client, version, challenger, str(verdict.run_id))
     verdict = replace(verdict, version=str(version.version))
-    if verdict.promote or not verdict.live:  # what is live tells already why it is
+    # What is live, or was withdrawn, tells already why.
+    if verdict.promote or not (verdict.live or registry.WITHDRAWN in version.tags):
         said = {"gate": "promoted" if verdict.promote else "refused", "gate.reason": verdict.reason}
         figures = {name: round(value, 6) for name, value in verdict.figures.items()}
+        if verdict.promote:
+            said |= {
+                registry.PROMOTED: version.tags.get(registry.PROMOTED, datetime.now(UTC).isoformat("T", "seconds"))
+            }
         registry.set_tags(client, version, said | {"gate.figures": json.dumps(figures)})
         registry.describe(client, version, str(verdict))
     if verdict.promote:

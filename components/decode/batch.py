@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.core.errors import CheckpointError
 from components.core.rng import row_keys
 from components.core.timer import Timer
 from components.core.types import Action, Canvas, Needs, Observation, RowState
@@ -222,7 +223,22 @@ def _forward(
             fields["features_BTD"] = hidden_bLD
         elif needs.features == "sequence":
             fields["features_BTD"] = F.pad(hidden_bTD, (0, 0, cut, 0))
+        _require_finite(batch, fields)
     return fields, state
+
+
+def _require_finite(batch: DecodeBatch, fields: Mapping[str, Tensor]) -> None:
+    """CheckpointError where logits or hidden states that are read are not finite: they would decode to anything."""
+    for name, what in (("confidence_BL", "logits"), ("features_BTD", "hidden states")):
+        value = fields.get(name)
+        if value is None or bool(value.isfinite().all()):
+            continue
+        row, column = (~value.isfinite()).nonzero()[0, :2].tolist()
+        at = column - (value.shape[1] - batch.masked_BL.shape[1])
+        raise CheckpointError(
+            f"row {int(batch.row_B[row])} of the job, canvas position {at}, step {int(batch.step_B[row])}: the dLLM's "
+            f"{what} ({name}) are NaN or infinite. Load it in float32, or compare its weights with their source."
+        )
 
 
 def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

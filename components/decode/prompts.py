@@ -11,7 +11,7 @@ from torch import Tensor
 from components.core.rng import seed_of
 from components.core.types import Rollout
 from components.decode.job import Job
-from components.denoisers.loading import Encoder
+from components.denoisers.encoder import Encoder
 from components.tasks.example import Example, Score, Task
 
 
@@ -27,15 +27,12 @@ class Prompts:
 
     @staticmethod
     def of(task: Task, examples: Sequence[Example], encoder: Encoder, length: int | None = None) -> Prompts:
-        """``length``: the canvas; the task's own where it is None."""
-        size = len(examples)
-        return Prompts(
-            [task] * size,
-            examples,
-            [encoder.prompt(x.prompt) for x in examples],
-            [length or task.canvas_length] * size,
-            encoder,
-        )
+        """``length``: the canvas; the task's own where it is None. DataError for a prompt that the dLLM cannot take."""
+        size, canvas = len(examples), length or task.canvas_length
+        ids = [encoder.prompt(x.prompt) for x in examples]
+        for example, prompt in zip(examples, ids, strict=True):
+            encoder.check_length(example.prompt, len(prompt), canvas)
+        return Prompts([task] * size, examples, ids, [canvas] * size, encoder)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -30,7 +30,8 @@ def predict(logits_NV: Tensor, forbidden_ids: Tensor) -> Tensor:
 
 def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     """Statistics of each row of ``predict``'s logits; keys are Observation's field names without their axes. Each is
-    the same number whatever else is asked for.
+    the same number whatever else is asked for. The confidence is NaN where the largest logit is NaN, infinite, or that
+    of a forbidden id, and nowhere else.
 
     Overwrites ``logits_NV``. Ties go to the lowest id.
     """
@@ -45,7 +46,8 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     second_N = gap_NV.amax(-1) if "margin" in asked else None
     odds_NV = gap_NV.exp() if "entropy" in asked else gap_NV.exp_()
     s_N = odds_NV.sum(-1)
-    confidence_N = 1 / (1 + s_N)
+    usable_N = top_N1.squeeze(-1).abs() < -NEVER
+    confidence_N = torch.where(usable_N, 1 / (1 + s_N), torch.nan)
     found = {"token": token_N1.squeeze(-1), "confidence": confidence_N}
     if "log_odds" in asked:
         limit = math.exp(-LOG_ODDS_LIMIT)

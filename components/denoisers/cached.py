@@ -44,6 +44,10 @@ class CachedDenoiser:
         self.mask_id, self.forbidden_ids = inner.mask_id, inner.forbidden_ids
         self.vocabulary, self.width, self.device = inner.vocabulary, inner.width, inner.device
 
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
     def start(self, canvas: Canvas) -> RowState:
         config, (rows, whole) = self.inner.model.config, canvas.ids_BT.shape
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -110,9 +114,14 @@ class CachedDenoiser:
         return first_B, begin_B + canvas.block_BT.sum(-1).clamp(min=1) - 1
 
 
-def with_cache(denoiser: TransformerDenoiser, kind: str) -> Denoiser:
-    """The denoiser with a cache: "prefix" or "dual"; "none": as it is. SettingsError for any other."""
-    return denoiser if kind == "none" else CachedDenoiser(denoiser, kind)
+def with_cache(denoiser: Denoiser, kind: str) -> Denoiser:
+    """The denoiser with a cache: "prefix" or "dual"; "none": as it is. SettingsError for any other, and for a denoiser
+    whose attention cannot be cached."""
+    if kind == "none":
+        return denoiser
+    if not isinstance(denoiser, TransformerDenoiser):
+        raise SettingsError(f"cache={kind!r}: {type(denoiser).__name__} keeps no keys and values. Use cache: none.")
+    return CachedDenoiser(denoiser, kind)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class _Kept:
     values: list[Tensor]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        self.keys.append(keys)
+        self.keys.append(keys.to(values.dtype))  # rotated in float32, maybe
         self.values.append(values)
         return keys, values
 
@@ -138,4 +147,5 @@ class _Window:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         index = self.column_BW[:, None, :, None].expand_as(keys)
+        keys = keys.to(values.dtype)
         return self.keys[:, layer].scatter(2, index, keys), self.values[:, layer].scatter(2, index, values)

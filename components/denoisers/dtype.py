@@ -13,7 +13,7 @@ import torch
 
 from components.core.types import Canvas
 from components.denoisers.loading import load
-from components.denoisers.transformer import TransformerDenoiser
+from components.denoisers.protocol import Denoiser
 
 CLEARLY = 1.2
 
@@ -29,11 +29,11 @@ def fastest(path: str, device: str = "cpu", rows: int = 128, length: int = 40, r
     return ("bfloat16" if ratio > CLEARLY else "float32"), ratio
 
 
-def _seconds(denoiser: TransformerDenoiser, rows: int, length: int) -> float:
+def _seconds(denoiser: Denoiser, rows: int, length: int) -> float:
     ids_BT = torch.full((rows, length), denoiser.mask_id, device=denoiser.device)
     canvas = Canvas(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), 0)
     begin = time.perf_counter()
-    denoiser.hidden(canvas)
+    denoiser.hidden(canvas, None)
     if denoiser.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin

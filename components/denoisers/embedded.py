@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from components.denoisers.loading import Encoder
+from components.denoisers.encoder import Encoder
 from components.denoisers.transformer import TransformerDenoiser
 
 SPECIAL = ("<|mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>")
@@ -74,8 +74,8 @@ def build(
             "dream": lambda: Qwen2ForCausalLM(Qwen2Config(**shape)),
         }
         model = kind[layout]()
-    denoiser = TransformerDenoiser(model, words.mask_token_id, len(words), layout == "dream")
-    return denoiser, Encoder(words, frozenset({words.eos_token_id}))
+    denoiser = TransformerDenoiser(model, words.mask_token_id, range(len(words)), layout == "dream")
+    return denoiser, Encoder(words, frozenset({words.eos_token_id}), positions, words.mask_token_id)
 
 
 def save(denoiser: TransformerDenoiser, encoder: Encoder, folder: Path) -> None:

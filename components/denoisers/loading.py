@@ -1,215 +1,284 @@
-"""Checkpoint folder or hub name -> denoiser and tokenizer, without remote code.
+"""Checkpoint folder or hub name -> denoiser and encoder, without remote code.
 
-LLaDA's own layout loads into LlamaForCausalLM by renaming keys, Dream's into Qwen2ForCausalLM as it is; both were
-compared with the authors' code. A checkpoint that this project wrote is an ordinary Llama or Qwen2 folder whose config
-also says ``mask_token_id`` and ``logits_shifted``.
+==================  ==========================================================  ===========================
+model_type          checkpoints                                                 native class
+==================  ==========================================================  ===========================
+llada               LLaDA 8B Base and Instruct, LLaDA 1.5                       Llama, keys renamed
+Dream               Dream, Dream-Coder, DiffuCoder                              Qwen2, shifted by one
+a2d-*               autoregressive models made dLLMs (dllm's A2D), unshifted    Llama, Qwen2, Qwen3
+llama, qwen2 (3)    what this project wrote, and others with a mask token       Llama, Qwen2, Qwen3
+bert, roberta ...   masked language models of transformers                      its ...ForMaskedLM
+==================  ==========================================================  ===========================
+
+The first two were compared with the authors' code. ``logits_shifted`` in config.json overrides the shift. Whatever is
+loaded is compared with its files and probed (``check``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from components.core.errors import CheckpointError, DataError
-from components.core.files import read_json
-from components.denoisers.transformer import TransformerDenoiser, probe
+from components.denoisers import checkpoint, llada
+from components.denoisers.check import check_denoiser
+from components.denoisers.encoder import Encoder
+from components.denoisers.transformer import TransformerDenoiser
+
+if TYPE_CHECKING:
+    from components.denoisers.masked_lm import MaskedLMDenoiser
+
+LoadedDenoiser: TypeAlias = "TransformerDenoiser | MaskedLMDenoiser"
 
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
-
-# One group each: replacements with a second group are not expanded by transformers 5.
-LLADA_KEYS = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_norm\.": r"model.layers.\1.input_layernorm.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
-    r"^model\.transformer\.blocks\.(\d+)\.q_proj\.": r"model.layers.\1.self_attn.q_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.k_proj\.": r"model.layers.\1.self_attn.k_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.v_proj\.": r"model.layers.\1.self_attn.v_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_out\.": r"model.layers.\1.self_attn.o_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
-}
+END_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+DTYPES = ("float32", "bfloat16", "float64")
 NOT_SHAPE = ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")
-# What the native classes compute, whatever the config says.
-MUST_BE: dict[str, dict[str, Any]] = {
-    "llada": {
-        "block_type": "llama",
-        "rope": True,
-        "alibi": False,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "layer_norm_type": "rms",
-        "activation_type": "silu",
-        "scale_logits": False,
-        "input_emb_norm": False,
-        "attention_layer_norm": False,
-        "block_group_size": 1,
-    },
-    # A block_size marks descendants that attend block by block.
-    "Dream": {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, "block_size": None},
-}
+# Ordinary sentences, for the check of the alignment.
+TEXT = (
+    "The sun rises in the east and sets in the west. There are seven days in a week and twelve months in a year. "
+    "Water boils at one hundred degrees. Paris is the capital of France, and Rome is the capital of Italy."
+)
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Prompts to ids and ids to text, through the checkpoint's own tokenizer and chat template."""
+class Family:
+    """native: prefix of the class. shifted: logits at i predict position i + 1. must_be: what the native class
+    computes, whatever the config says. defaults: what a key means that the config leaves out, where it matters."""
 
-    tokenizer: Any
-    end_ids: frozenset[int]
-
-    def prompt(self, text: str) -> Tensor:
-        """int64 (length,): the chat with one user message, up to where the assistant begins."""
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        return torch.tensor(self.tokenizer(chat, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-
-    def answer(self, text: str, length: int) -> Tensor:
-        """int64 (length,): the answer, then the end token up to the canvas length. DataError if it does not fit."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) > length:
-            raise DataError(
-                f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
-                f"cut off; give the task a longer canvas"
-            )
-        return torch.tensor(ids + [self.tokenizer.eos_token_id] * (length - len(ids)), dtype=torch.int64)
-
-    def token(self, token: int) -> str:
-        """One position's text, an end token as it is written in the vocabulary."""
-        return self.tokenizer.convert_ids_to_tokens(token) if token in self.end_ids else self.tokenizer.decode([token])
-
-    def text(self, ids: Tensor) -> str:
-        """The text before the first end token."""
-        kept: list[str] = []
-        for token in ids.tolist():
-            if token in self.end_ids:
-                break
-            kept.append(token)
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
+    native: str
+    shifted: bool = False
+    must_be: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
-def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """config.json of a folder or hub repository. CheckpointError if it cannot be had."""
-    from transformers.utils.hub import cached_file
+# A block_size marks descendants that attend block by block.
+WHOLE = {"use_sliding_window": False, "block_size": None}
+FAMILIES = {
+    "llada": Family("Llama", must_be=llada.MUST_BE, defaults=llada.DEFAULTS),
+    "Dream": Family("Qwen2", True, {"hidden_act": "silu", "use_mrope": False, **WHOLE}),
+    "llama": Family("Llama", must_be={"block_size": None}),
+    "qwen2": Family("Qwen2", must_be=WHOLE),
+    "qwen3": Family("Qwen3", must_be=WHOLE),
+    "a2d-llama": Family("Llama", must_be={"block_size": None}),
+    "a2d-qwen2": Family("Qwen2", must_be=WHOLE),
+    "a2d-qwen3": Family("Qwen3", must_be={**WHOLE, "loophole_enabled": False}),
+}
 
-    try:
-        found = cached_file(path, "config.json", revision=revision)
-    except OSError as error:
-        raise CheckpointError(
-            f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
-            f"dLLM; give a folder that holds one, or a hub name while online"
-        ) from error
-    return read_json(Path(str(found)), "Restore the file, or give another model.")
+BLOCKWISE = "attends block by block, so that later blocks are never seen; this library's dLLMs see the whole canvas"
+EXPERTS = "routes tokens to experts by its own code, which no native class of transformers computes"
+UNSUPPORTED = {
+    "llada_moe": EXPERTS,
+    "llada2_moe": f"{EXPERTS}, and {BLOCKWISE}",
+    "llada2": BLOCKWISE,
+    "sdar": BLOCKWISE,
+    "sdar_moe": BLOCKWISE,
+    "Fast_dLLM_Qwen": BLOCKWISE,
+    "diffusion_gemma": "starts from random tokens and has no mask token, so that there is nothing to unmask",
+}
 
 
 def load(
     path: str | Path, device: str = "cpu", dtype: str = "float32", revision: str | None = None
-) -> tuple[TransformerDenoiser, Encoder]:
-    """The denoiser and the encoder of a checkpoint, probed. ``dtype``: float32, bfloat16 or float64."""
-    from transformers import LlamaConfig, Qwen2Config
+) -> tuple[LoadedDenoiser, Encoder]:
+    """The denoiser and the encoder of a checkpoint, compared with its files and probed.
 
-    llama, qwen2 = _classes()
-
+    dtype: float32, bfloat16 or float64. CheckpointError if the checkpoint cannot be carried exactly.
+    """
     path = str(path)
-    raw = read_config(path, revision)
-    family = raw.get("model_type")
-    for key, wanted in MUST_BE.get(str(family), {}).items():
-        if key in raw and raw[key] != wanted:
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype={dtype!r} is no type of weights here. Use one of {DTYPES}.")
+    raw = checkpoint.read_config(path, revision)
+    name = str(raw.get("model_type"))
+    if why := _unsupported(name, raw):
+        raise CheckpointError(
+            f"{path}: model_type {name!r} {why}. Use a LLaDA, Dream, A2D or masked-language-model checkpoint."
+        )
+    family = FAMILIES.get(name)
+    common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision)
+    if family is None:
+        model = _masked_model(path, name, common)
+    else:
+        model = _decoder(path, name, family, family.defaults | raw, common)
+    tokenizer = _tokenizer(path, name, family is None, revision)
+    known = _known_ids(path, tokenizer, model.config.vocab_size)
+    end_ids = _end_ids(tokenizer, family is None)
+    mask_id = _mask_id(path, raw, tokenizer, model.config.vocab_size, end_ids)
+    model = model.to(device)
+    if family is None:
+        from components.denoisers.masked_lm import MaskedLMDenoiser
+
+        denoiser = MaskedLMDenoiser(model, mask_id, known, tokenizer.pad_token_id or 0)
+    else:
+        denoiser = TransformerDenoiser(model, mask_id, known, bool(raw.get("logits_shifted", family.shifted)))
+    encoder = Encoder(tokenizer, end_ids, denoiser.positions, mask_id)
+    probe(denoiser, encoder)
+    return denoiser, encoder
+
+
+def _unsupported(name: str, raw: dict[str, Any]) -> str | None:
+    """Why no route can carry this config, or None."""
+    experts = any(raw.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts"))
+    if name == "llada" and (experts or ("hidden_size" in raw and "d_model" not in raw)):
+        return EXPERTS
+    return UNSUPPORTED.get(name)
+
+
+def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: dict[str, Any]) -> Any:
+    """A native causal-LM class with the checkpoint's weights."""
+    import transformers
+
+    for key, wanted in family.must_be.items():
+        if key in raw and raw[key] != wanted and (raw[key] or wanted):  # null is as good as false
             raise CheckpointError(
                 f"{path}: config.json has {key}={raw[key]!r}; the native class computes {wanted!r} "
                 f"only, so its output would be wrong; use the released layout"
             )
-    common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision, output_loading_info=True)
-    if family == "llada":
-        model, info = llama.from_pretrained(
-            path, config=LlamaConfig(**_from_llada(raw)), key_mapping=LLADA_KEYS, **common
-        )
-    elif family in ("Dream", "qwen2"):
-        known = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
-        model, info = qwen2.from_pretrained(path, config=Qwen2Config(**known), **common)
-    elif family == "llama":
-        model, info = llama.from_pretrained(path, **common)
-    else:
+    if "sliding_attention" in (raw.get("layer_types") or ()):
+        raise CheckpointError(f"{path}: layer_types has sliding_attention; use a layout with full attention alone.")
+    kind: Any = getattr(transformers, f"{family.native}ForCausalLM")
+    shape = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
+    shape = llada.native_config(path, raw) if name == "llada" else shape
+    config = getattr(transformers, f"{family.native}Config")(**shape)
+    names = llada.KEYS if name == "llada" else {}
+    model = _from_files(path, kind, common | {"config": config, "key_mapping": names or None}, names)
+    if name == "llada" and raw["rope_full_precision"] and common["dtype"] == torch.bfloat16:
+        llada.rotate_in_float32(model)
+    return model
+
+
+def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
+    """The ...ForMaskedLM class of this model type, with the checkpoint's weights."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise CheckpointError(
-            f"{path}: model_type {family!r} is not supported. Use llada, Dream, or a llama or qwen2 folder that this "
-            f"project wrote."
+            f"{path}: model_type {name!r} is not supported. Use one of {', '.join(FAMILIES)}, or a masked language "
+            f"model of transformers (bert, roberta, modernbert, esm ...)."
         )
-    wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
-    if model.config.tie_word_embeddings and wrong.get("missing_keys") == ["lm_head.weight"]:
-        del wrong["missing_keys"]
-    if wrong:
+    config = AutoConfig.from_pretrained(path, revision=common["revision"], trust_remote_code=False)
+    config.tie_word_embeddings = getattr(config, "tie_word_embeddings", True)
+    return _from_files(path, AutoModelForMaskedLM, common | {"config": config, "trust_remote_code": False}, {})
+
+
+def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str]) -> Any:
+    """``kind.from_pretrained`` from safetensors alone, checked against the files."""
+    from transformers.utils import logging
+
+    files = checkpoint.weight_files(path, more["revision"])
+    checkpoint.check_readable(files)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is said below, in a sentence
+    try:
+        model, info = kind.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **more
+        )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
-            f"whole {family} checkpoint"
+            f"{path}: its weights do not load ({str(error).splitlines()[0]}). Compare config.json with the weights, or "
+            f"fetch the checkpoint again."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    checkpoint.check_loaded(path, info, model.config.tie_word_embeddings)
+    checkpoint.check_equal(model, files, names)
+    return model
+
+
+def probe(denoiser: LoadedDenoiser, encoder: Encoder | None = None) -> None:
+    """Checks after loading what would otherwise fail in silence; raises CheckpointError.
+
+    Every weight and buffer must be finite, and ``check_denoiser`` must find nothing.
+    """
+    model = denoiser.model
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{name} holds values that are not finite; the checkpoint did not load whole; "
+                f"fetch it again, or compare it with its safetensors files"
+            )
+    problems = check_denoiser(denoiser, None if encoder is None else _text_ids(encoder, denoiser.positions))
+    if problems:
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be decoded with: {'; '.join(problems)}. Use transformers >=5.13,<6, a "
+            f"whole checkpoint, and attention that honors a 4-D mask (sdpa, eager)."
         )
-    tokenizer = _tokenizer(path, family, revision)
-    shifted = bool(raw.get("logits_shifted", family == "Dream"))
-    denoiser = TransformerDenoiser(model.to(device), _mask_id(path, raw, tokenizer), len(tokenizer), shifted)
-    probe(denoiser)
-    return denoiser, Encoder(tokenizer, _end_ids(tokenizer))
 
 
-def _classes() -> tuple[Any, Any]:
-    """The native classes; untyped, because ``output_loading_info`` changes what from_pretrained returns."""
-    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
-
-    return LlamaForCausalLM, Qwen2ForCausalLM
-
-
-def _from_llada(raw: dict[str, Any]) -> dict[str, Any]:
-    return dict(
-        vocab_size=raw.get("embedding_size") or raw["vocab_size"],
-        hidden_size=raw["d_model"],
-        intermediate_size=raw["mlp_hidden_size"],
-        num_hidden_layers=raw["n_layers"],
-        num_attention_heads=raw["n_heads"],
-        num_key_value_heads=raw.get("n_kv_heads") or raw["n_heads"],
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
-        max_position_embeddings=raw["max_sequence_length"],
-        rope_parameters={"rope_type": "default", "rope_theta": raw.get("rope_theta", 10000.0)},
-        tie_word_embeddings=raw.get("weight_tying", False),
-        bos_token_id=None,
-        eos_token_id=raw.get("eos_token_id"),
-        pad_token_id=raw.get("pad_token_id"),
-        mask_token_id=raw.get("mask_token_id"),
-    )
+def _text_ids(encoder: Encoder, positions: int) -> torch.Tensor | None:
+    """``TEXT`` where the vocabulary can write it."""
+    try:
+        ids = encoder.plain(TEXT)[: min(64, positions)]
+    except DataError:  # letters of a puzzle
+        return None
+    return ids
 
 
-def _tokenizer(path: str, family: str, revision: str | None) -> Any:
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
     # Dream's own tokenizer class is remote code; the native one gives the same ids. Everybody else has a whole
     # tokenizer.json; AutoTokenizer would go by the model's family and put its own splitting into it (Qwen2: no spaces).
-    kind = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
+    kind: Any = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
+    if masked:  # these may have a vocabulary file and their class' own splitting only
+        kind = AutoTokenizer
     try:
-        return kind.from_pretrained(path, revision=revision, padding_side="left")  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError) as error:
+        return kind.from_pretrained(path, revision=revision, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
             f"the {family} checkpoint's tokenizer beside its weights"
         ) from error
 
 
-def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any) -> int:
-    if raw.get("mask_token_id") is not None:
-        return int(raw["mask_token_id"])
-    known = tokenizer.get_vocab()
-    for token in MASK_TOKENS:
-        if token in known:
-            return known[token]
-    raise CheckpointError(
-        f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
-        f"canvas could not be drawn; name the id in config.json"
+def _known_ids(path: str, tokenizer: Any, vocabulary: int) -> frozenset[int]:
+    """The ids that the tokenizer can decode; a vocabulary may have holes. CheckpointError if one has no embedding."""
+    known = frozenset(tokenizer.get_vocab().values())
+    if max(known, default=0) >= vocabulary:
+        raise CheckpointError(
+            f"{path}: the tokenizer has ids up to {max(known)}, the model embeds {vocabulary}. Put the checkpoint's "
+            f"own tokenizer beside its weights."
+        )
+    return known
+
+
+def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any, vocabulary: int, end_ids: frozenset[int]) -> int:
+    """The id of a masked position: config.json's, the tokenizer's, or that of a token by its usual name."""
+    words, given, own = tokenizer.get_vocab(), raw.get("mask_token_id"), tokenizer.mask_token_id
+    named = [words[t] for t in MASK_TOKENS if t in words]
+    candidates = [i for i in (given, own, *named) if i is not None]
+    if not candidates:
+        raise CheckpointError(
+            f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
+            f"canvas could not be drawn; name the id in config.json"
+        )
+    mask_id = candidates[0]
+    hint = (
+        f" The tokenizer's mask token has the id {own if own is not None else named[0]}." if len(candidates) > 1 else ""
     )
+    if not isinstance(mask_id, int) or isinstance(mask_id, bool) or not 0 <= mask_id < vocabulary:
+        raise CheckpointError(
+            f"{path}: mask_token_id={mask_id!r} is no id below {vocabulary}.{hint} Name the mask's id."
+        )
+    if mask_id in end_ids:
+        raise CheckpointError(
+            f"{path}: mask_token_id={mask_id} is an end token, so that a canvas of masks reads as an empty text.{hint} "
+            f"Name the mask's id in config.json."
+        )
+    if own is not None and own != mask_id:
+        raise CheckpointError(
+            f"{path}: config.json has mask_token_id={mask_id}, the tokenizer's mask token has the id {own}. Make them "
+            f"agree."
+        )
+    return mask_id
 
 
-def _end_ids(tokenizer: Any) -> frozenset[int]:
+def _end_ids(tokenizer: Any, masked: bool) -> frozenset[int]:
     known = tokenizer.get_vocab()
-    named = {known[t] for t in ("<|eot_id|>", "<|im_end|>", "<|endoftext|>") if t in known}
-    return frozenset(named | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
+    named = {known[t] for t in END_TOKENS if t in known}
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id if masked else None}
+    return frozenset(named | (ends - {None}))

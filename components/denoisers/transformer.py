@@ -5,6 +5,7 @@ Every quirk of a model family ends here: the attention mask, the shift by one, t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.errors import CheckpointError
+from components.core.errors import DataError
 from components.core.types import Canvas, RowState
+from components.denoisers.fingerprint import fingerprint
 
 # What is asked of this thread's forward: threads share a model.
 _ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)
@@ -27,22 +29,27 @@ class _Asked:
 
 
 class TransformerDenoiser:
-    """``model``: a native causal-LM class of transformers. ``shifted``: its logits at i speak of i + 1 (Dream)."""
+    """``model``: a native causal-LM class of transformers. ``tokens``: the ids that the tokenizer can decode.
+    ``shifted``: the model's logits at i predict position i + 1 (Dream)."""
 
     stateless = True
 
-    def __init__(self, model: Any, mask_id: int, tokens: int, shifted: bool) -> None:
+    def __init__(self, model: Any, mask_id: int, tokens: Collection[int], shifted: bool) -> None:
         self.model = model.eval().requires_grad_(False)
         self.mask_id = mask_id
         self.shifted = shifted
         self.vocabulary: int = model.config.vocab_size
         self.width: int = model.config.hidden_size
         self.device: torch.device = model.device
-        undecodable = range(tokens, self.vocabulary)
-        self.forbidden_ids = torch.tensor(sorted({mask_id, *undecodable}), device=self.device)
+        self.positions: int = model.config.max_position_embeddings
+        self.forbidden_ids = forbidden(mask_id, tokens, self.vocabulary).to(self.device)
         self.attention_layers: int = model.config.num_hidden_layers
         for layer in model.model.layers:
             layer.self_attn.register_forward_pre_hook(_look_on, with_kwargs=True)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
 
     def start(self, canvas: Canvas) -> RowState | None:
         return None
@@ -73,6 +80,7 @@ class TransformerDenoiser:
     def states(self, ids_BW: Tensor, place_BW: Tensor, attend_BT: Tensor, cache: Any = None) -> Tensor:
         """(B, W, D) last hidden states of W tokens at their places, as the model gives them; they attend to T columns:
         themselves, or what ``cache.update(keys, values, layer)`` makes of theirs."""
+        check_positions(attend_BT, self.positions)
         return self.model.model(
             input_ids=ids_BW,
             # A four-dimensional mask is taken as it is: keys that are padding are closed, nothing is causal.
@@ -136,34 +144,16 @@ def places(attend_BT: Tensor) -> Tensor:
     return (attend_BT.cumsum(-1) - 1).clamp(min=0)
 
 
-def probe(denoiser: TransformerDenoiser) -> None:
-    """Checks after loading what would otherwise fail in silence; raises CheckpointError.
+def forbidden(mask_id: int, tokens: Collection[int], vocabulary: int) -> Tensor:
+    """The ids that must not be committed: the mask, and those that are no token (a vocabulary may have holes)."""
+    return torch.tensor(sorted({mask_id, *range(vocabulary)} - (set(tokens) - {mask_id})))
 
-    The last token must move the first position's features (transformers stays causal unless told otherwise), padding
-    must not, and every buffer and weight must be finite.
-    """
-    model = denoiser.model
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{name} holds values that are not finite; the checkpoint did not load whole; "
-                f"fetch it again, or compare it with its safetensors files"
-            )
-    free = next(i for i in range(denoiser.vocabulary) if i != denoiser.mask_id)
-    # Row 1 differs from row 0 in the last token; rows 2 and 3 differ only in what their padding holds.
-    ids_BT = torch.full((4, 6), denoiser.mask_id, device=denoiser.device)
-    attend_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    ids_BT[1, -1] = ids_BT[2, 0] = free
-    attend_BT[2:, 0] = False
-    out_BTD, _ = denoiser.hidden(Canvas(ids_BT, attend_BT, 0), None)
-    first = 1 if denoiser.shifted else 0
-    if torch.equal(out_BTD[0, first], out_BTD[1, first]):
-        raise CheckpointError(
-            f"{type(model).__name__} ignores later tokens: it attends causally, and a dLLM must see "
-            f"the whole canvas; use transformers >=5.13,<6 and a native decoder class"
-        )
-    if not torch.allclose(out_BTD[2, 2:], out_BTD[3, 2:], rtol=1e-3, atol=1e-3):
-        raise CheckpointError(
-            f"{type(model).__name__} attends to padding: a row would depend on its batch; "
-            f"use an attention implementation that honours a 4-D mask (sdpa, eager)"
+
+def check_positions(attend_BT: Tensor, positions: int) -> None:
+    """DataError if a row has more tokens than the model has positions: beyond them it gives garbage without an error.
+    The tokens are counted only where the padded width is beyond them too."""
+    if attend_BT.shape[1] > positions and int(attend_BT.sum(-1).max()) > positions:
+        raise DataError(
+            f"a prompt and its canvas take {int(attend_BT.sum(-1).max())} positions, this dLLM has {positions} "
+            f"(max_position_embeddings). Use a shorter prompt or canvas."
         )

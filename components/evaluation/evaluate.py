@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,6 +116,7 @@ def _score(
         unfinished=float(sum(int((~one.finished_R).sum()) for one in done)),
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
+        seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
     )
 
 

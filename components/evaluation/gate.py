@@ -15,9 +15,13 @@ policy's accuracy and NFE, each cell's, and the hull. A hull is a maximum, and r
 leans against the policy (by 2 points with 60 independent cells on 512 prompts, by less where cells agree on what is
 hard).
 
-Against the champion, the score is compared on the same prompts in the same resamples under the same hull: a slower and
-more accurate policy does not win by being slower. That means something only if both were evaluated on the same prompts
-by the same frozen model; `incomparable` tells.
+Against the champion, the declared utility is compared, mean of correct x speed^alpha at the exponent that the profile
+serves, paired by prompt in the same resamples. The envelope cannot serve there: each policy would be measured at its
+own NFE, and one at a speed where rules are bad would look better than a better policy. The comparison means something
+only if both were evaluated on the same prompts by the same frozen model; `incomparable` finds out.
+
+Evidence that is not a number, or outside its range, is refused with DataError, and every condition of a promotion is
+written so that a NaN fails it.
 """
 
 from __future__ import annotations
@@ -29,81 +33,12 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import DataError
-from components.evaluation.results import EvalResult
+from components.evaluation.evidence import Cell, Evidence
+from components.evaluation.results import POLICIES
 from components.maths.pareto import envelope_rows, front_at
 
-LEARNED = ("learned", "distilled")  # every other family is a heuristic
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One decoding rule on the prompts of a split. correct_P in [0, 1], nfe_P > 0: per prompt, means over seeds."""
-
-    family: str
-    setting: str
-    block_length: int
-    choose: str
-    correct_P: np.ndarray
-    nfe_P: np.ndarray
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Cell:
-        """From a line of evaluate/prompts.jsonl."""
-        correct, nfe = np.asarray(row["correct"], float), np.asarray(row["nfe"], float)
-        if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
-            raise DataError(
-                f"{row['family']} {row['setting']!r}: {correct.shape} results and {nfe.shape} NFE; the comparison "
-                "pairs them by prompt; evaluate again"
-            )
-        return cls(row["family"], str(row["setting"]), int(row["block_length"]), row["choose"], correct, nfe)
-
-    @classmethod
-    def of_result(cls, result: EvalResult) -> Cell:
-        head = (result.family, result.setting, result.block_length, result.choose)
-        return cls(*head, result.correct_P, result.nfe_P)
-
-    @property
-    def key(self) -> tuple[str, str, int, str]:
-        return (self.family, self.setting, self.block_length, self.choose)
-
-    def row(self) -> dict[str, Any]:
-        head = dict(zip(("family", "setting", "block_length", "choose"), self.key, strict=True))
-        return head | {"correct": self.correct_P.tolist(), "nfe": self.nfe_P.tolist()}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a verdict is founded on.
-
-    identity: of the exported policy. prompts: hash of the gate prompts, in order. policy: its results.
-    heuristics: the sweep on the same prompts by the same frozen model.
-    """
-
-    identity: str
-    task: str
-    prompts: str
-    policy: Cell
-    heuristics: tuple[Cell, ...]
-
-    def __post_init__(self) -> None:
-        counts = {cell.correct_P.size for cell in (self.policy, *self.heuristics)}
-        if not self.heuristics or len(counts) > 1:
-            raise DataError(
-                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per cell {sorted(counts)}; the "
-                "policy is compared with a sweep on the same prompts; evaluate again, all rules on the same prompts"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        cells = [cell.row() for cell in self.heuristics]
-        head = {"identity": self.identity, "task": self.task, "prompts": self.prompts}
-        return head | {"policy": self.policy.row(), "heuristics": cells}
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Evidence:
-        cells = tuple(Cell.of(row) for row in stored["heuristics"])
-        return cls(stored["identity"], stored["task"], stored["prompts"], Cell.of(stored["policy"]), cells)
 
 
 @dataclass(frozen=True)
@@ -126,8 +61,8 @@ class Verdict:
                 f"  accuracy {f['accuracy']:.3f} at {f['nfe']:.2f} forward passes; heuristics {f['envelope']:.3f}"
             )
             lines.append(f"  score {points(f, 'score')}")
-        if "gain" in self.figures:
-            lines.append(f"  against the champion {points(self.figures, 'gain')}")
+        if "gain" in f:
+            lines.append(f"  against the champion {points(f, 'gain')} of correct x speed^{f['alpha']:g}")
         return "\n".join(lines)
 
 
@@ -139,7 +74,7 @@ def points(figures: Mapping[str, float], name: str) -> str:
 
 def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
     """Accuracy that the heuristics among `rows` (family, nfe, accuracy: a row of gate.csv) attain at `nfe`."""
-    cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in LEARNED]
+    cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in POLICIES]
     if not cells:
         raise DataError("no heuristic among the rows; there is nothing to compare with; evaluate the sweep too")
     return front_at(*zip(*cells, strict=True), at=nfe)
@@ -162,16 +97,18 @@ def resample(prompts: int, resamples: int, seed: int) -> np.ndarray:
 def judge(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """accuracy, nfe, envelope, score and, with a champion, gain: middle, `_low` and `_high` of a 95 % interval."""
-    policies = [challenger.policy] + ([champion.policy] if champion else [])
-    count = challenger.policy.correct_P.size
-    middle = scores(policies, challenger.heuristics, np.full((1, count), 1 / count))[:, 0]
-    drawn = scores(policies, challenger.heuristics, resample(count, resamples, seed))
-    accuracy, nfe = float(challenger.policy.correct_P.mean()), float(challenger.policy.nfe_P.mean())
-    figures = {"accuracy": accuracy, "nfe": nfe, "envelope": accuracy - float(middle[0]), "prompts": float(count)}
-    figures |= _interval("score", middle[0], drawn[0])
+    """accuracy, nfe, envelope, score and, with a champion, utility and gain: middle, `_low` and `_high` of a 95 %
+    interval. The champion's utility is taken at the challenger's canvas and exponent."""
+    policy, count = challenger.policy, challenger.policy.correct_P.size
+    weights_RP = resample(count, resamples, seed)
+    middle = float(scores([policy], challenger.heuristics, np.full((1, count), 1 / count))[0, 0])
+    accuracy, nfe = float(policy.correct_P.mean()), float(policy.nfe_P.mean())
+    figures = {"accuracy": accuracy, "nfe": nfe, "envelope": accuracy - middle, "prompts": float(count)}
+    figures |= _interval("score", middle, scores([policy], challenger.heuristics, weights_RP)[0])
     if champion:
-        figures |= _interval("gain", middle[0] - middle[1], drawn[0] - drawn[1])
+        ours_P, theirs_P = (e.policy.utility_P(challenger.canvas, challenger.alpha) for e in (challenger, champion))
+        figures |= {"alpha": challenger.alpha, "utility": float(ours_P.mean())}
+        figures |= _interval("gain", float((ours_P - theirs_P).mean()), weights_RP @ (ours_P - theirs_P))
     return figures
 
 
@@ -184,6 +121,8 @@ def incomparable(challenger: Evidence, champion: Evidence) -> str | None:
     """Why these two cannot be paired, or None. Equal heuristics on equal prompts prove an equal frozen model."""
     if (challenger.task, challenger.prompts) != (champion.task, champion.prompts):
         return "the champion was evaluated on other prompts"
+    if challenger.canvas != champion.canvas:
+        return f"the champion was evaluated on a canvas of {champion.canvas}, not {challenger.canvas}"
     if challenger.policy.correct_P.size != champion.policy.correct_P.size:
         return "the champion was evaluated on another number of prompts"
     theirs = {cell.key: cell for cell in champion.heuristics}
@@ -201,20 +140,21 @@ def decide(
 ) -> Verdict:
     """Promote if the lower bound of the score is above -slack and that of the gain over the champion above 0.
 
-    Without a champion the first condition is all. Deterministic: the same evidence gives the same verdict.
+    Without a champion the first condition is all. Deterministic: the same evidence gives the same verdict. A bound that
+    is NaN is above nothing.
     """
     if champion is not None and challenger.identity == champion.identity:
         return Verdict(False, "this policy is the champion", judge(challenger, None, resamples, seed), live=True)
     why_not = incomparable(challenger, champion) if champion else None
     figures = judge(challenger, None if why_not else champion, resamples, seed)
-    if figures["score_low"] <= -slack:
+    if not figures["score_low"] > -slack:
         bounds = f"lower bound {100 * figures['score_low']:+.1f} points, must be above {-100 * slack:+.1f}"
         return Verdict(False, f"not level with the heuristics at its own speed: {bounds}", figures)
     if why_not:
         return Verdict(False, f"{why_not}, so the scores cannot be paired; re-evaluate the champion", figures)
     if champion is None:
         return Verdict(True, "level with the heuristics at its own speed or above; no champion yet", figures, True)
-    if figures["gain_low"] <= 0:
+    if not figures["gain_low"] > 0:
         bounds = f"lower bound {100 * figures['gain_low']:+.1f} points, must be above 0"
         return Verdict(False, f"not surely better than the champion: {bounds}", figures)
     return Verdict(True, "better than the champion, level with the heuristics or above", figures, True)

@@ -16,7 +16,7 @@ from components.core.files import read_csv, read_lines, write_csv, write_lines
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
 
-PER_PROMPT = ("correct_P", "nfe_P")
+PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
 
 
 def _empty() -> NDArray[np.float64]:
@@ -30,6 +30,7 @@ class EvalResult:
     block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
     left. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
+    seeds_2SP: correct and NFE by seed; empty where there is one seed.
     """
 
     task: str
@@ -52,6 +53,7 @@ class EvalResult:
     unfinished: float
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
 
     @property
     def is_policy(self) -> bool:
@@ -77,6 +79,7 @@ def read_results(path: Path) -> list[EvalResult]:
     results = []
     for number, row in enumerate(read_lines(path), start=1):
         try:
+            row.setdefault("seeds_2SP", [])
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
         except (KeyError, TypeError, ValueError) as error:

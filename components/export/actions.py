@@ -98,8 +98,9 @@ _DRAWS = {"bernoulli": _bernoulli, "categorical": _categorical, "dpls": _dpls}
 
 
 def _best(values_BL: np.ndarray, eligible_BL: np.ndarray) -> np.ndarray:
-    """bool (B, L): the eligible position of the largest value, the lowest among equals; none in an empty row."""
-    values_BL = np.where(eligible_BL, values_BL, -np.inf)
+    """bool (B, L): the eligible position of the largest value, the lowest among equals; none in an empty row. NaN
+    counts as the smallest."""
+    values_BL = np.where(eligible_BL & ~np.isnan(values_BL), values_BL, -np.inf)
     equal_BL = (values_BL == values_BL.max(-1, keepdims=True)) & eligible_BL
     return equal_BL & (equal_BL.cumsum(-1) == 1)
 

@@ -70,8 +70,8 @@ class _Path:
         return kappa * (self._cond_BL + self._bias_BL + tau - cost * self._risk_B[:, None]) / own.temperature
 
     def best(self, values_BL: np.ndarray) -> np.ndarray:
-        """(B,) the largest of what is left, the lowest position among equals."""
-        values_BL = np.where(self.left_BL, values_BL, -np.inf)
+        """(B,) the largest of what is left, the lowest position among equals. NaN counts as the smallest."""
+        values_BL = np.where(self.left_BL & ~np.isnan(values_BL), values_BL, -np.inf)
         return ((values_BL == values_BL.max(-1, keepdims=True)) & self.left_BL).argmax(-1)
 
     def decide(self, index_B: np.ndarray, taken_B: np.ndarray) -> None:

@@ -34,6 +34,8 @@ FIELDS = {
     "margin_BL": np.float32,
     "entropy_BL": np.float32,
     "top_BLK": np.float32,
+    "top_ids_BLK": np.int64,
+    "attention_BLLA": np.float32,
     "drift_BLH": np.float32,
     "answer_BL": np.int64,
     "alpha_B": np.float32,
@@ -49,7 +51,8 @@ class OnnxFile:
     """An exported policy, opened on the CPU with ``threads`` threads.
 
     metadata: all of it. policy, needs, action: ours, parsed. inputs: name -> axes, a dynamic axis by its name.
-    CheckpointError if the file does not open, is not one of ours, or is newer than this library.
+    CheckpointError if the file does not open, is not one of ours, is newer than this library, or gives utilities that
+    are not numbers.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -67,6 +70,24 @@ class OnnxFile:
                 f"exported policy reads fields of the Observation, gives {OUTPUT} and draws by one of {ACTIONS}; "
                 f"export it again"
             )
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """A weight that is NaN or infinite reaches the utilities of a small observation: every layer is dense."""
+        sizes = {str(axis): 4 for axes in self.inputs.values() for axis in axes if not isinstance(axis, int)}
+        feed = {
+            name: _example(name, tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes))
+            for name, axes in self.inputs.items()
+        }
+        for name, value in zip(
+            [o.name for o in self._session.get_outputs()], self._session.run(None, feed), strict=True
+        ):
+            # Outside a shortlist a utility is -inf, but not everywhere.
+            if np.isnan(value).any() or (value == np.inf).any() or not np.isfinite(value).any():
+                raise CheckpointError(
+                    f"{self.path}: {name} of a small example is NaN or infinite, so a weight is. Train and export the "
+                    f"policy again."
+                )
 
     def _parsed(self, name: str) -> dict[str, Any]:
         try:
@@ -103,7 +124,7 @@ class OnnxFile:
                 f"that another field was passed; give it as {wanted}"
             )
         # A policy beside this one may have asked for more of the largest probabilities.
-        if name == "top_BLK" and value.ndim == 3 and isinstance(axes[2], int):
+        if name in ("top_BLK", "top_ids_BLK") and value.ndim == 3 and isinstance(axes[2], int):
             value = value[..., : axes[2]]
         fits = len(value.shape) == len(axes) and all(
             size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
@@ -115,6 +136,16 @@ class OnnxFile:
                 f"position must mean the same in every field; pass fields of one observation"
             )
         return value.astype(wanted, copy=False)
+
+
+def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An input of moderate values: every second position masked, rows at their first step."""
+    kind, place = np.dtype(FIELDS[name]), np.indices(shape).sum(0) if shape else np.zeros(shape)
+    if name == "length_B":
+        return np.full(shape, 4, kind)
+    if name in ("masked_BL", "eligible_BL"):
+        return place % 2 == 0
+    return np.ones(shape, kind) if kind == np.bool_ else (place % 3 / 4).astype(kind)
 
 
 def _open(path: Path, threads: int) -> Any:

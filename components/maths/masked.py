@@ -25,8 +25,9 @@ def masked_logsumexp(logits_BL: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 def masked_argmax(values_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """(B,) index of the largest eligible value, the lowest index among equals; 0 for an empty row."""
-    values_BL = values_BL.masked_fill(~mask_BL, -torch.inf)
+    """(B,) index of the largest eligible value, the lowest index among equals; 0 for an empty row. NaN counts as the
+    smallest."""
+    values_BL = values_BL.masked_fill(~mask_BL | values_BL.isnan(), -torch.inf)
     best_BL = (values_BL == values_BL.amax(-1, keepdim=True)) & mask_BL
     return best_BL.to(torch.uint8).argmax(-1)
 

@@ -18,7 +18,12 @@ def group_advantages(reward_R: Tensor, group_R: Tensor, normalize_advantage: boo
     ones_R = torch.ones_like(reward_R)
     size_P = reward_R.new_zeros(count).index_add(0, group_R, ones_R).clamp(min=1)
     mean_P = reward_R.new_zeros(count).index_add(0, group_R, reward_R) / size_P
-    advantage_R = reward_R - mean_P[group_R]
+    # The rounded mean of equal rewards may differ from them; their advantage is 0.
+    low_P, high_P = (
+        reward_R.new_zeros(count).scatter_reduce(0, group_R, reward_R, how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    advantage_R = (reward_R - mean_P[group_R]).masked_fill((low_P == high_P)[group_R], 0.0)
     if normalize_advantage:
         variance_P = reward_R.new_zeros(count).index_add(0, group_R, advantage_R**2) / size_P
         advantage_R = advantage_R / (variance_P[group_R].sqrt() + 1e-4)

@@ -100,6 +100,8 @@ class CoupledPolicy(nn.Module):
         self.bit = nn.Embedding(2, width)
         if shape.positions:
             self.place = nn.Embedding(shape.positions, width)
+            # Places that no training canvas has say nothing.
+            nn.init.zeros_(self.place.weight)
         if shape.features:
             self.features = nn.Linear(shape.features, width, bias=False)
             nn.init.zeros_(self.features.weight)

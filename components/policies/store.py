@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 
 LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
+FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -58,13 +60,27 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     write_json(folder / "policy.json", policy.describe())
 
 
-def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole, or was written by a version with other fields."""
+def content_hash(folder: Path) -> str:
+    """SHA-256 (hex) of the folder's two files: by it the stages name the policy that they worked on."""
     try:
-        described = read_json(folder / "policy.json", needs=("kind", "shape"))
-        policy = build(described)
+        parts = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no whole policy ({error}). Run `dvc repro train`.") from error
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def load(folder: Path) -> LearnedPolicy:
+    """CheckpointError if the folder is not whole, is of a version with other fields, or a weight is NaN or infinite."""
+    try:
+        policy = build(read_json(folder / "policy.json", needs=("kind", "shape")))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
+    for name, value in policy.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{folder / 'policy.safetensors'}: {name} holds NaN or infinite weights. Train the policy again with "
+                f"`dvc repro train`."
+            )
     return policy.eval()

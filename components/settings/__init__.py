@@ -7,10 +7,10 @@ are numbers and objects. A stage's function names the sections it reads, and tho
 from components.settings.data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
 from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
 from components.settings.load import read
-from components.settings.policy import Confidence, Decode, Feature, Policy
+from components.settings.policy import Confidence, Coupled, Decode, Feature, Policy
 from components.settings.profile import Settings
 from components.settings.section import Section, nearest
-from components.settings.training import Distill, Train
+from components.settings.training import Distill, Influence, Train
 
 __all__ = [
     "SPLITS",
@@ -18,6 +18,7 @@ __all__ = [
     "Cases",
     "Confidence",
     "Counts",
+    "Coupled",
     "Data",
     "Decode",
     "Distill",
@@ -25,6 +26,7 @@ __all__ = [
     "Evaluate",
     "Feature",
     "Headroom",
+    "Influence",
     "Model",
     "Policy",
     "Pretrain",

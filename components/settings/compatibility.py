@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from components.settings.data import Data, Model
-from components.settings.policy import Confidence, Decode, Feature
+from components.settings.policy import Confidence, Coupled, Decode, Feature
 from components.settings.training import Distill, Train
 
-Head = Confidence | Feature
+Head = Confidence | Coupled | Feature
 
 SEVERAL = ("threshold", "factor", "entropy_bound", "klass", "teacher")  # rules that commit as many as they see fit
 SOFT = ("max_confidence", "softmax_confidence", "top_k_random")  # one position, drawn
 EXACT_LIMIT = 12  # of components.maths.plackett_luce, which needs torch
+COUPLED_LIMIT = 6  # of components.maths.coupled
 
 
 def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train, length: int) -> None:
@@ -25,7 +26,8 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
     _drawable("distill.reference", policy, distill.reference, distill.value)
     _speeds(policy, decode, train)
     if train.divergence != "none":
-        _reference(policy, train, decode.block_length or length)
+        # Steered rows are recorded with every mask eligible, whatever the block.
+        _reference(policy, train, length if train.experts else decode.block_length or length)
     if train.objective == "upo" and policy.action != "categorical":
         raise ValueError(
             f"train.objective=upo with policy.action={policy.action}; paper B draws one position per "
@@ -102,8 +104,15 @@ def _reference(policy: Head, train: Train, eligible: int) -> None:
         if policy.action == "dpls" and exact and eligible > EXACT_LIMIT:
             raise ValueError(
                 f"train.pull={train.pull} ({train.divergence}) of dpls over {eligible} open positions; "
-                f"the exact divergence has 2^{eligible} terms; use blocks of at most {EXACT_LIMIT}, pull: "
-                f"0.0 with kl, or divergence: none"
+                f"the exact divergence has 2^{eligible} terms; use {'experts: 0, ' * (train.experts > 0)}blocks of at "
+                f"most {EXACT_LIMIT}, pull: 0.0 with kl, or divergence: none"
+            )
+        # Its KL is estimated from what the policy itself draws (components.maths.divergence); this is a sum over what
+        # the reference may draw.
+        if policy.action == "coupled" and train.divergence == "ce" and eligible > COUPLED_LIMIT:
+            raise ValueError(
+                f"train.divergence=ce to a coupled policy over {eligible} open positions has too many orders to add "
+                f"up. Use kl, or blocks of at most {COUPLED_LIMIT}."
             )
     elif rule == "random":
         raise ValueError(

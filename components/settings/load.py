@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from components.core.errors import DataError, SettingsError
 from components.core.files import read_yaml
-from components.settings.policy import Confidence, Feature
+from components.settings.policy import Confidence, Coupled, Feature
 from components.settings.profile import Settings
 from components.settings.section import nearest
 
-KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "feature": Feature}
+KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "coupled": Coupled, "feature": Feature}
 
 
 def read(path: Path) -> Settings:

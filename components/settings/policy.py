@@ -65,7 +65,44 @@ class Feature(Section):
         return "categorical"
 
 
-Policy = Annotated[Confidence | Feature, Field(discriminator="kind")]
+class Coupled(Section):
+    """Our policy, see ``components.policies.coupled.CoupledShape``: it sees pairs of positions.
+
+    positions: longest canvas whose absolute positions are read, 0 for none. features: whether the frozen model's hidden
+    states are read. pairs: false leaves the shifts out.
+    """
+
+    kind: Literal["coupled"]
+    top_k: Count
+    width: Count
+    heads: Count
+    inner: Count
+    blocks: Count
+    pair: Count
+    pairs: bool
+    attention: tuple[int, ...]
+    offsets: Natural
+    positions: Natural
+    features: bool
+    action: Literal["coupled", "categorical"]
+    kappa: Positive
+    tau: float
+    cost: NonNegative
+    mix: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def shortlist(self) -> int:
+        """Positions it draws among; 0: all."""
+        return 0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Coupled:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} does not split into heads={self.heads}. Use a multiple.")
+        return self
+
+
+Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 
 
 class Decode(Section):

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from components.settings.compatibility import check_learning, check_letters, check_shares
 from components.settings.data import Data, Domain, Model, Pretrain
 from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
-from components.settings.policy import Confidence, Decode, Feature, Policy
+from components.settings.policy import Decode, Feature, Policy
 from components.settings.section import Name, Section, nearest
-from components.settings.training import Distill, Train
+from components.settings.training import Distill, Influence, Train
 
 
 class Settings(Section):
@@ -25,6 +25,7 @@ class Settings(Section):
     domain: Domain
     policy: Policy
     decode: Decode
+    influence: Influence
     distill: Distill
     train: Train
     sweep: Sweep
@@ -87,7 +88,7 @@ class Settings(Section):
                 f"{length % block} positions would never be committed; use one of {fits}"
             )
 
-    def _splits(self, policy: Confidence | Feature) -> None:
+    def _splits(self, policy: Policy) -> None:
         source = self.models[self.domain.model].source
         if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
             raise ValueError(

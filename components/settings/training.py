@@ -59,6 +59,34 @@ def check_rule(name: str, rule: str, value: float | None) -> None:
         )
 
 
+class Influence(Section):
+    """Probing of the frozen dLLM, by which a coupled policy learns its shifts; other policies take none.
+
+    reference, value: the rule whose states are probed. chunks: of ``prompts`` decoded canvases each, of which at most
+    ``states`` states are probed at no more than ``probes`` positions. own_from: from this chunk on half of the states
+    are the policy's own; null: none. held: share of prompts kept for the figure of merit. epochs, batch,
+    learning_rate: of the fit.
+    """
+
+    seed: Seed
+    reference: Rule
+    value: float | None
+    chunks: Count
+    prompts: Count
+    states: Count
+    probes: Count
+    own_from: Natural | None
+    held: Share
+    epochs: Count
+    batch: Count
+    learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _names_a_rule(self) -> Influence:
+        check_rule("value", self.reference, self.value)
+        return self
+
+
 class Distill(Section):
     """reference: a heuristic with its one number ``value``, or the teacher that knows the answer. What is without
     randomness is imitated by cross-entropy, the rest by KL."""

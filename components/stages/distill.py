@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from components.settings import Decode, Distill, Domain, Feature, Policy
+from components.settings import Decode, Distill, Domain
 from components.stages.common.progress import progress
 from components.stages.common.workspace import Workspace
 
 
-def fresh_policy(policy: Policy, width: int, seed: int):
-    """A policy of the settings' shape over hidden states of this width; its weights depend on the seed alone."""
-    import torch
-
-    from components.core.rng import seed_of
-    from components.policies.confidence import ConfidencePolicy, Shape
-    from components.policies.feature import FeaturePolicy, FeatureShape
-
-    chosen: dict[str, Any] = policy.model_dump(exclude={"kind"})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "policy"))
-        if isinstance(policy, Feature):
-            return FeaturePolicy(FeatureShape(features=width, **chosen))
-        chosen["features"] = width if policy.features else 0
-        return ConfidencePolicy(Shape(**chosen))
-
-
-def distill(workspace: Workspace, domain: Domain, policy: Policy, decode: Decode, distill: Distill) -> dict[str, float]:
+def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Distill) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
     from components.evaluation.evaluate import Candidate, evaluate
     from components.policies import store
@@ -34,7 +15,7 @@ def distill(workspace: Workspace, domain: Domain, policy: Policy, decode: Decode
     from components.trainers.distill import DistillPlan, imitate
 
     denoiser, encoder = open_cached(workspace, domain.model, decode)
-    student = fresh_policy(policy, denoiser.width, distill.seed).to(denoiser.device)
+    student = store.load(workspace.outputs / "influence" / "policy").to(denoiser.device)
     reference = reference_of(distill.reference, distill.value)
     train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(

@@ -15,6 +15,7 @@ from components.evaluation.results import EvalResult, write_results, write_table
 from components.settings import Decode, Domain, Sweep
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
+from components.stages.common.runfile import content_hash, write_run
 from components.stages.common.workspace import Workspace
 from components.stages.rules import rule_results, sweep_of
 
@@ -27,13 +28,18 @@ SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
 
 def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, case: EvalCase) -> dict[str, Any]:
-    """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``."""
+    """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
+
+    run.json beside the results names the policy and the prompts by hash: a promotion asks whether they are its own.
+    """
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
+    from components.policies import store
     from components.stages.common.models import open_cached
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
-    data = workspace.task(case.task)
+    data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
+    hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, denoiser, foreign=case.model != domain.model, every=case.wide)
     with progress(f"evaluate {case.stem}", len(candidates)) as tick:
@@ -48,6 +54,10 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
         chosen = candidates + _rivals(policies, results, sweep, encoder)
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
+    settings = {"domain": domain, "decode": decode, "sweep": sweep}
+    dumped = {name: section.model_dump(mode="json") for name, section in settings.items()}
+    used = [trained, data.split(case.split)]
+    write_run(folder / "run.json", case.group, workspace.profile, dumped, used, figures, hashes)
     workspace.metrics(case.stem, figures)
     return figures
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from components.core.files import beside
 from components.settings import Decode, Domain
 from components.stages.common.progress import progress
-from components.stages.common.runfile import read_run, write_run
+from components.stages.common.runfile import content_hash, read_run, write_run
 from components.stages.common.workspace import Workspace
 
 
 def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, float]:
     """P/export/policy.onnx; ParityError unless every test and gate prompt of the domain decodes to the same text, by
-    mode and by sampling. metrics: what was compared, texts equal, largest difference of a utility, bytes."""
+    mode and by sampling. The file takes its name after that. run.json names the policy and the file by hash.
+
+    metrics: what was compared, texts equal, largest difference of a utility, bytes.
+    """
     from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_denoiser, with_decode_settings
@@ -19,17 +23,19 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
     policy = with_decode_settings(store.load(trained), decode)
     run = read_run(workspace.outputs / "train" / "run.json")
     path = workspace.outputs / "export" / "policy.onnx"
-    choice = {"block_length": str(decode.block_length or ""), "choose": decode.choose}
+    said = {"training": run["identity"], "profile": workspace.profile, "policy_hash": store.content_hash(trained)}
+    said |= {"block_length": str(decode.block_length or ""), "choose": decode.choose}
     if decode.alpha is not None:
-        choice["alpha"] = str(decode.alpha)
-    export_policy(policy, path, {"training": run["identity"], "profile": workspace.profile, **choice})
+        said["alpha"] = str(decode.alpha)
     denoiser, encoder = open_denoiser(workspace, domain.model)
     asked = domain_prompts(workspace, domain, encoder, ["test", "gate"], share=False)
-    with progress("export parity", 4 * len(asked)) as tick:
+    with beside(path) as part, progress("export parity", 4 * len(asked)) as tick:
+        export_policy(policy, part, said)
         decoding = Decoding(denoiser, asked, decode.block_length, progress=lambda count: tick("", count))
-        report = check_parity(policy.to(denoiser.device), OnnxPolicy(path), random_states(policy), decoding)
+        report = check_parity(policy.to(denoiser.device), OnnxPolicy(part), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
     settings = {"decode": decode.model_dump(mode="json"), "domain": domain.model_dump(mode="json")}
-    write_run(path.with_name("run.json"), "export", workspace.profile, settings, [trained], figures)
+    hashes = {"policy_hash": said["policy_hash"], "file_hash": content_hash(path)}
+    write_run(path.with_name("run.json"), "export", workspace.profile, settings, [trained], figures, hashes)
     workspace.metrics("export", figures)
     return figures

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from components.settings import Headroom, Sweep
+from components.stages.common.cases import item_of
 from components.stages.common.workspace import Workspace
 from components.stages.rules import sweep_of
 
@@ -16,7 +17,7 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     from components.evaluation.headroom import order, speed
     from components.stages.common.models import open_denoiser
 
-    chosen = headroom.cases[case]
+    chosen = item_of(headroom.cases, "headroom.cases", case)
     denoiser, encoder = open_denoiser(workspace, chosen.model)
     data = workspace.task(chosen.task)
     prompts = Prompts.of(data.task(), data.examples("tune", headroom.prompts), encoder)

@@ -37,6 +37,9 @@ def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domai
             if splits.get("pretrain"):
                 figures[f"{name}.test_answers_seen"] = answers_seen(splits["test"], splits["pretrain"])
             tick(name)
+        for model, chosen in models.items():
+            # Stage pretrain depends on the folder of a dLLM that learns nothing here, too.
+            write_json(folder / "pretrain" / model / "rows.json", chosen.rows)
     workspace.metrics("prepare", figures)
     return figures
 

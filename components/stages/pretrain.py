@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
 from components.settings import Model, Pretrain
+from components.stages.common.cases import item_of
 from components.stages.common.progress import progress
 from components.stages.common.workspace import Workspace
 from components.tasks.example import Example
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretrain, model: str) -> dict[str, float]:
     """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one; source.json describes either."""
-    chosen = models[model]
+    chosen = item_of(models, "models", model)
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "pretrain" / model) as folder:
         folder.mkdir()
@@ -40,7 +41,7 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
-    from components.denoisers.loading import read_config
+    from components.denoisers.checkpoint import read_config
 
     read_config(source, revision)
     if Path(source).is_dir():

@@ -39,8 +39,8 @@ def rule_results(workspace: Workspace, case: EvalCase) -> list[EvalResult]:
     return read_results(workspace.outputs / "rules" / case.stem / "results.jsonl")
 
 
-def sweep_of(sweep: SweepSettings, encoder: Encoder) -> Sweep:
-    """The heuristics that the settings compare with, for one dLLM's tokenizer."""
+def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
+    """The heuristics that the settings compare with, for one dLLM's tokenizer; None where only their names matter."""
     from components.evaluation.evaluate import Sweep
 
     return Sweep(
@@ -49,5 +49,5 @@ def sweep_of(sweep: SweepSettings, encoder: Encoder) -> Sweep:
         sweep.factors,
         sweep.gammas,
         sweep.per_step,
-        encoder.end_ids if sweep.suppress_eos else (),
+        encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
     )

@@ -110,7 +110,11 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
         settings,
         [*inputs, *code],
         figures,
-        {"started": begun["started"], "mlflow_run_id": tracker.run_id},
+        {
+            "started": begun["started"],
+            "mlflow_run_id": tracker.run_id,
+            "policy_hash": store.content_hash(workspace.outputs / "train" / "policy"),
+        },
     )
     tracker.finish("FINISHED")
     workspace.metrics("train", figures)

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.errors import DataError
 from components.core.files import flatten, read_json, read_lines
 from components.tracking import mlflow_tracker as entries
 from components.tracking import store
@@ -26,10 +27,8 @@ PUBLISHED = (
     "*/run.json",
     "*/*/run.json",
     "train/metrics.jsonl",
-    "evaluate/*.csv",
-    "evaluate/decodes.jsonl",
-    "transfer/*.csv",
-    "ood/*.csv",
+    "tables/*.csv",
+    "evaluate/*/decodes.jsonl",
     "plots/**/*.csv",
     "report/**/*",
 )
@@ -100,13 +99,20 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
 
 
 def stage_figures(outputs: Path) -> dict[str, float]:
-    """The figures of all metrics/*.json, named `<stage>/<path of keys>`; what is not a finite number is left out."""
+    """The figures of all stages, named `<stage>/<path of keys>`; what is not a finite number is left out."""
     found = {}
-    for path in sorted((outputs / "metrics").glob("*.json")):
-        for key, value in flatten(read_json(path), separator="/", prefix=path.stem):
+    for stage, path in metrics_files(outputs).items():
+        for key, value in flatten(read_json(path), separator="/", prefix=stage):
             if isinstance(value, int | float):
                 found |= {metric.key: metric.value for metric in entries.metric_entities({key: value}, 0, 0)}
     return found
+
+
+def metrics_files(outputs: Path) -> dict[str, Path]:
+    """Stage -> its figures: metrics/<stage>.json, and headroom/<case>.json as stage headroom-<case>."""
+    measured = {path.stem: path for path in (outputs / "metrics").glob("*.json")}
+    measured |= {f"headroom-{path.stem}": path for path in (outputs / "headroom").glob("*.json")}
+    return dict(sorted(measured.items()))
 
 
 def _log_data(client: MlflowClient, run_id: str, dependencies: Mapping[str, str]) -> None:
@@ -142,7 +148,10 @@ def _manifest(client: MlflowClient, run_id: str) -> dict[str, str]:
     if MANIFEST not in {entry.path for entry in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        return json.loads(Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text(encoding="utf-8"))
+        try:
+            return read_json(Path(client.download_artifacts(run_id, MANIFEST, folder)))
+        except DataError:  # its writer was killed: everything is uploaded again
+            return {}
 
 
 def _files(outputs: Path) -> Iterator[Path]:

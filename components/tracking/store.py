@@ -2,6 +2,9 @@
 
 Everything goes through an explicit client: MLflow's global "active run" and "tracking URI" are not touched, because
 setting them also changes the environment of this process. Importing this module does not import MLflow.
+
+MLflow stores where artifacts lie as absolute addresses. Those of an SQLite file lie beside it, so `connect` writes them
+anew where the file was moved or copied: a copy reads and writes its own artifacts and never the original's.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,9 +37,20 @@ ENVIRONMENT = {
 }
 
 
+ARTIFACTS = "mlartifacts"
+# Every column of MLflow's tables that holds an address of artifacts.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file mlflow.db of the workspace that ``root`` belongs to."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(workspace_of(root) / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(workspace_of(root) / "mlflow.db")
 
 
 def workspace_of(root: Path) -> Path:
@@ -46,8 +62,8 @@ def workspace_of(root: Path) -> Path:
     return next((p.parents[2] for p in whole.parents if p.parts[-3:] == (".dvc", "tmp", "exps")), whole)
 
 
-def _sqlite_uri(path: Path) -> str:
-    """SQLAlchemy decodes a URI's path, so that `50%20off` must be written `50%2520off`.
+def uri_of(path: Path) -> str:
+    """The URI of an SQLite file. What a URI reads otherwise is quoted, the rest stays as people write it.
 
     With the driver named, MLflow does not make a folder of the name as it stands in the URI.
     """
@@ -63,15 +79,8 @@ def database(uri: str) -> Path | None:
 
 def connect(uri: str) -> MlflowClient:
     """A client of the store at `uri`; makes the SQLite file if there is none. SettingsError where it cannot be used."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     path = database(uri)
-    try:
+    with _sentences(uri):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         # Processes that meet on a fresh file race in MLflow's migration, and all but one fail.
@@ -79,14 +88,89 @@ def connect(uri: str) -> MlflowClient:
             if path is not None:
                 with closing(sqlite3.connect(path)) as connection:
                     connection.execute("pragma journal_mode=wal")  # persists; writes become three times as fast
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
+                    _bring_home(connection, path.parent)
+            return _client(uri)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[MlflowClient]:
+    """A client that reads and never writes beside an SQLite file: it looks at a copy, which goes when the block ends.
+
+    MLflow opens SQLite files for writing, whatever it is asked, and fails in a folder without write access. Artifacts
+    are read where they are. SettingsError where the store cannot be used.
+    """
+    path = database(uri)
+    if path is not None and not path.exists():
+        raise SettingsError(f"there is no tracking store {path}. Run `unmask train` or `unmask promote` first.")
+    with tempfile.TemporaryDirectory() as folder:
+        with _sentences(uri):
+            client = _client(uri if path is None else uri_of(_copied(path, Path(folder))))
+        yield client
+
+
+def _client(uri: str) -> MlflowClient:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def _sentences(uri: str) -> Iterator[None]:
+    """What a store that cannot be used raises becomes a SettingsError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, or set "
+            f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
             "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
-    return client
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    """A copy of the database that knows where its artifacts are.
+
+    It is copied by SQLite, which sees one state of it. Where SQLite may not make its lock files, nobody writes: there
+    the files are copied.
+    """
+    copy = folder / path.name
+    try:
+        with (
+            closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+    except sqlite3.OperationalError:
+        for name in (path.name, f"{path.name}-wal"):
+            if path.with_name(name).exists():
+                shutil.copyfile(path.with_name(name), copy.with_name(name))
+    with closing(sqlite3.connect(copy)) as connection:
+        _bring_home(connection, path.parent)
+    return copy
+
+
+def _bring_home(connection: sqlite3.Connection, folder: Path) -> None:
+    """Make every address of artifacts lie under ``folder`` that lay beside this database when it was elsewhere."""
+    if not connection.execute("select 1 from sqlite_master where name = 'model_versions'").fetchone():
+        return
+    places = connection.execute("select artifact_location from experiments").fetchall()
+    parts = [str(place).rpartition(f"/{ARTIFACTS}/") for (place,) in places]
+    # Only experiments of ours: a user's own may lie where they want.
+    homes = {home for home, _, name in parts if home.startswith("file:") and name.startswith("unmask-")}
+    with connection:
+        for home in homes - {folder.as_uri()}:
+            for table, column in ADDRESSES:
+                connection.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (folder.as_uri(), len(home) + 1, len(home) + 1, f"{home}/"),
+                )
 
 
 def first_line(error: Exception) -> str:
@@ -102,7 +186,7 @@ def experiment(client: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     path = database(client.tracking_uri)
-    place = None if path is None else (path.parent / "mlartifacts" / name).as_uri()
+    place = None if path is None else (path.parent / ARTIFACTS / name).as_uri()
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

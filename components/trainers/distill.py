@@ -25,6 +25,7 @@ from components.denoisers.protocol import Denoiser
 from components.maths.distributions import Deterministic
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
+from components.trainers.clipping import clip_finite
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def imitate(
             part = steps.pairs(chosen)
             noise = Noise(part.row_N + number * len(order), part.step_N)
             loss = imitation_loss(student, reference, part.observation, noise).mean()
-            if not bool(loss.isfinite()):
+            if bool(loss.isinf()):
                 raise SettingsError(
                     f"{type(student).__name__} cannot draw what {reference} does; the imitation loss "
                     f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
@@ -76,7 +77,7 @@ def imitate(
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            clip_finite(student, 1.0, float(loss.detach()), f"round {number} of distillation")
             optimiser.step()
             losses.append(float(loss.detach()))
         report(number, {"distill/loss": sum(losses) / len(losses), "distill/pairs": float(len(order))})

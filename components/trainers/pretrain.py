@@ -18,6 +18,7 @@ from torch import Tensor
 from components.core import workers
 from components.core.rng import generator
 from components.denoisers.transformer import TransformerDenoiser
+from components.trainers.clipping import clip_finite
 
 PIECE = 64  # rows whose gradient is computed at a time
 
@@ -112,8 +113,8 @@ def pretrain(
             for group, base in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = base * rate
         losses = _backward(denoiser, batches(step), list(model.parameters()), (seed, "pretrain", step))
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = clip_finite(model, 1.0, sum(losses.values()), f"step {step} of pretraining")
         for optimiser in optimisers:
             optimiser.step()
-        report(step, losses | {"gradient_norm": float(norm)})
+        report(step, losses | {"gradient_norm": norm})
     denoiser.model.eval().requires_grad_(False)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from components.stages.transfer import ood
 
 from components.denoisers import embedded
 from components.settings import Settings
@@ -22,7 +23,6 @@ from components.stages.distill import distill
 from components.stages.evaluate import evaluate
 from components.stages.export import export
 from components.stages.prepare import prepare
-from components.stages.transfer import ood
 from components.tracking.tracker import JsonlTracker
 
 torch.set_num_threads(1)

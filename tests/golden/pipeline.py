@@ -44,6 +44,7 @@ for folder, command in json.loads(sys.argv[1]):
 
 BASE = ["prepare", "pretrain --model llada", "pretrain --model dream", "headroom --case many"]
 POLICY = [
+    "influence",
     "distill",
     "train",
     "rules --group evaluate --case sudoku_many",
@@ -102,6 +103,19 @@ policy:
   action: bernoulli
   rounded: false
 decode: {block_length: null, temperature: 1.0, scale: 1.0, alpha: null, choose: mode, cache: none}
+influence:
+  seed: 2
+  reference: entropy_bound
+  value: 0.4
+  chunks: 1
+  prompts: 8
+  states: 8
+  probes: 8
+  own_from: null
+  held: 0.2
+  epochs: 1
+  batch: 8
+  learning_rate: 0.003
 distill: {seed: 2, reference: entropy_bound, value: 0.4, rounds: 10, prompts: 8, pairs: 64, learning_rate: 0.005}
 train:
   seed: 4

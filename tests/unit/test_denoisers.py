@@ -20,8 +20,8 @@ from components.core.errors import CheckpointError, DataError
 from components.core.rng import generator
 from components.core.types import Canvas
 from components.denoisers import TransformerDenoiser, embedded, load
-from components.denoisers.loading import Encoder
-from components.denoisers.transformer import probe
+from components.denoisers.encoder import Encoder
+from components.denoisers.loading import probe
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)
@@ -381,8 +381,8 @@ def test_a_dream_of_another_architecture_is_refused(change: dict[str, Any], tmp_
 
 
 def test_an_unknown_model_type_is_refused(tmp_path: Path):
-    write_dream(tmp_path / "model", model_type="bert")
-    refused(tmp_path / "model", "bert", "llada")
+    write_dream(tmp_path / "model", model_type="gpt_neo")
+    refused(tmp_path / "model", "gpt_neo", "llada", "modernbert")
 
 
 def test_a_folder_without_a_mask_is_refused(tmp_path: Path):
@@ -420,7 +420,7 @@ class Leaking(TransformerDenoiser):
 
 @pytest.mark.parametrize(("kind", "word"), [(Causal, "causally"), (Leaking, "padding")])
 def test_the_probe_refuses_what_would_decode_wrongly_without_an_error(kind: type[TransformerDenoiser], word: str):
-    denoiser = kind(native_llama(), mask_id=30, tokens=31, shifted=False)
+    denoiser = kind(native_llama(), mask_id=30, tokens=range(31), shifted=False)
     with pytest.raises(CheckpointError, match=word):
         probe(denoiser)
 
@@ -429,7 +429,7 @@ def test_the_probe_refuses_weights_that_are_not_finite():
     model = native_llama()
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
     with pytest.raises(CheckpointError, match="up_proj"):
-        probe(TransformerDenoiser(model, mask_id=30, tokens=31, shifted=False))
+        probe(TransformerDenoiser(model, mask_id=30, tokens=range(31), shifted=False))
 
 
 # --- prompts and answers -------------------------------------------------------------------------------------------

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from components.denoisers import dtype, embedded
-from components.settings import Decode, Model, Models
+from components.settings import Decode
 from components.stages.common.models import open_cached, open_denoiser
 from components.stages.common.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("dtype"), "tiny")
     denoiser, encoder = embedded.build("llada", "0123$", 16, 1, 2, 32, 64, seed=0)
-    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "llada")
+    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
     return workspace
 
 
@@ -31,16 +31,21 @@ def test_bfloat16_is_taken_where_it_is_clearly_faster(
 ) -> None:
     seconds = cycle([wide, narrow])
     monkeypatch.setattr(dtype, "_seconds", lambda *_: next(seconds))
-    found, ratio = dtype.fastest(str(workspace.outputs / "pretrain" / "llada"))
+    found, ratio = dtype.fastest(str(workspace.outputs / "pretrain" / "mini-llada"))
     assert found == wanted
     assert ratio == pytest.approx(wide / narrow)
 
 
+def record(workspace: Workspace, dtype: str) -> None:
+    """What stage pretrain writes."""
+    path = workspace.outputs / "pretrain" / "mini-llada" / "source.json"
+    path.write_text(json.dumps({"source": None, "revision": None, "dtype": dtype}), encoding="utf-8")
+
+
 @pytest.mark.parametrize("recorded", ["float32", "bfloat16"])
-def test_auto_loads_the_recorded_type(workspace: Workspace, recorded: str) -> None:
-    (workspace.outputs / "pretrain" / "llada" / "dtype.json").write_text(json.dumps({"dtype": recorded}))
-    auto = Model(source="embedded", layout="llada", revision=None, dtype="auto")
-    denoiser, _ = open_denoiser(workspace, Models(llada=auto, dream=auto), "llada")
+def test_what_stage_pretrain_recorded_is_what_is_loaded(workspace: Workspace, recorded: str) -> None:
+    record(workspace, recorded)
+    denoiser, _ = open_denoiser(workspace, "mini-llada")
     assert next(denoiser.model.parameters()).dtype is getattr(torch, recorded)
 
 
@@ -48,7 +53,7 @@ def test_auto_loads_the_recorded_type(workspace: Workspace, recorded: str) -> No
 def test_a_policy_decodes_with_the_cache_that_is_set(
     workspace: Workspace, cache: Literal["none", "prefix", "dual"]
 ) -> None:
-    plain = Model(source="embedded", layout="llada", revision=None, dtype="float32")
+    record(workspace, "float32")
     decode = Decode(block_length=None, temperature=1.0, scale=1.0, alpha=None, choose="mode", cache=cache)
-    denoiser, _ = open_cached(workspace, Models(llada=plain, dream=plain), "llada", decode)
+    denoiser, _ = open_cached(workspace, "mini-llada", decode)
     assert getattr(denoiser, "kind", "none") == cache

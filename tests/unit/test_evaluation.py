@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import torch
 
+from components.core.errors import DataError
 from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
-from components.evaluation.evaluate import Candidate, Sweep, evaluate, table
+from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
+from components.evaluation.results import COLUMNS, PER_PROMPT, read_results, read_table, write_results, write_table
 from components.policies.heuristics import heuristic
+from tests.messages import has_remedy
 
 END = 1
 
@@ -54,12 +61,48 @@ def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first):
     torch.set_num_threads(2)
     try:
         ticks: list[int] = []
-        cells = table(denoiser, candidates, prompts, [0, 1, 2], ticks.append)
+        board = Board("key_first", "formula", "tune")
+        results = table(denoiser, candidates, prompts, [0, 1, 2], board, ticks.append)
         assert torch.get_num_threads() == 2 and len(ticks) == len(candidates)
     finally:
         torch.set_num_threads(before)
-    for cell, candidate in zip(cells, candidates, strict=True):
-        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2])
-        assert cell.candidate is candidate and cell.unfinished == alone.unfinished == 0
-        assert torch.equal(cell.correct_SP, alone.correct_SP) and torch.equal(cell.nfe_SP, alone.nfe_SP)
-        assert len(cell.correct_SP) == (3 if candidate.family == "random" else 1)
+    for result, candidate in zip(results, candidates, strict=True):
+        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2], board)
+        assert result == replace(alone, tokens_per_second=result.tokens_per_second)
+        assert (result.family, result.setting) == (candidate.family, candidate.setting) and result.unfinished == 0
+        assert (result.task, result.denoiser, result.split) == ("key_first", "formula", "tune")
+        assert np.array_equal(result.correct_P, alone.correct_P) and np.array_equal(result.nfe_P, alone.nfe_P)
+        assert result.seeds == (3 if candidate.family == "random" else 1)
+
+
+def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first, tmp_path):
+    """The lines hold what every prompt gave, the table all but that; both are read as they were written."""
+    prompts = key_first.prompts()
+    results = [
+        evaluate(key_first.denoiser(), Candidate(name, "1", heuristic(name, 1), None), prompts, [0, 1, 2])
+        for name in ("random", "left_to_right", "confidence")
+    ]
+    for result in results:
+        assert result.prompts == len(prompts) == result.correct_P.size == result.nfe_P.size
+        assert result.accuracy == pytest.approx(result.correct_P.mean()) and result.nfe == pytest.approx(4.0)
+        assert result.accuracy_low <= result.accuracy <= result.accuracy_high and result.block_length == 4
+    assert 0 < results[0].accuracy < 1, "random orders are right now and then"
+    write_results(tmp_path / "results.jsonl", results)
+    write_table(tmp_path / "table.csv", results)
+    again = read_results(tmp_path / "results.jsonl")
+    assert again == results == read_table(tmp_path / "table.csv")
+    for one, other in zip(results, again, strict=True):
+        assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in PER_PROMPT)
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize("line", ['{"task": "a"}', '{"task": "a", "correct_P": "x", "nfe_P": []}'])
+def test_a_line_that_is_no_result_is_refused_with_its_number(key_first, tmp_path, line):
+    candidate = Candidate("random", "1", heuristic("random", 1), None)
+    found = evaluate(key_first.denoiser(), candidate, key_first.prompts(), [0])
+    write_results(tmp_path / "results.jsonl", [found])
+    with (tmp_path / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match="line 2 is no result") as refused:
+        read_results(tmp_path / "results.jsonl")
+    assert has_remedy(str(refused.value))

@@ -110,7 +110,7 @@ def arrays(obs: Observation) -> dict[str, np.ndarray]:
 
 
 def test_the_layout_is_the_observation() -> None:
-    tensors = {f.name for f in fields(Observation)} - {"canvas_start"}
+    tensors = {f.name for f in fields(Observation)} - {"canvas_start", "attention_layers"}
     assert set(FIELDS) == tensors
     obs = random_observation(make("categorical"), 2, 4)
     assert all(FIELDS[name] == value.numpy().dtype for name, value in obs.tensors().items())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,24 +17,22 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from flows import process_group, parameters, preflight, tasks, worktree
+from flows import parameters, preflight, process_group, tasks, worktree
 from flows.promote import promote_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
+from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """\
 # the scale
 profile: tiny
-profiles:
-  tiny:
-    train: {seed: 0, alpha: 1.0, rounds: 3, learning_rate: 5.0e-4, prompts: 32, group: 8}  # rewards
-    evaluate: {prompts: 512}
-  gpu:
-    train: {seed: 0, alpha: 1.0, rounds: 9, learning_rate: 5.0e-4, prompts: 32, group: 8}
+train: {seed: 0, alpha: 1.0, rounds: 3, learning_rate: 5.0e-4, prompts: 32, group: 8}  # rewards
+evaluate: {tasks: [sudoku]}
 """
 BAD = [
-    ("profile", "huge"),
+    ("profile", "../tiny"),
+    ("profile", ""),
     ("seed", -1),
     ("seed", 1.5),
     ("alpha", -1),
@@ -50,14 +49,12 @@ GIVEN = {"seed": 3, "alpha": 2.5, "rounds": 7, "learning_rate": 1e-4, "prompts_p
 # --- parameters ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["tiny", "gpu"])
 @pytest.mark.parametrize("name", parameters.PLACES)
-def test_a_parameter_changes_its_own_place_and_nothing_else(name: str, profile: str) -> None:
+def test_a_parameter_changes_its_own_place_and_nothing_else(name: str) -> None:
     expected = yaml.safe_load(PARAMS)
     section, key = parameters.PLACES[name]
-    expected["profile"] = profile
-    expected["profiles"][profile][section][key] = GIVEN[name]
-    assert yaml.safe_load(parameters.merge(PARAMS, {"profile": profile, name: GIVEN[name]})) == expected
+    expected[section][key] = GIVEN[name]
+    assert yaml.safe_load(parameters.merge(PARAMS, {"profile": "other", name: GIVEN[name]})) == expected
 
 
 def test_parameters_left_empty_change_nothing_and_comments_stay() -> None:
@@ -71,12 +68,7 @@ def test_parameters_left_empty_change_nothing_and_comments_stay() -> None:
 @given(st.floats(min_value=0, max_value=1, exclude_min=True))
 def test_every_float_arrives_as_the_same_number_in_every_yaml_reader(value: float) -> None:
     read = yaml.safe_load(parameters.merge(PARAMS, {"learning_rate": value}))
-    assert read["profiles"]["tiny"]["train"]["learning_rate"] == value
-
-
-def test_a_profile_that_params_yaml_lacks_is_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match=r"'gpu' is not in params\.yaml.*use one of tiny"):
-        parameters.merge("profile: tiny\nprofiles: {tiny: {}}\n", {"profile": "gpu"})
+    assert read["train"]["learning_rate"] == value
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
@@ -93,12 +85,46 @@ def test_the_form_is_flat_described_and_its_defaults_are_valid(flow) -> None:
     flow.validate_parameters({name: field["default"] for name, field in schema.properties.items()})
 
 
-def test_profiles_and_places_are_those_of_params_yaml() -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert set(parameters.Profile.__args__) == set(params["profiles"])
-    for profile in params["profiles"].values():
-        for section, key in parameters.PLACES.values():
-            assert key in profile[section]
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")], ids=lambda p: p.name)
+def test_every_parameter_has_its_place_in_every_profile_and_the_result_is_valid(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for section, key in parameters.PLACES.values():
+        assert key in yaml.safe_load(text)[section]
+    found = parameters.validated(parameters.merge(text, GIVEN))
+    assert {name: getattr(getattr(found, s), k) for name, (s, k) in parameters.PLACES.items()} == GIVEN
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A commit with the settings files of this repository, and a profile of a user's own."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    mine = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("profile: tiny", "profile: mine", 1)
+    (folder / "profiles" / "mine.yaml").write_text(mine, encoding="utf-8")
+    shutil.copy(ROOT / "params.yaml", folder / "profiles" / "copied.yaml")
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "-m", "settings"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    (folder / "params.yaml").write_text("not committed", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("profile", [None, "tiny", "mine", "gpu"])
+def test_a_run_takes_params_yaml_or_the_file_of_its_profile_as_committed(checkout: Path, profile: str | None) -> None:
+    assert parameters.validated(tasks.settings_of(checkout, profile)).profile == (profile or "tiny")
+
+
+def test_a_profile_that_no_file_is_named_after_is_refused_with_those_that_there_are(checkout: Path) -> None:
+    with pytest.raises(SettingsError, match=r"profile='mime' .*did you mean mine.*copied, gpu, mine, tiny") as refused:
+        tasks.settings_of(checkout, "mime")
+    assert has_remedy(str(refused.value))
+
+
+def test_a_file_that_names_another_profile_is_refused(checkout: Path) -> None:
+    with pytest.raises(SettingsError, match=r"profiles/copied\.yaml: profile='tiny'") as refused:
+        tasks.settings_of(checkout, "copied")
+    assert has_remedy(str(refused.value))
 
 
 def test_a_sweep_is_bounded() -> None:
@@ -256,11 +282,22 @@ def test_the_page_shows_the_reports_table_and_every_number_of_every_stage(tmp_pa
     (tmp_path / "report" / "table.md").write_text("| policy | accuracy |\n|---|---|\n| learned | 0.9 |\n")
     (tmp_path / "metrics" / "train.json").write_text('{"reward": {"mean": 0.75}, "rounds": 3}')
     (tmp_path / "metrics" / "ood-far.json").write_text('{"accuracy": 0.5}')
+    (tmp_path / "headroom").mkdir()
+    (tmp_path / "headroom" / "many.json").write_text('{"task": "sudoku", "order": {"headroom": 0.25}}')
     page = tasks.metrics_page(tmp_path, "tiny")
     for line in (
         "| learned | 0.9 |",
         "| train | reward/mean | 0.75 |",
         "| train | rounds | 3 |",
         "| ood-far | accuracy | 0.5 |",
+        "| headroom-many | order/headroom | 0.25 |",
     ):
         assert line in page.splitlines()
+
+
+def test_the_figures_of_evaluate_are_told_by_task(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    for name, value in (("evaluate-sudoku", 0.9), ("evaluate-n_queens", 0.8), ("gate", 0.7), ("ood-evaluate", 0.6)):
+        (tmp_path / "metrics" / f"{name}.json").write_text(f'{{"learned_mode": {{"accuracy": {value}}}}}')
+    found = tasks.evaluated(tmp_path)
+    assert found == {"n_queens": {"learned_mode": {"accuracy": 0.8}}, "sudoku": {"learned_mode": {"accuracy": 0.9}}}

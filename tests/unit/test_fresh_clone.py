@@ -1,4 +1,4 @@
-"""Every command in a clone whose pipeline has not run, and over outputs that are broken: one line, never a traceback."""
+"""Every command in a clone whose pipeline has not run, and over broken outputs: one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.messages import has_remedy
 

@@ -6,14 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.errors import DataError
-from components.evaluation.gate import Cell, Evidence, decide, envelope, judge, resample, scores
+from components.evaluation import gate
+from components.evaluation.evidence import Cell, Evidence
+from components.evaluation.gate import decide, envelope, judge, resample, scores
+from components.trainers.rewards import multiplicative
+from tests.messages import has_remedy
 
 HEURISTICS = {"0.7": (4.0, 0.40), "0.8": (5.0, 0.65), "0.9": (6.5, 0.90), "1.0": (9.0, 0.97)}
 PROMPTS = 400
+CANVAS, ALPHA = 16, 1.0
 
 sweeps = st.lists(st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=8)
 
@@ -53,10 +59,10 @@ def exact(family, setting, nfe, accuracy, at=0.0, prompts=PROMPTS):
     return Cell(family, setting, 16, "mode", correct, np.full(prompts, float(nfe)))
 
 
-def evidence(accuracy, nfe=5.75, identity="new", prompts="p1", at=0.0):
+def evidence(accuracy, nfe=5.75, identity="new", prompts="p1", at=0.0, alpha=ALPHA):
     """On these heuristics the envelope at 5.75 passes is (.65 + .90) / 2 = .775."""
     sweep = tuple(exact("threshold", name, *point) for name, point in HEURISTICS.items())
-    return Evidence(identity, "sudoku", prompts, exact("learned", "", nfe, accuracy, at), sweep)
+    return Evidence(identity, "sudoku", prompts, exact("learned", "", nfe, accuracy, at), sweep, CANVAS, alpha)
 
 
 @given(sweeps, st.floats(0.5, 25))
@@ -116,7 +122,8 @@ def test_the_interval_covers_the_true_score_as_often_as_it_says():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         sweep = tuple(cell("threshold", name, *point, rng, 200) for name, point in HEURISTICS.items())
-        found = judge(Evidence("a", "t", "p", cell("learned", "", 5.75, 0.83, rng, 200), sweep), resamples=300)
+        policy = cell("learned", "", 5.75, 0.83, rng, 200)
+        found = judge(Evidence("a", "t", "p", policy, sweep, CANVAS, ALPHA), resamples=300)
         inside += found["score_low"] <= truth <= found["score_high"]
     assert 0.90 <= inside / 200 <= 0.99
 
@@ -129,12 +136,38 @@ def test_pairing_is_what_makes_a_small_gain_visible():
     assert judge(moved, champion)["gain"] == pytest.approx(judge(challenger, champion)["gain"])
 
 
-def test_to_be_slower_and_as_far_above_the_envelope_is_no_gain():
-    fast, slow = evidence(0.85, nfe=5.75, identity="old"), evidence(0.98, nfe=6.5)  # +7.5 and +8.0 points
-    figures = judge(slow, fast)
-    assert figures["accuracy"] - 0.85 == pytest.approx(0.13)
-    assert figures["gain"] == pytest.approx(0.005)
-    assert not decide(slow, fast).promote
+def test_against_the_champion_counts_what_the_reward_counts_and_not_the_distance_to_the_envelope():
+    """At 5.0 passes rules are bad (.65). A policy there is 15 points above them and still of less use at alpha 0."""
+    champion, challenger = evidence(0.85, nfe=5.75, identity="old"), evidence(0.80, nfe=5.0, alpha=0.0)
+    figures = judge(challenger, champion)
+    assert figures["score"] == pytest.approx(0.15) and judge(champion)["score"] == pytest.approx(0.075)
+    assert figures["gain"] == pytest.approx(-0.05)
+    assert not decide(challenger, champion).promote
+    assert decide(replace(champion, alpha=0.0), challenger).promote
+
+
+@pytest.mark.parametrize(("alpha", "promote"), [(0.0, True), (1.0, False), (3.0, False)])
+def test_a_slower_and_more_accurate_policy_wins_where_speed_counts_little(alpha, promote):
+    fast, slow = evidence(0.85, nfe=5.75, identity="old", alpha=9.0), evidence(0.98, nfe=8.5, alpha=alpha)
+    assert decide(slow, fast).promote is promote  # at the challenger's exponent, whatever the champion was judged at
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, CANVAS)), min_size=1, max_size=9), st.floats(0, 5))
+def test_the_utility_is_the_reward_that_training_maximizes(rows, alpha):
+    correct, nfe = (np.array(column, float) for column in zip(*rows, strict=True))
+    reward = multiplicative(torch.tensor(correct), torch.tensor(nfe), torch.full((len(nfe),), CANVAS), alpha)
+    assert Cell("learned", "", 16, "mode", correct, nfe).utility_P(CANVAS, alpha) == pytest.approx(reward.numpy())
+
+
+def test_several_seeds_are_averaged_after_the_utility_and_not_before():
+    seeds = np.array([[[1.0], [0.0]], [[1.0], [16.0]]])  # right at once, or wrong after 16 passes
+    policy = Cell("learned", "", 16, "sample", np.array([0.5]), np.array([8.5]), seeds)
+    assert policy.utility_P(CANVAS, 1.0) == pytest.approx([0.5])
+    assert Cell.of(json.loads(json.dumps(policy.row()))).utility_P(CANVAS, 1.0) == pytest.approx([0.5])
+    with pytest.raises(DataError, match="by seed"):
+        replace(policy, seeds_2SP=seeds[:, :, :0])
+    with pytest.raises(DataError, match="the means are not"):
+        replace(policy, correct_P=np.array([0.9]))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +196,7 @@ def test_up_to_one_point_below_the_envelope_is_forgiven(low, promote):
     """A policy and a rule that are right on the same prompts: every resample has the same score."""
     rule = Cell("threshold", "0.9", 16, "mode", np.full(1000, 0.8), np.full(1000, 5.0))
     policy = replace(rule, family="learned", correct_P=np.full(1000, 0.8 + low))
-    verdict = decide(Evidence("new", "t", "p", policy, (rule,)), None)
+    verdict = decide(Evidence("new", "t", "p", policy, (rule,), CANVAS, ALPHA), None)
     assert verdict.figures["score_low"] == pytest.approx(low)
     assert verdict.promote is promote
 
@@ -185,3 +218,84 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
         replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
     with pytest.raises(DataError, match="pairs them by prompt"):
         Cell.of(found.policy.row() | {"nfe": [1.0]})
+
+
+# what is no evidence
+
+NAN = float("nan")
+
+
+def spoiled(name, value):
+    found = evidence(0.88).policy
+    values = getattr(found, name).copy()
+    values[7] = value
+    return lambda: replace(found, **{name: values})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("correct_P", NAN, "correct=nan of prompt 7"),
+        ("correct_P", 5.0, "correct=5 of prompt 7"),
+        ("correct_P", -0.1, "correct=-0.1 of prompt 7"),
+        ("correct_P", float("inf"), "correct=inf of prompt 7"),
+        ("nfe_P", NAN, "NFE=nan of prompt 7"),
+        ("nfe_P", 0.0, "NFE=0 of prompt 7"),
+        ("nfe_P", -3.0, "NFE=-3 of prompt 7"),
+        ("nfe_P", float("inf"), "NFE=inf of prompt 7"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_by_name(name, value, said):
+    with pytest.raises(DataError, match=re.escape(said)) as refused:
+        spoiled(name, value)()
+    assert has_remedy(str(refused.value))
+
+
+def test_more_passes_than_positions_are_refused_in_the_policy_and_in_every_rule():
+    slow = spoiled("nfe_P", CANVAS + 1.0)()
+    found = evidence(0.88)
+    with pytest.raises(DataError, match=r"learned .* NFE=17 of prompt 7 is more than the canvas of 16"):
+        replace(found, policy=slow)
+    with pytest.raises(DataError, match=r"random .* NFE=17"):
+        replace(found, heuristics=(*found.heuristics, replace(slow, family="random")))
+
+
+@pytest.mark.parametrize("alpha", [NAN, -1.0, float("inf")])
+def test_an_exponent_that_is_none_is_refused(alpha):
+    with pytest.raises(DataError, match="no exponent of speed"):
+        evidence(0.88, alpha=alpha)
+
+
+def test_a_bound_that_is_nan_passes_no_condition(monkeypatch):
+    """Whatever makes it NaN: the gate does not ask where it comes from."""
+    champion, challenger = evidence(0.5, identity="old"), evidence(0.88)
+    for name in ("score_low", "gain_low"):
+        good = judge(challenger, champion)
+        assert decide(challenger, champion).promote
+        monkeypatch.setattr(gate, "judge", lambda *_, name=name, good=good: good | {name: NAN})
+        assert not decide(challenger, champion).promote
+        monkeypatch.undo()
+    assert not decide(challenger, None, slack=NAN).promote
+
+
+def test_half_a_sweep_and_a_rule_that_is_there_twice_are_refused():
+    found = evidence(0.88)
+    asked = {rule.rule for rule in found.heuristics}
+    found.refuse_gaps(asked)
+    with pytest.raises(DataError, match=r"2 of 6 rules of the sweep are missing, first factor 0.5 in blocks of 16"):
+        found.refuse_gaps({*asked, ("factor", "0.5", 16), ("threshold", "0.7", 4)})
+    with pytest.raises(DataError, match="is there twice"):
+        replace(found, heuristics=(*found.heuristics, found.heuristics[0]))
+
+
+@pytest.mark.parametrize("name", ["identity", "canvas", "alpha", "policy", "heuristics"])
+def test_stored_evidence_that_lacks_a_part_is_none(name):
+    stored = evidence(0.8).to_json()
+    del stored[name]
+    with pytest.raises(DataError, match=name):
+        Evidence.of(stored)
+
+
+def test_another_canvas_is_another_question():
+    champion = replace(evidence(0.5, identity="old"), canvas=32)
+    assert "canvas of 32" in decide(evidence(0.88), champion).reason

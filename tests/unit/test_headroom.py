@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
-from components.evaluation.evaluate import Candidate, Cell
 from components.evaluation.headroom import order, speed
-from components.policies.heuristics import heuristic
+from components.evaluation.results import EvalResult
 
 
 def test_random_orders_find_what_the_surest_first_order_never_does(key_first):
@@ -27,11 +25,11 @@ def test_where_every_order_is_right_there_is_nothing_to_gain(key_first):
     assert found == {"random": 1.0, "best_of_random": 1.0, "surest_first": 1.0, "headroom": 0.0, "critical": 0.0}
 
 
-def cell(nfe: float, accuracy: float) -> Cell:
+def cell(nfe: float, accuracy: float) -> EvalResult:
     """100 prompts of which this share is right."""
-    correct_SP = (torch.arange(100) < 100 * accuracy).float()[None]
-    who = Candidate("threshold", "0.9", heuristic("threshold", 0.9), None)
-    return Cell(who, correct_SP, correct_SP, torch.full((1, 100), float(nfe)), 1.0, 0)
+    figures = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "dense"), accuracy)
+    figures |= dict.fromkeys(("nfe", "nfe_low", "nfe_high"), nfe) | {"tokens_per_second": 1.0, "unfinished": 0.0}
+    return EvalResult("task", "dllm", "tune", "threshold", "0.9", 16, "mode", prompts=100, seeds=1, **figures)
 
 
 def test_speed_is_judged_at_half_of_where_the_front_saturates():

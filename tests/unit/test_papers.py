@@ -19,13 +19,13 @@ from components.policies.feature import FeatureShape
 from components.policies.heuristics import Threshold
 from components.settings import Feature, Settings
 from components.stages.common.models import reference_of
-from components.stages.distill import fresh_policy
+from components.stages.influence import fresh_policy
 from components.stages.train import expert_of, plan_of, reference_for
 from components.trainers import grpo, upo
 
 ROOT = Path(__file__).parents[2]
-GPU: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]["gpu"]
-TEXT = (ROOT / "docs" / "papers.md").read_text()
+GPU: dict[str, Any] = yaml.safe_load((ROOT / "profiles" / "gpu.yaml").read_text(encoding="utf-8"))
+TEXT = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 PAPER_A, PAPER_B = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S))
 
 

@@ -1,4 +1,4 @@
-"""Where files lie and how they are reached: names that a URI reads otherwise, links, secrets, encodings, the network."""
+"""Where files lie and how they are reached: names that a URI reads otherwise, links, secrets, encodings."""
 
 from __future__ import annotations
 
@@ -161,8 +161,9 @@ def test_an_error_of_this_program_keeps_its_traceback(error: Exception) -> None:
 
 
 def writers() -> Iterator[tuple[str, Any]]:
-    from components.reports import files as figures
     from matplotlib.figure import Figure
+
+    from components.reports import files as figures
 
     yield "text", lambda path: files.write_text(path, "new")
     yield "json", lambda path: files.write_json(path, {"new": 1})

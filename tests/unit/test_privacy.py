@@ -47,9 +47,9 @@ assert not seen, seen
 COMMANDS = """
 import contextlib
 from components.cli import main
-for words in (["decode", "M..3.2.....1...4.", "--model", sys.argv[2], "--policy", "threshold:0.9", "--policy", sys.argv[1]],
-              ["doctor"], ["--help"]):
-    sys.argv[:0], kept = [], sys.argv[:]
+decode = ["decode", "M..3.2.....1...4.", "--model", sys.argv[2], "--policy", "threshold:0.9", "--policy", sys.argv[1]]
+for words in (decode, ["doctor"], ["--help"]):
+    kept = sys.argv
     sys.argv = ["unmask", *words]
     with contextlib.suppress(SystemExit):
         main()

@@ -175,7 +175,7 @@ def test_cells_survive_the_file(tmp_path):
     [
         (lambda text: text.replace("nfe_low", "low"), "nfe_low"),
         (lambda text: text.replace("0.", "zero.", 1), "line 2"),
-        (lambda text: text.splitlines()[0] + "\n", "not one row"),
+        (lambda text: text.splitlines()[0] + "\n", "no row"),
     ],
 )
 def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):

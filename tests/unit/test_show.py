@@ -13,15 +13,16 @@ import torch
 from rich.console import Console
 
 from components.commands import doctor
-from components.commands.show import HOLE, Shown, boards, lines, rule, task_for
+from components.commands.decode import HOLE, Shown, boards, lines
+from components.commands.resolve import rule, task_for
 from components.core.errors import DataError, SettingsError
 from components.core.types import Action
 from components.maths.distributions import Bernoulli
 from components.policies.heuristics import EntropyBound, Quota, Threshold
-from components.settings import load
+from components.settings import read
 from tests.messages import has_remedy
 
-SETTINGS = load(Path(__file__).parents[2] / "params.yaml")
+SETTINGS = read(Path(__file__).parents[2] / "params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from components.core.errors import SettingsError
 from components.settings import Settings, nearest
 
 GROUPS = ("evaluate", "gate", "transfer", "ood")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ def case_of(settings: Settings, group: str, name: str = "") -> EvalCase:
         known = {task: (settings.domain.model, task) for task in settings.evaluate.tasks}
     else:
         known = {key: (case.model, case.task) for key, case in getattr(settings, group).items()}
-    if name not in known:
-        raise SettingsError(
-            f"{group} has no case {name!r}{nearest(name, list(known))}. Use one of {', '.join(known) or 'none'}, or "
-            f"add it to {group} in params.yaml."
-        )
-    model, task = known[name]
+    model, task = item_of(known, group, name)
     return EvalCase(group, name, model, task, "test", wide=group == "evaluate")
+
+
+def item_of(known: Mapping[str, Item], where: str, name: str) -> Item:
+    """The item of this name in a mapping of the settings. SettingsError names the nearest one."""
+    if name not in known:
+        use = f"Use one of {', '.join(known)}, or add" if known else "Add"
+        raise SettingsError(f"{where} has no item {name!r}{nearest(name, list(known))}. {use} it in params.yaml.")
+    return known[name]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from components.core.files import read_json
 from components.decode.prompts import Prompts
-from components.denoisers import Denoiser, Encoder, TransformerDenoiser, load, with_cache
+from components.denoisers import Denoiser, Encoder, LoadedDenoiser, load, with_cache
 from components.policies.store import LearnedPolicy
 from components.settings import Decode, Domain
 from components.stages.common.workspace import Workspace
@@ -19,7 +19,7 @@ def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoi
     return with_cache(denoiser, decode.cache), encoder
 
 
-def open_denoiser(workspace: Workspace, model: str) -> tuple[TransformerDenoiser, Encoder]:
+def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))

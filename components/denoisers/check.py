@@ -1,0 +1,202 @@
+"""Is this class a denoiser that decodes what it means? Answered by the protocol alone, in sentences.
+
+Most faults of a denoiser raise no error: causal attention, attention to padding, a row that depends on its batch,
+logits that predict the neighbor. Each is provoked here on a few small canvases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.core.rng import generator
+from components.core.types import Canvas, RowState
+from components.denoisers.protocol import Denoiser
+
+PROMPT, CANVAS = 3, 6
+FIELDS = ("mask_id", "forbidden_ids", "vocabulary", "width", "stateless", "device")
+
+
+def check_denoiser(denoiser: Denoiser, text: Tensor | None = None) -> list[str]:
+    """What is wrong, a sentence each; an empty list where nothing is.
+
+    text: the ids of a few ordinary sentences, at least 16 tokens, that the model should have learned to complete. With
+    them the alignment is checked too: that row i predicts position i, not its neighbor.
+    """
+    problems = _attributes(denoiser)
+    if problems:
+        return problems
+    try:
+        problems = _Probe.of(denoiser).problems()
+    except Exception as error:  # a user's class may raise anything
+        return [f"a forward over a canvas of {CANVAS} masks raised {type(error).__name__}: {error}"]
+    if not problems and text is not None:
+        problems = _alignment(denoiser, text)
+    return problems
+
+
+def _attributes(denoiser: Denoiser) -> list[str]:
+    missing = [name for name in (*FIELDS, "start", "hidden", "logits") if not hasattr(denoiser, name)]
+    if missing:
+        return [f"it has no {', '.join(missing)}, which the protocol names"]
+    forbidden, size = denoiser.forbidden_ids, denoiser.vocabulary
+    if not isinstance(forbidden, Tensor) or forbidden.dtype != torch.int64 or forbidden.ndim != 1:
+        return ["forbidden_ids is no tensor of int64 with one axis"]
+    found = []
+    if not 0 <= denoiser.mask_id < size:
+        found.append(f"mask_id={denoiser.mask_id} is outside the vocabulary of {size}")
+    if len(forbidden) and not 0 <= int(forbidden.min()) <= int(forbidden.max()) < size:
+        found.append(f"forbidden_ids go from {int(forbidden.min())} to {int(forbidden.max())}, outside {size} tokens")
+    if denoiser.mask_id not in forbidden.tolist():
+        found.append(f"forbidden_ids lack the mask, {denoiser.mask_id}: it could be committed and stay for ever")
+    if len(set(forbidden.tolist())) > size - 2:
+        found.append(f"forbidden_ids leave {size - len(set(forbidden.tolist()))} of {size} tokens to choose from")
+    return found
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Two rows of different tokens without padding, and ids that may be put into them."""
+
+    denoiser: Denoiser
+    canvas: Canvas
+    free: list[int]
+
+    @staticmethod
+    def of(denoiser: Denoiser) -> _Probe:
+        closed = set(denoiser.forbidden_ids.tolist())
+        free = [i for i in range(denoiser.vocabulary) if i not in closed][:64]
+        pick = torch.randint(len(free), (2, PROMPT + CANVAS), generator=generator("check", "denoiser"))
+        ids_BT = torch.tensor(free)[pick].to(denoiser.device)
+        ids_BT[:, PROMPT:] = denoiser.mask_id
+        ids_BT[0, PROMPT + 2] = free[0]
+        return _Probe(denoiser, _canvas(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), PROMPT), free)
+
+    def problems(self) -> list[str]:
+        """The first few faults; later checks mean nothing after an earlier one's."""
+        found = self._shapes()
+        found = found or self._numbers()
+        return found or [*self._attention(), *self._rows()]
+
+    def hidden(self, canvas: Canvas) -> Tensor:
+        return self.denoiser.hidden(canvas, self.denoiser.start(canvas))[0]
+
+    def _shapes(self) -> list[str]:
+        before = self.canvas.ids_BT.clone()
+        state = self.denoiser.start(self.canvas)
+        if self.denoiser.stateless != (state is None):
+            what = "no state" if state is None else "a state"
+            return [f"stateless={self.denoiser.stateless}, but start() gives {what}"]
+        hidden_BTD, following = self.denoiser.hidden(self.canvas, state)
+        wanted = (*self.canvas.ids_BT.shape, self.denoiser.width)
+        if tuple(hidden_BTD.shape) != wanted:
+            return [f"hidden() gives {tuple(hidden_BTD.shape)} where (rows, sequence, width) is {wanted}"]
+        found = _states(following, len(before))
+        for count in (0, 1, 5):
+            logits = self.denoiser.logits(hidden_BTD.flatten(0, 1)[:count])
+            if tuple(logits.shape) != (count, self.denoiser.vocabulary):
+                found.append(f"logits() gives {tuple(logits.shape)} for {count} of {self.denoiser.vocabulary} tokens")
+        if not torch.equal(before, self.canvas.ids_BT):
+            found.append("hidden() changes the canvas it is given")
+        return found
+
+    def _numbers(self) -> list[str]:
+        hidden_BTD = self.hidden(self.canvas)
+        logits_BTV = self.denoiser.logits(hidden_BTD.flatten(0, 1)).float()
+        logits_BTV = logits_BTV.index_fill(-1, self.denoiser.forbidden_ids, -torch.inf)
+        found = []
+        if not bool(hidden_BTD.isfinite().all()):
+            found.append("hidden states are NaN or infinite")
+        if not bool(logits_BTV.amax(-1).isfinite().all()) or bool(logits_BTV.isnan().any()):
+            found.append("logits are NaN or infinite, or every token of a position is ruled out")
+        return found
+
+    def _attention(self) -> list[str]:
+        """Whether a canvas position depends on tokens before and behind it."""
+        plain_TD = self.hidden(self.canvas)[0]
+        changed = {"last": len(plain_TD) - 1, "first": 0}
+        moved: dict[str, Tensor] = {}
+        for name, column in changed.items():
+            rows = [self.canvas.ids_BT[:1].clone() for _ in self.free[:4]]
+            for ids_1T, token in zip(rows, self.free, strict=False):
+                ids_1T[0, column] = token
+            ids_BT = torch.cat(rows)
+            out_BTD = self.hidden(_canvas(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), PROMPT))
+            # Among themselves: they were computed in one batch.
+            moved[name] = (out_BTD != out_BTD[:1]).any(-1).any(0)
+        if not (moved["last"] | moved["first"]).any():
+            return ["hidden states do not depend on the tokens: they are constant, maybe zero"]
+        if not moved["last"][PROMPT]:
+            return [
+                "the canvas' first position ignores the last token: attention is causal, a dLLM must see the whole canvas"
+            ]
+        if not moved["first"][-1]:
+            return ["the last position ignores the first token: attention does not reach the whole sequence"]
+        return []
+
+    def _rows(self) -> list[str]:
+        """Whether a row is the same twice, alone, and behind padding of any width and content."""
+        plain_BTD = self.hidden(self.canvas)
+        found = []
+        if not _close(self.hidden(self.canvas), plain_BTD):
+            found.append("the same canvas gives other hidden states the second time")
+        if not _close(self.hidden(self.canvas.rows(torch.tensor([1]).to(self.denoiser.device))), plain_BTD[1:]):
+            found.append("a row alone gives other hidden states than in a batch")
+        padded = [self._padded(token) for token in (self.denoiser.mask_id, self.free[0], self.free[-1])]
+        if not all(_close(one, padded[0]) for one in padded[1:]):
+            found.append("hidden states depend on what padding holds: attention reaches it")
+        elif not _close(padded[0], plain_BTD):
+            found.append("hidden states depend on how much padding stands before the row: positions count it")
+        return found
+
+    def _padded(self, token: int) -> Tensor:
+        ids_BT = F.pad(self.canvas.ids_BT, (2, 0), value=token)
+        attend_BT = F.pad(self.canvas.attend_BT, (2, 0), value=False)
+        return self.hidden(_canvas(ids_BT, attend_BT, PROMPT + 2))[:, 2:]
+
+
+def _states(state: RowState | None, rows: int) -> list[str]:
+    wrong = [name for name, t in (state or {}).items() if len(t) != rows]
+    return [f"the state's {', '.join(wrong)} have no leading axis of {rows} rows"] if wrong else []
+
+
+def _canvas(ids_BT: Tensor, attend_BT: Tensor, start: int) -> Canvas:
+    """A denoiser with a cache is told that the whole canvas is the current block."""
+    block_BT = torch.zeros_like(attend_BT)
+    block_BT[:, start:] = True
+    return Canvas(ids_BT, attend_BT, start, block_BT)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    limit = {torch.float64: 1e-6, torch.float32: 1e-3}.get(one.dtype, 5e-2)
+    return bool((one - other).abs().max() <= limit * (1 + other.abs().max()))
+
+
+def _alignment(denoiser: Denoiser, text: Tensor) -> list[str]:
+    """Whether masked tokens of a text are predicted at their own row and not at a neighbor's."""
+    if len(text) < 16:
+        return []
+    ids_T = text.to(denoiser.device)
+    column_N = torch.arange(2, len(ids_T) - 1, 4, device=ids_T.device)
+    canvas = ids_T.index_fill(0, column_N, denoiser.mask_id).unsqueeze(0)
+    shown = _canvas(canvas, torch.ones_like(canvas, dtype=torch.bool), 0)
+    hidden_TD = denoiser.hidden(shown, denoiser.start(shown))[0][0]
+
+    def surprise(offset: int) -> float:
+        logits_NV = denoiser.logits(hidden_TD[column_N + offset]).float()
+        return float(F.cross_entropy(logits_NV, ids_T[column_N]))
+
+    own, before, behind = (surprise(offset) for offset in (0, -1, 1))
+    chance = float(torch.tensor(float(denoiser.vocabulary)).log())
+    best = min(before, behind)
+    # An untrained model predicts nothing at any row; one that was trained and is misread does at another row alone.
+    if best < 0.5 * chance and own > max(2 * best, 0.5 * chance):
+        where = "before" if before < behind else "behind"
+        return [
+            f"a text's tokens are predicted at the row {where} their own ({best:.1f} nats there, {own:.1f} at their "
+            f"own): the logits are shifted by one"
+        ]
+    return []

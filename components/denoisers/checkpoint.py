@@ -1,0 +1,146 @@
+"""The files of a checkpoint: config.json and safetensors, read without executing anything.
+
+The names and shapes in the files are compared with those that the config asks for before a model is trusted, and the
+loaded tensors with the files afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from components.core.errors import CheckpointError
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+ROWS = 16  # of each tensor that are compared with the file
+
+
+def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(path, "config.json", revision=revision)
+    except OSError as error:
+        raise CheckpointError(
+            f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
+            f"dLLM; give a folder that holds one, or a hub name while online"
+        ) from error
+    return read_object(Path(str(found)))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. CheckpointError if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Fetch the checkpoint again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object. Fetch the checkpoint again.")
+    return value
+
+
+def weight_files(path: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint. CheckpointError if there are none, if one is missing, or if an index names
+    one outside the folder."""
+    whole = _file(path, WHOLE, revision)
+    if whole is not None:
+        return [whole]
+    index = _file(path, INDEX, revision)
+    if index is None:
+        pickled = [p.name for p in sorted(Path(path).glob("*")) if p.suffix in PICKLED]
+        if pickled:
+            raise CheckpointError(
+                f"{path}: its weights are pickled ({pickled[0]}), and reading a pickle may run any program. Convert "
+                f"them to safetensors on a machine that may, and use that folder."
+            )
+        raise CheckpointError(f"{path}: there is no {WHOLE} and no {INDEX}. Fetch the checkpoint's weights.")
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index} has no weight_map of names. Fetch the checkpoint again.")
+    files = []
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the weights {name!r}, which are no safetensors file of the checkpoint's own folder. "
+                f"Put all shards beside the index."
+            )
+        file = _file(path, name, revision)
+        if file is None:
+            raise CheckpointError(f"{path}: {name} is missing, which {INDEX} names. Fetch the checkpoint again.")
+        files.append(file)
+    return files
+
+
+def _file(path: str, name: str, revision: str | None) -> Path | None:
+    if Path(path).is_dir():
+        return Path(path) / name if (Path(path) / name).is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {name} cannot be fetched ({str(error).splitlines()[0]}). Go online.") from error
+    return None if found is None else Path(str(found))
+
+
+def check_readable(files: Sequence[Path]) -> None:
+    """CheckpointError if one is cut off or is no safetensors file."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118
+                    stored.get_slice(name).get_shape()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} is cut off or is no safetensors file ({error}). Fetch the checkpoint again."
+            ) from error
+
+
+def check_loaded(path: str, info: Mapping[str, Any], tied: bool) -> None:
+    """CheckpointError if loading left weights out, found unknown ones, or ones of another shape."""
+    wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
+    if tied and wrong.get("missing_keys") == ["lm_head.weight"]:
+        del wrong["missing_keys"]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
+            f"whole checkpoint that its config.json describes"
+        )
+
+
+def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[str, str]) -> None:
+    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently.
+
+    renamed: patterns of the file's names and what they become in the model.
+    """
+    own = model.state_dict()
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                loaded = own.get(_renamed(name, renamed))
+                if loaded is not None and not _same(loaded, stored.get_slice(name)):
+                    raise CheckpointError(
+                        f"{file}: {name} was loaded with other values than the file's. Use transformers >=5.13,<6."
+                    )
+
+
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    for pattern, replacement in patterns.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _same(loaded: Tensor, stored: Any) -> bool:
+    wanted = stored[:ROWS] if stored.get_shape() else stored[:]
+    part = (loaded[:ROWS] if loaded.ndim else loaded).detach().cpu()
+    wanted = wanted.to(part.dtype)
+    return wanted.shape == part.shape and torch.equal(wanted.nan_to_num(), part.nan_to_num())

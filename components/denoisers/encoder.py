@@ -1,0 +1,128 @@
+"""Prompts to ids and ids to text, through the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with its chat template, as tasks use it.
+
+    end_ids    ids that end a text.
+    positions  the longest sequence (prompt and canvas) that the dLLM takes; None: no limit.
+    mask_id    the id of a masked position, which text must never become.
+    """
+
+    tokenizer: Any
+    end_ids: frozenset[int]
+    positions: int | None = None
+    mask_id: int | None = None
+
+    def prompt(self, text: str) -> Tensor:
+        """int64 (length,): the chat with one user message, up to where the assistant begins; the plain text where the
+        tokenizer has no chat template. DataError if a part of the text would become a control token, or has no id."""
+        ids = self._prompt_ids(text)
+        more = Counter(i for i in ids if i in self._control_ids) - self._empty_prompt
+        if more:
+            names = [self.tokenizer.convert_ids_to_tokens(i) for i in more]
+            raise DataError(
+                f"the prompt {_short(text)} contains {names}, control tokens of this dLLM. Remove them, or write them "
+                f"in other characters."
+            )
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def plain(self, text: str) -> Tensor:
+        """int64 (length,): the text alone. DataError if a character has no id."""
+        return torch.tensor(self._ids(text, text), dtype=torch.int64)
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        if self.tokenizer.chat_template is None:
+            ids = self._ids(text, text, special=True)
+            # The canvas goes on where the text stops, so that nothing may have ended it.
+            return ids[:-1] if ids and ids[-1] in self.end_ids and ids[-1] in self._control_ids else ids
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        return self._ids(chat, text)
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        mask = () if self.mask_id is None else (self.mask_id,)
+        return frozenset(added.union(self.tokenizer.all_special_ids, mask))
+
+    @cached_property
+    def _empty_prompt(self) -> Counter[int]:
+        """The control tokens that the template itself writes."""
+        return Counter(self._prompt_ids(""))
+
+    def _ids(self, text: str, said: str, special: bool = False) -> list[int]:
+        """The ids of ``text``. DataError that names the characters of ``said`` without any."""
+        try:
+            return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library raises the bare class
+                raise
+            unknown = [c for c in dict.fromkeys(said) if not self._has_id(c)]
+            raise DataError(
+                f"{_short(said)}: this dLLM's vocabulary has no token for {unknown or 'a part of its chat template'}. "
+                f"Use characters that it was trained on, or another dLLM."
+            ) from error
+
+    def _has_id(self, text: str) -> bool:
+        try:
+            return bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception:
+            return False
+
+    def answer(self, text: str, length: int) -> Tensor:
+        """int64 (length,): the answer, then the end token up to the canvas length. DataError if it does not fit, or if
+        there is no end token to fill the canvas with."""
+        ids = self._ids(text, text)
+        if len(ids) > length:
+            raise DataError(
+                f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
+                f"cut off; give the task a longer canvas"
+            )
+        end = self.tokenizer.eos_token_id
+        end = min(self.end_ids, default=None) if end is None else end
+        if end is None and len(ids) < length:
+            raise DataError(
+                f"the answer {_short(text)} fills {len(ids)} of {length} positions, and the tokenizer names no end "
+                f"token for the rest. Set eos_token in tokenizer_config.json."
+            )
+        return torch.tensor(ids + [end] * (length - len(ids)), dtype=torch.int64)
+
+    def check_length(self, text: str, prompt: int, canvas: int) -> None:
+        """DataError if a prompt of so many tokens and its canvas are longer than what the dLLM takes."""
+        if self.positions is not None and prompt + canvas > self.positions:
+            raise DataError(
+                f"the prompt {_short(text)} of {prompt} tokens and a canvas of {canvas} are longer than this dLLM's "
+                f"{self.positions} positions (max_position_embeddings). Use a shorter prompt or canvas."
+            )
+
+    def token(self, token: int) -> str:
+        """One position's text, an end token as it is written in the vocabulary."""
+        return self.tokenizer.convert_ids_to_tokens(token) if token in self.end_ids else self.tokenizer.decode([token])
+
+    def text(self, ids: Tensor) -> str:
+        """The text before the first end token."""
+        kept: list[str] = []
+        for token in ids.tolist():
+            if token in self.end_ids:
+                break
+            kept.append(token)
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

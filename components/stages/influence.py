@@ -1,0 +1,94 @@
+"""Stage influence: the fresh policy; a coupled one learns how commits move the frozen dLLM's other predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.core.files import remove, write_csv
+from components.settings import Coupled, Decode, Domain, Feature, Influence, Policy
+from components.stages.common.progress import progress
+from components.stages.common.runfile import code_of, digest, folder_hashes
+from components.stages.common.workspace import Workspace
+
+if TYPE_CHECKING:
+    from components.policies.store import LearnedPolicy
+
+
+def influence(
+    workspace: Workspace, domain: Domain, policy: Policy, decode: Decode, influence: Influence
+) -> dict[str, float]:
+    """P/influence/policy, P/influence/epochs.csv; metrics: loss and share of unexplained shift, by epoch and held out.
+
+    Killed, it goes on from .checkpoints/<profile>/influence-<identity> and ends at the same bits.
+    """
+    from components.policies import store
+    from components.policies.coupled import CoupledPolicy
+    from components.stages.common.models import domain_prompts, open_denoiser, reference_of
+    from components.trainers.influence import Fit
+    from components.trainers.influence import influence as run
+    from components.trainers.probing import Probing, cost
+
+    denoiser, encoder = open_denoiser(workspace, domain.model)
+    fresh = fresh_policy(policy, denoiser.width, influence.seed).to(denoiser.device)
+    figures: dict[str, float] = {"parameters": float(sum(p.numel() for p in fresh.parameters()))}
+    epochs: list[dict[str, float]] = []
+    if isinstance(fresh, CoupledPolicy) and fresh.shape.pairs:
+        prompts = domain_prompts(workspace, domain, encoder, ["train"])
+        probing = Probing(
+            influence.chunks,
+            influence.prompts,
+            influence.states,
+            influence.probes,
+            influence.own_from,
+            influence.held,
+            decode.block_length,
+            influence.seed,
+        )
+        plan = Fit(influence.epochs, influence.batch, influence.learning_rate, influence.seed)
+        figures["forwards"] = float(cost(prompts, probing))
+        print(f"influence: at most {figures['forwards']:,.0f} forwards of single rows", flush=True)
+        inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
+        key = digest(
+            [
+                *folder_hashes([*inputs, *code_of("influence")]),
+                domain.model_dump(mode="json"),
+                influence.reference,
+                influence.value,
+            ]
+        )
+        kept = workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}"
+        rounds = 1 if influence.own_from is None else 2
+        reference = reference_of(influence.reference, influence.value)
+        with progress("influence", influence.epochs * rounds) as tick:
+
+            def report(epoch: int, metrics: dict[str, float]) -> None:
+                epochs.append({"epoch": epoch, **metrics})
+                tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
+
+            run(fresh, reference, denoiser, prompts, (probing, plan), report, kept, key)
+        figures |= {name.removeprefix("influence/"): value for name, value in epochs[-1].items() if name != "epoch"}
+        remove(kept)
+    store.save(fresh, workspace.outputs / "influence" / "policy")
+    write_csv(workspace.outputs / "influence" / "epochs.csv", epochs or [{"epoch": 0}])
+    workspace.metrics("influence", figures)
+    return figures
+
+
+def fresh_policy(policy: Policy, width: int, seed: int) -> LearnedPolicy:
+    """A policy of the settings' shape over hidden states of this width; its weights depend on the seed alone."""
+    import torch
+
+    from components.core.rng import seed_of
+    from components.policies.confidence import ConfidencePolicy, Shape
+    from components.policies.coupled import CoupledPolicy, CoupledShape
+    from components.policies.feature import FeaturePolicy, FeatureShape
+
+    chosen: dict[str, Any] = policy.model_dump(exclude={"kind"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "policy"))
+        if isinstance(policy, Feature):
+            return FeaturePolicy(FeatureShape(features=width, **chosen))
+        chosen["features"] = width if policy.features else 0
+        if isinstance(policy, Coupled):
+            return CoupledPolicy(CoupledShape(**chosen))
+        return ConfidencePolicy(Shape(**chosen))

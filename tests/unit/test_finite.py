@@ -1,0 +1,289 @@
+"""Numbers that are not numbers are found where they enter, with the row, round, tensor or file in the message; and what
+is equal stays equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.core.errors import CheckpointError, SettingsError
+from components.core.types import Canvas
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
+from components.denoisers import embedded
+from components.denoisers.formula import FormulaDenoiser
+from components.export import NumpyPolicy, OnnxPolicy, export_policy
+from components.export.actions import commit as commit_array
+from components.export.coupled_actions import CoupledScores, coupled_greedy
+from components.maths.distributions import Bernoulli, Categorical, commit
+from components.maths.objectives import group_advantages
+from components.maths.plackett_luce import DPLS
+from components.policies import store
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.heuristics import Threshold
+from components.trainers.distill import DistillPlan, imitate
+from components.trainers.pretrain import Batch, pretrain
+from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.rewards import REWARDS
+from tests.messages import has_remedy
+
+torch.set_num_threads(1)
+
+BAD = {"NaN": math.nan, "infinite": math.inf}
+PLAN = Plan(rounds=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
+
+
+def learner(features: int = 0) -> ConfidencePolicy:
+    torch.manual_seed(0)
+    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5, features=features))
+
+
+def snapshot(policy: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
+
+
+# --- logits and hidden states --------------------------------------------------------------------------------------
+
+
+def plain(canvas: Canvas) -> Tensor:
+    return torch.eye(6)[torch.arange(4) + 1].expand(len(canvas.ids_BT), 4, 6).clone()
+
+
+def spoiled(value: float) -> FormulaDenoiser:
+    """Fine but for position 2 behind prompts that begin with token 5."""
+
+    def formula(canvas: Canvas) -> Tensor:
+        logits_BLV = plain(canvas)
+        logits_BLV[canvas.ids_BT[:, 0] == 5, 2, 3] = value
+        return logits_BLV
+
+    return FormulaDenoiser(formula, 6)
+
+
+JOB = Job.of([torch.tensor([n]) for n in (1, 2, 5, 3)], 4, 4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_stop_with_row_and_position(value: float):
+    with pytest.raises(CheckpointError, match=r"row 2 of the job, canvas position 2, step 0.*logits") as caught:
+        rollout(spoiled(value), Threshold(0.9), JOB, DecodeOptions(workers=1))
+    assert has_remedy(str(caught.value))
+
+
+def test_a_token_that_is_ruled_out_by_minus_infinity_is_no_fault():
+    assert bool(rollout(spoiled(-math.inf), Threshold(0.9), JOB).finished_R.all())
+
+
+def test_a_position_where_every_token_is_forbidden_stops():
+    denoiser = FormulaDenoiser(lambda canvas: torch.full((len(canvas.ids_BT), 4, 6), -math.inf), 6)
+    with pytest.raises(CheckpointError, match="logits"):
+        rollout(denoiser, Threshold(0.9), JOB)
+
+
+def test_a_head_that_overflows_stops_a_decode():
+    denoiser, encoder = embedded.build("llada", "abcdef", 16, 1, 2, 24, 32, seed=0)
+    denoiser.model.lm_head.weight.data *= 1e38
+    with pytest.raises(CheckpointError, match="logits"):
+        rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("abc")], 4, 4))
+
+
+def test_hidden_states_that_are_not_finite_stop_only_a_policy_that_reads_them():
+    class Half(FormulaDenoiser):
+        def hidden(self, canvas: Canvas, state: object) -> tuple[Tensor, None]:
+            states_BTD, _ = super().hidden(canvas, None)
+            states_BTD[..., 0] = torch.nan
+            return states_BTD, None
+
+        def logits(self, hidden_ND: Tensor) -> Tensor:
+            return hidden_ND.nan_to_num(0.0)
+
+    denoiser = Half(plain, 6)
+    assert bool(rollout(denoiser, learner(), JOB, DecodeOptions(choose="mode")).finished_R.all())
+    with pytest.raises(CheckpointError, match="hidden states"):
+        rollout(denoiser, learner(features=6), JOB, DecodeOptions(choose="mode"))
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def train(key_first, policy: ConfidencePolicy) -> None:
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        PLAN,
+        Objective(signal="dense"),
+        lambda number, metrics: None,
+        optimiser_for(policy, PLAN),
+    )
+
+
+def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first):
+    policy = learner()
+    before = snapshot(policy)
+    policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(SettingsError, match=r"round 0: .* gradient of time\.0\.weight") as caught:
+        train(key_first, policy)
+    assert has_remedy(str(caught.value))
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first, monkeypatch):
+    policy = learner()
+    before = snapshot(policy)
+    monkeypatch.setitem(
+        REWARDS,
+        "multiplicative",
+        lambda score_R, nfe_R, length_R, alpha: score_R * math.nan,
+    )
+    with pytest.raises(SettingsError, match="round 0: the loss is nan"):
+        train(key_first, policy)
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first, monkeypatch, error):
+    policy = learner()
+    policy.temperature = 0.7
+
+    def fail(*arguments: object) -> None:
+        assert policy.temperature == pytest.approx(1.4)  # the round's
+        raise error
+
+    monkeypatch.setattr("components.trainers.reinforce.update", fail)
+    with pytest.raises(error):
+        train(key_first, policy)
+    assert policy.temperature == 0.7
+
+
+def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
+    policy = learner()
+    policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    before = snapshot(policy)
+    plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=0.1, block_length=None, seed=0)
+    with pytest.raises(SettingsError, match="round 0 of distillation"):
+        imitate(policy, Threshold(0.9), key_first.denoiser(), key_first.prompts(), plan, lambda number, metrics: None)
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+def test_pretraining_stops_before_a_step_that_is_not_finite():
+    denoiser, encoder = embedded.build("llada", "abcdef", 16, 1, 2, 24, 32, seed=0)
+    denoiser.model.requires_grad_(True).lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    before = snapshot(denoiser.model)
+    prompt_BP = encoder.prompt("ab").expand(2, -1)
+    batch = Batch(prompt_BP, torch.ones_like(prompt_BP, dtype=torch.bool), encoder.answer("abc", 4).expand(2, -1), 1.0)
+    with pytest.raises(SettingsError, match=r"step 0 of pretraining: .* gradient of lm_head\.weight"):
+        pretrain(denoiser, lambda step: [batch], 2, 0.1, 0, 0, lambda step, metrics: None)
+    assert all(torch.equal(before[name], value) for name, value in denoiser.model.state_dict().items())
+
+
+# --- policies that are loaded --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_a_policy_folder_with_a_weight_that_is_not_finite_is_refused(value: float, tmp_path: Path):
+    store.save(learner(), tmp_path)
+    path = tmp_path / "policy.safetensors"
+    weights = load_file(path)
+    weights["block.up.weight"][3, 2] = value
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: block\.up\.weight") as caught:
+        store.load(tmp_path)
+    assert has_remedy(str(caught.value))
+
+
+@pytest.mark.parametrize("opened", [OnnxPolicy, NumpyPolicy])
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is(
+    opened: Callable[[Path], object], value: float, tmp_path: Path
+):
+    path = tmp_path / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    opened(path)
+    model = onnx.load(path)
+    floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]
+    assert len(floats) > 10
+    for weight in floats:
+        whole = onnx.numpy_helper.to_array(weight)
+        bad = whole.copy()
+        bad.flat[-1] = value
+        weight.CopyFrom(onnx.numpy_helper.from_array(bad, weight.name))
+        onnx.save(model, path)
+        with pytest.raises(CheckpointError, match=r"policy\.onnx") as caught:
+            opened(path)
+        assert has_remedy(str(caught.value)), weight.name
+        weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+# --- force ---------------------------------------------------------------------------------------------------------
+
+
+ELIGIBLE_BL = np.array([[False, True, True, False], [False, False, False, False]])
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "categorical", "dpls"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_force_commits_even_where_utilities_are_not_numbers(kind: str, sampled: bool):
+    utilities_BL = np.full((2, 4), np.nan, np.float32)
+    action = {"kind": kind, "temperature": 1.0, "scale": 1.0}
+    uniform = (lambda stream, length: np.full((2, length), 0.5)) if sampled else None
+    committed_BL = commit_array(action, utilities_BL, ELIGIBLE_BL, uniform, force=True)
+    assert committed_BL.any(-1).tolist() == [True, False]
+    assert not (committed_BL & ~ELIGIBLE_BL).any()
+
+
+@pytest.mark.parametrize("kind", [Bernoulli, Categorical, DPLS])
+def test_force_commits_in_the_loop_too(kind: type):
+    eligible_BL = torch.from_numpy(ELIGIBLE_BL)
+    distribution = kind(torch.full((2, 4), torch.nan), eligible_BL)
+    action = commit(distribution, distribution.mode(), eligible_BL, force=True)
+    assert action.committed_BL is not None
+    assert action.committed_BL.any(-1).tolist() == [True, False]
+
+
+def test_the_coupled_draw_takes_one_even_where_scores_are_not_numbers():
+    bad_BL = np.full((1, 3), np.nan, np.float32)
+    zeros = np.zeros((1, 3, 3), np.float32)
+    eligible_BL = np.array([[False, True, True]])
+    taken_BL, _ = coupled_greedy(CoupledScores(bad_BL, bad_BL, zeros, bad_BL, eligible_BL))
+    assert (taken_BL & eligible_BL).any()
+
+
+# --- equal rewards -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_std", [False, True])
+@pytest.mark.parametrize("reward", [0.1, 0.7, 1 / 3, (13 / 16) ** 3])
+@pytest.mark.parametrize("members", [3, 5, 6, 7, 8])
+def test_equal_rewards_give_an_advantage_of_exactly_zero(reward: float, members: int, by_std: bool):
+    reward_R = torch.cat([torch.full((members,), reward), torch.linspace(0, 1, members)])
+    group_R = torch.arange(2).repeat_interleave(members)
+    advantage_R = group_advantages(reward_R, group_R, by_std)
+    assert torch.equal(advantage_R[:members], torch.zeros(members))
+    assert bool((advantage_R[members:] != 0).any())
+
+
+def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatch):
+    monkeypatch.setitem(REWARDS, "multiplicative", lambda score_R, *rest: torch.full_like(score_R, 0.7))
+    policy, plan = learner(), replace(PLAN, group=5)
+    before, seen = snapshot(policy), {}
+    reinforce(
+        policy,
+        key_first.denoiser(),
+        key_first.prompts(),
+        plan,
+        Objective(),
+        lambda number, metrics: seen.update(metrics),
+        optimiser_for(policy, plan),
+    )
+    assert seen["reward/mixed_groups"] == 0
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
