@@ -84,7 +84,7 @@ class Coupled(Section):
     offsets: Natural
     positions: Natural
     features: bool
-    action: Literal["coupled", "categorical"]
+    action: Literal["accept", "coupled", "categorical"]
     kappa: Positive
     tau: float
     cost: NonNegative
