@@ -31,7 +31,9 @@ def shrink(params: dict[str, Any]) -> dict[str, Any]:
         model["rows"] = dict.fromkeys(model["rows"], 8)
     params["headroom"] |= {"prompts": 8, "orders": 4, "cases": {"many": params["headroom"]["cases"]["many"]}}
     params["policy"] |= {"width": 16, "heads": 2, "inner": 16}
-    params["influence"] |= {"chunks": 1, "prompts": 8}
+    if params["policy"]["kind"] == "coupled":
+        params["policy"]["pair"] = 8
+    params["influence"] |= {"chunks": 2, "prompts": 8, "states": 16, "probes": 4, "epochs": 1}
     params["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
     params["train"] |= {
         "signal": "dense",

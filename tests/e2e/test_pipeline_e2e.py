@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors import safe_open
 
 from components.core.files import read_lines
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 KILLED = 2  # killed after round 2 was logged, when the last checkpoint is that of round 1
 P = Path("outputs/tiny")
+GATE: str = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["evaluate"]["gate_task"]
 
 # Stands before the real `unmask` on the PATH.
 KILLER = f"""#!{sys.executable}
@@ -80,7 +82,7 @@ def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pip
     assert stages.count("train") == 2
     wanted = set(clone.run("dvc", "stage", "list", "--name-only").split())
     assert set(stages) == wanted and len(stages) == len(wanted) + 1
-    assert {"pretrain@mini-llada", "pretrain@mini-dream", "rules@sudoku_many", "evaluate@sudoku_many"} <= wanted
+    assert {"pretrain@mini-llada", "pretrain@mini-dream", f"rules@{GATE}", f"evaluate@{GATE}"} <= wanted
     assert {"gate-rules", "transfer-rules@longer", "transfer@longer", "ood-rules@related", "ood@related"} <= wanted
 
 
@@ -132,7 +134,7 @@ def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> No
 def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    for path in (P / "metrics" / "evaluate-sudoku_many.json", P / "headroom" / "many.json"):
+    for path in (P / "metrics" / f"evaluate-{GATE}.json", P / "headroom" / "many.json"):
         assert shown[str(path)]["data"] == json.loads((clone.folder / path).read_text())
     with clone.other_alpha():
         changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
