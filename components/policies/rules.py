@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
         _lazy("heuristics.TopKRandom"), "random of the top k", "positions to draw among", low=1, whole=True,
         commits="one", random=True,
     ),
-    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, everywhere=True),
+    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1),
     "overlap": Rule(_lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", everywhere=True),
     "overlap_rise": Rule(
         _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", everywhere=True
