@@ -95,6 +95,7 @@ class CoupledPolicy(nn.Module):
     def __init__(self, shape: CoupledShape, temperature: float = 1.0, speed: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
         self.shape, self.temperature, self.scale, self.speed, self.offset = shape, temperature, 1.0, speed, offset
+        self.denoiser = ""  # fingerprint of the dLLM whose hidden states it reads
         width = shape.width
         self.stem = nn.Linear(2 + shape.top_k, width)
         self.bit = nn.Embedding(2, width)
@@ -126,7 +127,7 @@ class CoupledPolicy(nn.Module):
 
     def drop_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
-        self.shape = replace(self.shape, features=width)
+        self.shape, self.denoiser = replace(self.shape, features=width), ""
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.tau.device)
         nn.init.zeros_(self.features.weight)
 
@@ -185,9 +186,13 @@ class CoupledPolicy(nn.Module):
 
     def score(self, obs: Observation) -> Tensor:
         """(B, L) utilities before anything is taken."""
-        x_BLW, odds_BL = self._positions(obs)
-        bias_BL = self.bias(x_BLW).squeeze(-1)
-        return self.log_kappa.exp() * (odds_BL / _ODDS + bias_BL + self.tau + self.offset)
+        return self.utilities(obs, self.bias(self._positions(obs)[0]).squeeze(-1))
+
+    def utilities(self, obs: Observation, bias_BL: Tensor) -> Tensor:
+        """``score`` from the bias that ``forward`` gives."""
+        assert obs.log_odds_BL is not None
+        odds_BL = obs.log_odds_BL.to(bias_BL.dtype).masked_fill(~obs.masked_BL, 0.0)
+        return self.log_kappa.exp() * (odds_BL + bias_BL + self.tau + self.offset)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         if self.shape.action == "categorical":

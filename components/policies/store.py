@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
 from components.core.files import beside, write_json
+from components.policies.binding import bound_to
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
@@ -21,13 +22,21 @@ FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
-    """A freshly initialised policy from ``policy.describe()``."""
+    """A freshly initialised policy from ``describe``."""
     if described.get("kind") not in KINDS:
         raise CheckpointError(
             f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
             f"known are {sorted(KINDS)}"
         )
-    return KINDS[described["kind"]](described["shape"])
+    policy = KINDS[described["kind"]](described["shape"])
+    policy.denoiser = str(described.get("denoiser", ""))
+    return policy
+
+
+def describe(policy: LearnedPolicy) -> dict[str, Any]:
+    """What ``build`` makes a policy of this kind from: kind, shape, and the dLLM whose hidden states it reads."""
+    bound = bound_to(policy)
+    return policy.describe() | ({"denoiser": bound} if bound else {})
 
 
 def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
@@ -51,7 +60,7 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     """Write policy.safetensors and policy.json into the folder, each whole or not at all."""
     with beside(folder / "policy.safetensors") as part:
         save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
-    write_json(folder / "policy.json", policy.describe())
+    write_json(folder / "policy.json", describe(policy))
 
 
 def content_hash(folder: Path) -> str:

@@ -55,8 +55,8 @@ if name == "train":
     Path("outputs/tiny/metrics/train.json").write_text(json.dumps({"reward": {"mean": float(value)}}))
 if name == "report":
     trained = json.loads(Path("outputs/tiny/metrics/train.json").read_text())["reward"]["mean"]
-    figures = {"sudoku": {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}}
-    Path("outputs/tiny/metrics/evaluate.json").write_text(json.dumps(figures))
+    figures = {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}
+    Path("outputs/tiny/metrics/evaluate-sudoku.json").write_text(json.dumps(figures))
     Path("outputs/tiny/report/pareto.png").write_bytes(b"\\x89PNG the picture")
     Path("outputs/tiny/report/table.md").write_text("| policy | accuracy |\\n|---|---|\\n| learned | 0.9 |\\n")
 """
@@ -66,19 +66,20 @@ vars: [params.yaml]
 stages:
   report:
     cmd: python stage.py report 0
-    deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-dream]
+    deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-mini-dream]
     outs: [outputs/tiny/report]
-    metrics: [{outputs/tiny/metrics/evaluate.json: {cache: false}}]
+    metrics: [{outputs/tiny/metrics/evaluate-sudoku.json: {cache: false}}]
   train:
-    cmd: python stage.py train ${profiles.tiny.train.seed}
-    deps: [outputs/tiny/made/pretrain-llada]
+    cmd: python stage.py train ${train.seed}
+    deps: [outputs/tiny/made/pretrain-mini-llada]
     outs: [outputs/tiny/made/train]
     metrics: [{outputs/tiny/metrics/train.json: {cache: false}}]
   pretrain:
-    matrix: {model: [llada, dream]}
-    cmd: python stage.py pretrain-${item.model} 0
-    deps: [stage.py]
-    outs: ["outputs/tiny/made/pretrain-${item.model}"]
+    foreach: ${models}
+    do:
+      cmd: python stage.py pretrain-${key} 0
+      deps: [stage.py]
+      outs: ["outputs/tiny/made/pretrain-${key}"]
 """
 # Found before the real one by `python -m components.cli` in the worktree.
 CLI = """\
@@ -103,8 +104,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
     (folder / "components").mkdir()
+    (folder / "profiles").mkdir()
     files = {"stage.py": STAGE, "dvc.yaml": DVC, "components/__init__.py": "", "components/cli.py": CLI}
-    files |= {"params.yaml": (ROOT / "params.yaml").read_text(), ".gitignore": "/outputs/\n/.worktrees/\n"}
+    files |= {name: (ROOT / name).read_text() for name in ("params.yaml", "profiles/gpu.yaml")}
+    files |= {".gitignore": "/outputs/\n/.worktrees/\n"}
     for name, text in files.items():
         (folder / name).write_text(text)
     _commit(folder)
@@ -216,7 +219,7 @@ def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> 
     assert finished.run.state and finished.run.state.is_completed()
     names = _tasks(finished.run)
     assert names[:2] == ["preflight", "worktree"] and names[-2:] == ["results", "promote"]
-    assert sorted(names[2:4]) == ["pretrain@dream", "pretrain@llada"] and names[4:-2] == ["train", "report"]
+    assert sorted(names[2:4]) == ["pretrain@mini-dream", "pretrain@mini-llada"] and names[4:-2] == ["train", "report"]
 
 
 def test_every_line_of_a_stage_is_in_the_flows_log(finished: Finished) -> None:
@@ -263,7 +266,7 @@ def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_d
     (toy.parent / "break-train").unlink()
     run = _run(run)
     assert run.state and run.state.is_completed() and run.run_count == 2
-    assert sorted(_ran(toy)) == sorted(["pretrain-llada", "pretrain-dream", *["train"] * 3, "report"])
+    assert sorted(_ran(toy)) == sorted(["pretrain-mini-llada", "pretrain-mini-dream", *["train"] * 3, "report"])
     assert f"taking up worktree {kept[0]}" in _log(run)
     assert not _worktrees(toy)
 
@@ -339,4 +342,4 @@ def test_a_run_that_is_ended_leaves_no_process_behind_and_can_be_taken_up_again(
         assert run.state and run.state.is_final()  # after kill -9 the worker, or the missing heartbeat, sees to that
     run = _run(run)
     assert run.state and run.state.is_completed()
-    assert _ran(toy).count("pretrain-llada") == 1 and not _worktrees(toy)
+    assert _ran(toy).count("pretrain-mini-llada") == 1 and not _worktrees(toy)

@@ -27,6 +27,7 @@ from components.evaluation.results import EvalResult, read_table
 from components.maths.pareto import front_at, upper_hull
 from components.policies.rules import RULES
 from components.reports import boards, card, fronts, learning, order_page, pareto, picture, table
+from tests.messages import has_remedy
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
@@ -184,6 +185,12 @@ def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):
     path.write_text(edit(path.read_text()))
     with pytest.raises(DataError, match=names):
         read_table(path)
+
+
+def test_a_table_that_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv is not there") as refused:
+        read_table(write_cells(tmp_path / "test.csv", synthetic()), tmp_path / "none.csv")
+    assert has_remedy(str(refused.value))
 
 
 def test_the_mixture_named_is_the_mixture_meant():

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from components.core.errors import SettingsError
-from components.maths import plackett_luce
+from components.maths import coupled, plackett_luce
 from components.settings import Settings, compatibility, read
 from components.tasks import sandbox
 from tests.messages import has_remedy
@@ -259,6 +259,29 @@ def test_what_can_work_is_not_refused(tmp_path: Path, what: str) -> None:
 
 def test_the_limit_of_exact_orders_is_the_library_s() -> None:
     assert compatibility.EXACT_LIMIT == plackett_luce.EXACT_LIMIT
+    assert compatibility.COUPLED_LIMIT == coupled.EXACT_LIMIT
+
+
+COUPLED = dict(
+    kind="coupled", top_k=4, width=8, heads=2, inner=8, blocks=1, pair=8, pairs=True, attention=[], offsets=0
+)
+COUPLED |= dict(positions=0, features=False, action="coupled", kappa=1.0, tau=0.0, cost=5.0, mix=0.9)
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "pull", "refused"), [(9, "ce", 0.0, True), (4, "ce", 0.1, False), (9, "kl", 0.1, False)]
+)
+def test_what_a_coupled_draw_may_be_pulled_to(
+    tmp_path: Path, block: int, kind: str, pull: float, refused: bool
+) -> None:
+    """Its KL is estimated over any number of positions; the cross-entropy to its start would be a sum over orders."""
+    changes = {"policy": COUPLED, "decode.block_length": block, "train.divergence": kind, "train.pull": pull}
+    changes |= {"train.reference": "distilled", "train.experts": 0}
+    if not refused:
+        read(write(tmp_path, changes))
+        return
+    with pytest.raises(SettingsError, match=r"ce to a coupled policy over 9 open positions.*Use kl"):
+        read(write(tmp_path, changes))
 
 
 @pytest.mark.parametrize(
