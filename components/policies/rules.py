@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
         _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", everywhere=True
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats"),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1),
+    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, everywhere=True),
     "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge"),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
