@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.errors import DataError
-from components.core.files import read_lines, read_text, write_csv, write_lines
+from components.core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
@@ -101,11 +99,11 @@ def read_table(*paths: Path) -> list[EvalResult]:
     """
     results: list[EvalResult] = []
     for path in paths:
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        rows = read_csv(path, "Run the stage that writes this table again.")
+        missing = [name for name in COLUMNS if rows and name not in rows[0]]
         if missing:
             raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
-        results += [_result(row, f"{path}, line {reader.line_num}") for row in reader]
+        results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
         raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
     return results

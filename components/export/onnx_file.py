@@ -12,6 +12,7 @@ A coupled policy's file gives, beside the utilities of the first pick, what move
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _open(path: Path, threads: int) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; else every session looks up a host
     import onnxruntime as ort
 
     if not path.is_file():

@@ -6,7 +6,10 @@ KL between different kinds of draws, or a setting that is ignored in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from components.policies.rules import RULES
+from components.settings.data import Data, Model
 from components.settings.policy import Confidence, Coupled, Decode, Feature
 from components.settings.training import Distill, Train
 
@@ -29,6 +32,36 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
             f"train.objective=upo with policy.action={policy.action}; paper B draws one position per "
             f"step; use policy.kind: feature, or action: categorical"
         )
+
+
+def check_shares(weights: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    """Every task of the domain gets a prompt of every split; weights: its share of them."""
+    total = sum(weights.values())
+    for split, count in counts.items():
+        for name, weight in weights.items():
+            if count * weight < total:
+                raise ValueError(
+                    f"domain.tasks.{name}={weight} of {total} is no prompt of the {count} in data.counts.{split}. "
+                    f"Raise the weight, or remove the task."
+                )
+
+
+def check_letters(data: Data, models: Mapping[str, Model], asked: Iterable[tuple[str, str]]) -> None:
+    """An embedded dLLM writes in the letters of the tasks that it is trained on, and in no others.
+
+    asked: (dLLM, task) of all that is decoded.
+    """
+    for which, name in sorted(asked):
+        model = models[which]
+        if model.source != "embedded" or data.tasks[name].params.get("execute"):
+            continue
+        known = {letter for trained in model.rows for letter in data.tasks[trained].build().alphabet}
+        unknown = sorted(set(data.tasks[name].build().alphabet) - known)
+        if unknown:
+            raise ValueError(
+                f"task {name} over dLLM {which} needs letters {''.join(unknown)!r}; no task of models.{which}.rows has "
+                f"them. Add {name} there, or ask another task."
+            )
 
 
 def _knobs(policy: Head, decode: Decode) -> None:

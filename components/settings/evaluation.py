@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from components.policies.rules import check_number, decoders, known
-from components.settings.section import Count, Name, Section, Seed
+from components.settings.section import Count, Finite, Name, Section, Seed, Size
 
 
 class Sweep(Section):
@@ -19,8 +19,8 @@ class Sweep(Section):
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    block_lengths: tuple[Count | None, ...]
-    rules: dict[str, tuple[float, ...]]
+    block_lengths: tuple[Size | None, ...]
+    rules: dict[str, tuple[Finite, ...]]
     suppress_eos: bool
 
     @field_validator("rules")

@@ -7,9 +7,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from components.policies.rules import check_number, known
-from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
+from components.settings.section import (
+    MOST,
+    Count,
+    Finite,
+    Natural,
+    NonNegative,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Share,
+    Size,
+)
 
 RuleName = Annotated[str, AfterValidator(known)]
+STEEPEST = 100  # exponent of speed; beyond it every reward but the fastest is zero
 
 
 class Influence(Section):
@@ -46,7 +59,7 @@ class Distill(Section):
 
     seed: Seed
     reference: RuleName
-    value: float | None
+    value: Finite | None
     rounds: Count
     prompts: Count
     pairs: Count
@@ -61,11 +74,11 @@ class Distill(Section):
 def _alpha(value: Any) -> Any:
     many = isinstance(value, list | tuple)
     numbers = list(value) if many else [value]
-    right = all(isinstance(a, int | float) and not isinstance(a, bool) and a >= 0 for a in numbers)
+    right = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a <= STEEPEST for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
         raise ValueError(
             f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
-            f">= 0, or a list of different ones"
+            f"from 0 to {STEEPEST}, or a list of different ones"
         )
     return tuple(float(a) for a in numbers) if many else float(value)
 
@@ -95,10 +108,10 @@ class Train(Section):
     signal: Literal["correct", "dense"]
     rounds: Count
     prompts: Count
-    group: Annotated[int, Field(ge=2)]
+    group: Annotated[int, Field(ge=2, le=MOST)]
     experts: Natural
     expert_threshold: Share
-    expert_block: Count | None
+    expert_block: Size | None
     learning_rate: Rate
     warmup: Natural
     floor: Share
@@ -109,7 +122,7 @@ class Train(Section):
     weighting: Literal["row", "constant"]
     normalize_advantage: bool
     reference: Annotated[str, AfterValidator(_rule_or_distilled)]
-    reference_value: float | None
+    reference_value: Finite | None
     divergence: Literal["kl", "ce", "none"]
     pull: NonNegative
     keep_steps: Annotated[float, Field(gt=0, le=1)]

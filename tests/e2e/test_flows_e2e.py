@@ -343,3 +343,34 @@ def test_a_run_that_is_ended_leaves_no_process_behind_and_can_be_taken_up_again(
     run = _run(run)
     assert run.state and run.state.is_completed()
     assert _ran(toy).count("pretrain-mini-llada") == 1 and not _worktrees(toy)
+
+
+def test_without_a_server_the_run_keeps_to_the_checkout_and_no_password_is_kept(toy: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".prefect").mkdir(parents=True)
+    # A profile that would send everything elsewhere.
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (home / ".prefect" / "profiles.toml").write_text(profile, encoding="utf-8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "XDG_"))}
+    secret = "s3cr3t-of-the-store"
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.train_policy", "--repository", str(toy), "--seed", "4"],
+        cwd=toy,
+        env={
+            **plain,
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONSAFEPATH": "1",  # the toy has a folder `components` of its own
+            "MLFLOW_TRACKING_URI": f"http://user:{secret}@127.0.0.1:9/",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.index("{\n") :])["promotion"]["store"] == "http://***@127.0.0.1:9/"
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["profiles.toml"]
+    kept = [path for path in (toy / ".prefect").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in kept)
+    assert not [path for path in kept if secret.encode() in path.read_bytes()]
+    assert secret not in done.stdout + done.stderr

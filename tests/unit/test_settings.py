@@ -25,7 +25,9 @@ from tests.messages import has_remedy
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "params.yaml"
 FILES = [FILE, *sorted((ROOT / "profiles").glob("*.yaml"))]
-RAW: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+# A policy of paper A, which most rules about what goes together are about.
+CONFIDENCE = ROOT / "profiles" / "confidence.yaml"
+RAW: dict[str, Any] = yaml.safe_load(CONFIDENCE.read_text(encoding="utf-8"))
 
 
 def write(folder: Path, changes: dict[str, Any], drop: str = "") -> Path:
@@ -269,7 +271,7 @@ COUPLED |= dict(positions=0, features=False, action="coupled", kappa=1.0, tau=0.
 
 
 @pytest.mark.parametrize(
-    ("block", "kind", "pull", "refused"), [(9, "ce", 0.0, True), (4, "ce", 0.1, False), (9, "kl", 0.1, False)]
+    ("block", "kind", "pull", "refused"), [(8, "ce", 0.0, True), (4, "ce", 0.1, False), (8, "kl", 0.1, False)]
 )
 def test_what_a_coupled_draw_may_be_pulled_to(
     tmp_path: Path, block: int, kind: str, pull: float, refused: bool
@@ -280,7 +282,7 @@ def test_what_a_coupled_draw_may_be_pulled_to(
     if not refused:
         read(write(tmp_path, changes))
         return
-    with pytest.raises(SettingsError, match=r"ce to a coupled policy over 9 open positions.*Use kl"):
+    with pytest.raises(SettingsError, match=r"ce to a coupled policy over 8 open positions.*Use kl"):
         read(write(tmp_path, changes))
 
 

@@ -22,7 +22,7 @@ def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoi
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
-    pinned = read_json(folder / "source.json")
+    pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
     source = pinned["source"] or str(folder)
     return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), pinned["dtype"], pinned["revision"])
 
