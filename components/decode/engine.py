@@ -27,6 +27,7 @@ from components.decode.act import decide, thin
 from components.decode.batch import admit, advance, is_done, refresh, retire
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.protocol import Denoiser
+from components.policies.binding import require_same_denoiser
 from components.policies.protocol import Policy
 
 # Positions in flight that are worth a worker: below that the workers wait for one another's Python.
@@ -45,8 +46,11 @@ def rollout(
     """Decodes every row of the job. ``policies[0]`` is the learning one; ``job.policy_R`` says who draws which row.
 
     progress is called with the number of rows that have just finished, from the worker that finished them.
+    SettingsError if a policy reads hidden states of another dLLM.
     """
     many = list(policies) if isinstance(policies, Sequence) else [policies]
+    for policy in many:
+        require_same_denoiser(policy, denoiser)
     needs = _needs(many, job, options)
     if not len(job):
         none = torch.zeros(0, dtype=torch.int64)

@@ -12,6 +12,7 @@ A coupled policy's file gives, beside the utilities of the first pick, what move
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from components.core.errors import CheckpointError, DataError, SettingsError
 VERSION = 2
 PREFIX = "unmask."
 OUTPUT = "utilities_BL"
+PAIRED = ("bias_BL", "shift_BLL", "mix_BL")
 OUTPUTS = {
     "bernoulli": (OUTPUT,),
     "categorical": (OUTPUT,),
     "dpls": (OUTPUT,),
-    "coupled": (OUTPUT, "bias_BL", "shift_BLL", "mix_BL"),
+    "coupled": (OUTPUT, *PAIRED),
+    "accept": (OUTPUT, *PAIRED),
 }
 """What a file gives, by the kind of its action."""
 
@@ -79,7 +82,7 @@ class OnnxFile:
                 f"fields of the Observation, draws by one of {sorted(OUTPUTS)} and gives what that needs; export it "
                 f"again"
             )
-        if offset and kind != "coupled":
+        if offset and PAIRED[0] not in OUTPUTS[kind]:
             raise SettingsError(
                 f"offset={offset} is for coupled policies, {path.name} draws by {kind}. Leave it out, or serve a "
                 f"coupled policy."
@@ -174,6 +177,7 @@ def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _open(path: Path, threads: int) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; else every session looks up a host
     import onnxruntime as ort
 
     if not path.is_file():

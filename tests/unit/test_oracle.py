@@ -34,10 +34,10 @@ from components.policies.heuristics import (
     SoftmaxConfidence,
     Threshold,
     TopKRandom,
-    heuristic,
     shortlist,
 )
 from components.policies.protocol import Policy
+from components.policies.rules import heuristic
 from components.trainers.reinforce import Objective, Plan, surrogate
 from components.trainers.rewards import multiplicative
 

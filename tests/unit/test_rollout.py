@@ -34,9 +34,9 @@ from components.policies.heuristics import (
     SuppressTokens,
     Threshold,
     TopKRandom,
-    heuristic,
 )
 from components.policies.protocol import Policy
+from components.policies.rules import heuristic
 from components.policies.teacher import Teacher
 
 torch.set_num_threads(1)
