@@ -28,7 +28,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cachedfind(path, "config.json", revision=revision)
+        found = cached_file(path, "config.json", revision=revision)
     except OSError as error:
         raise CheckpointError(
             f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
@@ -87,7 +87,7 @@ def find(path: str, name: str, revision: str | None) -> Path | None:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cachedfind(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise CheckpointError(f"{path}: {name} cannot be fetched ({str(error).splitlines()[0]}). Go online.") from error
     return None if found is None else Path(str(found))
