@@ -71,7 +71,7 @@ def _earlier(client: MlflowClient, profile: str, present: ModelVersion | None) -
 def _named(client: MlflowClient, profile: str, version: int) -> ModelVersion:
     name, known = registry.model_name(profile), registry.versions(client, profile)
     found = next((v for v in known if int(v.version) == version), None)
-    allowed = ", ".join(v.version for v in known if registry.was_promoted(v)) or "none"
+    allowed = ", ".join(str(v.version) for v in known if registry.was_promoted(v)) or "none"
     if found is None:
         raise DataError(f"{name} has no version {version}. Use one that was promoted: {allowed}.")
     if not registry.was_promoted(found):

@@ -25,6 +25,7 @@ ROWS = 16  # of each tensor that are compared with the file
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
+
     from transformers.utils.hub import cached_file
 
     try:
@@ -84,6 +85,7 @@ def find(path: str, name: str, revision: str | None) -> Path | None:
     """A file of the checkpoint, downloaded where it is not a folder; None if the checkpoint has none of that name."""
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
+
     from transformers.utils.hub import cached_file
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.errors import DataError
-from components.core.files import read_lines, write_csv, write_lines
+from components.core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
@@ -100,16 +99,15 @@ def write_table(path: Path, results: Sequence[EvalResult]) -> None:
 def read_table(*paths: Path) -> list[EvalResult]:
     """The rows of CSV tables, in the order of the files. Columns that a result does not have are ignored.
 
-    DataError: a column is missing, a number does not parse, or no row is there.
+    DataError: a file or a column is missing, a number does not parse, or no row is there.
     """
     results: list[EvalResult] = []
     for path in paths:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
-            results += [_result(row, f"{path}, line {reader.line_num}") for row in reader]
+        rows = read_csv(path, "Run the stage that writes this table again.")
+        missing = [name for name in COLUMNS if rows and name not in rows[0]]
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
+        results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
         raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
     return results

@@ -62,13 +62,12 @@ def _observation(policy: Policy, width: int) -> Observation:
         fields["features_BTD"] = torch.randn(ROWS, start + LENGTH, width, generator=draw)
     if needs.features == "sequence":
         fields["attend_BT"] = F.pad(valid_BL, (PROMPT, 0), value=True)
-    if needs.attention:
-        shares = torch.rand(ROWS, LENGTH, LENGTH, len(needs.attention), generator=draw) / LENGTH
+    layers = needs.attention
+    if layers:
+        shares = torch.rand(ROWS, LENGTH, LENGTH, len(layers), generator=draw) / LENGTH
         fields["attention_BLLA"] = shares * (valid_BL[:, :, None] & valid_BL[:, None, :]).unsqueeze(-1)
     step_B = torch.arange(ROWS) % 3
-    obs = Observation(
-        masked_BL, eligible_BL, step_B, length_B, canvas_start=start, attention_layers=needs.attention, **fields
-    )
+    obs = Observation(masked_BL, eligible_BL, step_B, length_B, canvas_start=start, attention_layers=layers, **fields)
     return replace(obs, **{name: value.to(device) for name, value in obs.tensors().items()})
 
 
@@ -84,7 +83,7 @@ def _statistics(logits_BLV: Tensor, needs: Needs) -> dict[str, Tensor]:
     fields |= {"token_BL": ids_BLV[..., 0], "confidence_BL": best_BL.float()}
     if needs.top_k:
         fields["top_BLK"] = top_BLV[..., : needs.top_k].float()
-    if needs.top_ids:
+    if getattr(needs, "top_ids", False):
         fields["top_ids_BLK"] = ids_BLV[..., : needs.top_k]
     return fields
 
@@ -179,14 +178,8 @@ def _close(one_BL: Tensor, other_BL: Tensor, eligible_BL: Tensor) -> bool:
 
 def _wider(obs: Observation) -> Observation:
     """The observation with two more columns of padding behind the canvas."""
-    pads = {
-        "_BL": (0, 2),
-        "_BLK": (0, 0, 0, 2),
-        "_BLH": (0, 0, 0, 2),
-        "_BTD": (0, 0, 0, 2),
-        "_BT": (0, 2),
-        "_BLLA": (0, 0, 0, 2, 0, 2),
-    }
+    pads = {"_BL": (0, 2), "_BLK": (0, 0, 0, 2), "_BLH": (0, 0, 0, 2), "_BTD": (0, 0, 0, 2), "_BT": (0, 2)}
+    pads["_BLLA"] = (0, 0, 0, 2, 0, 2)
     fields = {}
     for name, value in obs.tensors().items():
         ending = "_" + name.rsplit("_", 1)[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -18,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
@@ -47,20 +49,32 @@ ADDRESSES = (
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the absolute `sqlite:///<root>/mlflow.db`, whatever the folder is."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(root.resolve() / "mlflow.db")
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite file mlflow.db of the workspace that ``root`` belongs to."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(workspace_of(root) / "mlflow.db")
+
+
+def workspace_of(root: Path) -> Path:
+    """``root``, absolute; of a temporary copy that `dvc exp run --queue` or `--temp` made, the workspace it is of.
+
+    DVC deletes such a copy, and a run that was kept in it would go with it.
+    """
+    whole = root.resolve()
+    return next((p.parents[2] for p in whole.parents if p.parts[-3:] == (".dvc", "tmp", "exps")), whole)
 
 
 def uri_of(path: Path) -> str:
-    """The URI of an SQLite file. What a URI reads otherwise (% and ?) is quoted, the rest stays as people write it."""
-    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+    """The URI of an SQLite file. What a URI reads otherwise is quoted, the rest stays as people write it.
+
+    With the driver named, MLflow does not make a folder of the name as it stands in the URI.
+    """
+    quoted = quote(str(path), safe="/ ~@:+&=,;!$'()*")
+    return f"sqlite:///{quoted}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
 def database(uri: str) -> Path | None:
     """The file behind an SQLite URI, else None."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
+    found = re.match(r"sqlite(\+pysqlite)?:///([^?]*)", uri)
+    return Path(unquote(found[2])).resolve() if found else None
 
 
 def connect(uri: str) -> MlflowClient:
@@ -98,7 +112,10 @@ def _client(uri: str) -> MlflowClient:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
+    # By run, whatever the store: in one process a copy's client would write into the original's artifacts.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -115,8 +132,8 @@ def _sentences(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {uri} cannot be used ({first_line(error)}). Start the server, set MLFLOW_TRACKING_URI "
-            "to a store that is there, or unset it for the SQLite file at the repository's root."
+            f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
+            "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
 
 
@@ -160,8 +177,8 @@ def _bring_home(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, short enough for a sentence and without passwords."""
+    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def experiment(client: MlflowClient, name: str) -> str:

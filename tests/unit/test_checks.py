@@ -23,7 +23,8 @@ from components.policies.check import check_policy
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
-from components.policies.heuristics import HEURISTICS, Klass, MaxConfidence, SuppressTokens, Threshold
+from components.policies.heuristics import Klass, MaxConfidence, SuppressTokens, Threshold
+from components.policies.rules import RULES, heuristic
 from components.policies.teacher import Teacher
 from components.trainers.pretrain import Batch, pretrain
 
@@ -355,8 +356,9 @@ def learned(**knobs: Any) -> ConfidencePolicy:
 SOUND = {
     "a user's own": Mine(),
     **{
-        name: make(2 if name in ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random") else 0.5)
-        for name, make in HEURISTICS.items()
+        name: heuristic(name, 2 if rule.whole else 0.5)
+        for name, rule in RULES.items()
+        if rule.decodes and name not in ("adas", "dapd")  # these two read attention
     },
     "klass": Klass(0.6, 0.5),
     "max_confidence": MaxConfidence(),

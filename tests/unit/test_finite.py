@@ -236,7 +236,8 @@ def test_force_commits_even_where_utilities_are_not_numbers(kind: str, sampled: 
     utilities_BL = np.full((2, 4), np.nan, np.float32)
     action = {"kind": kind, "temperature": 1.0, "scale": 1.0}
     uniform = (lambda stream, length: np.full((2, length), 0.5)) if sampled else None
-    committed_BL = commit_array(action, utilities_BL, ELIGIBLE_BL, uniform, force=True)
+    scores = {"utilities_BL": utilities_BL, "eligible_BL": ELIGIBLE_BL}
+    committed_BL = commit_array(action, scores, uniform, force=True)
     assert committed_BL.any(-1).tolist() == [True, False]
     assert not (committed_BL & ~ELIGIBLE_BL).any()
 

@@ -1,6 +1,7 @@
 """Flows without a Prefect server and without DVC: parameters, the guard, the worktree's name, the first look."""
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from flows import guard, parameters, preflight, tasks, worktree
+from flows import parameters, preflight, process_group, tasks, worktree
 from flows.promote import promote_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
@@ -156,13 +157,13 @@ print("second")
         lines.append(line)
         (tmp_path / "seen").touch()
 
-    guard.stream(_python(code), tmp_path, {}, log)
+    process_group.stream(_python(code), tmp_path, {}, log)
     assert lines == ["first", "second"]
 
 
 def test_a_failure_says_the_code_and_the_last_words(tmp_path: Path) -> None:
-    with pytest.raises(guard.CommandFailed, match=r"ended with code 3: going down$"):
-        guard.stream(_python("print('going down'); raise SystemExit(3)"), tmp_path, {}, lambda line: None)
+    with pytest.raises(process_group.CommandFailed, match=r"ended with code 3: going down$"):
+        process_group.stream(_python("print('going down'); raise SystemExit(3)"), tmp_path, {}, lambda line: None)
 
 
 # A silent grandchild in the background: it neither writes into the broken pipe nor is waited for.
@@ -195,8 +196,8 @@ def test_no_grandchild_outlives_the_call(tmp_path: Path, ending: str) -> None:
         if "sleep" in ending:
             raise Cancelled
 
-    with contextlib.suppress(Cancelled, guard.CommandFailed):
-        guard.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
+    with contextlib.suppress(Cancelled, process_group.CommandFailed):
+        process_group.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
     assert pids and _gone(pids[0])
     assert not [child for child in psutil.Process().children() if child.is_running() and child not in before]
 
@@ -206,7 +207,7 @@ def test_no_grandchild_outlives_the_caller(tmp_path: Path, number: int) -> None:
     command = _python(FAMILY + "print(child.pid)\ntime.sleep(600)")
     code = f"""
 from pathlib import Path
-from flows.guard import stream
+from flows.process_group import stream
 stream({command!r}, Path({str(tmp_path)!r}), {{}}, lambda line: print(line, flush=True))
 """
     caller = subprocess.Popen(_python(code), stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -220,7 +221,7 @@ stream({command!r}, Path({str(tmp_path)!r}), {{}}, lambda line: print(line, flus
 
 def test_the_guarded_command_stays_in_the_callers_process_group(tmp_path: Path) -> None:
     groups: list[str] = []
-    guard.stream(_python("import os; print(os.getpgid(0))"), tmp_path, {}, groups.append)
+    process_group.stream(_python("import os; print(os.getpgid(0))"), tmp_path, {}, groups.append)
     assert groups == [str(os.getpgid(0))]  # Prefect cancels by group: whoever leaves it is never told
 
 
@@ -301,3 +302,32 @@ def test_the_figures_of_evaluate_are_told_by_task(tmp_path: Path) -> None:
         (tmp_path / "metrics" / f"{name}.json").write_text(f'{{"learned_mode": {{"accuracy": {value}}}}}')
     found = tasks.evaluated(tmp_path)
     assert found == {"n_queens": {"learned_mode": {"accuracy": 0.8}}, "sudoku": {"learned_mode": {"accuracy": 0.9}}}
+
+
+# --- the promotion ------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_comes_by_a_file_whatever_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that promotes prints what it wants, JSON included, and writes the file that it is given."""
+    program = """
+import json, sys
+print('{"promote": true, "reason": "printed by a library"}')
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    json.dump({"promote": False, "reason": "written"}, file)
+print('{"promote": true}')
+"""
+    commands: list[list[str]] = []
+    followed = process_group.stream
+
+    def stream(command: list[str], *rest: object) -> None:
+        commands.append(command)
+        verdict = command[command.index("--verdict") + 1]
+        followed([sys.executable, "-c", program, verdict], *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "stream", stream)
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("flow"))
+    assert tasks.promote.fn(tmp_path, {}, True) == {"promote": False, "reason": "written"}
+    assert commands[0][-1] == "--dry-run"
+    program = "print('nothing is written')"
+    with pytest.raises(DataError, match=r"verdict\.json is not there\. Run `unmask promote`"):
+        tasks.promote.fn(tmp_path, {})

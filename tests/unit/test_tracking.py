@@ -4,23 +4,39 @@ import csv
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
+import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
-from components.commands import promote
-from components.core.errors import DataError
-from components.core.files import read_lines
+from components.commands.evidence import Pick, read_evidence
+from components.core.errors import CheckpointError, DataError, PromotionRefused
+from components.core.files import read_lines, write_text
+from components.export.smoke import check_decides
+from components.settings import read
 from components.stages.common import runfile
+from components.stages.common.cases import case_of
+from components.stages.rules import sweep_of
 from components.tracking import model, store
 from components.tracking.mlflow_tracker import MlflowTracker, clean, flatten, run_tags
 from components.tracking.publish import stage_figures
 from components.tracking.tracker import CompositeTracker, JsonlTracker
+from tests.messages import has_remedy
+from tests.outputs import (
+    PICK,
+    PROMPTS,
+    policy,
+    result,
+    results,
+    write_export,
+    write_gate,
+    write_prompts,
+    write_trained,
+)
 
 # metrics.jsonl
 
@@ -222,7 +238,7 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monk
     assert list(written["dependencies"]) == ["data/sudoku.train.jsonl"]
     tags = run_tags(written)
     assert tags["dependency.data/sudoku.train.jsonl"] == runfile.content_hash(dependencies[0])
-    with pytest.raises(DataError, match=r"nowhere is not there; .*; run"):
+    with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
         runfile.read_run(tmp_path / "nowhere.json")
@@ -255,24 +271,6 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
 # the identity of a policy
 
 
-def policy(weight=1.0, producer="one", note="", name="score"):
-    floats = (TensorProto.FLOAT, ["batch", "length"])
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [1], np.array([weight], np.float32).tobytes(), raw=True)
-    node = helper.make_node("Mul", ["log_odds", "w"], ["utilities"], name=name, doc_string=note)
-    entry = node.metadata_props.add()
-    entry.key, entry.value = "stack_trace", note
-    graph = helper.make_graph(
-        [node],
-        "policy",
-        [helper.make_tensor_value_info("log_odds", *floats)],
-        [helper.make_tensor_value_info("utilities", *floats, doc_string=note)],
-        [weights],
-    )
-    made = helper.make_model(graph, producer_name=producer, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(made, {"commit": note})
-    return made
-
-
 def test_the_identity_is_of_graph_and_weights_and_of_nothing_that_describes_them(tmp_path):
     def identity(made):
         onnx.save(made, tmp_path / "policy.onnx")
@@ -292,12 +290,39 @@ def test_the_identity_is_of_graph_and_weights_and_of_nothing_that_describes_them
         model.identity(tmp_path / "none.onnx")
 
 
+def test_knobs_that_decode_otherwise_are_another_identity_and_the_older_one_is_still_known(tmp_path):
+    found = []
+    for temperature in (1.0, 2.0):
+        onnx.save(policy(temperature=temperature), tmp_path / "policy.onnx")
+        found.append(model.identities(tmp_path / "policy.onnx"))
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("content", [b"", b"no protobuf at all", b"\x08\x0a\x12"])
+def test_a_file_that_is_no_onnx_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / "policy.onnx").write_bytes(content)
+    with pytest.raises((DataError, CheckpointError), match=r"policy\.onnx") as refused:
+        model.identity(tmp_path / "policy.onnx")
+        check_decides(tmp_path / "policy.onnx")
+    assert has_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize("weight", [math.nan, 1.0])
+def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path, weight):
+    onnx.save(policy(weight=weight), tmp_path / "policy.onnx")
+    if math.isnan(weight):
+        with pytest.raises(CheckpointError, match=r"policy\.onnx scores 8 masked positions as .*nan.* Run"):
+            check_decides(tmp_path / "policy.onnx")
+    else:
+        check_decides(tmp_path / "policy.onnx")
+
+
 def test_the_example_is_a_row_that_the_file_accepts_and_the_signature_names_its_axes():
     made = policy()
-    assert model.example(made)["log_odds"].shape == (1, 8)
-    (described,) = model.signature(made).inputs.to_dict()
-    assert described == {
-        "name": "log_odds",
+    assert model.example(made)["log_odds_BL"].shape == (1, 8)
+    described = {entry["name"]: entry for entry in model.signature(made).inputs.to_dict()}
+    assert described["log_odds_BL"] == {
+        "name": "log_odds_BL",
         "type": "tensor",
         "tensor-spec": {"dtype": "float32", "shape": (-1, -1)},
     }
@@ -306,40 +331,148 @@ def test_the_example_is_a_row_that_the_file_accepts_and_the_signature_names_its_
 # the evidence
 
 
-def outputs_folder(root, rows):
-    for folder in ("evaluate", "export", "data"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    onnx.save(policy(), root / "export" / "policy.onnx")
-    (root / "data" / "sudoku.gate.jsonl").write_text("".join(f'{{"prompt": {i}}}\n' for i in range(5)))
-    (root / "evaluate" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
+@pytest.fixture
+def outputs(tmp_path):
+    write_prompts(tmp_path)
+    write_text(tmp_path / "train" / "run.json", "{}")
+    write_trained(tmp_path)
+    write_gate(tmp_path, results())
+    write_export(tmp_path)
+    return tmp_path
 
 
-def row(family, setting="", split="gate", task="sudoku", choose="mode"):
-    head = {"task": task, "split": split, "family": family, "setting": setting, "block_length": 16, "choose": choose}
-    return head | {"correct": [1, 0, 1], "nfe": [4, 5, 6]}
+def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_the_distilled_policy(outputs):
+    other = replace(result("threshold", "0.9", 0.5, 5), task="countdown")
+    write_gate(outputs, [*results(), result("distilled", "mode", 0.5, 5), other])
+    found = read_evidence(outputs, PICK)
+    assert [cell.setting for cell in found.heuristics] == ["0.8", "0.9"]
+    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 1.0)
+    write_gate(outputs, [*results(), result("learned", "mode", 0.5, 5)])
+    with pytest.raises(DataError, match="2 learned results"):
+        read_evidence(outputs, PICK)
+    write_gate(outputs, results()[:2])
+    with pytest.raises(DataError, match="0 learned results"):
+        read_evidence(outputs, PICK)
 
 
-def test_the_evidence_is_the_gate_split_of_one_task_and_exactly_one_learned_row(tmp_path):
-    others = [row("threshold", "0.9", split="test"), row("threshold", "0.9", task="countdown")]
-    rows = [row("threshold", "0.9"), row("random"), row("distilled"), row("learned"), *others]
-    outputs = outputs_folder(tmp_path, rows)
-    found = promote.read_evidence(outputs, promote.Pick("sudoku"))
-    assert [cell.family for cell in found.heuristics] == ["threshold", "random"]
-    outputs_folder(tmp_path, [*rows, row("learned", choose="sample")])
-    with pytest.raises(DataError, match=r"2 learned rows .* pick one of .*'choose': 'sample'"):
-        promote.read_evidence(outputs, promote.Pick("sudoku"))
-    assert promote.read_evidence(outputs, promote.Pick("sudoku", choose="mode")).prompts == found.prompts
-    with pytest.raises(DataError, match="0 learned rows"):
-        promote.read_evidence(outputs, promote.Pick("zebra"))
+def test_prompts_are_the_same_if_those_that_were_evaluated_are(outputs):
+    first = read_evidence(outputs, PICK).prompts
+    write_prompts(outputs, count=PROMPTS + 1)
+    write_gate(outputs, results())
+    assert read_evidence(outputs, PICK).prompts == first
+    write_prompts(outputs, name="another ")
+    write_gate(outputs, results())
+    assert read_evidence(outputs, PICK).prompts != first
 
 
-def test_prompts_are_the_same_if_those_that_were_evaluated_are(tmp_path):
-    outputs = outputs_folder(tmp_path, [row("threshold", "0.9"), row("learned")])
-    gate_file, pick = outputs / "data" / "sudoku.gate.jsonl", promote.Pick("sudoku")
-    first = promote.read_evidence(outputs, pick).prompts
-    with gate_file.open("a") as file:
-        file.write('{"prompt": "one more, not evaluated"}\n')
-    assert promote.read_evidence(outputs, pick).prompts == first
-    gate_file.write_text(gate_file.read_text().replace("0", "9", 1))
-    assert promote.read_evidence(outputs, pick).prompts != first
+def test_half_a_sweep_and_too_few_prompts_are_refused_against_the_settings(outputs):
+    write_gate(outputs, results()[1:])
+    with pytest.raises(DataError, match=r"1 of 2 rules of the sweep are missing, first threshold 0\.8 .* Run"):
+        read_evidence(outputs, PICK)
+    write_gate(outputs, [replace(r, correct_P=r.correct_P[:9], nfe_P=r.nfe_P[:9]) for r in results()])
+    with pytest.raises(DataError, match=r"9 gate prompts, not 200 as asked\. Run"):
+        read_evidence(outputs, PICK)
+
+
+def test_the_settings_ask_for_the_rules_that_stage_rules_decodes():
+    settings = read(Path(__file__).parents[2] / "params.yaml")
+    pick = Pick.of(settings)
+    swept = sweep_of(settings.sweep, None).candidates(pick.canvas, case_of(settings, "gate").wide)
+    assert {(c.family, c.setting) for c in swept} == {rule[:2] for rule in pick.rules}
+    assert len(pick.rules) == len(swept) > 10
+    assert (pick.prompts, pick.alpha) == (512, 3.0)
+
+
+def retrain(outputs):
+    write_trained(outputs, 2.0)
+
+
+def retrain_and_gate(outputs):
+    write_trained(outputs, 2.0)
+    write_gate(outputs, results(0.99))
+
+
+def other_file(outputs):
+    onnx.save(policy(7.0), outputs / "export" / "policy.onnx")
+
+
+def other_export(outputs):
+    """Whole, of another training, copied with its run.json."""
+    write_trained(outputs, 3.0)
+    write_export(outputs, 3.0)
+    write_trained(outputs, 1.0)
+
+
+def relabelled(outputs):
+    other_export(outputs)
+    run = json.loads((outputs / "export" / "run.json").read_text())
+    hashes = json.loads((outputs / "evaluate" / "gate" / "run.json").read_text())
+    write_text(outputs / "export" / "run.json", json.dumps(run | {"policy_hash": hashes["policy_hash"]}))
+
+
+def edited_weights(outputs):
+    write_text(outputs / "train" / "policy" / "policy.safetensors", "edited by hand")
+
+
+def other_prompts(outputs):
+    write_prompts(outputs, name="another ")
+
+
+def gate_at_another_temperature(outputs):
+    write_gate(outputs, results(), temperature=2.0)
+
+
+def export_at_another_alpha(outputs):
+    write_export(outputs, alpha=5.0)
+
+
+def torn_file(outputs):
+    path = outputs / "export" / "policy.onnx"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def file_that_is_none(outputs):
+    write_text(outputs / "export" / "policy.onnx", "copied here")
+
+
+def file_with_nan(outputs):
+    write_export(outputs, math.nan)
+
+
+def export_without_names(outputs):
+    write_text(outputs / "export" / "run.json", json.dumps({"settings": {"decode": dict(PICK.decode)}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (retrain, "gate"),
+        (retrain_and_gate, "export"),
+        (other_file, "export"),
+        (other_export, "export"),
+        (relabelled, "export"),
+        (edited_weights, "train"),
+        (other_prompts, "gate"),
+        (gate_at_another_temperature, "gate"),
+        (export_at_another_alpha, "export"),
+        (torn_file, "export"),
+        (file_that_is_none, "export"),
+        (file_with_nan, "export"),
+        (export_without_names, "export"),
+    ],
+)
+def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_repeat_is_named(outputs, change, stage):
+    read_evidence(outputs, PICK)
+    change(outputs)
+    with pytest.raises(PromotionRefused, match=rf"Run `dvc repro {stage}`"):
+        read_evidence(outputs, PICK)
+
+
+# where the store is
+
+
+def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path):
+    for name in ("50%20off", "q?x=1", "a%2Fb", "h#x", "a b", "ü", "semi;x", "plain"):
+        uri = store.tracking_uri(tmp_path / name)
+        assert store.database(uri) == tmp_path / name / "mlflow.db"
+        assert sqlalchemy.engine.make_url(uri).database == f"{tmp_path}/{name}/mlflow.db"

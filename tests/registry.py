@@ -1,0 +1,107 @@
+"""MLflow for real on an SQLite file: trainings as the pipeline tracks them, and everything that a store holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import onnx
+
+from components.core.files import write_text
+from components.stages.common.runfile import describe_run, write_run
+from components.tracking import store
+from components.tracking.mlflow_tracker import MlflowTracker, run_tags
+from components.tracking.publish import experiment_name
+from components.tracking.tracker import CompositeTracker, JsonlTracker
+from tests.outputs import results, write_export, write_gate, write_prompts, write_trained
+
+SETTINGS = {"train": {"lr": 5e-4, "blocks": [4, 16]}, "seed": 0}
+
+
+def new_store(empty_store, folder):
+    folder.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(empty_store)) as source, closing(sqlite3.connect(folder / "mlflow.db")) as copy:
+        source.backup(copy)
+    return store.connect(store.tracking_uri(folder))
+
+
+def evaluate(outputs, accuracy=0.88, **found):
+    """Stage gate, and what the reports are made of."""
+    write_gate(outputs, results(accuracy, **found))
+    write_text(outputs / "tables" / "gate.csv", f"task,family,accuracy\nsudoku,learned,{accuracy}\n")
+    figures = {"learned": {"accuracy": accuracy}, "commit": "text is no figure"}
+    write_text(outputs / "metrics" / "evaluate.json", json.dumps(figures))
+
+
+def train(root, name="tiny", accuracy=0.88, weight=1.0, rounds=25):
+    """A profile's outputs as the pipeline leaves them, its training tracked in root's store. The profile is `tiny`."""
+    outputs = root / "outputs" / name
+    write_prompts(outputs)
+    used = [outputs / "data" / "domain" / "sudoku" / "train.jsonl"]
+    run = describe_run("train", "tiny", SETTINGS, used, root)
+    mlflow = MlflowTracker.start(
+        store.tracking_uri(root), experiment_name("tiny"), "train tiny", tags=run_tags(run), every=10
+    )
+    tracker = CompositeTracker(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
+    tracker.params(SETTINGS)
+    for step in range(rounds):
+        entropy = float("nan") if step == 3 else 1 / (step + 1)
+        tracker.log({"reward/mean": 1 - 0.9**step, "policy/entropy": entropy}, step)
+    tracker.finish("FINISHED")
+    extra = {"mlflow_run_id": tracker.run_id, "started": run["started"]}
+    write_run(outputs / "train" / "run.json", "train", "tiny", SETTINGS, used, {"reward": 0.9}, extra)
+    write_trained(outputs, weight)
+    evaluate(outputs, accuracy)
+    write_export(outputs, weight)
+    write_text(outputs / "evaluate" / "evaluate-sudoku" / "decodes.jsonl", '{"task": "sudoku", "text": "1 2 3 4"}\n')
+    write_text(outputs / "report" / "card.md", "# Card\n")
+    write_text(outputs / "plots" / "learning.csv", "step,reward\n0,0.1\n")
+    return outputs
+
+
+def everything(root):
+    """Every row of the database, and name and content of every artifact."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        rows = sorted(connection.iterdump())
+    files = [path for path in (root / "mlartifacts").rglob("*") if path.is_file()]
+    return rows, {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
+
+
+def curves(client, run_id):
+    keys = client.get_run(run_id).data.metrics
+    return {key: [(p.step, p.value) for p in client.get_metric_history(run_id, key)] for key in keys}
+
+
+def versions(client):
+    return client.search_model_versions("name = 'unmasking-policy-tiny'")
+
+
+def model_file(client, version):
+    """The file behind a version, by its address and nothing else."""
+    place = client.get_model_version_download_uri("unmasking-policy-tiny", version)
+    return Path(unquote(place.removeprefix("file://"))) / "model.onnx"
+
+
+def weight_of(path):
+    return float(np.frombuffer(onnx.load(path).graph.initializer[0].raw_data, np.float32)[0])
+
+
+def live(client):
+    return str(client.get_registered_model("unmasking-policy-tiny").aliases["champion"])
+
+
+def run_python(code, count, **environment):
+    """Several Python processes at once; their exit codes and what they said on the standard output."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    said = [process.communicate() for process in started]
+    return [(process.returncode, out.strip(), err) for process, (out, err) in zip(started, said, strict=True)]
