@@ -42,7 +42,7 @@ def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", produc
     )
     made = helper.make_model(graph, producer_name=producer, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     said = {
-        "unmask.version": 1,
+        "unmask.version": 2,
         "unmask.policy": {"kind": "confidence", "speed": 1.0},
         "unmask.needs": {},
         "unmask.action": {"kind": "bernoulli", "temperature": temperature, "scale": 1.0},
