@@ -12,6 +12,7 @@ export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export HF_HUB_DISABLE_TELEMETRY = 1
+export ORT_DISABLE_TELEMETRY = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -31,6 +32,7 @@ $(READY): pyproject.toml infra/requirements.lock
 	touch $@
 
 train: $(READY)  ## set up, run the pipeline, promote the policy
+	unmask repair
 	dvc repro
 	unmask promote
 

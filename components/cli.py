@@ -19,12 +19,15 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     "DO_NOT_TRACK": "true",
+    "ORT_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
 
 import typer  # noqa: E402
+
+from components.policies.rules import decoders  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +50,7 @@ class Weights(StrEnum):
 
 
 POLICY = "a rule (threshold:0.9, confidence), a policy folder, an .onnx file, or models:/NAME@champion"
+EVERY_RULE = "; ".join(f"{name}:N, {rule.range}, {rule.number}" for name, rule in decoders().items())
 
 
 def _stage(name: str, group: str | None = None, **extra: str) -> None:
@@ -68,7 +72,9 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     given = extra if group is None else {"case": case_of(settings, group, extra.get("case", ""))}
     sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
     _quiet()
-    figures = function(Workspace(Path.cwd(), settings.profile), **sections, **given)
+    workspace = Workspace(Path.cwd(), settings.profile)
+    workspace.check_writable(name)
+    figures = function(workspace, **sections, **given)
     for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
 
@@ -227,6 +233,10 @@ def promote(
     settings = read(Path("params.yaml"))
     workspace = Workspace(Path.cwd(), settings.profile)
     _quiet()
+    if not dry_run:
+        from components.tracking import abandoned, store
+
+        abandoned.close(store.tracking_uri(workspace.root))
     pick = Pick.of(settings)
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
     if verdict_file is not None:
@@ -255,7 +265,9 @@ def rollback(
 @app.command()
 def decode(
     prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
-    policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side. Rules: {EVERY_RULE}")
+    ] = None,
     length: Annotated[int | None, typer.Option(min=1, help="canvas length; by default the task's own")] = None,
     model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
     choose: Annotated[Choice, typer.Option(help="how a learned policy is drawn from")] = Choice.mode,
@@ -344,13 +356,47 @@ def doctor() -> None:
     raise typer.Exit(int(failed))
 
 
-def main() -> None:
-    from components.core.errors import CheckpointError, DataError, ParityError, PromotionRefused, SettingsError
+@app.command()
+def repair() -> None:
+    """Mend what a killed DVC may leave: an empty lock file, empty folders in its run cache.
 
+    In: .dvc. Out: a line per thing that was mended; nothing while a DVC runs. Example: unmask repair
+    """
+    from components.commands.repair import repair as run
+
+    for line in run(Path.cwd()):
+        typer.echo(f"repair: {line}")
+
+
+def _run_code_of_this_folder() -> None:
+    """Start again with the code of the repository that the command is called in, if it is another one.
+
+    `dvc exp run --queue` and `--temp` run stages in a copy with code of its own, as Git worktrees do.
+    """
+    here = Path.cwd()
+    marks = (here / "dvc.yaml", here / "components" / "cli.py")
+    if here.resolve() == Path(__file__).resolve().parents[1] or not all(map(Path.is_file, marks)):
+        return
+    if os.environ.get("UNMASK_CODE") != str(here):  # else the code here does not import from here: go on with ours
+        path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        os.environ.update(UNMASK_CODE=str(here), PYTHONPATH=path)
+        os.execv(sys.executable, [sys.executable, "-m", "components.cli", *sys.argv[1:]])
+
+
+def main() -> None:
+    from components.core import ending
+    from components.core.errors import sentence
+
+    _run_code_of_this_folder()
+    ending.unwind_on_signals()
+    ending.end_with_dvc()
     try:
-        app()
-    except (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused) as error:
-        typer.echo(f"unmask: {error}", err=True)
+        app(prog_name="unmask")
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        typer.echo(f"unmask: {said}", err=True)
         sys.exit(1)
 
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.core.errors import SettingsError
+from components.core.files import read_yaml
 
 POOLS = ("cpu", "gpu")
 DEPLOYMENTS = Path("infra/prefect.yaml")
@@ -29,7 +28,7 @@ def deploy(checkout: Path, api: str, environment: Mapping[str, str]) -> None:
             ask(api, "POST", "/work_pools/", {"name": pool, "type": "process"})
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     steps = [[*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]]
-    name = yaml.safe_load((checkout / HEARTBEAT).read_text())["name"]
+    name = read_yaml(checkout / HEARTBEAT, "Restore the file.")["name"]
     if not ask(api, "POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}}):
         steps.append([*prefect, "automation", "create", "--from-file", str(HEARTBEAT)])
     for step in steps:

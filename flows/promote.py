@@ -40,7 +40,7 @@ def promote_policy(
     """
     checkout = worktree.root(Path(repository))
     if version is None:
-        return tasks.promote(checkout, tasks.stage_environment(checkout, checkout), dry_run)
+        return tasks.promote(checkout, checkout, dry_run)
     profile = parameters.validated((checkout / "params.yaml").read_text(encoding="utf-8")).profile
     if not dry_run:
         roll_back(checkout, profile, version)

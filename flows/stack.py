@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from components.core.errors import DataError, SettingsError
-from components.core.files import write_text
+from components.core.files import read_json, write_text
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
 
@@ -38,7 +38,7 @@ class Stack:
         self.checkout = checkout
         self.folder = checkout / ".stack"
         self.state_file = self.folder / "state.json"
-        state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+        state = _read_state(self.state_file)
         self.processes: dict[str, dict[str, Any]] = state.get("processes", {})
         self.ports: dict[str, int] = state["ports"] if any(map(self.alive, self.processes)) else dict(ports)
         self.api = f"http://127.0.0.1:{self.ports['prefect']}/api"
@@ -50,6 +50,7 @@ class Stack:
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "true",
+            "ORT_DISABLE_TELEMETRY": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
 
@@ -125,7 +126,7 @@ class Stack:
             if ready():
                 return
             time.sleep(0.25)
-        log = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-8:]
+        log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
         raise RuntimeError(
             f"{name} did not come up: the stack is of no use without it; see {self.folder / name}.log, which ends\n  "
             + "\n  ".join(log)
@@ -189,6 +190,17 @@ def status(stack: Stack) -> int:
         missing += process is None
         print(f"{name:<12} {f'up, process {process.pid}' if process else 'down':<20} {places.get(name, '')}".rstrip())
     return int(missing > 0)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What an earlier `up` wrote; nothing where it was cut off, for then no service is known by it."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, needs=("ports", "processes"))
+    except DataError as error:
+        print(f"{error} It is taken for empty.", file=sys.stderr)
+        return {}
 
 
 def _worker_online(stack: Stack, pool: str) -> bool:

@@ -7,19 +7,20 @@ import base64
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from components.core.errors import SettingsError
-from components.core.files import flatten, read_json
+from components.commands.repair import repair
+from components.core.errors import SettingsError, masked
+from components.core.files import flatten, read_json, read_text
 from components.settings import nearest
 from components.tracking.publish import metrics_files
 from flows import parameters, preflight, worktree
-from flows.guard import stream
+from flows.process_group import CommandFailed, stream
 
 
 @task(task_run_name="preflight")
@@ -79,13 +80,15 @@ def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
 
 
 @task(task_run_name="{stage}", retries=1, retry_delay_seconds=2)
-def run_stage(stage: str, path: Path, environment: Mapping[str, str]) -> None:
+def run_stage(stage: str, path: Path, checkout: Path) -> None:
     """One stage of the DVC graph; skipped by DVC if it is up to date. Its output goes to the flow's log as it comes.
 
     One retry: training goes on from its last checkpoint, and what fails twice is not bad luck.
     """
+    for line in repair(path):
+        get_run_logger().warning("%s", line)
     command = worktree.dvc("--wait-for-lock", "repro", "--single-item", stage)
-    stream(command, path, environment, get_run_logger().info)
+    _follow(command, path, checkout)
 
 
 @task(task_run_name="results")
@@ -112,13 +115,25 @@ def evaluated(outputs: Path) -> dict[str, Any]:
 
 
 @task(task_run_name="promote")
-def promote(path: Path, environment: Mapping[str, str], dry_run: bool = False) -> dict[str, Any]:
+def promote(path: Path, checkout: Path, dry_run: bool = False) -> dict[str, Any]:
     """Register the exported policy and move the alias if it passes the gate. Returns the verdict, refusals included."""
     with tempfile.TemporaryDirectory() as folder:
         verdict = Path(folder) / "verdict.json"
         command = [sys.executable, "-m", "components.cli", "promote", "--verdict", str(verdict)]
-        stream([*command, *(["--dry-run"] if dry_run else [])], path, environment, get_run_logger().info)
+        _follow([*command, *(["--dry-run"] if dry_run else [])], path, checkout)
         return read_json(verdict, "Run `unmask promote` to see what it prints.")
+
+
+def _follow(command: Sequence[str], path: Path, checkout: Path) -> None:
+    """`stream` in the stage's environment, without passwords in what is logged or raised: Prefect keeps both.
+
+    The environment is made here, since Prefect may keep the arguments of a task.
+    """
+    log = get_run_logger().info
+    try:
+        stream(command, path, stage_environment(checkout, path), lambda line: log("%s", masked(line)))
+    except CommandFailed as error:
+        raise CommandFailed(masked(str(error))) from None
 
 
 def metrics_page(outputs: Path, profile: str) -> str:
@@ -126,7 +141,7 @@ def metrics_page(outputs: Path, profile: str) -> str:
     table = outputs / "report" / "table.md"
     page = [f"# Profile {profile}", ""]
     if table.exists():
-        page += [table.read_text().strip(), ""]
+        page += [read_text(table).strip(), ""]
     page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
     for stage, file in metrics_files(outputs).items():
         for name, value in flatten(read_json(file), separator="/"):
@@ -149,4 +164,5 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
         **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         "DVC_NO_ANALYTICS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
     }

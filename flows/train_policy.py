@@ -51,11 +51,10 @@ def train_policy(
     path = worktree.path_of(checkout, flow_run.name or "run", str(flow_run.id))
     params, active = tasks.check(path if worktree.is_open(path) else checkout, given)
     stages = tasks.open_worktree(checkout, path, params)
-    environment = tasks.stage_environment(checkout, path)
     for stage in stages:
-        tasks.run_stage(stage, path, environment)
+        tasks.run_stage(stage, path, checkout)
     figures = tasks.show(path, active)
-    verdict = tasks.promote(path, environment) if promote else None
+    verdict = tasks.promote(path, checkout) if promote else None
     worktree.close_worktree(checkout, path)
     get_run_logger().info("done: the worktree is removed, what the stages made stays in the DVC cache")
     return {"profile": active, "stages": stages, "figures": figures, "promotion": verdict}

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.core.errors import DataError
+from components.core.errors import DataError, masked
 
 FOLDER = ".worktrees"
 
@@ -76,12 +76,12 @@ def open_worktree(checkout: Path, path: Path) -> bool:
     if (checkout / "dvc.lock").exists():
         shutil.copyfile(checkout / "dvc.lock", path / "dvc.lock")
     local = configparser.RawConfigParser()
-    local.read(checkout / ".dvc" / "config.local")
+    local.read(checkout / ".dvc" / "config.local", encoding="utf-8")
     cache = _run(dvc("cache", "dir"), checkout).strip()
     # autostage: else every stage's log ends with four lines of advice to `git add dvc.lock`
     local.read_dict({"cache": {"dir": cache}, "core": {"autostage": "true"}})
     half = path / ".dvc" / "config.half"
-    with half.open("w") as file:
+    with half.open("w", encoding="utf-8") as file:
         local.write(file)
     half.rename(_last_written(path))
     return False
@@ -94,12 +94,17 @@ def close_worktree(checkout: Path, path: Path) -> None:
 
 
 def stages_in_order(worktree: Path) -> list[str]:
-    """The names of the stages, matrix stages one by one, each after all it depends on: read from DVC's own graph."""
-    dot = _run(dvc("dag", "--dot"), worktree)
-    graph = graphlib.TopologicalSorter({name: () for name in re.findall(r'^"([^"]+)";$', dot, re.MULTILINE)})
-    for before, after in re.findall(r'^"([^"]+)" -> "([^"]+)";$', dot, re.MULTILINE):
-        graph.add(after, before)
-    return list(graph.static_order())
+    """The names of the stages, matrix stages one by one, each after all it depends on: DVC's own index and graph."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(worktree)) as repo:
+            stages, graph = repo.index.stages, repo.index.graph  # an edge leads from a stage to one that it needs
+            order = graphlib.TopologicalSorter({stage: graph.successors(stage) for stage in stages})
+            return [stage.addressing for stage in order.static_order()]
+    except DvcException as error:
+        raise DataError(f"DVC cannot read the stages of {worktree} ({error}). Repair dvc.yaml.") from error
 
 
 def dvc(*arguments: str) -> list[str]:
@@ -113,10 +118,10 @@ def _last_written(path: Path) -> Path:
 
 def _run(command: Sequence[str], cwd: Path) -> str:
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise DataError(
-            f"`{' '.join(command)}` in {cwd} ended with code {done.returncode}: {done.stderr.strip()}; "
-            "the flow run cannot work without its answer; run the command by hand to see more"
+            f"`{' '.join(command)}` in {cwd} ended with code {done.returncode}: {masked(done.stderr.strip())}. "
+            "Run the command by hand to see more."
         )
     return done.stdout

@@ -7,7 +7,7 @@ import re
 VERBS = (
     "add|allow|ask|build|call|change|check|choose|close|commit|copy|decode|delete|download|draw|drop"
     "|export|free|give|go|install|leave|let|load|lower|make|mend|move|name|open|pass|pick|pin|point|put"
-    "|raise|re-evaluate|report|remove|rename|repair|restore|run|say|set|start|stop|take|train|turn|upgrade"
+    "|raise|re-evaluate|report|remove|rename|repair|restore|run|save|say|set|start|stop|take|train|turn|upgrade"
     "|use|wait|write"
 )
 

@@ -97,7 +97,7 @@ def _forget_peak(device: torch.device) -> int | None:
         return None
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed pages go back, else they would hide the next peak
-        (PROC / "clear_refs").write_text("5")
+        (PROC / "clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")
     except (OSError, AttributeError):
         return None
@@ -113,5 +113,7 @@ def _peak(device: torch.device) -> int | None:
 
 
 def _status(name: str) -> int:
-    line = next(line for line in (PROC / "status").read_text().splitlines() if line.startswith(name + ":"))
+    line = next(
+        line for line in (PROC / "status").read_text(encoding="utf-8").splitlines() if line.startswith(name + ":")
+    )
     return int(line.split()[1]) * 1024

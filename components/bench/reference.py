@@ -17,7 +17,7 @@ from components.core.timer import Timer
 from components.core.types import Action, Canvas, Needs, Observation, Rollout, Steps
 from components.decode.job import DecodeOptions, Job
 from components.decode.readout import LOG_ODDS_LIMIT
-from components.denoisers.protocol import Denoiser
+from components.denoisers.protocol import Denoiser, attended
 from components.maths.distributions import commit
 from components.policies.protocol import Policy
 
@@ -74,12 +74,15 @@ def _lock_step(
         eligible_BL = open_BL & (block_BL == present_B1)
         block_BT = torch.nn.functional.pad(block_BL == present_B1, (start, 0))
         with timer("denoiser"):
-            hidden_BTD, state = denoiser.hidden(Canvas(ids_BT, attend_BT, start, block_BT), state)
+            canvas = Canvas(ids_BT, attend_BT, start, block_BT)
+            hidden_BTD, attention_BLLA, state = attended(denoiser, canvas, state, needs.attention)
         where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
         with timer("readout"):
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
             seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
             fields: dict[str, Any] = seen | given | _features(hidden_BTD, attend_BT, start, needs)
+            if attention_BLLA is not None:
+                fields |= {"attention_BLLA": attention_BLLA, "attention_layers": needs.attention}
         obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
         with timer("policy"):
             action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
@@ -141,6 +144,11 @@ def softmax_statistics(
     if needs.top_k:
         kept = min(needs.top_k, p_BLV.shape[-1])
         found["top_BLK"] = torch.nn.functional.pad(p_BLV.topk(kept, -1).values, (0, needs.top_k - kept))
+    if needs.top_ids:
+        falling_BLV, ids_BLV = torch.sort(logits_BLV, dim=-1, descending=True, stable=True)
+        ids_BLK = ids_BLV.masked_fill(falling_BLV == -torch.inf, -1)[..., : needs.top_k]
+        short = needs.top_k - ids_BLK.shape[-1]
+        found["top_ids_BLK"] = torch.nn.functional.pad(ids_BLK, (0, short), value=-1)
     found = {name: t.where(where_BL.view(*where_BL.shape, *[1] * (t.ndim - 2)), 0) for name, t in found.items()}
     if not needs.drift:
         return found, None

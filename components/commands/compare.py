@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from components.commands.decode import console_for, decode_one, display
 from components.commands.resolve import active_profile, candidate, example_for, open_dllm, task_for
+from components.core.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,6 +25,8 @@ def show_comparison(
     name, task = (settings.evaluate.gate_task, None) if prompt is None else task_for(settings, prompt)
     task = task or settings.data.tasks[name].build()
     examples = workspace.task(name).examples("test")[:count]
+    if not examples:
+        raise DataError(f"{workspace.task(name).split('test')} holds no prompt. Run `dvc repro` to make it.")
     example, known = (examples[0], True) if prompt is None else example_for(workspace, name, task, prompt)
     opened = open_dllm(workspace, settings, None)
     display([decode_one(c, opened, task, example, None, known) for c in pair])

@@ -67,7 +67,7 @@ def decode_one(
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
     from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import RANDOM_RULES
+    from components.policies.rules import is_random
     from components.reports.boards import BOXES
 
     denoiser, encoder = opened
@@ -79,7 +79,7 @@ def decode_one(
         )
     asked = Prompts.of(task, [example], encoder, length)
     job = asked.job(chosen.block_length)
-    how = "sample" if chosen.family in RANDOM_RULES else chosen.choose
+    how = "sample" if is_random(chosen.family) else chosen.choose
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
     correct = bool(asked.scores(job, done)[1][0]) if known else None
     ids = done.canvas_RL[0].tolist()

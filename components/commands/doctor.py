@@ -1,6 +1,7 @@
 """`unmask doctor`: is this machine ready for the pipeline, and does it compute what it should?
 
-Every check only looks: nothing is trained, fetched or registered. Left out: whether a policy is any good.
+Every check only looks: nothing is trained, fetched or registered. Runs whose process is gone get their final state.
+Left out: whether a policy is any good.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 
 DISTRIBUTION = "unmask-policies"
 SAMPLES = 4000  # decodes of the exactness check
@@ -43,7 +44,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
             ok, text = (
                 False,
                 (
-                    f"{type(error).__name__}: {error}; what was to be looked at here is unknown; "
+                    f"{type(error).__name__}: {masked(str(error))}; what was to be looked at here is unknown; "
                     f"mend this first, or report it"
                 ),
             )
@@ -201,7 +202,7 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import registry, store
+    from components.tracking import abandoned, registry, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
@@ -213,14 +214,16 @@ def tracker(root: Path) -> tuple[bool, str]:
                         f"{'; '.join(broken)}. Copy the folder {store.ARTIFACTS} from where the repository was, run "
                         "`unmask promote` where the outputs are, or `unmask rollback`."
                     )
-                return True, f"{uri}, {len(client.search_experiments())} experiments"
+                said = f"{masked(uri)}, {len(client.search_experiments())} experiments"
+            closed = abandoned.close(uri) if path is None or os.access(path, os.W_OK) else []
+            return True, said + (f", {len(closed)} runs whose process is gone marked as KILLED" if closed else "")
     except ImportError:
         return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
-        return False, f"{uri} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
-    return True, f"{uri}, to be made by the first training"
+        return False, f"{masked(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
+    return True, f"{masked(uri)}, to be made by the first training"
 
 
 def outputs(root: Path) -> tuple[bool, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from components.settings import Settings
     from components.stages.common.workspace import Workspace
     from components.tasks.example import Example, Task
-
-COUNTED = ("random", "left_to_right", "confidence", "margin", "entropy")  # their number is positions per forward pass
 
 
 def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, block: int | None = None) -> Candidate:
@@ -56,24 +52,24 @@ def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
 
 
 def rule(name: str) -> Any:
-    """The heuristic that ``name`` or ``name:number`` says; SettingsError names the nearest one."""
-    from components.policies.heuristics import HEURISTICS, heuristic
+    """The rule that ``name`` or ``name:number`` is; SettingsError names the nearest one, or the range of its number."""
+    from components.policies.rules import check_number, decoders, heuristic
+    from components.settings import nearest
 
     kind, colon, number = name.partition(":")
-    if kind not in HEURISTICS:
-        near = difflib.get_close_matches(kind, HEURISTICS, 1)
+    if kind not in decoders():
         raise SettingsError(
             f"{name!r} is no rule, policy folder, .onnx file or models:/NAME@ALIAS"
-            f"{f' (did you mean {near[0]}?)' if near else ''}. Use one of these, or a rule: {', '.join(HEURISTICS)}."
+            f"{nearest(kind, list(decoders()))}. Use one of these, or a rule: {', '.join(decoders())}."
         )
-    wanted = r"\d+" if kind in COUNTED else r"\d*\.?\d+"
-    if not re.fullmatch(wanted, number) and (colon or kind not in COUNTED):
-        what = "a whole number, positions per forward pass" if kind in COUNTED else "a number"
-        raise SettingsError(
-            f"{name!r}: rule {kind} takes {what}; which positions are committed depends on it; "
-            f"write {kind}:{2 if kind in COUNTED else 0.9}"
-        )
-    return heuristic(kind, float(number or 1))
+    if not colon:
+        return heuristic(kind)
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    check_number(kind, value, name)
+    return heuristic(kind, value)
 
 
 def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:

@@ -1,7 +1,14 @@
 """The few errors of the library. Each is also the built-in that a caller would expect.
 
-Every message has three clauses: what was wrong with which value; why it matters; what to do.
+Every message states the value at fault, then the remedy.
 """
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import re
 
 
 class SettingsError(ValueError):
@@ -22,3 +29,35 @@ class ParityError(RuntimeError):
 
 class PromotionRefused(RuntimeError):
     """A policy did not pass the gate."""
+
+
+OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+STORES = ("mlflow", "sqlalchemy", "sqlite3")
+FILES = ("safetensors", "safetensors_rust", "onnx", "onnxruntime", "google", "huggingface_hub")
+
+
+def masked(text: str) -> str:
+    """``text`` with user, password and token of every URI in it masked, fit to be printed."""
+    text = re.sub(r"(?<=://)[^/\s'\"][^\s'\"]*@", "***@", text)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]*", r"\1***", text)
+
+
+def sentence(error: BaseException) -> str | None:
+    """What a library raised about a file, a disk or a store, in a sentence. None for an error in this program."""
+    if isinstance(error, OURS):
+        return masked(str(error))
+    package = type(error).__module__.partition(".")[0]
+    what = masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno in FULL:
+            return f"{place}the disk is full. Free space and run the command again; a training resumes."
+        return f"{place}{masked(error.strerror or what)}. Check that the file is there and may be read and written."
+    if isinstance(error, UnicodeError | json.JSONDecodeError | csv.Error):
+        return f"a file cannot be read ({what}). Delete the output it belongs to and run `dvc repro`."
+    if package in STORES:
+        return f"the tracking store failed ({what}). Wait until no one else writes to it, or repair it."
+    if package in FILES:
+        return f"a file of a model or policy cannot be read or written ({what}). Restore it, or run `dvc repro`."
+    return None

@@ -28,9 +28,17 @@ def beside(path: Path) -> Iterator[Path]:
         yield part
         if part.is_dir():
             remove(path)
+        else:
+            _reach_the_disk(part)
         os.replace(part, path)
     finally:
         remove(part)
+
+
+def _reach_the_disk(path: Path) -> None:
+    """Otherwise a power loss may leave the new name with half of the content."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:
@@ -77,44 +85,83 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_text(path: Path, remedy: str = "Run `dvc repro` to make it.") -> str:
+REMAKE = "Run `dvc repro` to make it."
+
+
+def read_text(path: Path, remedy: str = REMAKE) -> str:
     """The text of a UTF-8 file. DataError with the file's name and ``remedy`` where it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} is not there. {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}). {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}). {remedy}") from error
 
 
-def read_json(path: Path, remedy: str = "Run `dvc repro` to make it.") -> dict[str, Any]:
-    """The object in a JSON file. DataError where it is missing, unreadable or not a JSON object."""
-    try:
-        value = json.loads(read_text(path, remedy))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON ({error}). {remedy}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}, not a JSON object. {remedy}")
-    return value
+def read_json(path: Path, remedy: str = REMAKE, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file. DataError where it is missing, unreadable, no JSON object, or without a needed key."""
+    return _record(read_text(path, remedy), str(path), remedy, needs)
 
 
-def read_lines(path: Path, remedy: str = "Run `dvc repro` to make it.") -> list[dict[str, Any]]:
+def read_lines(path: Path, remedy: str = REMAKE, needs: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, in order. DataError names the first line that is not a JSON object.
 
     A last line without its newline is dropped: its writer was killed while it was being written.
     """
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path, remedy).split("\n")[:-1], start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error.msg}). {remedy}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number} is not a JSON object. {remedy}")
-        records.append(record)
-    return records
+    lines = enumerate(read_text(path, remedy).split("\n")[:-1], start=1)
+    return [_record(line, f"{path}, line {number}", remedy, needs) for number, line in lines if line.strip()]
+
+
+def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is a {type(value).__name__}, not a JSON object. {remedy}")
+    missing = [name for name in needs if name not in value]
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}. {remedy}")
+    return value
+
+
+def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
+    """The rows of a CSV file with a head line. DataError where it is none, or a row does not fit the head."""
+    reader = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not CSV ({error}). {remedy}") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise DataError(f"{path}, row {number} does not fit the head line. {remedy}")
+    return rows
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """What a YAML 1.2 file says, the dialect that DVC reads. DataError names the place; a duplicate key is an error."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    text = read_text(path, remedy)
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not YAML 1.2 ({_yaml_problem(error)}). {remedy}") from error
+
+
+def _yaml_problem(error: Exception) -> str:
+    """The parser's problem and its place, without its advice about other dialects."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    return f"{problem.splitlines()[0]}{f', line {mark.line + 1}' if mark else ''}"
+
+
+def replace_whole(source: Path, path: Path) -> None:
+    """Put a file or a folder out of the way, over what an earlier call put there."""
+    remove(path)
+    os.replace(source, path)
 
 
 def flatten(nested: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,9 @@
 """How many rows are in flight, and how many positions go through one forward: found from a budget of bytes.
 
 Counted from widths before anything runs, generously: a policy's own working memory is not known, and stands for that
-of a block of width 128. Rows in flight never change a decision, only what it costs. Not counted: the weights, the job
-itself, and what the caller gets; recorded steps of rows that have retired are the caller's, and grow with the job.
+of a block of width 128. Rows in flight change what a decision costs and, but for bfloat16's rounding, never the
+decision. Not counted: the weights, the job itself, and what the caller gets; recorded steps of rows that have retired
+are the caller's, and grow with the job.
 """
 
 from __future__ import annotations
@@ -116,14 +117,14 @@ def free_bytes(device: torch.device) -> int:
     free = _available()
     limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
+        return min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no container, or one without a limit
         return free
 
 
 def _available() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux: half of all memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

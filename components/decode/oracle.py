@@ -25,6 +25,7 @@ from components.core.types import Action, Needs, Observation, Rollout
 from components.decode.batch import DecodeBatch, admit, advance, is_done, refresh
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.protocol import Denoiser
+from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit, one_hot, take
 from components.maths.plackett_luce import DPLS, PlackettLuce
 from components.policies.protocol import Policy
@@ -142,7 +143,7 @@ def edge_probability(distribution: ActionDistribution, level: Level, force: bool
     """(E,) probability that each edge's set is committed: of an ordered draw over all of its orders, and with
     ``force`` including the empty draw that the best position replaces."""
     repeated = take(distribution, level.state_E)
-    if isinstance(distribution, DPLS | PlackettLuce):
+    if isinstance(distribution, DPLS | PlackettLuce | CoupledPlackettLuce):
         p_E = _any_order(repeated, level.commit_EL)
         nothing = torch.full_like(distribution.eligible_BL, -1, dtype=torch.int64)
     else:

@@ -17,6 +17,7 @@ from components.core.types import Canvas, RowState
 from components.denoisers.protocol import Denoiser
 
 PROMPT, CANVAS = 3, 6
+LIMIT = 1e30  # of a logit; the readout takes what is beyond for a fault
 FIELDS = ("mask_id", "forbidden_ids", "vocabulary", "width", "stateless", "device")
 
 
@@ -45,15 +46,16 @@ def _attributes(denoiser: Denoiser) -> list[str]:
     forbidden, size = denoiser.forbidden_ids, denoiser.vocabulary
     if not isinstance(forbidden, Tensor) or forbidden.dtype != torch.int64 or forbidden.ndim != 1:
         return ["forbidden_ids is no tensor of int64 with one axis"]
-    found = []
     if not 0 <= denoiser.mask_id < size:
-        found.append(f"mask_id={denoiser.mask_id} is outside the vocabulary of {size}")
-    if len(forbidden) and not 0 <= int(forbidden.min()) <= int(forbidden.max()) < size:
-        found.append(f"forbidden_ids go from {int(forbidden.min())} to {int(forbidden.max())}, outside {size} tokens")
-    if denoiser.mask_id not in forbidden.tolist():
+        return [f"mask_id={denoiser.mask_id} is outside the vocabulary of {size}"]
+    closed = set(forbidden.tolist())
+    found = []
+    if not closed <= set(range(size)):
+        found.append(f"forbidden_ids go from {min(closed)} to {max(closed)}, outside the vocabulary of {size}")
+    if denoiser.mask_id not in closed:
         found.append(f"forbidden_ids lack the mask, {denoiser.mask_id}: it could be committed and stay for ever")
-    if len(set(forbidden.tolist())) > size - 2:
-        found.append(f"forbidden_ids leave {size - len(set(forbidden.tolist()))} of {size} tokens to choose from")
+    if len(closed) > size - 2:
+        found.append(f"forbidden_ids leave {size - len(closed)} of {size} tokens to choose from")
     return found
 
 
@@ -95,10 +97,10 @@ class _Probe:
         if tuple(hidden_BTD.shape) != wanted:
             return [f"hidden() gives {tuple(hidden_BTD.shape)} where (rows, sequence, width) is {wanted}"]
         found = _states(following, len(before))
-        for count in (0, 1, 5):
-            logits = self.denoiser.logits(hidden_BTD.flatten(0, 1)[:count])
-            if tuple(logits.shape) != (count, self.denoiser.vocabulary):
-                found.append(f"logits() gives {tuple(logits.shape)} for {count} of {self.denoiser.vocabulary} tokens")
+        shapes = {n: tuple(self.denoiser.logits(hidden_BTD.flatten(0, 1)[:n]).shape) for n in (0, 1, 5)}
+        wrong = {n: shape for n, shape in shapes.items() if shape != (n, self.denoiser.vocabulary)}
+        for count, shape in list(wrong.items())[:1]:
+            found.append(f"logits() gives {shape} for {count} positions of {self.denoiser.vocabulary} tokens")
         if not torch.equal(before, self.canvas.ids_BT):
             found.append("hidden() changes the canvas it is given")
         return found
@@ -107,12 +109,11 @@ class _Probe:
         hidden_BTD = self.hidden(self.canvas)
         logits_BTV = self.denoiser.logits(hidden_BTD.flatten(0, 1)).float()
         logits_BTV = logits_BTV.index_fill(-1, self.denoiser.forbidden_ids, -torch.inf)
-        found = []
         if not bool(hidden_BTD.isfinite().all()):
-            found.append("hidden states are NaN or infinite")
-        if not bool(logits_BTV.amax(-1).isfinite().all()) or bool(logits_BTV.isnan().any()):
-            found.append("logits are NaN or infinite, or every token of a position is ruled out")
-        return found
+            return ["hidden states are NaN or infinite"]
+        if bool(logits_BTV.isnan().any()) or not bool((logits_BTV.amax(-1).abs() < LIMIT).all()):
+            return ["logits are NaN or infinite, or every token of a position is ruled out"]
+        return []
 
     def _attention(self) -> list[str]:
         """Whether a canvas position depends on tokens before and behind it."""
@@ -131,7 +132,8 @@ class _Probe:
             return ["hidden states do not depend on the tokens: they are constant, maybe zero"]
         if not moved["last"][PROMPT]:
             return [
-                "the canvas' first position ignores the last token: attention is causal, a dLLM must see the whole canvas"
+                "the canvas' first position ignores the last token: it attends causally, and a dLLM must see the whole "
+                "canvas"
             ]
         if not moved["first"][-1]:
             return ["the last position ignores the first token: attention does not reach the whole sequence"]
@@ -140,9 +142,9 @@ class _Probe:
     def _rows(self) -> list[str]:
         """Whether a row is the same twice, alone, and behind padding of any width and content."""
         plain_BTD = self.hidden(self.canvas)
-        found = []
         if not _close(self.hidden(self.canvas), plain_BTD):
-            found.append("the same canvas gives other hidden states the second time")
+            return ["the same canvas gives other hidden states the second time"]
+        found = []
         if not _close(self.hidden(self.canvas.rows(torch.tensor([1]).to(self.denoiser.device))), plain_BTD[1:]):
             found.append("a row alone gives other hidden states than in a batch")
         padded = [self._padded(token) for token in (self.denoiser.mask_id, self.free[0], self.free[-1])]

@@ -25,6 +25,7 @@ ROWS = 16  # of each tensor that are compared with the file
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
+
     from transformers.utils.hub import cached_file
 
     try:
@@ -42,30 +43,30 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). Fetch the checkpoint again.") from error
+        raise CheckpointError(f"{path} cannot be read ({error}). Download the checkpoint again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object. Fetch the checkpoint again.")
+        raise CheckpointError(f"{path} holds no JSON object. Download the checkpoint again.")
     return value
 
 
 def weight_files(path: str, revision: str | None = None) -> list[Path]:
     """The safetensors files of a checkpoint. CheckpointError if there are none, if one is missing, or if an index names
     one outside the folder."""
-    whole = _file(path, WHOLE, revision)
+    whole = find(path, WHOLE, revision)
     if whole is not None:
         return [whole]
-    index = _file(path, INDEX, revision)
+    index = find(path, INDEX, revision)
     if index is None:
         pickled = [p.name for p in sorted(Path(path).glob("*")) if p.suffix in PICKLED]
         if pickled:
             raise CheckpointError(
-                f"{path}: its weights are pickled ({pickled[0]}), and reading a pickle may run any program. Convert "
-                f"them to safetensors on a machine that may, and use that folder."
+                f"{path}: its weights are pickled ({pickled[0]}), and reading a pickle may run any program. Use a "
+                f"folder with safetensors."
             )
-        raise CheckpointError(f"{path}: there is no {WHOLE} and no {INDEX}. Fetch the checkpoint's weights.")
+        raise CheckpointError(f"{path}: there is no {WHOLE} and no {INDEX}. Download the checkpoint's weights.")
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
-        raise CheckpointError(f"{index} has no weight_map of names. Fetch the checkpoint again.")
+        raise CheckpointError(f"{index} has no weight_map of names. Download the checkpoint again.")
     files = []
     for name in sorted(set(names.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -73,16 +74,18 @@ def weight_files(path: str, revision: str | None = None) -> list[Path]:
                 f"{index} names the weights {name!r}, which are no safetensors file of the checkpoint's own folder. "
                 f"Put all shards beside the index."
             )
-        file = _file(path, name, revision)
+        file = find(path, name, revision)
         if file is None:
-            raise CheckpointError(f"{path}: {name} is missing, which {INDEX} names. Fetch the checkpoint again.")
+            raise CheckpointError(f"{path}: {name} is missing, which {INDEX} names. Download the checkpoint again.")
         files.append(file)
     return files
 
 
-def _file(path: str, name: str, revision: str | None) -> Path | None:
+def find(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of the checkpoint, downloaded where it is not a folder; None if the checkpoint has none of that name."""
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
+
     from transformers.utils.hub import cached_file
 
     try:
@@ -101,7 +104,7 @@ def check_readable(files: Sequence[Path]) -> None:
                     stored.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file} is cut off or is no safetensors file ({error}). Fetch the checkpoint again."
+                f"{file} is cut off or is no safetensors file ({error}). Download the checkpoint again."
             ) from error
 
 
@@ -114,6 +117,16 @@ def check_loaded(path: str, info: Mapping[str, Any], tied: bool) -> None:
         raise CheckpointError(
             f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
             f"whole checkpoint that its config.json describes"
+        )
+
+
+def check_tied(path: str, model: Any) -> None:
+    """CheckpointError if the config ties the head to the embedding and the file holds two different ones."""
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and not torch.equal(head.weight, words.weight):
+        raise CheckpointError(
+            f"{path}: config.json ties the output head to the embedding, and the weights hold two different ones. Set "
+            f"weight_tying (LLaDA) or tie_word_embeddings to false, or remove the head."
         )
 
 

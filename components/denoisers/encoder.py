@@ -38,6 +38,8 @@ class Encoder:
                 f"the prompt {_short(text)} contains {names}, control tokens of this dLLM. Remove them, or write them "
                 f"in other characters."
             )
+        if self.tokenizer.chat_template is None and ids and ids[-1] in self._control_ids & self.end_ids:
+            del ids[-1]  # the canvas goes on where the text stops: no end may stand between them
         return torch.tensor(ids, dtype=torch.int64)
 
     def plain(self, text: str) -> Tensor:
@@ -46,9 +48,7 @@ class Encoder:
 
     def _prompt_ids(self, text: str) -> list[int]:
         if self.tokenizer.chat_template is None:
-            ids = self._ids(text, text, special=True)
-            # The canvas goes on where the text stops, so that nothing may have ended it.
-            return ids[:-1] if ids and ids[-1] in self.end_ids and ids[-1] in self._control_ids else ids
+            return self._ids(text, text, special=True)
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )

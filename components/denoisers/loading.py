@@ -16,6 +16,8 @@ loaded is compared with its files and probed (``check``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -142,7 +144,8 @@ def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: 
     kind: Any = getattr(transformers, f"{family.native}ForCausalLM")
     shape = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
     shape = llada.native_config(path, raw) if name == "llada" else shape
-    config = getattr(transformers, f"{family.native}Config")(**shape)
+    with _described(path):
+        config = getattr(transformers, f"{family.native}Config")(**shape)
     names = llada.KEYS if name == "llada" else {}
     model = _from_files(path, kind, common | {"config": config, "key_mapping": names or None}, names)
     if name == "llada" and raw["rope_full_precision"] and common["dtype"] == torch.bfloat16:
@@ -152,7 +155,7 @@ def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: 
 
 def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
     """The ...ForMaskedLM class of this model type, with the checkpoint's weights."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -160,9 +163,23 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
             f"{path}: model_type {name!r} is not supported. Use one of {', '.join(FAMILIES)}, or a masked language "
             f"model of transformers (bert, roberta, modernbert, esm ...)."
         )
-    config = AutoConfig.from_pretrained(path, revision=common["revision"], trust_remote_code=False)
-    config.tie_word_embeddings = getattr(config, "tie_word_embeddings", True)
-    return _from_files(path, AutoModelForMaskedLM, common | {"config": config, "trust_remote_code": False}, {})
+    with _described(path):
+        config = CONFIG_MAPPING[name].from_pretrained(path, revision=common["revision"])
+    return _from_files(path, MODEL_FOR_MASKED_LM_MAPPING[type(config)], common | {"config": config}, {})
+
+
+@contextmanager
+def _described(path: str) -> Iterator[None]:
+    """CheckpointError where the library does not make a config of config.json."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: config.json does not describe a model ({what}). Mend it, or download the checkpoint again."
+        ) from error
 
 
 def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str]) -> Any:
@@ -180,11 +197,12 @@ def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: its weights do not load ({str(error).splitlines()[0]}). Compare config.json with the weights, or "
-            f"fetch the checkpoint again."
+            f"download the checkpoint again."
         ) from error
     finally:
         logging.set_verbosity(verbosity)
     checkpoint.check_loaded(path, info, model.config.tie_word_embeddings)
+    checkpoint.check_tied(path, model)
     checkpoint.check_equal(model, files, names)
     return model
 
@@ -219,13 +237,15 @@ def _text_ids(encoder: Encoder, positions: int) -> torch.Tensor | None:
 
 
 def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     # Dream's own tokenizer class is remote code; the native one gives the same ids. Everybody else has a whole
     # tokenizer.json; AutoTokenizer would go by the model's family and put its own splitting into it (Qwen2: no spaces).
-    kind: Any = Qwen2Tokenizer if family == "Dream" else PreTrainedTokenizerFast
-    if masked:  # these may have a vocabulary file and their class' own splitting only
-        kind = AutoTokenizer
+    kind: Any = transformers.Qwen2Tokenizer if family == "Dream" else transformers.PreTrainedTokenizerFast
+    own = TOKENIZER_MAPPING_NAMES.get(family)
+    if masked and own and checkpoint.find(path, "tokenizer.json", revision) is None:
+        kind = getattr(transformers, own)  # a vocabulary file, split by the class' own rules
     try:
         return kind.from_pretrained(path, revision=revision, padding_side="left")
     except (OSError, ValueError, KeyError) as error:

@@ -115,11 +115,11 @@ def _look_on(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
 
 
 def _weights(module: Any, states_BTD: Tensor, start: int, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    """(B, L, L) softmax(q k^T) of canvas positions, over the whole sequence, mean over heads; Llama and Qwen2."""
+    """(B, L, L) softmax(q k^T) of canvas positions, over the whole sequence, mean over heads; Llama, Qwen2, Qwen3."""
     cos, sin = rotary
     q_BHLd, k_BHTd = (
-        _turned(project(x).unflatten(-1, (-1, module.head_dim)).transpose(1, 2), cos[:, first:], sin[:, first:])
-        for project, x, first in ((module.q_proj, states_BTD[:, start:], start), (module.k_proj, states_BTD, 0))
+        _turned(_heads(module, kind, x).transpose(1, 2), cos[:, first:], sin[:, first:])
+        for kind, x, first in (("q", states_BTD[:, start:], start), ("k", states_BTD, 0))
     )
     mask = mask[:, :, start:]
     if mask.dtype == torch.bool:
@@ -131,6 +131,12 @@ def _weights(module: Any, states_BTD: Tensor, start: int, rotary: tuple[Tensor, 
         score_BLT = (q_BHLd[:, head] @ k_BTd.transpose(1, 2) * module.scaling).float() + mask[:, 0]
         total = total + score_BLT.softmax(-1)[..., start:]
     return total / heads
+
+
+def _heads(module: Any, kind: str, states_BTD: Tensor) -> Tensor:
+    """(B, T, H, d) queries or keys before the rotation; Qwen3 normalizes them head by head."""
+    heads = getattr(module, f"{kind}_proj")(states_BTD).unflatten(-1, (-1, module.head_dim))
+    return getattr(module, f"{kind}_norm", torch.nn.Identity())(heads)
 
 
 def _turned(x_BHTd: Tensor, cos_BTd: Tensor, sin_BTd: Tensor) -> Tensor:

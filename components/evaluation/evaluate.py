@@ -8,7 +8,7 @@ over its decode seeds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,11 @@ from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.evaluation.results import EvalResult
-from components.policies.heuristics import SuppressTokens, heuristic
+from components.policies.heuristics import SuppressTokens
 from components.policies.protocol import Policy
+from components.policies.rules import RULES, heuristic, is_random, known
 
 RESAMPLES = 2000
-RANDOM_RULES = ("random", "softmax_confidence", "top_k_random")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _decode(
     denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]
 ) -> tuple[Job, list[Rollout], float]:
     """The job, what each seed made of it, and the seconds of decoding."""
-    random = candidate.choose == "sample" or candidate.family in RANDOM_RULES
+    random = candidate.choose == "sample" or is_random(candidate.family)
     job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
     done = [
@@ -114,6 +114,9 @@ def _score(
         nfe_high=nfe[1],
         tokens_per_second=sum(prompts.lengths) * len(done) / seconds,
         unfinished=float(sum(int((~one.finished_R).sum()) for one in done)),
+        workers=done[0].shares[0],
+        rows_in_flight=done[0].shares[1],
+        tokens_per_forward=done[0].shares[2],
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
@@ -122,15 +125,15 @@ def _score(
 
 @dataclass(frozen=True)
 class Sweep:
-    """The heuristics to compare with. Every rule is swept at every one of ``block_lengths`` that divides the canvas;
-    None stands for the whole canvas, full diffusion, where the rules that read statistics commit positions that predict
-    one of ``late_ids`` (the end of the text) last, as LLaDA's own baseline does."""
+    """The rules to compare with, each at its ``numbers``, in the order of the table of rules.
+
+    Whether a rule is also run in blocks of those ``block_lengths`` that divide the canvas is an entry of that table.
+    None stands for the whole canvas, full diffusion. There the rules that read statistics commit positions that predict
+    one of ``late_ids`` (the end of the text) last, as LLaDA's own baseline does.
+    """
 
     block_lengths: Sequence[int | None]
-    thresholds: Sequence[float]
-    factors: Sequence[float]
-    gammas: Sequence[float]
-    per_step: Sequence[int]
+    numbers: Mapping[str, Sequence[float]]
     late_ids: Collection[int] = ()
 
     def rule(self, family: str, value: float, size: int | None) -> Policy:
@@ -138,21 +141,15 @@ class Sweep:
         return SuppressTokens(policy, tuple(sorted(self.late_ids))) if self.late_ids and size is None else policy
 
     def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
-        """wide: also the factor rule and the entropy bound in blocks, and the rules that are there for orientation
-        (random, left to right, margin and entropy one by one); else those only that reach the front anywhere."""
+        """wide: for the main table; else only the rules that reach the front anywhere, see ``Rule``."""
+        named = {known(family) for family in self.numbers}
         sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
-        swept = [("threshold", self.thresholds), ("factor", self.factors), ("entropy_bound", self.gammas)]
-        found = [
+        return [
             Candidate(family, f"{value:g}", self.rule(family, value, size), size)
-            for family, values in swept
-            for size in (sizes if wide or family == "threshold" else [None])
-            for value in values
-        ]
-        quotas = ("random", "left_to_right", "confidence", "margin", "entropy") if wide else ("confidence",)
-        return found + [
-            Candidate(family, str(count), self.rule(family, count, None), None)
-            for family in quotas
-            for count in (self.per_step if family == "confidence" else self.per_step[:1])
+            for family, rule in RULES.items()
+            if family in named and (wide or rule.everywhere)
+            for size in (sizes if rule.blocks == "always" or (wide and rule.blocks == "table") else [None])
+            for value in self.numbers[family]
         ]
 
 

@@ -16,7 +16,7 @@ from components.denoisers.protocol import Denoiser
 from components.evaluation.evaluate import Candidate, evaluate
 from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at, upper_hull
-from components.policies.heuristics import heuristic
+from components.policies.rules import heuristic
 
 ORDER_HEADROOM = 0.15
 OVER_RANDOM = 0.08

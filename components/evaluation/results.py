@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.errors import DataError
-from components.core.files import read_lines, write_csv, write_lines
+from components.core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
@@ -30,7 +29,8 @@ class EvalResult:
 
     block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
-    left. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
+    left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
+    change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
     seeds_2SP: correct and NFE by seed; empty where there is one seed.
     """
 
@@ -52,6 +52,9 @@ class EvalResult:
     nfe_high: float
     tokens_per_second: float
     unfinished: float
+    workers: int = field(default=0, compare=False)
+    rows_in_flight: int = field(default=0, compare=False)
+    tokens_per_forward: int = field(default=0, compare=False)
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
@@ -96,16 +99,15 @@ def write_table(path: Path, results: Sequence[EvalResult]) -> None:
 def read_table(*paths: Path) -> list[EvalResult]:
     """The rows of CSV tables, in the order of the files. Columns that a result does not have are ignored.
 
-    DataError: a column is missing, a number does not parse, or no row is there.
+    DataError: a file or a column is missing, a number does not parse, or no row is there.
     """
     results: list[EvalResult] = []
     for path in paths:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
-            results += [_result(row, f"{path}, line {reader.line_num}") for row in reader]
+        rows = read_csv(path, "Run the stage that writes this table again.")
+        missing = [name for name in COLUMNS if rows and name not in rows[0]]
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
+        results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
         raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
     return results

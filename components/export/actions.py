@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import SettingsError
-from components.export.onnx_file import OnnxFile
+from components.export.coupled_actions import (
+    CoupledScores,
+    accept_greedy,
+    accept_sample,
+    coupled_greedy,
+    coupled_sample,
+)
+from components.export.onnx_file import OUTPUT, OnnxFile
 from components.tasks.example import address
 
 Uniform = Callable[[int, int], np.ndarray]
@@ -26,10 +33,12 @@ _FIRST, _REST, _STOP = 0, 1, 2  # the streams of an ordered draw
 
 
 class NumpyPolicy:
-    """An exported policy where there is no torch. Fields are an Observation's, as arrays (``onnx_file.FIELDS``)."""
+    """An exported policy where there is no torch. Fields are an Observation's, as arrays (``onnx_file.FIELDS``).
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        self.file = OnnxFile(path, threads)
+    offset: the one number for speed at serving time, of a coupled policy, see ``OnnxPolicy``."""
+
+    def __init__(self, path: Path, threads: int = 1, offset: float = 0.0) -> None:
+        self.file = OnnxFile(path, threads, offset)
 
     def score(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 (B, L) utilities."""
@@ -49,18 +58,36 @@ class NumpyPolicy:
                 f"or 'sample' with uniform"
             )
         fields = {"eligible_BL": fields["masked_BL"], **fields}
-        return commit(self.file.action, self.score(fields), fields["eligible_BL"], uniform, force)
+        given = {name: fields[name] for name in ("log_odds_BL", "eligible_BL") if name in fields}
+        return commit(self.file.action, self.file.outputs(fields) | given, uniform, force)
 
 
 def commit(
-    action: Mapping[str, Any], utilities_BL: np.ndarray, eligible_BL: np.ndarray, uniform: Uniform | None, force: bool
+    action: Mapping[str, Any], scores: Mapping[str, np.ndarray], uniform: Uniform | None, force: bool
 ) -> np.ndarray:
     """bool (B, L): the draw of the distribution that ``action`` (the file's metadata) names; its mode if ``uniform``
-    is None; where it is empty and ``force``, the best position."""
-    drawn_BL = _DRAWS[action["kind"]](utilities_BL, eligible_BL, action, uniform) & eligible_BL
+    is None; where it is empty and ``force``, the best position.
+
+    scores: what the file gives, and ``eligible_BL``; for a coupled draw ``log_odds_BL`` too."""
+    utilities_BL, eligible_BL = scores[OUTPUT], scores["eligible_BL"]
+    if action["kind"] in ("coupled", "accept"):
+        drawn_BL = _coupled(scores, action, uniform)
+    else:
+        drawn_BL = _DRAWS[action["kind"]](utilities_BL, eligible_BL, action, uniform) & eligible_BL
     if force:
         drawn_BL = drawn_BL | (_best(utilities_BL, eligible_BL) & ~drawn_BL.any(-1, keepdims=True))
     return drawn_BL
+
+
+def _coupled(scores: Mapping[str, np.ndarray], action: Mapping[str, Any], uniform: Uniform | None) -> np.ndarray:
+    """A set drawn with pair shifts, along the greedy path or as an ordered draw with STOP."""
+    fields = {name: value for name, value in scores.items() if name != OUTPUT}
+    fields["log_odds_BL"] = fields["log_odds_BL"].astype(np.float32, copy=False)
+    knobs = {name: value for name, value in action.items() if name != "kind"}
+    given = CoupledScores(**fields, **knobs)
+    if action["kind"] == "accept":
+        return accept_greedy(given) if uniform is None else accept_sample(given, uniform)
+    return coupled_greedy(given)[0] if uniform is None else coupled_sample(given, uniform)[0]
 
 
 def _bernoulli(

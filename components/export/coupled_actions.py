@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.export.actions import Uniform
+if TYPE_CHECKING:
+    from components.export.actions import Uniform
 
 _PICK, _STOP, _NEXT = 0, 2, 2**32  # noise streams, as in components.maths.coupled
 Number = float | np.ndarray

@@ -1,26 +1,38 @@
-"""The exported file as ONNX Runtime sees it: what it reads, what it is, utilities from arrays. No torch in here.
+"""The exported file as ONNX Runtime sees it: what it reads, what it is, what it gives for arrays. No torch in here.
 
 The inputs are named like the Observation's fields. What the graph cannot say stands in the file's metadata, each entry
 text: ``unmask.version`` of this layout, ``unmask.policy`` (kind, shape, and the speed exponent that holds where
 ``alpha_B`` is not given), ``unmask.needs``, ``unmask.action`` (the distribution and its knobs), ``unmask.exporter``
 (opset and versions), and whatever the exporting stage adds.
+
+A coupled policy's file gives, beside the utilities of the first pick, what moves them: ``bias_BL``, ``shift_BLL`` and
+``mix_BL``. Its action holds kappa, tau, cost and temperature (``components.maths.coupled``).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from components.core.errors import CheckpointError, DataError
+from components.core.errors import CheckpointError, DataError, SettingsError
 
-VERSION = 1
+VERSION = 2
 PREFIX = "unmask."
 OUTPUT = "utilities_BL"
-ACTIONS = ("bernoulli", "categorical", "dpls")
+PAIRED = ("bias_BL", "shift_BLL", "mix_BL")
+OUTPUTS = {
+    "bernoulli": (OUTPUT,),
+    "categorical": (OUTPUT,),
+    "dpls": (OUTPUT,),
+    "coupled": (OUTPUT, *PAIRED),
+    "accept": (OUTPUT, *PAIRED),
+}
+"""What a file gives, by the kind of its action."""
 
 FIELDS = {
     "masked_BL": np.bool_,
@@ -50,12 +62,12 @@ class OnnxFile:
     """An exported policy, opened on the CPU with ``threads`` threads.
 
     metadata: all of it. policy, needs, action: ours, parsed. inputs: name -> axes, a dynamic axis by its name.
-    CheckpointError if the file does not open, is not one of ours, is newer than this library, or gives utilities that
-    are not numbers.
+    offset: asks a coupled policy for more (above 0) or less per step than it was exported with. It is added to tau.
+    CheckpointError if the file does not open, is not one of ours, has another layout version, or computes no numbers.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        self.path = path
+    def __init__(self, path: Path, threads: int = 1, offset: float = 0.0) -> None:
+        self.path, self.offset = path, offset
         self._session = _open(path, threads)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         _check_version(path, self.metadata)
@@ -63,12 +75,20 @@ class OnnxFile:
         self.inputs: dict[str, tuple[int | str, ...]] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         unknown = [i.name for i in self._session.get_inputs() if FIELDS.get(i.name) != _TYPES.get(i.type, object)]
         outputs = [o.name for o in self._session.get_outputs()]
-        if unknown or outputs != [OUTPUT] or self.action.get("kind") not in ACTIONS:
+        kind = str(self.action.get("kind"))
+        if unknown or tuple(outputs) != OUTPUTS.get(kind):
             raise CheckpointError(
-                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {self.action.get('kind')!r}; an "
-                f"exported policy reads fields of the Observation, gives {OUTPUT} and draws by one of {ACTIONS}; "
-                f"export it again"
+                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {kind!r}; an exported policy reads "
+                f"fields of the Observation, draws by one of {sorted(OUTPUTS)} and gives what that needs; export it "
+                f"again"
             )
+        if offset and PAIRED[0] not in OUTPUTS[kind]:
+            raise SettingsError(
+                f"offset={offset} is for coupled policies, {path.name} draws by {kind}. Leave it out, or serve a "
+                f"coupled policy."
+            )
+        if offset:
+            self.action["tau"] += offset
         self._require_finite()
 
     def _require_finite(self) -> None:
@@ -98,13 +118,22 @@ class OnnxFile:
             ) from error
 
     def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 (B, L). Fields that the file does not read are ignored; ``alpha_B`` may be left out, for the speed
-        that the file was exported with. DataError if another one is missing or does not fit the file's layout."""
+        """float32 (B, L), see ``outputs``."""
+        return self.outputs(fields)[OUTPUT]
+
+    def outputs(self, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All that the file gives, float32, by ``OUTPUTS``. Fields that it does not read are ignored; ``alpha_B`` may
+        be left out, for the speed that the file was exported with. DataError if another one is missing or does not fit
+        the file's layout."""
         sizes: dict[str, int] = {}
         if "alpha_B" in self.inputs and "alpha_B" not in fields:
             fields = {**fields, "alpha_B": np.full(len(fields.get("masked_BL", ())), self.policy["speed"], np.float32)}
         feed = {name: self._fitting(name, axes, fields, sizes) for name, axes in self.inputs.items()}
-        return self._session.run([OUTPUT], feed)[0]
+        names = OUTPUTS[self.action["kind"]]
+        found = dict(zip(names, self._session.run(list(names), feed), strict=True))
+        if self.offset:
+            found[OUTPUT] = found[OUTPUT] + np.float32(self.action["kappa"] * self.offset)
+        return found
 
     def _fitting(
         self, name: str, axes: tuple[int | str, ...], fields: Mapping[str, np.ndarray], sizes: dict[str, int]
@@ -148,6 +177,7 @@ def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _open(path: Path, threads: int) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported; else every session looks up a host
     import onnxruntime as ort
 
     if not path.is_file():
@@ -175,8 +205,8 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path} has no {PREFIX}version in its metadata ({sorted(metadata)}); what it reads and how its utilities "
             f"become actions is not known; write it with export_policy"
         )
-    if int(said) > VERSION:
+    if int(said) != VERSION:
         raise CheckpointError(
-            f"{path} has layout version {said}, this library reads up to {VERSION}; its fields may "
-            f"mean something else; update the library, or export with this one"
+            f"{path} has layout version {said}, this library reads version {VERSION} alone. Export the policy again "
+            f"with this library, or read it with the one that wrote it."
         )

@@ -1,9 +1,14 @@
 """Proof that an exported policy is the policy it came from: utilities, choices on random states, whole decoded texts.
 
+Of a coupled draw everything that its utilities are made of is compared as if it were one: bias, shifts, the risk's
+mixture, kappa, tau and cost.
+
 Float noise. Both compute in float32, in another order: they differ by 1e-7 for a small policy as it is initialised, by
 1.5e-5 for one whose weights are large and random, and each is then as far from float64 as from the other.
 ``TOLERANCE`` leaves room for larger utilities and longer canvases and lies as far below what matters: 1e-4 moves no
 probability by more than 2.5e-5, where a wrong mask, a missing input or half precision move utilities by 1e-2 and more.
+Shifts count by the largest of their batch, where that is above 1: products of positions of a long canvas leave up to
+1e-5 of it.
 
 A decision whose margin is smaller than the difference may flip. On random states a flip is a *near tie* if the
 policy's own distribution, given the exported utilities, makes the exported choice: then the utilities explain it, and
@@ -27,11 +32,14 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.maths.accept_or_skip import AcceptOrSkip
+from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit
 from components.policies.protocol import Policy
 
 TOLERANCE = 1e-4
 CHOICES = ("mode", "sample")
+SETS = (AcceptOrSkip, CoupledPlackettLuce)  # draws that an exported graph gives pair shifts for
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,10 @@ class Decoding:
 @dataclass(frozen=True)
 class ParityReport:
     """states, choices: rows compared, and decisions on them (mode and sample). largest: of the absolute differences
-    of utilities on them. near_ties: choices that float noise flipped. prompts, texts: decoded, once by the mode and
-    once by a sample. equal_texts, equal_orders: of them the same, and committed in the same steps throughout.
-    largest_decoding: difference of utilities on the states that the policy visited. unequal: the prompts at fault."""
+    of utilities, and of what they are made of, on them. near_ties: choices that float noise flipped. prompts, texts:
+    decoded, once by the mode and once by a sample. equal_texts, equal_orders: of them the same, and committed in the
+    same steps throughout. largest_decoding: difference on the states that the policy visited. unequal: the prompts at
+    fault."""
 
     states: int = 0
     choices: int = 0
@@ -99,13 +108,17 @@ def _compare_states(policy: Policy, exported: Policy, states: Sequence[Observati
     largest, near_ties = 0.0, 0
     for number, obs in enumerate(states):
         ours, theirs = policy.distribution(obs), exported.distribution(obs)
-        largest = max(largest, _difference(_utilities(ours), _utilities(theirs), obs))
+        if type(ours) is not type(theirs):
+            raise ParityError(
+                f"The policy draws by {type(ours).__name__}, the file by {type(theirs).__name__}. Export it again."
+            )
+        largest = max(largest, _difference(ours, theirs, obs))
         rows_B = torch.arange(len(obs.step_B), device=obs.step_B.device)
         noise = Noise(row_keys(0, rows_B, torch.full_like(rows_B, number)), obs.step_B)
         for choose in CHOICES:
             chosen_BL = _choice(theirs, obs, noise, choose)
             flipped_B = (_choice(ours, obs, noise, choose) != chosen_BL).any(-1)
-            explained = replace(cast(Any, ours), logits_BL=_utilities(theirs))
+            explained = replace(cast(Any, ours), **_given(theirs))
             wrong_B = (_choice(explained, obs, noise, choose) != chosen_BL).any(-1)
             if bool(wrong_B.any()):
                 row = int(wrong_B.nonzero()[0])
@@ -120,8 +133,10 @@ def _compare_states(policy: Policy, exported: Policy, states: Sequence[Observati
     return ParityReport(states=rows, choices=rows * len(CHOICES), largest=largest, near_ties=near_ties)
 
 
-def _utilities(distribution: ActionDistribution) -> Tensor:
-    return cast(Any, distribution).logits_BL
+def _given(distribution: ActionDistribution) -> dict[str, Tensor]:
+    """The fields that an exported graph gives."""
+    names = ("bias_BL", "shift_BLL", "mix_BL") if isinstance(distribution, SETS) else ("logits_BL",)
+    return {name: getattr(distribution, name) for name in names}
 
 
 def _choice(distribution: ActionDistribution, obs: Observation, noise: Noise, choose: str) -> Tensor:
@@ -131,12 +146,23 @@ def _choice(distribution: ActionDistribution, obs: Observation, noise: Noise, ch
     return committed_BL
 
 
-def _difference(ours_BL: Tensor, theirs_BL: Tensor, obs: Observation) -> float:
-    """The largest absolute difference on the canvas: 0 where both are -inf (off a shortlist), +inf where one is NaN."""
-    position_L = torch.arange(ours_BL.shape[1], device=ours_BL.device)
-    same_BL = (ours_BL == theirs_BL) | (position_L >= obs.length_B.unsqueeze(1))
-    difference_BL = (ours_BL - theirs_BL).abs().nan_to_num(nan=torch.inf)
-    return float(difference_BL.masked_fill(same_BL, 0.0).max())
+def _difference(ours: ActionDistribution, theirs: ActionDistribution, obs: Observation) -> float:
+    """The largest absolute difference on the canvas, of utilities and what they are made of."""
+    names = ["logits_BL"]
+    if isinstance(ours, SETS):
+        names += ["bias_BL", "shift_BLL", "mix_BL", "kappa", "tau", "cost"]
+    return max(_apart(torch.as_tensor(getattr(ours, n)), torch.as_tensor(getattr(theirs, n)), obs) for n in names)
+
+
+def _apart(ours: Tensor, theirs: Tensor, obs: Observation) -> float:
+    """0 where both are -inf (off a shortlist), +inf where one is NaN; of the canvas alone, along each of its axes."""
+    same = ours == theirs.to(ours.device)
+    for axis in range(1, ours.ndim):
+        padding_BL = torch.arange(ours.shape[axis], device=ours.device) >= obs.length_B.unsqueeze(1)
+        same = same | (padding_BL if ours.ndim == 2 else padding_BL.unsqueeze(3 - axis))
+    difference = (ours - theirs.to(ours.device)).abs().nan_to_num(nan=torch.inf)
+    largest = ours.abs().max().clamp(min=1) if ours.ndim == 3 else 1.0
+    return float((difference.masked_fill(same, 0.0) / largest).max())
 
 
 class _Watched:
@@ -154,7 +180,7 @@ class _Watched:
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         ours = self._policy.distribution(obs)
-        self.largest = max(self.largest, _difference(_utilities(ours), self._exported.score(obs), obs))
+        self.largest = max(self.largest, _difference(ours, self._exported.distribution(obs), obs))
         return ours
 
 

@@ -1,5 +1,7 @@
 """A learned policy to one ONNX file: ``policy.score`` as a graph, everything else about it as metadata.
 
+Of a coupled draw the graph also gives ``policy.forward``: bias, shifts and the risk's mixture.
+
 Opset 23, whose ``Attention`` is a single operator, for which the policy expands its attention mask: ONNX Runtime takes
 no broadcast one. One file, no external data; the same policy and metadata give the same bytes.
 """
@@ -24,17 +26,20 @@ from torch import Tensor, nn
 from components.core.errors import SettingsError
 from components.core.files import beside
 from components.core.types import Observation
-from components.export.onnx_file import ACTIONS, FIELDS, OUTPUT, PREFIX, VERSION
+from components.export.onnx_file import FIELDS, OUTPUTS, PREFIX, VERSION
 from components.export.states import random_observation
-from components.policies.confidence import ACTIONS as DISTRIBUTIONS
-from components.policies.store import LearnedPolicy
+from components.policies.confidence import ACTIONS
+from components.policies.coupled import SETS, CoupledPolicy
+from components.policies.store import LearnedPolicy, describe
 
 OPSET = 23
+_DISTRIBUTIONS: dict[str, type] = {**ACTIONS, **SETS}
 _AXES = {"B": "batch", "L": "length", "T": "sequence"}  # the dynamic ones, by their letter
 
 
 def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes ``policy`` as it stands, with its temperature, scale and speed, as float32, beside and then renamed.
+    """Writes ``policy`` as it stands, with its temperature, scale, speed and offset, as float32, beside and then
+    renamed.
 
     metadata: what the caller knows (commit, hashes, training settings), stored beside ours; SettingsError if a name
     begins with "unmask.", or if the policy's distribution cannot be described.
@@ -47,21 +52,22 @@ def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]
         )
     still = copy.deepcopy(policy).to("cpu", torch.float32).eval().requires_grad_(False)
     example = random_observation(still, 2, 6, "export")
-    described = _described(still, example)
-    model = _graph(still, example)
+    action = _action(still, example)
+    described = _described(still, action)
+    model = _graph(still, example, action["kind"])
     for key, value in sorted({**metadata, **described}.items()):
         model.metadata_props.add(key=key, value=value)
     with beside(path) as part:
         part.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _described(policy: LearnedPolicy, example: Observation) -> dict[str, str]:
+def _described(policy: LearnedPolicy, action: dict[str, Any]) -> dict[str, str]:
     exporter = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     ours = {
         "version": VERSION,
-        "policy": {**policy.describe(), "speed": policy.speed},
+        "policy": {**describe(policy), "speed": policy.speed},
         "needs": asdict(policy.needs),
-        "action": _action(policy, example),
+        "action": action,
         "exporter": {**exporter, "opset": OPSET},
     }
     return {PREFIX + name: json.dumps(value, sort_keys=True) for name, value in ours.items()}
@@ -71,30 +77,40 @@ def _action(policy: LearnedPolicy, example: Observation) -> dict[str, Any]:
     """The kind of the policy's distribution and its knobs: its fields that are numbers."""
     all_BL = torch.ones_like(example.masked_BL)
     distribution: Any = policy.distribution(replace(example, masked_BL=all_BL, eligible_BL=all_BL))
-    kind = {DISTRIBUTIONS[name]: name for name in ACTIONS}.get(type(distribution))
+    kind = {_DISTRIBUTIONS[name]: name for name in OUTPUTS}.get(type(distribution))
     if kind is None or not torch.equal(distribution.eligible_BL, all_BL):
         raise SettingsError(
             f"{type(distribution).__name__} over other positions than the eligible ones, or of another "
-            f"kind than {ACTIONS}, cannot be rebuilt from utilities alone; give the policy one of "
+            f"kind than {tuple(OUTPUTS)}, cannot be rebuilt from utilities alone; give the policy one of "
             f"these, or narrow the eligible positions outside it"
         )
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
+    values |= {name: v.item() for name, v in values.items() if isinstance(v, Tensor) and not v.ndim}
     return {"kind": kind} | {name: v for name, v in values.items() if isinstance(v, float | int)}
 
 
 class _Score(nn.Module):
-    """``policy.score`` as a function of the tensors in ``names``."""
+    """What the file gives (``onnx_file.OUTPUTS``) as a function of the tensors in ``names``."""
 
-    def __init__(self, policy: LearnedPolicy, names: list[str]) -> None:
+    def __init__(self, policy: LearnedPolicy, names: list[str], kind: str) -> None:
         super().__init__()
-        self.policy, self.names = policy, names
+        self.policy, self.names, self.kind = policy, names, kind
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.names, tensors, strict=True))
         # The canvas is the end of the sequence. Not an Observation: it compares sizes, and the trace would fix them.
         whole = self.policy.needs.features == "sequence"
         start = given["features_BTD"].shape[1] - given["masked_BL"].shape[1] if whole else 0
-        return self.policy.score(cast(Observation, SimpleNamespace(**given, canvas_start=start)))
+        more = {"canvas_start": start, "attention_layers": self.policy.needs.attention}
+        return _scores(self.policy, cast(Observation, SimpleNamespace(**given, **more)), self.kind)
+
+
+def _scores(policy: LearnedPolicy, obs: Observation, kind: str) -> tuple[Tensor, ...]:
+    if kind not in SETS:
+        return (policy.score(obs),)
+    assert isinstance(policy, CoupledPolicy)
+    bias_BL, shift_BLL, mix_BL = policy(obs)
+    return policy.utilities(obs, bias_BL), bias_BL, shift_BLL, mix_BL
 
 
 class _Recorder:
@@ -110,12 +126,12 @@ class _Recorder:
         return value
 
 
-def _graph(policy: LearnedPolicy, example: Observation) -> Any:
-    """The bare ONNX model (a protobuf) of ``policy.score``; its inputs are the fields that it reads."""
+def _graph(policy: LearnedPolicy, example: Observation, kind: str) -> Any:
+    """The bare ONNX model (a protobuf) of what a file of this kind gives; its inputs are the fields that are read."""
     from onnx_ir.serde import serialize_model
 
     recorder = _Recorder(example)
-    policy.score(cast(Observation, recorder))
+    _scores(policy, cast(Observation, recorder), kind)
     # masked_BL is always an input: it is what says how large a canvas is.
     names = [name for name in FIELDS if name in recorder.read | {"masked_BL"}]
     whole = policy.needs.features == "sequence"
@@ -126,12 +142,12 @@ def _graph(policy: LearnedPolicy, example: Observation) -> Any:
     )
     with _quiet():
         program = torch.onnx.export(
-            _Score(policy, names).eval(),
+            _Score(policy, names, kind).eval(),
             tuple(getattr(example, name) for name in names),
             dynamo=True,
             verbose=False,
             input_names=names,
-            output_names=[OUTPUT],
+            output_names=list(OUTPUTS[kind]),
             dynamic_shapes=(shapes,),
             opset_version=OPSET,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},

@@ -142,12 +142,14 @@ class ConfidencePolicy(nn.Module):
     """Utilities (B, L) from an Observation; see the module's docstring.
 
     temperature and scale are test-time knobs of the Bernoulli action (paper: tau_pi and beta); speed is the alpha
-    that a conditioned policy is asked for where the observation does not say (``alpha_B``).
+    that a conditioned policy is asked for where the observation does not say (``alpha_B``). denoiser: fingerprint of
+    the dLLM whose hidden states it reads, "" if it reads none.
     """
 
     def __init__(self, shape: Shape, temperature: float = 1.0, scale: float = 1.0, speed: float = 1.0) -> None:
         super().__init__()
         self.shape, self.temperature, self.scale, self.speed = shape, temperature, scale, speed
+        self.denoiser = ""
         width = shape.width
         self.stem = nn.Linear(len([i for i in shape.inputs if i != "top"]) + shape.top_k, width)
         self.bit = nn.Embedding(2, width)
@@ -172,7 +174,7 @@ class ConfidencePolicy(nn.Module):
 
     def drop_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
-        self.shape = replace(self.shape, features=width)
+        self.shape, self.denoiser = replace(self.shape, features=width), ""
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.head.weight.device)
         nn.init.zeros_(self.features.weight)
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from components.core.errors import SettingsError
 from components.core.types import Needs, Observation
+from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, Categorical
 from components.policies.pairs import Mixer, Pairs
 
-ACTIONS = ("coupled", "categorical")
+SETS = {"coupled": CoupledPlackettLuce, "accept": AcceptOrSkip}
+ACTIONS = (*SETS, "categorical")
 _ODDS = 1 / 8  # brings log-odds of +-30 to a few units
 
 
@@ -37,11 +39,12 @@ class CoupledShape:
     block over positions. pair: width of the pair head. pairs: False leaves the shifts out.
 
     attention: layers of the frozen model whose attention is read, negative ones from the last. offsets: relative
-    offsets are told apart up to so many positions, 0 for not at all. positions: longest canvas whose absolute positions
-    are read, 0 for not at all. features: width of the frozen model's hidden states, 0 to leave them out.
+    offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
+    embedding each, 0 for none. features: width of the frozen model's hidden states, 0 to leave them out.
 
-    action: "coupled", a set with its shifts, or "categorical", one position. alphas: the speed exponents that one
-    policy is trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
+    action: what is drawn. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
+    the order of its picks, with STOP. "categorical": one position. alphas: the speed exponents that one policy is
+    trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
     """
 
     top_k: int = 8
@@ -95,6 +98,7 @@ class CoupledPolicy(nn.Module):
     def __init__(self, shape: CoupledShape, temperature: float = 1.0, speed: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
         self.shape, self.temperature, self.scale, self.speed, self.offset = shape, temperature, 1.0, speed, offset
+        self.denoiser = ""  # fingerprint of the dLLM whose hidden states it reads
         width = shape.width
         self.stem = nn.Linear(2 + shape.top_k, width)
         self.bit = nn.Embedding(2, width)
@@ -126,7 +130,7 @@ class CoupledPolicy(nn.Module):
 
     def drop_features(self, width: int) -> None:
         """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
-        self.shape = replace(self.shape, features=width)
+        self.shape, self.denoiser = replace(self.shape, features=width), ""
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.tau.device)
         nn.init.zeros_(self.features.weight)
 
@@ -156,8 +160,9 @@ class CoupledPolicy(nn.Module):
         length = obs.masked_BL.shape[1]
         place_L = torch.arange(length, device=odds_BL.device)
         if self.shape.positions:
-            # Beyond lies padding alone: ``distribution`` refuses longer canvases, which a traced graph cannot.
-            x_BLW = x_BLW + self.place(place_L.clamp(max=self.shape.positions - 1))
+            # Later positions have none: a longer canvas than the policy was trained on can still be decoded.
+            place_LW = self.place(place_L.clamp(max=self.shape.positions - 1))
+            x_BLW = x_BLW + place_LW.masked_fill((place_L >= self.shape.positions).unsqueeze(-1), 0.0)
         if self.shape.features:
             assert obs.features_BTD is not None
             states_BLD = obs.features_BTD[:, obs.canvas_start :].to(odds_BL.dtype)
@@ -184,22 +189,20 @@ class CoupledPolicy(nn.Module):
 
     def score(self, obs: Observation) -> Tensor:
         """(B, L) utilities before anything is taken."""
-        x_BLW, odds_BL = self._positions(obs)
-        bias_BL = self.bias(x_BLW).squeeze(-1)
-        return self.log_kappa.exp() * (odds_BL / _ODDS + bias_BL + self.tau + self.offset)
+        return self.utilities(obs, self.bias(self._positions(obs)[0]).squeeze(-1))
+
+    def utilities(self, obs: Observation, bias_BL: Tensor) -> Tensor:
+        """``score`` from the bias that ``forward`` gives."""
+        assert obs.log_odds_BL is not None
+        odds_BL = obs.log_odds_BL.to(bias_BL.dtype).masked_fill(~obs.masked_BL, 0.0)
+        return self.log_kappa.exp() * (odds_BL + bias_BL + self.tau + self.offset)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
-        longest, most = obs.masked_BL.shape[1], self.shape.positions
-        if 0 < most < longest:
-            raise SettingsError(
-                f"A canvas of {longest} positions is longer than the policy's positions={most}. Train "
-                f"one for this length, or one without absolute positions."
-            )
         if self.shape.action == "categorical":
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
         bias_BL, shift_BLL, mix_BL = self(obs)
         assert obs.log_odds_BL is not None
-        return CoupledPlackettLuce(
+        return SETS[self.shape.action](
             obs.log_odds_BL,
             bias_BL,
             shift_BLL,

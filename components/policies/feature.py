@@ -86,12 +86,13 @@ class FeaturePolicy(nn.Module):
     """Utilities (B, L) from an Observation; -inf outside the shortlist, if there is one.
 
     temperature is inside the likelihood, so that what is drawn at it is also learned at it. scale and speed are knobs
-    of the confidence policy and change nothing here.
+    of the confidence policy and change nothing here. denoiser: fingerprint of the dLLM whose hidden states it reads.
     """
 
     def __init__(self, shape: FeatureShape, temperature: float = 1.0) -> None:
         super().__init__()
         self.shape, self.temperature, self.scale, self.speed = shape, temperature, 1.0, 1.0
+        self.denoiser = ""
         width = shape.features + shape.top_k + FLAGS
         self.block = GatedBlock(shape.features, shape.heads, shape.inner)
         self.norm = nn.RMSNorm(shape.features, 1e-5)

@@ -25,6 +25,7 @@ from components.core.types import STATISTICS, Needs, Observation
 from components.maths.distributions import ActionDistribution, Categorical, Deterministic
 from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
 from components.maths.plackett_luce import PlackettLuce
+from components.policies.protocol import Policy
 
 PLAIN = Needs()  # token and confidence at eligible positions, nothing else
 ODDS = Needs(statistics=("log_odds",))
@@ -238,7 +239,7 @@ class SuppressTokens:
     they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Rules that
     read no statistics (random, left to right) are left as they are."""
 
-    policy: Quota | Threshold | Factor | EntropyBound | Klass
+    policy: Policy
     ids: tuple[int, ...]
 
     @property
@@ -257,26 +258,3 @@ class SuppressTokens:
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         return self.policy.distribution(self._seen(obs))
-
-
-HEURISTICS = {
-    "random": lambda value: Quota("random", int(value)),
-    "left_to_right": lambda value: Quota("left_to_right", int(value)),
-    "confidence": lambda value: Quota("confidence", int(value)),
-    "margin": lambda value: Quota("margin", int(value)),
-    "entropy": lambda value: Quota("entropy", int(value)),
-    "threshold": lambda value: Threshold(float(value)),
-    "factor": lambda value: Factor(float(value)),
-    "entropy_bound": lambda value: EntropyBound(float(value)),
-    "klass": lambda value: Klass(float(value), 0.01),
-    "softmax_confidence": lambda value: SoftmaxConfidence(float(value)),
-    "top_k_random": lambda value: TopKRandom(int(value)),
-}
-"""name -> rule from its one number: positions per step (or to draw among), threshold, factor, gamma, tau."""
-
-
-def heuristic(name: str, value: float = 1):
-    """A rule by name, as settings and the command line write it."""
-    if name not in HEURISTICS:
-        raise SettingsError(f"no heuristic {name!r}; nothing could be decoded; known are {', '.join(HEURISTICS)}")
-    return HEURISTICS[name](value)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
-from components.core.files import beside, write_json
+from components.core.files import beside, read_json, write_json
+from components.policies.binding import bound_to
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
@@ -21,13 +22,27 @@ FILES = ("policy.json", "policy.safetensors")
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
-    """A freshly initialised policy from ``policy.describe()``."""
+    """A freshly initialised policy from ``describe``."""
     if described.get("kind") not in KINDS:
         raise CheckpointError(
             f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
             f"known are {sorted(KINDS)}"
         )
-    return KINDS[described["kind"]](described["shape"])
+    try:
+        policy = KINDS[described["kind"]](described["shape"])
+    except (TypeError, KeyError, AttributeError) as error:  # a field that this version has not, or one that it lacks
+        raise CheckpointError(
+            f"a {described['kind']} policy with the shape {described['shape']} is not of this version ({error}). "
+            "Use the version that wrote it, or train one with `dvc repro train`."
+        ) from error
+    policy.denoiser = str(described.get("denoiser", ""))
+    return policy
+
+
+def describe(policy: LearnedPolicy) -> dict[str, Any]:
+    """What ``build`` makes a policy of this kind from: kind, shape, and the dLLM whose hidden states it reads."""
+    bound = bound_to(policy)
+    return policy.describe() | ({"denoiser": bound} if bound else {})
 
 
 def _confidence(shape: dict[str, Any]) -> LearnedPolicy:
@@ -51,7 +66,7 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
     """Write policy.safetensors and policy.json into the folder, each whole or not at all."""
     with beside(folder / "policy.safetensors") as part:
         save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, part)
-    write_json(folder / "policy.json", policy.describe())
+    write_json(folder / "policy.json", describe(policy))
 
 
 def content_hash(folder: Path) -> str:
@@ -64,14 +79,13 @@ def content_hash(folder: Path) -> str:
 
 
 def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole, or a weight is NaN or infinite."""
+    """CheckpointError if the folder is not whole, is of a version with other fields, or a weight is NaN or infinite."""
     try:
-        policy = build(json.loads((folder / "policy.json").read_text()))
+        policy = build(read_json(folder / "policy.json", needs=("kind", "shape")))
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder}: no whole policy ({error}); it cannot be decoded with; train one with `dvc repro train`"
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
     for name, value in policy.state_dict().items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(

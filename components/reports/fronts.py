@@ -12,23 +12,9 @@ import numpy as np
 
 from components.evaluation.results import POLICIES, EvalResult
 from components.maths.pareto import front_at, upper_hull
+from components.policies.rules import RULES
 
-LABELS = {
-    "learned": "learned policy",
-    "distilled": "distilled start",
-    "entropy_bound": "entropy bound",
-    "threshold": "confidence threshold",
-    "factor": "factor rule",
-    "confidence": "max confidence",
-    "margin": "margin",
-    "entropy": "min entropy",
-    "left_to_right": "left to right",
-    "random": "random order",
-}
-
-
-PER_STEP = ("random", "left_to_right", "confidence", "margin", "entropy")
-"""Families whose setting is a number of tokens per step."""
+_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start"}
 
 
 Group = tuple[str, str, str]
@@ -83,10 +69,15 @@ def headline(cells: Iterable[EvalResult]) -> EvalResult | None:
     return min(learned, key=lambda c: (-c.block_length, c.choose != "mode"), default=None)
 
 
+def label_of(family: str) -> str:
+    """The family's name in tables and pictures."""
+    return RULES[family].label if family in RULES else _POLICY_LABELS.get(family, family.replace("_", " "))
+
+
 def rule_name(family: str, setting: str) -> str:
     """``entropy bound 0.1``, ``max confidence, 2 per step``."""
-    label = LABELS.get(family, family.replace("_", " "))
-    if family in PER_STEP and setting:
+    label = label_of(family)
+    if setting and family in RULES and RULES[family].commits == "fixed":
         return f"{label}, {setting} per step"
     return f"{label} {setting}".strip()
 

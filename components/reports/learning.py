@@ -40,6 +40,8 @@ LINE, RAW = "#0072B2", "#B9D3E8"
 def read_rounds(path: Path) -> list[dict[str, Any]]:
     """The rounds of a metrics.jsonl by rising ``step``; of a step that was logged twice (a resumed run) the last."""
     by_step = {int(record["step"]): record for record in read_lines(path) if "step" in record}
+    if not by_step:
+        raise DataError(f"{path} holds no round of a training. Run `dvc repro` to make it.")
     return [by_step[step] for step in sorted(by_step)]
 
 

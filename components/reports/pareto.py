@@ -17,7 +17,7 @@ from components.core.files import write_text
 from components.evaluation.results import EvalResult
 from components.reports import fronts
 from components.reports.files import write_figure
-from components.reports.fronts import LABELS
+from components.reports.fronts import label_of
 from components.reports.table import points
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ LOOKS: dict[str, dict[str, Any]] = {
     "entropy_bound": {"color": "#0072B2", "marker": "o"},
     "threshold": {"color": "#009E73", "marker": "s"},
     "factor": {"color": "#CC79A7", "marker": "D"},
+    "overlap": {"color": "#332288", "marker": "p"},
+    "overlap_rise": {"color": "#44AA99", "marker": "H"},
+    "mean_field": {"color": "#882255", "marker": "d"},
+    "adas": {"color": "#999933", "marker": ">"},
     "confidence": {"color": "#56B4E9", "marker": "^"},
     "margin": {"color": "#B8860B", "marker": "v"},
     "entropy": {"color": "#7A6FB0", "marker": "<"},
@@ -153,14 +157,13 @@ def legend_handles(cells: Sequence[EvalResult]) -> list[Any]:
     for family in ("learned", "distilled"):
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
-            handles.append(Line2D([], [], ls="none", label=LABELS[family], **look))
+            handles.append(Line2D([], [], ls="none", label=label_of(family), **look))
     if there - set(fronts.POLICIES):
         handles.append(Patch(fc=REGION_COLOUR, ec=ENVELOPE_COLOUR, lw=1.3, label="reach of all heuristics"))
     for family in [*LOOKS, *sorted(there - set(LOOKS) - set(fronts.POLICIES))]:
         if family in there:
             look = LOOKS.get(family, OTHER_LOOK)
-            label = LABELS.get(family, family.replace("_", " "))
-            handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label, **look))
+            handles.append(Line2D([], [], lw=1.0, ms=4.5, mec="white", mew=0.4, label=label_of(family), **look))
     if any(fronts.full_length(group) > min(c.block_length for c in group) for group in fronts.groups(cells).values()):
         handles.append(Line2D([], [], lw=0.9, ls=(0, (2, 1.5)), color="#888888", label="shorter blocks"))
     return handles

@@ -6,14 +6,17 @@ KL between different kinds of draws, or a setting that is ignored in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from components.policies.rules import RULES
+from components.settings.data import Data, Model
 from components.settings.policy import Confidence, Coupled, Decode, Feature
 from components.settings.training import Distill, Train
 
 Head = Confidence | Coupled | Feature
 
-SEVERAL = ("threshold", "factor", "entropy_bound", "klass", "teacher")  # rules that commit as many as they see fit
-SOFT = ("max_confidence", "softmax_confidence", "top_k_random")  # one position, drawn
 EXACT_LIMIT = 12  # of components.maths.plackett_luce, which needs torch
+COUPLED_LIMIT = 6  # of components.maths.coupled
 
 
 def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train, length: int) -> None:
@@ -29,6 +32,36 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
             f"train.objective=upo with policy.action={policy.action}; paper B draws one position per "
             f"step; use policy.kind: feature, or action: categorical"
         )
+
+
+def check_shares(weights: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    """Every task of the domain gets a prompt of every split; weights: its share of them."""
+    total = sum(weights.values())
+    for split, count in counts.items():
+        for name, weight in weights.items():
+            if count * weight < total:
+                raise ValueError(
+                    f"domain.tasks.{name}={weight} of {total} is no prompt of the {count} in data.counts.{split}. "
+                    f"Raise the weight, or remove the task."
+                )
+
+
+def check_letters(data: Data, models: Mapping[str, Model], asked: Iterable[tuple[str, str]]) -> None:
+    """An embedded dLLM writes in the letters of the tasks that it is trained on, and in no others.
+
+    asked: (dLLM, task) of all that is decoded.
+    """
+    for which, name in sorted(asked):
+        model = models[which]
+        if model.source != "embedded" or data.tasks[name].params.get("execute"):
+            continue
+        known = {letter for trained in model.rows for letter in data.tasks[trained].build().alphabet}
+        unknown = sorted(set(data.tasks[name].build().alphabet) - known)
+        if unknown:
+            raise ValueError(
+                f"task {name} over dLLM {which} needs letters {''.join(unknown)!r}; no task of models.{which}.rows has "
+                f"them. Add {name} there, or ask another task."
+            )
 
 
 def _knobs(policy: Head, decode: Decode) -> None:
@@ -49,7 +82,8 @@ def _drawable(where: str, policy: Head, rule: str, value: float | None) -> None:
     """A policy that draws one position, maybe out of a shortlist, cannot draw what is outside it."""
     if policy.action != "categorical":
         return
-    if rule in SEVERAL or (rule not in SOFT and value is not None and value > 1):
+    commits = RULES[rule].commits
+    if commits == "several" or (commits == "fixed" and value is not None and value > 1):
         raise ValueError(
             f"{where}={rule} ({value}) commits several positions in a step, the policy draws one; the "
             f"loss would be infinite; use a rule of one position, or an action of several"
@@ -73,17 +107,24 @@ def _reference(policy: Head, train: Train, eligible: int) -> None:
                 f"the exact divergence has 2^{eligible} terms; use {'experts: 0, ' * (train.experts > 0)}blocks of at "
                 f"most {EXACT_LIMIT}, pull: 0.0 with kl, or divergence: none"
             )
+        # Its KL is estimated from what the policy itself draws (components.maths.divergence); this is a sum over what
+        # the reference may draw.
+        if policy.action == "coupled" and train.divergence == "ce" and eligible > COUPLED_LIMIT:
+            raise ValueError(
+                f"train.divergence=ce to a coupled policy over {eligible} open positions has too many orders to add "
+                f"up. Use kl, or blocks of at most {COUPLED_LIMIT}."
+            )
     elif rule == "random":
         raise ValueError(
             "train.reference=random; its draws are ordered, those of no policy are, and there would be no "
             "divergence; use top_k_random with a number as large as the canvas"
         )
-    elif rule in SOFT and policy.action != "categorical":
+    elif RULES[rule].commits == "one" and policy.action != "categorical":
         raise ValueError(
             f"train.reference={rule} draws one position, policy.action={policy.action} draws sets; there "
             f"is no divergence between them; use action: categorical, or another reference"
         )
-    elif rule in SOFT and train.divergence == "kl":
+    elif RULES[rule].commits == "one" and train.divergence == "kl":
         listed = {"top_k_random": value, "max_confidence": 0.0}.get(rule)
         if listed is not None and not 0 < policy.shortlist <= listed:
             raise ValueError(

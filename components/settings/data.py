@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.section import Count, Layout, Name, Natural, Rate, Section, Seed
+from components.settings.section import Count, Layout, Name, Natural, Rate, Section, Seed, Size
 from components.tasks import TASKS, Task, build
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
@@ -18,7 +18,7 @@ class TaskSettings(Section):
 
     kind: str
     params: dict[str, Any]
-    canvas: Count | None
+    canvas: Size | None
 
     def build(self) -> Task:
         """SettingsError for an unknown kind or knob, or one that cannot work."""
@@ -103,10 +103,10 @@ class Pretrain(Section):
     """Shape and training of the embedded dLLMs; which tasks each learns is in ``models``."""
 
     seed: Seed
-    width: Count
-    layers: Count
-    heads: Count
-    inner: Count
+    width: Size
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    heads: Size
+    inner: Size
     steps: Count
     learning_rate: Rate
     warmup: Natural

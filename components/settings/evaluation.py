@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from components.settings.section import Count, Name, NonNegative, Positive, Section, Seed, Share
+from components.policies.rules import check_number, decoders, known
+from components.settings.section import Count, Finite, Name, Section, Seed, Size
 
 
 class Sweep(Section):
-    """The heuristics to compare with, at every block length (null: the whole canvas) and number.
+    """The heuristics to compare with.
 
-    seeds: decode seeds of random rules. suppress_eos: over the whole canvas the rules commit predicted ends of the text
-    last; without it a language model ends the text first.
+    seeds: decode seeds of random rules. rules: each with the numbers to sweep; whether at every block length too (null:
+    the whole canvas) is in ``components.policies.rules``. suppress_eos: over the whole canvas the rules commit
+    predicted ends of the text last; without it a language model ends the text first.
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    block_lengths: tuple[Count | None, ...]
-    thresholds: tuple[Share, ...]
-    factors: tuple[Positive, ...]
-    gammas: tuple[NonNegative, ...]
-    per_step: tuple[Count, ...]
+    block_lengths: tuple[Size | None, ...]
+    rules: dict[str, tuple[Finite, ...]]
     suppress_eos: bool
+
+    @field_validator("rules")
+    @classmethod
+    def _can_decode(cls, rules: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, numbers in rules.items():
+            if known(name) not in decoders():
+                raise ValueError(f"{name} cannot decode. Remove it, or sweep one of {', '.join(decoders())}.")
+            for number in numbers:
+                check_number(name, number, f"{name}={number:g}")
+        return rules
 
 
 class Evaluate(Section):

@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.core.errors import SettingsError
+from components.core.errors import DataError, SettingsError
+from components.core.files import read_yaml
 from components.settings.policy import Confidence, Coupled, Feature
 from components.settings.profile import Settings
 from components.settings.section import nearest
@@ -21,12 +21,9 @@ KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "coupled": Couple
 def read(path: Path) -> Settings:
     """The settings of params.yaml, checked. SettingsError names each value that cannot work."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise SettingsError(
-            f"{path} cannot be read ({why}). Run inside the repository, or restore the file."
-        ) from error
+        raw = read_yaml(path, "Run inside the repository, or restore the file.")
+    except DataError as error:
+        raise SettingsError(f"{path.name} cannot be read: {error}") from error
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
@@ -38,7 +35,8 @@ def _sentence(path: Path, error: Any) -> str:
     loc = tuple(part for before, part in pairwise((None, *error["loc"])) if before != "policy" or part not in KINDS)
     if error["type"] == "union_tag_not_found":
         loc = (*loc, "kind")
-    where = ".".join(str(part) for part in loc) or "the whole file"
+    parts = [part if str(part).isprintable() else repr(part) for part in loc if part != "[key]"]
+    where = ".".join(map(str, parts)) or "the whole file"
     if error["type"] == "extra_forbidden":
         return f"{path}: {where} is not a setting{nearest(str(error['loc'][-1]), _siblings(error['loc']))}. Remove it."
     if error["type"] in ("missing", "union_tag_not_found"):
@@ -47,7 +45,7 @@ def _sentence(path: Path, error: Any) -> str:
     if error["type"] == "value_error":
         return f"{path}: {where}: {text}"
     value = reprlib.repr(error["input"])
-    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}. Change it."
+    return f"{path}: {where}={value}: {text[0].lower() + text[1:]}. Use another."
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.section import Count, Natural, NonNegative, Positive, Section
+from components.settings.section import Count, Finite, Natural, NonNegative, Positive, Section, Size
 
 
 class Confidence(Section):
@@ -19,11 +19,11 @@ class Confidence(Section):
     ]
     top_k: Natural
     features: bool
-    width: Count
-    heads: Count
-    inner: Count
+    width: Size
+    heads: Size
+    inner: Size
     period: Positive
-    bias: float
+    bias: Finite
     where: Literal["eligible", "masked", "all"]
     action: Literal["bernoulli", "dpls", "categorical"]
     rounded: bool
@@ -54,9 +54,9 @@ class Feature(Section):
     position is drawn, among the ``shortlist`` most confident ones (0: among all)."""
 
     kind: Literal["feature"]
-    heads: Count
-    inner: Count
-    hidden: Count
+    heads: Size
+    inner: Size
+    hidden: Size
     top_k: Count
     shortlist: Natural
 
@@ -74,19 +74,19 @@ class Coupled(Section):
 
     kind: Literal["coupled"]
     top_k: Count
-    width: Count
-    heads: Count
-    inner: Count
-    blocks: Count
-    pair: Count
+    width: Size
+    heads: Size
+    inner: Size
+    blocks: Size
+    pair: Size
     pairs: bool
     attention: tuple[int, ...]
     offsets: Natural
     positions: Natural
     features: bool
-    action: Literal["coupled", "categorical"]
+    action: Literal["accept", "coupled", "categorical"]
     kappa: Positive
-    tau: float
+    tau: Finite
     cost: NonNegative
     mix: Annotated[float, Field(gt=0, lt=1)]
 
@@ -112,7 +112,7 @@ class Decode(Section):
     ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets what it learned on.
     """
 
-    block_length: Count | None
+    block_length: Size | None
     temperature: Positive
     scale: Positive
     alpha: NonNegative | None

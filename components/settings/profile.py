@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from components.settings.compatibility import check_learning
+from components.settings.compatibility import check_learning, check_letters, check_shares
 from components.settings.data import Data, Domain, Model, Pretrain
 from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
 from components.settings.policy import Decode, Feature, Policy
@@ -51,9 +51,12 @@ class Settings(Section):
         longest = max(tasks[name].length for name in self.domain.tasks)
         check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
+        check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
         asked = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
         for name in dict.fromkeys(asked):
             self._fits(name, tasks[name].length)
+        own = {(self.domain.model, name) for name in (*self.domain.tasks, *self.evaluate.tasks)}
+        check_letters(self.data, self.models, own | {(case.model, case.task) for case in self.cases.values()})
         return self
 
     def _names_exist(self) -> None:

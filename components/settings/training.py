@@ -4,46 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from components.settings.section import Count, Natural, NonNegative, Positive, Rate, Section, Seed, Share
+from components.policies.rules import check_number, known
+from components.settings.section import (
+    MOST,
+    Count,
+    Finite,
+    Natural,
+    NonNegative,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Share,
+    Size,
+)
 
-Rule = Literal[
-    "random",
-    "left_to_right",
-    "confidence",
-    "margin",
-    "entropy",
-    "threshold",
-    "factor",
-    "entropy_bound",
-    "klass",
-    "max_confidence",
-    "softmax_confidence",
-    "top_k_random",
-    "teacher",
-]
-
-COUNTS = ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random")
-BARE = ("max_confidence", "teacher", "distilled")
-LIMITS = {"threshold": (0.0, 1.0), "klass": (0.0, 1.0), "entropy_bound": (0.0, float("inf"))}
-
-
-def check_rule(name: str, rule: str, value: float | None) -> None:
-    """ValueError unless ``value`` is the one number that the rule takes: positions per step (of top_k_random: to draw
-    among), a threshold, a factor, gamma, tau; none where it takes none."""
-    if rule in BARE:
-        if value is not None:
-            raise ValueError(
-                f"{name}={value} beside {rule}, which takes no number; it would be ignored in silence; write null"
-            )
-        return
-    low, high = LIMITS.get(rule, (1.0 if rule in COUNTS else 1e-9, float("inf")))
-    if value is None or not low <= value <= high or (rule in COUNTS and value != int(value)):
-        what = "a whole number, at least 1" if rule in COUNTS else f"a number from {low:g} to {high:g}"
-        raise ValueError(
-            f"{name}={value} beside {rule}; which positions it commits depends on its one number; give {what}"
-        )
+RuleName = Annotated[str, AfterValidator(known)]
+STEEPEST = 100  # exponent of speed; beyond it every reward but the fastest is zero
 
 
 class Influence(Section):
@@ -56,7 +35,7 @@ class Influence(Section):
     """
 
     seed: Seed
-    reference: Rule
+    reference: RuleName
     value: float | None
     chunks: Count
     prompts: Count
@@ -70,7 +49,7 @@ class Influence(Section):
 
     @model_validator(mode="after")
     def _names_a_rule(self) -> Influence:
-        check_rule("value", self.reference, self.value)
+        check_number(self.reference, self.value, f"value={self.value}")
         return self
 
 
@@ -79,8 +58,8 @@ class Distill(Section):
     randomness is imitated by cross-entropy, the rest by KL."""
 
     seed: Seed
-    reference: Rule
-    value: float | None
+    reference: RuleName
+    value: Finite | None
     rounds: Count
     prompts: Count
     pairs: Count
@@ -88,20 +67,24 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _names_a_rule(self) -> Distill:
-        check_rule("value", self.reference, self.value)
+        check_number(self.reference, self.value, f"value={self.value}")
         return self
 
 
 def _alpha(value: Any) -> Any:
     many = isinstance(value, list | tuple)
     numbers = list(value) if many else [value]
-    right = all(isinstance(a, int | float) and not isinstance(a, bool) and a >= 0 for a in numbers)
+    right = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a <= STEEPEST for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
         raise ValueError(
             f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
-            f">= 0, or a list of different ones"
+            f"from 0 to {STEEPEST}, or a list of different ones"
         )
     return tuple(float(a) for a in numbers) if many else float(value)
+
+
+def _rule_or_distilled(name: str) -> str:
+    return name if name == "distilled" else known(name)
 
 
 class Train(Section):
@@ -125,10 +108,10 @@ class Train(Section):
     signal: Literal["correct", "dense"]
     rounds: Count
     prompts: Count
-    group: Annotated[int, Field(ge=2)]
+    group: Annotated[int, Field(ge=2, le=MOST)]
     experts: Natural
     expert_threshold: Share
-    expert_block: Count | None
+    expert_block: Size | None
     learning_rate: Rate
     warmup: Natural
     floor: Share
@@ -138,8 +121,8 @@ class Train(Section):
     epochs: Count
     weighting: Literal["row", "constant"]
     normalize_advantage: bool
-    reference: Literal["distilled"] | Rule
-    reference_value: float | None
+    reference: Annotated[str, AfterValidator(_rule_or_distilled)]
+    reference_value: Finite | None
     divergence: Literal["kl", "ce", "none"]
     pull: NonNegative
     keep_steps: Annotated[float, Field(gt=0, le=1)]
@@ -164,7 +147,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Train:
-        check_rule("reference_value", self.reference, self.reference_value)
+        if self.reference != "distilled":
+            check_number(self.reference, self.reference_value, f"reference_value={self.reference_value}")
+        elif self.reference_value is not None:
+            raise ValueError(f"reference_value={self.reference_value}: distilled takes no number. Write null.")
         if self.divergence == "none" and self.pull > 0:
             raise ValueError(
                 f"pull={self.pull} with divergence=none; there is nothing to pull to; name a divergence, "

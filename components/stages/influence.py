@@ -21,6 +21,7 @@ def influence(
 
     Killed, it goes on from .checkpoints/<profile>/influence-<identity> and ends at the same bits.
     """
+    from components.denoisers.fingerprint import fingerprint_of
     from components.policies import store
     from components.policies.coupled import CoupledPolicy
     from components.stages.common.models import domain_prompts, open_denoiser, reference_of
@@ -30,6 +31,7 @@ def influence(
 
     denoiser, encoder = open_denoiser(workspace, domain.model)
     fresh = fresh_policy(policy, denoiser.width, influence.seed).to(denoiser.device)
+    fresh.denoiser = fingerprint_of(denoiser)
     figures: dict[str, float] = {"parameters": float(sum(p.numel() for p in fresh.parameters()))}
     epochs: list[dict[str, float]] = []
     if isinstance(fresh, CoupledPolicy) and fresh.shape.pairs:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import read_json, read_lines
 from components.evaluation.results import EvalResult, read_table
-from components.settings import Domain, Evaluate
+from components.settings import Cases, Domain, Evaluate, Headroom
 from components.stages.common.runfile import read_run
 from components.stages.common.workspace import Workspace
 
@@ -15,40 +15,46 @@ if TYPE_CHECKING:
     from components.reports.card import Facts
 
 
-def report(workspace: Workspace, domain: Domain, evaluate: Evaluate) -> dict[str, float]:
-    """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv."""
-    from components.reports import card, headroom, learning, order_page, pareto, picture, table
+def report(
+    workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
+) -> dict[str, float]:
+    """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
+
+    The files of a case that the settings no longer have are not reported.
+    """
+    from components.reports import card, learning, order_page, pareto, picture, table
+    from components.reports import headroom as headroom_page
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
-    test, transfer, ood = (_tables(workspace, group) for group in ("evaluate", "transfer", "ood"))
+    test = _tables(workspace, "evaluate", evaluate.tasks)
+    elsewhere, foreign = _tables(workspace, "transfer", transfer), _tables(workspace, "ood", ood)
     rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
     decodes = [
-        line for path in _of_group(workspace, "evaluate/{}*/decodes.jsonl", "evaluate") for line in read_lines(path)
+        line
+        for task in evaluate.tasks
+        for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl")
     ]
 
-    pareto.draw(folder / "pareto.png", [*test, *transfer, *ood])
+    pareto.draw(folder / "pareto.png", [*test, *elsewhere, *foreign])
     pareto.write_csv(plots / "pareto.csv", test)
     learning.draw(folder / "learning.png", rounds)
     learning.write_csv(plots / "learning.csv", rounds)
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
-    table.write(folder / "table.md", [*test, *transfer, *ood])
-    headroom.write(folder / "headroom.md", [read_json(path) for path in sorted((outputs / "headroom").glob("*.json"))])
-    card.write(
-        folder / "card.md", _facts(workspace, domain), read_run(outputs / "train" / "run.json"), test, transfer, ood
+    table.write(folder / "table.md", [*test, *elsewhere, *foreign])
+    headroom_page.write(
+        folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
     )
+    run = read_run(outputs / "train" / "run.json")
+    card.write(folder / "card.md", _facts(workspace, domain), run, test, elsewhere, foreign)
     return {}
 
 
-def _of_group(workspace: Workspace, pattern: str, group: str) -> list[Path]:
-    return sorted(workspace.outputs.glob(pattern.format(f"{group}-")))
-
-
-def _tables(workspace: Workspace, group: str) -> list[EvalResult]:
+def _tables(workspace: Workspace, group: str, names: Iterable[str]) -> list[EvalResult]:
     """The results of all cases of a group; none where the settings have none."""
-    paths = _of_group(workspace, "tables/{}*.csv", group)
+    paths = [workspace.outputs / "tables" / f"{group}-{name}.csv" for name in names]
     return read_table(*paths) if paths else []
 
 

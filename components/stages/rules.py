@@ -45,9 +45,6 @@ def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
 
     return Sweep(
         sweep.block_lengths,
-        sweep.thresholds,
-        sweep.factors,
-        sweep.gammas,
-        sweep.per_step,
+        sweep.rules,
         encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
     )

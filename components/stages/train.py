@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
+from components.core.files import read_lines, replace_whole
 from components.settings import Decode, Domain, Train
+from components.stages.common.alone import alone
 from components.stages.common.progress import progress
 from components.stages.common.runfile import code_of, describe_run, write_run
 from components.stages.common.workspace import Workspace
@@ -21,6 +26,12 @@ from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
 
 def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
+    with alone(workspace, "train"), ExitStack() as ending:
+        return _train(workspace, domain, decode, train, ending)
+
+
+def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, ending: ExitStack) -> dict[str, float]:
+    """``ending``: gets what gives the MLflow run its final state, however the training ends."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
     from components.trainers import checkpoints
@@ -45,17 +56,9 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
     add_alpha_input(policy, train)
     plan, objective = plan_of(train, decode)
     optimiser = optimiser_for(policy, plan)
-    facts: dict[str, Any] = {
-        "round": -1,
-        "before": None,
-        "best_reward": None,
-        "best_weights": {},
-        "mlflow_run_id": None,
-    }
-    if saved.exists():
-        facts = checkpoints.load(saved, policy, optimiser)
-        print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
+    facts = _resumed(kept, policy, optimiser)
     tracker = _tracker(workspace, lines, facts, begun)
+    ending.push(_final_state(tracker))
     if facts["mlflow_run_id"] is None:
         facts["mlflow_run_id"] = tracker.run_id
         tracker.params(settings)
@@ -83,23 +86,19 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
                 f"NFE {metrics['decode/nfe']:.2f}"
             )
 
-        try:
-            reinforce(
-                policy,
-                denoiser,
-                prompts,
-                plan,
-                objective,
-                after,
-                optimiser,
-                facts["round"] + 1,
-                reference,
-                expert_of(train),
-                facts["before"],
-            )
-        except BaseException:
-            tracker.finish("KILLED")
-            raise
+        reinforce(
+            policy,
+            denoiser,
+            prompts,
+            plan,
+            objective,
+            after,
+            optimiser,
+            facts["round"] + 1,
+            reference,
+            expert_of(train),
+            facts["before"],
+        )
     policy.load_state_dict(facts["best_weights"])
     store.save(policy, workspace.outputs / "train" / "policy")
     copy_file(lines, workspace.outputs / "train" / "metrics.jsonl")
@@ -121,6 +120,45 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
     workspace.metrics("train", figures)
     shutil.rmtree(kept, ignore_errors=True)
     return figures
+
+
+def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
+    """The facts of the checkpoint in ``kept``, with policy and optimiser put in place; else those of a fresh training.
+
+    A checkpoint that cannot be read is put aside and named. Without that every later run would end at it.
+    """
+    from components.trainers import checkpoints
+
+    saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
+    fresh = {"round": -1, "before": None, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
+    if saved.exists():
+        try:
+            stored = checkpoints.facts_of(saved)
+            if lacking := [name for name in fresh if name not in stored and name != "best_weights"]:
+                raise CheckpointError(f"{saved} lacks {', '.join(lacking)}. Delete it.")
+            last = stored["round"]
+            logged = [record["step"] for record in read_lines(lines, needs=("step",))]
+            if logged[: last + 1] != list(range(last + 1)):
+                raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
+            facts = checkpoints.load(saved, policy, optimiser)
+            print(f"train: resumes after round {last}", flush=True)
+            return facts
+        except (CheckpointError, DataError) as error:
+            aside = kept.with_name(f"{kept.name}.unreadable")
+            replace_whole(kept, aside)
+            print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
+    return fresh
+
+
+def _final_state(tracker: Tracker) -> Callable[..., None]:
+    """For an ExitStack: FAILED after an error, KILLED after a signal; FINISHED is the training's own word."""
+
+    def leave(kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None:
+            with suppress(OSError):  # a full disk: the error that matters is the first one
+                tracker.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    return leave
 
 
 def plan_of(train: Train, decode: Decode):

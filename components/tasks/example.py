@@ -132,7 +132,7 @@ def read_examples(path: Path) -> list[Example]:
         DataError: the file is missing, or a line of it is not an example.
     """
     if not path.is_file():
-        raise DataError(f"{path} is not there: no examples can be read from it; run the stage that writes it (prepare)")
+        raise DataError(f"{path} is not there. Run `dvc repro` to make it.")
     examples = []
     for where, row in json_rows(path, "an example"):
         try:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 from components.core.files import csv_text, flatten
-from components.tracking import store
+from components.tracking import abandoned, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,18 +58,23 @@ class MlflowTracker:
 
         client = store.connect(uri)
         try:
+            abandoned.close_in(client)
             if run_id is not None and is_active(client, run_id):
                 client.update_run(run_id, status="RUNNING")
+                client.set_tag(run_id, abandoned.PROCESS, abandoned.this_process()[abandoned.PROCESS])
                 return cls(client, run_id, every, logged_points(client, run_id))
             if run_id is not None:
-                log.warning("%s does not know the run %s that is resumed here; a new one is opened", uri, run_id)
+                log.warning(
+                    "%s does not know the run %s that is resumed here; a new one is opened", masked(uri), run_id
+                )
             place = store.experiment(client, experiment)
-            run = client.create_run(place, run_name=run_name, tags={clean(k): v for k, v in (tags or {}).items()})
+            named = {clean(k): v for k, v in (tags or {}).items()} | abandoned.this_process()
+            run = client.create_run(place, run_name=run_name, tags=named)
             return cls(client, run.info.run_id, every)
         except (MlflowException, OSError) as error:
             raise SettingsError(
-                f"no run can be opened in experiment {experiment!r} at {uri} ({store.first_line(error)}); without it "
-                "nobody would know what this run did; look whether the store takes writes, or set MLFLOW_TRACKING_URI"
+                f"no run can be opened in experiment {experiment!r} at {masked(uri)} ({store.first_line(error)}). "
+                "Let the store take writes, or set MLFLOW_TRACKING_URI."
             ) from error
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError, PromotionRefused
+from components.core.errors import DataError, PromotionRefused, masked
 from components.core.files import read_json
 from components.evaluation.gate import Evidence
 from components.tracking import store
@@ -239,7 +239,7 @@ def policy_path(reference: str, uri: str) -> Path:
         except MlflowException:
             found = None
         if found is None:
-            raise DataError(f"{reference} is not in the registry at {uri}. Run `unmask promote`.")
+            raise DataError(f"{reference} is not in the registry at {masked(uri)}. Run `unmask promote`.")
         if why := defect(client, found):
             raise DataError(
                 f"{reference}, version {found.version}, does not load: {why}. Run `unmask promote` where its outputs "

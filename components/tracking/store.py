@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from components.core.errors import SettingsError
+from components.core.errors import SettingsError, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
@@ -49,7 +50,7 @@ ADDRESSES = (
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file mlflow.db of the workspace that ``root`` belongs to."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(workspace_of(root) / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(workspace_of(root) / "mlflow.db")
 
 
 def workspace_of(root: Path) -> Path:
@@ -61,8 +62,8 @@ def workspace_of(root: Path) -> Path:
     return next((p.parents[2] for p in whole.parents if p.parts[-3:] == (".dvc", "tmp", "exps")), whole)
 
 
-def _sqlite_uri(path: Path) -> str:
-    """SQLAlchemy decodes a URI's path, so that `50%20off` must be written `50%2520off`.
+def uri_of(path: Path) -> str:
+    """The URI of an SQLite file. What a URI reads otherwise is quoted, the rest stays as people write it.
 
     With the driver named, MLflow does not make a folder of the name as it stands in the URI.
     """
@@ -103,7 +104,7 @@ def reading(uri: str) -> Iterator[MlflowClient]:
         raise SettingsError(f"there is no tracking store {path}. Run `unmask train` or `unmask promote` first.")
     with tempfile.TemporaryDirectory() as folder:
         with _sentences(uri):
-            client = _client(uri if path is None else _sqlite_uri(_copied(path, Path(folder))))
+            client = _client(uri if path is None else uri_of(_copied(path, Path(folder))))
         yield client
 
 
@@ -131,8 +132,8 @@ def _sentences(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise SettingsError(
-            f"the tracking store {uri} cannot be used ({first_line(error)}). Start the server, set MLFLOW_TRACKING_URI "
-            "to a store that is there, or unset it for the SQLite file at the repository's root."
+            f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
+            "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
 
 
@@ -176,8 +177,8 @@ def _bring_home(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, short enough for a sentence and without passwords."""
+    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def experiment(client: MlflowClient, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,5 +98,6 @@ class CompositeTracker:
             tracker.artifact(path)
 
     def finish(self, status: str) -> None:
-        for tracker in self._all:
-            tracker.finish(status)
+        with ExitStack() as stack:  # a full disk at the first must not keep the second from its end
+            for tracker in reversed(self._all):
+                stack.callback(tracker.finish, status)

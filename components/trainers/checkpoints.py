@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from components.core.errors import CheckpointError
 from components.core.files import beside
 
 
@@ -32,17 +33,28 @@ def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The JSON facts of a checkpoint, without its tensors."""
-    with safe_open(path, framework="pt") as stored:
-        return json.loads(stored.metadata()["facts"])
+    """The JSON facts of a checkpoint, without its tensors. CheckpointError if the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            facts: dict[str, Any] = dict(json.loads(stored.metadata()["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}). Delete it.") from error
+    return facts
 
 
 def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``."""
+    """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``.
+
+    CheckpointError if the file is not whole; policy and optimiser are then as they were.
+    """
+    facts = facts_of(path)
     with safe_open(path, framework="pt") as stored:
-        facts: dict[str, Any] = json.loads(stored.metadata()["facts"])
         tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    policy.load_state_dict({n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")})
+    weights = {n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")}
+    wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != wanted:
+        raise CheckpointError(f"{path} holds the weights of another policy. Delete it.")
+    policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser/"):

@@ -27,6 +27,7 @@ from components.denoisers.protocol import Denoiser
 from components.policies.coupled import CoupledPolicy
 from components.policies.protocol import Policy
 from components.trainers import checkpoints
+from components.trainers.clipping import clip_finite
 from components.trainers.probing import Labels, Probing, collect, stored
 
 Report = Callable[[int, dict[str, float]], None]
@@ -153,8 +154,9 @@ def _epoch(
         chunk, part = batches[b]
         *sums, count = losses(policy, chunk.rows(part).to(device))
         optimiser.zero_grad(set_to_none=True)
-        (sums[0] / max(count, 1)).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        loss = sums[0] / max(count, 1)
+        loss.backward()
+        clip_finite(policy, 1.0, float(loss.detach()), f"epoch {epoch} of the influence fit")
         optimiser.step()
         total, pairs = total + torch.stack([x.detach() for x in sums]).double().cpu(), pairs + count
     made, without, least = total.tolist()

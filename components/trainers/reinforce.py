@@ -25,8 +25,7 @@ from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.maths import objectives
-from components.maths.distributions import Deterministic, cross_entropy
-from components.maths.plackett_luce import DPLS
+from components.maths.divergence import Draw, divergence, entropy
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.trainers.clipping import clip_finite
@@ -42,9 +41,10 @@ class Objective:
     clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
     normalize_advantage           divide the advantage by the group's standard deviation.
-    pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) in
-                     closed form per step, "ce": the cross-entropy from the reference to the policy. Both leave out
-                     the effect of today's action on the states visited later (the KL to go).
+    pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) per
+                     step, in closed form or, of a coupled draw, estimated without bias (``maths.divergence``); "ce":
+                     the cross-entropy from the reference to the policy. Both leave out the effect of today's action
+                     on the states visited later (the KL to go).
     pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
     keep_steps       share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
                      2: stored features of long canvases are large), 1.0 for all.
@@ -290,7 +290,8 @@ def surrogate(
 
     - weighting "row": (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step;
     - beyond the first epoch: of the clipped ratio per step, not of the trajectory's;
-    - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed;
+    - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed; of a coupled
+      draw estimated without bias from its own recorded draws (``maths.divergence``), steered rows left out;
     - steered rows: of the expert's action times the policy's share of its mixture likelihood;
     - normalize_advantage: each group counts as if its rewards were as far apart as any other's.
 
@@ -303,25 +304,20 @@ def surrogate(
     loss = -(weight_n * gain_n).sum()
     pulled_n = torch.zeros_like(gain_n)
     if reference is not None:
-        with torch.set_grad_enabled(objective.pull > 0):
+        learns = objective.pull > 0
+        with torch.set_grad_enabled(learns):
             target = reference.distribution(part.observation)
-            if objective.divergence == "ce" or isinstance(target, Deterministic):
-                pulled_n = cross_entropy(target, distribution)
-            elif isinstance(distribution, DPLS) and objective.pull == 0:
-                pulled_n = own_n - target.log_prob(part.action)  # to be logged; exact only for few positions
-            else:
-                pulled_n = distribution.kl(target)
-        if objective.pull > 0:
+            draw = Draw(part.action, own_n, old_n, steered_n)
+            pulled_n = divergence(distribution, target, draw, objective.divergence, learns)
+        if learns:
             loss = loss + objective.pull * (weight_n * pulled_n).sum()
     with torch.no_grad():
         ratio_n = (log_prob_n - old_n).exp()
         beyond = ((ratio_n - 1).abs() > objective.clip).float().sum()
-        # Orders have no short closed form: the drawn one's surprise stands in.
-        entropy = (-own_n if isinstance(distribution, DPLS) else distribution.entropy()).sum()
     return loss, {
         "loss": float(loss.detach()),
         "kl": float(pulled_n.detach().sum()),
-        "entropy": float(entropy),
+        "entropy": float(entropy(distribution, own_n).sum()),
         "clipped": float(beyond),
     }
 

@@ -1,6 +1,6 @@
 """What the prefix and the dual key-value cache cost in accuracy and give in speed: the same prompts by the same rules
 without a cache and with either (times as fast: median of paired ratios). Run by hand, beside a params.yaml whose
-pretrain stage has run: `python tests/benchmarks/caches.py --model llada --task sudoku_many --blocks 4 8`."""
+pretrain stage has run: `python tests/benchmarks/caches.py --model mini-llada --task sudoku_many --blocks 4 8`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from components.denoisers import with_cache
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.settings import read
 from components.stages.common.models import open_denoiser
-from components.stages.common.workspace import Workspace, task_of
+from components.stages.common.workspace import Workspace
 
 RULES = {"threshold:0.9": Threshold(0.9), "entropy_bound:0.2": EntropyBound(0.2), "confidence:1": Quota("confidence")}
 CACHES = ("none", "prefix", "dual")
@@ -29,17 +29,16 @@ COLUMNS = ("block", "rule", "cache", "accuracy", "NFE", "same canvas", "times as
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--root", type=Path, default=Path.cwd(), help="holds params.yaml and outputs")
-    asked.add_argument("--model", default="llada")
+    asked.add_argument("--model", default="mini-llada")
     asked.add_argument("--task", default="sudoku_many")
     asked.add_argument("--prompts", type=int, default=256)
     asked.add_argument("--blocks", type=int, nargs="+", default=[4, 8])
     asked.add_argument("--repeats", type=int, default=3)
     given = asked.parse_args()
-    params = read(given.root / "params.yaml")
-    workspace, settings = Workspace(given.root, params.profile), params.profiles[params.profile]
-    plain, encoder = open_denoiser(workspace, settings.models, given.model)
-    examples = workspace.examples(given.task, "test", given.prompts)
-    prompts = Prompts.of(task_of(settings.data, given.task), examples, encoder)
+    workspace = Workspace(given.root, read(given.root / "params.yaml").profile)
+    plain, encoder = open_denoiser(workspace, given.model)
+    data = workspace.task(given.task)
+    prompts = Prompts.of(data.task(), data.examples("test", given.prompts), encoder)
     denoisers = {kind: with_cache(plain, kind) for kind in CACHES}
     shown = Table(*COLUMNS, title=f"{given.task}, {given.prompts} prompts, {given.model} at {plain.model.dtype}")
     for block in given.blocks:

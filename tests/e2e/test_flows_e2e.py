@@ -55,8 +55,8 @@ if name == "train":
     Path("outputs/tiny/metrics/train.json").write_text(json.dumps({"reward": {"mean": float(value)}}))
 if name == "report":
     trained = json.loads(Path("outputs/tiny/metrics/train.json").read_text())["reward"]["mean"]
-    figures = {"sudoku": {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}}
-    Path("outputs/tiny/metrics/evaluate.json").write_text(json.dumps(figures))
+    figures = {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}
+    Path("outputs/tiny/metrics/evaluate-sudoku.json").write_text(json.dumps(figures))
     Path("outputs/tiny/report/pareto.png").write_bytes(b"\\x89PNG the picture")
     Path("outputs/tiny/report/table.md").write_text("| policy | accuracy |\\n|---|---|\\n| learned | 0.9 |\\n")
 """
@@ -66,19 +66,20 @@ vars: [params.yaml]
 stages:
   report:
     cmd: python stage.py report 0
-    deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-dream]
+    deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-mini-dream]
     outs: [outputs/tiny/report]
-    metrics: [{outputs/tiny/metrics/evaluate.json: {cache: false}}]
+    metrics: [{outputs/tiny/metrics/evaluate-sudoku.json: {cache: false}}]
   train:
-    cmd: python stage.py train ${profiles.tiny.train.seed}
-    deps: [outputs/tiny/made/pretrain-llada]
+    cmd: python stage.py train ${train.seed}
+    deps: [outputs/tiny/made/pretrain-mini-llada]
     outs: [outputs/tiny/made/train]
     metrics: [{outputs/tiny/metrics/train.json: {cache: false}}]
   pretrain:
-    matrix: {model: [llada, dream]}
-    cmd: python stage.py pretrain-${item.model} 0
-    deps: [stage.py]
-    outs: ["outputs/tiny/made/pretrain-${item.model}"]
+    foreach: ${models}
+    do:
+      cmd: python stage.py pretrain-${key} 0
+      deps: [stage.py]
+      outs: ["outputs/tiny/made/pretrain-${key}"]
 """
 # Found before the real one by `python -m components.cli` in the worktree.
 CLI = """\
@@ -103,8 +104,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
     (folder / "components").mkdir()
+    (folder / "profiles").mkdir()
     files = {"stage.py": STAGE, "dvc.yaml": DVC, "components/__init__.py": "", "components/cli.py": CLI}
-    files |= {"params.yaml": (ROOT / "params.yaml").read_text(), ".gitignore": "/outputs/\n/.worktrees/\n"}
+    files |= {name: (ROOT / name).read_text() for name in ("params.yaml", "profiles/gpu.yaml")}
+    files |= {".gitignore": "/outputs/\n/.worktrees/\n"}
     for name, text in files.items():
         (folder / name).write_text(text)
     _commit(folder)
@@ -216,7 +219,7 @@ def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> 
     assert finished.run.state and finished.run.state.is_completed()
     names = _tasks(finished.run)
     assert names[:2] == ["preflight", "worktree"] and names[-2:] == ["results", "promote"]
-    assert sorted(names[2:4]) == ["pretrain@dream", "pretrain@llada"] and names[4:-2] == ["train", "report"]
+    assert sorted(names[2:4]) == ["pretrain@mini-dream", "pretrain@mini-llada"] and names[4:-2] == ["train", "report"]
 
 
 def test_every_line_of_a_stage_is_in_the_flows_log(finished: Finished) -> None:
@@ -263,7 +266,7 @@ def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_d
     (toy.parent / "break-train").unlink()
     run = _run(run)
     assert run.state and run.state.is_completed() and run.run_count == 2
-    assert sorted(_ran(toy)) == sorted(["pretrain-llada", "pretrain-dream", *["train"] * 3, "report"])
+    assert sorted(_ran(toy)) == sorted(["pretrain-mini-llada", "pretrain-mini-dream", *["train"] * 3, "report"])
     assert f"taking up worktree {kept[0]}" in _log(run)
     assert not _worktrees(toy)
 
@@ -339,4 +342,35 @@ def test_a_run_that_is_ended_leaves_no_process_behind_and_can_be_taken_up_again(
         assert run.state and run.state.is_final()  # after kill -9 the worker, or the missing heartbeat, sees to that
     run = _run(run)
     assert run.state and run.state.is_completed()
-    assert _ran(toy).count("pretrain-llada") == 1 and not _worktrees(toy)
+    assert _ran(toy).count("pretrain-mini-llada") == 1 and not _worktrees(toy)
+
+
+def test_without_a_server_the_run_keeps_to_the_checkout_and_no_password_is_kept(toy: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".prefect").mkdir(parents=True)
+    # A profile that would send everything elsewhere.
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (home / ".prefect" / "profiles.toml").write_text(profile, encoding="utf-8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "XDG_"))}
+    secret = "s3cr3t-of-the-store"
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.train_policy", "--repository", str(toy), "--seed", "4"],
+        cwd=toy,
+        env={
+            **plain,
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONSAFEPATH": "1",  # the toy has a folder `components` of its own
+            "MLFLOW_TRACKING_URI": f"http://user:{secret}@127.0.0.1:9/",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.index("{\n") :])["promotion"]["store"] == "http://***@127.0.0.1:9/"
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["profiles.toml"]
+    kept = [path for path in (toy / ".prefect").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in kept)
+    assert not [path for path in kept if secret.encode() in path.read_bytes()]
+    assert secret not in done.stdout + done.stderr

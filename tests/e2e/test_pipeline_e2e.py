@@ -4,13 +4,9 @@ exported, reported, promoted, and looked at with every command that a user has."
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +17,13 @@ from safetensors import safe_open
 from components.core.files import read_lines
 from components.tracking import registry, store
 from components.tracking.publish import stage_figures
+from tests.clone import ROUNDS, SAVED, Clone, ran
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
-ROUNDS, SAVED, KILLED = 6, 1, 2  # killed after round 2 was logged, when the last checkpoint is that of round 1
+KILLED = 2  # killed after round 2 was logged, when the last checkpoint is that of round 1
 P = Path("outputs/tiny")
+GATE: str = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["evaluate"]["gate_task"]
 
 # Stands before the real `unmask` on the PATH.
 KILLER = f"""#!{sys.executable}
@@ -45,90 +43,6 @@ main()
 """
 
 
-def shrink(params: dict[str, Any]) -> dict[str, Any]:
-    """The tiny profile in a minute; the dense score, because a dLLM of twenty steps is never quite right. The policy is
-    judged after rounds 2 and 5 alone, so that the best one was made after the kill."""
-    tiny = params["profiles"]["tiny"]
-    gate = tiny["evaluate"]["gate_task"]
-    tiny["data"]["counts"] = {"pretrain": 200, "train": 64, "tune": 16, "gate": 24, "test": 24}
-    tiny["pretrain"] |= {"width": 32, "layers": 1, "heads": 2, "inner": 32, "steps": 20, "warmup": 2}
-    tiny["pretrain"]["rows"] = {model: dict.fromkeys(rows, 8) for model, rows in tiny["pretrain"]["rows"].items()}
-    tiny["headroom"] |= {"prompts": 8, "orders": 4}
-    tiny["policy"] |= {"width": 16, "heads": 2, "inner": 16}
-    tiny["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
-    tiny["train"] |= {
-        "signal": "dense",
-        "rounds": ROUNDS,
-        "prompts": 4,
-        "group": 4,
-        "pairs": 64,
-        "validate_every": 3,
-        "save_every": SAVED + 1,
-    }
-    tiny["evaluate"] |= {
-        "tasks": [gate],
-        "block_lengths": [4, None],
-        "thresholds": [0.9],
-        "factors": [0.8],
-        "gammas": [0.3],
-        "per_step": [1],
-        "seeds": [0, 1],
-    }
-    return params
-
-
-class Clone:
-    """A fresh clone: the files that Git knows or would add, committed, with small settings."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        listed = subprocess.run(
-            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        params = shrink(yaml.safe_load((folder / "params.yaml").read_text()))
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        for words in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "-m", "clone"]):
-            subprocess.run(["git", *words], cwd=folder, check=True)
-
-    def run(self, *words: str, fails: bool = False, first: Path | None = None) -> str:
-        """stdout of a command that must (or must not) succeed; ``first``: a folder to look into for it before all."""
-        path = os.pathsep.join([*([str(first)] if first else []), str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
-        for name in ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE"):
-            environment.pop(name, None)
-        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode != 0) == fails, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    @contextmanager
-    def other_alpha(self) -> Iterator[None]:
-        """Inside, the training is asked for another trade-off."""
-        path = self.folder / "params.yaml"
-        before = path.read_text()
-        params = yaml.safe_load(before)
-        params["profiles"]["tiny"]["train"]["alpha"] += 1
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-        try:
-            yield
-        finally:
-            path.write_text(before)
-
-    def checkpoint(self) -> dict[str, Any]:
-        """The facts of the only checkpoint."""
-        (path,) = (self.folder / ".checkpoints").rglob("state.safetensors")
-        with safe_open(path, framework="pt") as stored:
-            return json.loads(stored.metadata()["facts"])
-
-
-def ran(output: str) -> list[str]:
-    return re.findall(r"Running stage '(\S+)'", output)
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, Any], list[str]]:
     """A clone whose training was killed, the facts of its checkpoint, and the stages that ran."""
@@ -138,7 +52,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, A
     (first / "unmask").chmod(0o755)
     stages = ran(clone.run("dvc", "repro", "train", fails=True, first=first))
     assert not (clone.folder / P / "train" / "policy").exists()
-    return clone, clone.checkpoint(), stages
+    (path,) = (clone.folder / ".checkpoints").rglob("state.safetensors")
+    with safe_open(path, framework="pt") as stored:
+        return clone, json.loads(stored.metadata()["facts"]), stages
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +82,14 @@ def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pip
     assert stages.count("train") == 2
     wanted = set(clone.run("dvc", "stage", "list", "--name-only").split())
     assert set(stages) == wanted and len(stages) == len(wanted) + 1
-    assert {"pretrain@llada", "pretrain@dream", "transfer@long", "ood@far", "report"} <= wanted
+    assert {"pretrain@mini-llada", "pretrain@mini-dream", f"rules@{GATE}", f"evaluate@{GATE}"} <= wanted
+    assert {"gate-rules", "transfer-rules@longer", "transfer@longer", "ood-rules@related", "ood@related"} <= wanted
 
 
 def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
     other = Clone(tmp_path)
-    for part in ("data", "pretrain", "distill"):
+    for part in ("data", "pretrain", "influence", "distill"):
         shutil.copytree(clone.folder / P / part, other.folder / P / part)
     other.run("unmask", "train")
     one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
@@ -217,11 +134,11 @@ def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> No
 def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    figures = json.loads((clone.folder / P / "metrics" / "evaluate.json").read_text())
-    assert shown[str(P / "metrics" / "evaluate.json")]["data"] == figures
+    for path in (P / "metrics" / f"evaluate-{GATE}.json", P / "headroom" / "many.json"):
+        assert shown[str(path)]["data"] == json.loads((clone.folder / path).read_text())
     with clone.other_alpha():
         changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
-    assert list(changed["params.yaml"]) == ["profiles.tiny.train.alpha"]
+    assert list(changed["params.yaml"]) == ["train.alpha"]
     clone.run("dvc", "plots", "show", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert page.count("vegaEmbed(") >= 6
@@ -264,7 +181,7 @@ def _registry(clone: Clone) -> str:
 def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(promoted) -> None:
     clone, _ = promoted
     champion = f"models:/{registry.model_name('tiny')}@champion"
-    prompt = json.loads((clone.folder / P / "data" / "sudoku_many.test.jsonl").read_text().splitlines()[0])["prompt"]
+    prompt = read_lines(clone.folder / P / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0]["prompt"]
     names = [champion, str(P / "export" / "policy.onnx"), str(P / "train" / "policy"), "confidence:2"]
     said = clone.run("unmask", "decode", prompt, *(word for name in names for word in ("--policy", name)))
     canvases = [

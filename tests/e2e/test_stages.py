@@ -1,12 +1,21 @@
 """The stages that a policy passes, called in this process at toy size, for the kinds of policy that the default
-pipeline does not train: paper B's head pulled to its reference, one policy for several alphas. Without MLflow, DVC."""
+pipeline does not train: paper B's head pulled to its reference, one policy for several alphas. Without MLflow.
+
+Each stage is watched: it opens no file of another stage that dvc.yaml does not name as its dependency.
+"""
 
 from __future__ import annotations
 
 import copy
 import csv
+import inspect
 import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -17,66 +26,134 @@ import yaml
 from components.denoisers import embedded
 from components.settings import Settings
 from components.stages import train as training
+from components.stages.common.cases import case_of
 from components.stages.common.workspace import Workspace
 from components.stages.distill import distill
 from components.stages.evaluate import evaluate
 from components.stages.export import export
+from components.stages.headroom import headroom
+from components.stages.influence import influence
 from components.stages.prepare import prepare
-from components.stages.transfer import ood
+from components.stages.report import report
+from components.stages.rules import rules
 from components.tracking.tracker import JsonlTracker
+from tests.graph import Cell, resolve, within
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e
-RAW: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["profiles"]["tiny"]
+RAW: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+QUOTAS = ("random", "left_to_right", "confidence", "margin", "entropy")
 HEAD = {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
 
 
 def toy(**changes: Any) -> Settings:
-    """The tiny profile in a second."""
+    """The tiny profile in a second; one case of each group."""
     raw = copy.deepcopy(RAW)
+    raw["profile"] = "toy"
     raw["data"]["counts"] = {"pretrain": 4, "train": 12, "tune": 4, "gate": 4, "test": 8}
-    raw["models"]["llada"]["dtype"] = "float32"
+    raw["models"]["mini-llada"]["dtype"] = "float32"
     raw["pretrain"] |= {"width": 16, "heads": 2}
+    raw["headroom"] = {"prompts": 2, "orders": 2, "cases": {"many": raw["headroom"]["cases"]["many"]}}
     raw["domain"]["tasks"] = {"sudoku_many": 1}
     raw["policy"] |= {"width": 8, "heads": 1, "inner": 8}
     raw["distill"] |= {"rounds": 2, "prompts": 4, "pairs": 64}
     raw["train"] |= {"signal": "dense", "rounds": 2, "prompts": 3, "group": 3, "validate_every": 2, "save_every": 2}
-    raw["evaluate"] |= {
-        "tasks": ["sudoku_many"],
+    raw["sweep"] |= {
         "block_lengths": [None],
-        "thresholds": [0.9],
-        "factors": [],
-        "gammas": [],
-        "per_step": [4],
+        "rules": {"threshold": [0.9]} | {name: [1, 4] if name == "confidence" else [1] for name in QUOTAS},
         "seeds": [0],
     }
+    raw["evaluate"]["tasks"] = ["sudoku_many"]
+    raw["transfer"] = {"same": {"model": "mini-llada", "task": "sudoku_unique"}}
+    raw["ood"] = {"related": raw["ood"]["related"]}
     for section, values in changes.items():
         raw[section] = values if "kind" in values else raw[section] | values
     return Settings.model_validate(raw)
 
 
+class Watch:
+    """What this process opens for reading, as long as ``files`` is a list."""
+
+    files: list[str] | None = None
+
+    def __call__(self, event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and self.files is not None and isinstance(given[0], str | bytes):
+            mode, flags = given[1], given[2]
+            if not (set(mode or "r") & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR)):
+                self.files.append(os.fsdecode(given[0]))
+
+
+WATCH = Watch()
+sys.addaudithook(WATCH)
+
+
+@contextmanager
+def held_to(cell: Cell, root: Path, unread: set[str]) -> Iterator[None]:
+    """Inside, files of other stages are opened only where they are dependencies of the cell, and all of these are but
+    those in ``unread``."""
+    WATCH.files = []
+    try:
+        yield
+        opened = [Path(name) for name in WATCH.files]
+    finally:
+        WATCH.files = None
+    names = {str(path.relative_to(root)) for path in opened if path.is_relative_to(root / "outputs")}
+    names = {name for name in names if ".part" not in name and not any(within(name, out) for out in cell.outs)}
+    deps = [dep for dep in cell.deps if within(dep, "outputs")]
+    strange = [name for name in names if not any(within(name, dep) for dep in deps)]
+    assert not strange, f"{cell.name} reads, but does not depend on: {strange}"
+    idle = [dep for dep in deps if not any(within(name, dep) for name in names)]
+    assert set(idle) == unread, f"{cell.name} depends on, but does not read: {idle}"
+
+
 def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """prepare, an untrained dLLM, distill, train, evaluate, export; the folder of the outputs."""
-    s, workspace = settings, Workspace(root, "toy")
+    """Every stage with an untrained dLLM in place of pretrain's; the folder of the outputs."""
+    workspace, cells = Workspace(root, "toy"), resolve(root / "graph", settings.model_dump(mode="json"))
 
     class Unwatched(JsonlTracker):
         run_id = "none"
 
     monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
-    prepare(workspace, s.data)
-    alphabet = "".join(sorted(set("".join(t.build().alphabet for t in s.data.tasks.values()))))
+
+    def run(stage: str, function: Callable[..., Any], **given: Any) -> None:
+        wanted = inspect.signature(function).parameters
+        sections = {name: getattr(settings, name) for name in wanted if name in Settings.model_fields}
+        unread = {"report": {"outputs/toy/export"}}.get(stage, set())  # its card tells how that file is loaded
+        if stage == "influence" and settings.policy.kind != "coupled":  # no other policy asks for a decode
+            unread = {"outputs/toy/data/domain"}
+        with held_to(cells[stage], root, unread):
+            function(workspace, **sections | given)
+
+    run("prepare", prepare)
+    alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))
     denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
-    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "llada")
-    distill(workspace, s.data, s.models, s.domain, s.policy, s.decode, s.distill)
-    training.train(workspace, s.data, s.models, s.domain, s.decode, s.train)
-    evaluate(workspace, s.data, s.models, s.domain, s.decode, s.evaluate)
-    export(workspace, s.data, s.models, s.domain, s.decode)
+    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
+    workspace.write_json(
+        {"source": None, "revision": None, "dtype": "float32"}, "pretrain", "mini-llada", "source.json"
+    )
+    run("headroom@many", headroom, case="many")
+    run("influence", influence)
+    run("distill", distill)
+    run("train", training.train)
+    # Stage rules depends on one of decode's settings alone.
+    cache = SimpleNamespace(cache=settings.decode.cache)
+    for group, name, suffix in (
+        ("evaluate", "sudoku_many", "@sudoku_many"),
+        ("gate", "", ""),
+        ("transfer", "same", "@same"),
+        ("ood", "related", "@related"),
+    ):
+        case = case_of(settings, group, name)
+        run(("rules" if group == "evaluate" else f"{group}-rules") + suffix, rules, case=case, decode=cache)
+        run(group + suffix, evaluate, case=case)
+    run("export", export)
+    run("report", report)
     return workspace.outputs
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
     """setting -> row, of the trained policy."""
-    with path.open() as lines:
+    with path.open(encoding="utf-8") as lines:
         return {row["setting"]: row for row in csv.DictReader(lines) if row["family"] == "learned"}
 
 
@@ -106,7 +183,7 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((outputs / "metrics" / "distill.json").read_text())["loss"] == pytest.approx(0, abs=1e-5)
     one, other = ((outputs / stage / "policy" / "policy.safetensors").read_bytes() for stage in ("distill", "train"))
     assert one != other
-    found = table(outputs / "evaluate" / "test.csv")
+    found = table(outputs / "tables" / "evaluate-sudoku_many.csv")
     assert set(found) == {"mode", "sample"} and {float(row["nfe"]) for row in found.values()} == {16.0}
     parity = json.loads((outputs / "metrics" / "export.json").read_text())
     assert parity["texts"] == parity["equal_texts"] == 24
@@ -118,9 +195,9 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     described = json.loads((outputs / "train" / "policy" / "policy.json").read_text())
     assert described["shape"]["alphas"] == [0.3, 5.0]
     assert json.loads((outputs / "distill" / "policy" / "policy.json").read_text())["shape"]["alphas"] == []
-    assert set(table(outputs / "evaluate" / "test.csv")) == {"mode", "sample", "alpha=0.3"}
-    assert set(table(outputs / "evaluate" / "gate.csv")) == {"mode", "sample"}
-    assert set(json.loads((outputs / "metrics" / "evaluate.json").read_text())["sudoku_many"]) == {
+    assert set(table(outputs / "tables" / "evaluate-sudoku_many.csv")) == {"mode", "sample", "alpha=0.3"}
+    assert set(table(outputs / "tables" / "gate.csv")) == {"mode", "sample"}
+    assert set(json.loads((outputs / "metrics" / "evaluate-sudoku_many.json").read_text())) == {
         "learned_mode",
         "learned_sample",
         "learned_alpha=0.3",
@@ -134,12 +211,13 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     assert parity["texts"] == parity["equal_texts"] == 24
 
 
-def test_an_ood_case_that_is_not_asked_for_leaves_an_empty_table_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    s = toy(ood={"near": None})
-    workspace = Workspace(tmp_path, "toy")
-    assert ood(workspace, s.data, s.models, s.domain, s.decode, s.evaluate, s.ood, "near") == {}
-    assert not (workspace.outputs / "ood" / "near.csv").read_text().strip()
-    assert json.loads((workspace.outputs / "metrics" / "ood-near.json").read_text()) == {}
-    assert "asks for no task near" in capsys.readouterr().out
+def test_what_a_removed_case_left_behind_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC leaves the files of a stage that there is no longer where they are."""
+    settings = toy()
+    outputs = through(tmp_path, settings, monkeypatch)
+    shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
+    assert "sudoku_unique" in shown and "latin_square" in shown
+    report(Workspace(tmp_path, "toy"), settings.domain, settings.headroom, settings.evaluate, {}, {})
+    assert {path.name for path in (outputs / "tables").iterdir()} >= {"ood-related.csv", "transfer-same.csv"}
+    shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
+    assert "sudoku_many" in shown and "sudoku_unique" not in shown and "latin_square" not in shown

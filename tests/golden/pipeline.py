@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = Path("outputs/golden")
-CLOCKS = ("seconds", "time", "tokens_per_second")  # begin the names of what no two runs agree on
+CLOCKS = ("seconds", "time", "tokens_per_", "workers", "rows_in_flight")  # begin the names of what no two runs agree on
 
 # One process for all, because starting Python and migrating MLflow's database take longer than most commands.
 COMMAND_LINE = """
@@ -156,14 +156,15 @@ evaluate: {tasks: [sudoku_many], gate_task: sudoku_many}
 sweep:
   seeds: [0, 1]
   block_lengths: [4, null]
-  thresholds: [0.7]
-  factors: [0.8]
-  gammas: [0.3]
-  per_step: [2]
+  rules:
+    {threshold: [0.7], factor: [0.8], entropy_bound: [0.3], random: [2], left_to_right: [2], confidence: [2],
+      margin: [2], entropy: [2]}
   suppress_eos: false
 transfer: {dream: {model: dream, task: sudoku_many}, long: {model: dream, task: sudoku_large}}
 ood: {near: {model: llada, task: latin_square}}
 """
+
+QUICK = {"factor": [0.8]} | {name: [2] for name in ("random", "left_to_right", "confidence", "margin", "entropy")}
 
 # Three policies that share as little as possible: what is drawn, over which blocks, with which cache, by which reward.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -185,7 +186,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "empty_draw": "legal",
             "cap": "block",
         },
-        "sweep": {"block_lengths": [4], "thresholds": [], "gammas": []},
+        "sweep": {"block_lengths": [4], "rules": QUICK},
     },
     "feature": {
         "policy": {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
@@ -200,7 +201,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "temperature": 0.8,
             "entropy": None,
         },
-        "sweep": {"block_lengths": [None], "thresholds": [], "gammas": []},
+        "sweep": {"block_lengths": [None], "rules": QUICK},
     },
 }
 

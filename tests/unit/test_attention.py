@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from components.core.errors import SettingsError
 from components.core.rng import generator
@@ -39,13 +46,19 @@ SIZES: dict[str, Any] = dict(
 EVERYTHING = Needs("masked", top_k=6, top_ids=True, attention=(-1, 0))
 
 
-@pytest.fixture(scope="module", params=["llada", "dream"])
+@pytest.fixture(scope="module", params=["llada", "dream", "a2d-qwen3"])
 def denoiser(request) -> TransformerDenoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if request.param == "llada":
-            return TransformerDenoiser(LlamaForCausalLM(LlamaConfig(**SIZES)), MASK, WORDS, shifted=False)
-        return TransformerDenoiser(Qwen2ForCausalLM(Qwen2Config(**SIZES)), MASK, WORDS, shifted=True)
+            return TransformerDenoiser(LlamaForCausalLM(LlamaConfig(**SIZES)), MASK, range(WORDS), shifted=False)
+        if request.param == "a2d-qwen3":
+            model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8))
+            for layer in model.model.layers:
+                layer.self_attn.q_norm.weight.data.uniform_(0.5, 2.0)
+                layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
+            return TransformerDenoiser(model, MASK, range(WORDS), shifted=False)
+        return TransformerDenoiser(Qwen2ForCausalLM(Qwen2Config(**SIZES)), MASK, range(WORDS), shifted=True)
 
 
 def canvas_of(rows: int = 5, whole: int = 12, start: int = 5) -> Canvas:

@@ -18,7 +18,10 @@ from components.denoisers import embedded
 from components.denoisers.cached import KINDS, CachedDenoiser
 from components.denoisers.transformer import TransformerDenoiser
 from components.policies.confidence import ConfidencePolicy, Shape
-from components.policies.heuristics import Threshold, heuristic
+from components.policies.heuristics import (
+    Threshold,
+)
+from components.policies.rules import heuristic
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
 from components.evaluation.results import COLUMNS, PER_PROMPT, read_results, read_table, write_results, write_table
-from components.policies.heuristics import heuristic
+from components.policies.rules import heuristic
 from tests.messages import has_remedy
 
 END = 1
@@ -38,7 +38,9 @@ def when(candidate: Candidate) -> tuple[int, int]:
 
 def test_over_the_whole_canvas_ends_of_the_text_come_last_where_they_are_named():
     sizes, reads = (1, None), ("threshold", "factor", "entropy_bound", "confidence", "margin", "entropy")
-    plain, late = (Sweep(sizes, [0.9], [1.0], [0.1], [1, 2], ids).candidates(4) for ids in ((), frozenset({END})))
+    numbers = {"threshold": [0.9], "factor": [1.0], "entropy_bound": [0.1], "confidence": [1, 2]}
+    numbers |= {name: [1] for name in ("random", "left_to_right", "margin", "entropy")}
+    plain, late = (Sweep(sizes, numbers, ids).candidates(4) for ids in ((), frozenset({END})))
     assert [(c.family, c.setting, c.block_length) for c in plain] == [
         (c.family, c.setting, c.block_length) for c in late
     ]

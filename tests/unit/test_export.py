@@ -38,6 +38,7 @@ from components.export.parity import TOLERANCE
 from components.maths.distributions import Categorical, commit
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.store import LearnedPolicy
 from components.tasks.example import Example
@@ -56,6 +57,11 @@ CASES = {
     ),
     "categorical": lambda: FeaturePolicy(
         FeatureShape(WIDTH, heads=2, inner=32, hidden=2, top_k=3, shortlist=2), temperature=0.5
+    ),
+    "coupled": lambda: CoupledPolicy(
+        CoupledShape(3, pair=8, attention=(-1,), offsets=2, features=WIDTH, kappa=0.7, tau=-0.3, **SMALL),
+        temperature=0.8,
+        offset=-0.1,
     ),
 }
 
@@ -165,6 +171,7 @@ def test_rows_do_not_see_their_neighbours_or_their_padding(pair: tuple[LearnedPo
             for name, value in obs.tensors().items()
             if value.ndim > 1
         }
+        cut |= {name: value[:, :, :size] for name, value in cut.items() if name == "attention_BLLA"}
         alone = exported.score(replace(obs.rows(torch.tensor([row])), **cut))
         assert torch.allclose(alone, together[row : row + 1, :size], atol=TOLERANCE)
 
@@ -197,7 +204,8 @@ def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[
     utilities = np.array([[9.0, -1.0, -1.0, -2.0]] * 2, np.float32)
     for kind in ("bernoulli", "categorical", "dpls"):
         action = {"kind": kind, "temperature": 1.0, "scale": 1.0}
-        chosen = actions.commit(action, utilities, eligible, None, force=True)
+        scores = {"utilities_BL": utilities, "eligible_BL": eligible}
+        chosen = actions.commit(action, scores, None, force=True)
         assert chosen.tolist() == [[False, True, False, False], [False] * 4]
     policy, path = bernoulli
     obs = random_observation(policy, 3, 8)
@@ -248,7 +256,11 @@ def test_metadata_says_what_the_file_is(pair: tuple[LearnedPolicy, Path]) -> Non
     assert type(distribution) is type(policy.distribution(random_observation(policy, 2, 5)))
     action = json.loads(exported.metadata["unmask.action"])
     assert action.pop("kind") == path.stem
-    assert action == {name: vars(policy)[name] for name in action} and "temperature" in action
+    if isinstance(policy, CoupledPolicy):
+        tau, kappa, cost = (x.item() for x in (policy.tau + policy.offset, policy.log_kappa.exp(), policy.cost))
+        assert action == {"tau": tau, "kappa": kappa, "cost": cost, "temperature": 0.8}
+    else:
+        assert action == {name: vars(policy)[name] for name in action} and "temperature" in action
     exporter = json.loads(exported.metadata["unmask.exporter"])
     graph = onnx.load(path)
     assert exporter["opset"] == graph.opset_import[0].version and exporter["torch"] == torch.__version__
@@ -340,8 +352,9 @@ def test_files_that_are_not_ours_are_refused(bernoulli: tuple[LearnedPolicy, Pat
     ):
         with pytest.raises(CheckpointError, match=told):
             OnnxPolicy(file)
-    with pytest.raises(CheckpointError, match=r"layout version 2.*up to 1.*update the library"):
-        NumpyPolicy(changed("unmask.version", str(VERSION + 1)))
+    for other in (VERSION - 1, VERSION + 1):
+        with pytest.raises(CheckpointError, match=rf"layout version {other}.*version {VERSION} alone.*Export"):
+            NumpyPolicy(changed("unmask.version", str(other)))
     with pytest.raises(CheckpointError, match=r"unmask\.needs is missing"):
         OnnxPolicy(changed("unmask.needs", None))
     with pytest.raises(CheckpointError, match="action 'bandit'"):

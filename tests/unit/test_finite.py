@@ -236,7 +236,8 @@ def test_force_commits_even_where_utilities_are_not_numbers(kind: str, sampled: 
     utilities_BL = np.full((2, 4), np.nan, np.float32)
     action = {"kind": kind, "temperature": 1.0, "scale": 1.0}
     uniform = (lambda stream, length: np.full((2, length), 0.5)) if sampled else None
-    committed_BL = commit_array(action, utilities_BL, ELIGIBLE_BL, uniform, force=True)
+    scores = {"utilities_BL": utilities_BL, "eligible_BL": ELIGIBLE_BL}
+    committed_BL = commit_array(action, scores, uniform, force=True)
     assert committed_BL.any(-1).tolist() == [True, False]
     assert not (committed_BL & ~ELIGIBLE_BL).any()
 
@@ -287,3 +288,19 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
     )
     assert seen["reward/mixed_groups"] == 0
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+# --- what bfloat16 depends on --------------------------------------------------------------------------------------
+
+
+def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first):
+    from components.evaluation.evaluate import Board, Candidate, evaluate
+
+    denoiser, job = key_first.denoiser(), key_first.prompts().job(None)
+    done = rollout(denoiser, Threshold(0.9), job, DecodeOptions(workers=2, rows=6, tokens=24))
+    assert done.shares == (2, 3, 24)
+    result = evaluate(
+        denoiser, Candidate("threshold", "0.9", Threshold(0.9), None), key_first.prompts(), [0], Board("t", "d", "test")
+    )
+    assert result.workers >= 1 and result.rows_in_flight >= 1 and result.tokens_per_forward >= 6
+    assert {"workers", "rows_in_flight", "tokens_per_forward"} <= set(result.row())

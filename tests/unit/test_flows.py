@@ -18,7 +18,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from flows import guard, parameters, preflight, tasks, worktree
+from flows import parameters, preflight, process_group, tasks, worktree
 from flows.promote import promote_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
@@ -157,13 +157,13 @@ print("second")
         lines.append(line)
         (tmp_path / "seen").touch()
 
-    guard.stream(_python(code), tmp_path, {}, log)
+    process_group.stream(_python(code), tmp_path, {}, log)
     assert lines == ["first", "second"]
 
 
 def test_a_failure_says_the_code_and_the_last_words(tmp_path: Path) -> None:
-    with pytest.raises(guard.CommandFailed, match=r"ended with code 3: going down$"):
-        guard.stream(_python("print('going down'); raise SystemExit(3)"), tmp_path, {}, lambda line: None)
+    with pytest.raises(process_group.CommandFailed, match=r"ended with code 3: going down$"):
+        process_group.stream(_python("print('going down'); raise SystemExit(3)"), tmp_path, {}, lambda line: None)
 
 
 # A silent grandchild in the background: it neither writes into the broken pipe nor is waited for.
@@ -196,8 +196,8 @@ def test_no_grandchild_outlives_the_call(tmp_path: Path, ending: str) -> None:
         if "sleep" in ending:
             raise Cancelled
 
-    with contextlib.suppress(Cancelled, guard.CommandFailed):
-        guard.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
+    with contextlib.suppress(Cancelled, process_group.CommandFailed):
+        process_group.stream(_python(FAMILY + "print(child.pid)\n" + ending), tmp_path, {}, log)
     assert pids and _gone(pids[0])
     assert not [child for child in psutil.Process().children() if child.is_running() and child not in before]
 
@@ -207,7 +207,7 @@ def test_no_grandchild_outlives_the_caller(tmp_path: Path, number: int) -> None:
     command = _python(FAMILY + "print(child.pid)\ntime.sleep(600)")
     code = f"""
 from pathlib import Path
-from flows.guard import stream
+from flows.process_group import stream
 stream({command!r}, Path({str(tmp_path)!r}), {{}}, lambda line: print(line, flush=True))
 """
     caller = subprocess.Popen(_python(code), stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -221,7 +221,7 @@ stream({command!r}, Path({str(tmp_path)!r}), {{}}, lambda line: print(line, flus
 
 def test_the_guarded_command_stays_in_the_callers_process_group(tmp_path: Path) -> None:
     groups: list[str] = []
-    guard.stream(_python("import os; print(os.getpgid(0))"), tmp_path, {}, groups.append)
+    process_group.stream(_python("import os; print(os.getpgid(0))"), tmp_path, {}, groups.append)
     assert groups == [str(os.getpgid(0))]  # Prefect cancels by group: whoever leaves it is never told
 
 
@@ -317,7 +317,7 @@ with open(sys.argv[1], "w", encoding="utf-8") as file:
 print('{"promote": true}')
 """
     commands: list[list[str]] = []
-    followed = guard.stream
+    followed = process_group.stream
 
     def stream(command: list[str], *rest: object) -> None:
         commands.append(command)

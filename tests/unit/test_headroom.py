@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_where_every_order_is_right_there_is_nothing_to_gain(key_first):
 
 def cell(nfe: float, accuracy: float) -> EvalResult:
     """100 prompts of which this share is right."""
-    figures = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "dense"), accuracy)
+    figures: dict[str, Any] = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "dense"), accuracy)
     figures |= dict.fromkeys(("nfe", "nfe_low", "nfe_high"), nfe) | {"tokens_per_second": 1.0, "unfinished": 0.0}
     return EvalResult("task", "dllm", "tune", "threshold", "0.9", 16, "mode", prompts=100, seeds=1, **figures)
 

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from components.core.errors import SettingsError
+from components.core.rng import Noise
 from components.core.timer import Timer
 from components.core.types import Needs
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
+from components.maths.coupled import CoupledPlackettLuce
+from components.maths.divergence import Draw, divergence, entropy
 from components.maths.objectives import group_advantages
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
 from components.policies.teacher import Teacher
@@ -39,6 +43,16 @@ def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
     return FeaturePolicy(FeatureShape(16, heads=2, inner=16, top_k=3, shortlist=shortlist))
 
 
+def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
+    """Far from its zero initialisation, so that shifts and mixture count."""
+    torch.manual_seed(seed)
+    policy = CoupledPolicy(CoupledShape(**dict(top_k=3, width=8, heads=2, inner=8, pair=6, tau=-1.0) | shape))
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 0.3 * torch.randn_like(weight)
+    return policy
+
+
 def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Collected:  # noqa: B008
     return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Timer())
 
@@ -48,7 +62,9 @@ def snapshot(policy) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "policy", [learner(), learner(action="dpls"), head(), head(shortlist=2)], ids=lambda p: type(p).__name__
+    "policy",
+    [learner(), learner(action="dpls"), head(), head(shortlist=2), coupled(), coupled(features=16)],
+    ids=lambda p: type(p).__name__,
 )
 def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
     found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
@@ -120,17 +136,18 @@ def test_stored_steps_are_a_share_of_all(key_first):
 
 
 @pytest.mark.parametrize("weighting", ["row", "constant"])
-def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first, weighting):
+@pytest.mark.parametrize("kind", [learner, coupled])
+def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first, weighting, kind):
     """All 2^N choices of N steps, each with its probability: gradient and pull are those of the whole, exactly."""
     keep, plan = 0.3, replace(PLAN, prompts=1, group=2, block_length=4)
-    whole = gathered(key_first, learner().double(), plan)
+    whole = gathered(key_first, kind().double(), plan)
     whole.advantage_R = torch.tensor([0.5, -0.5], dtype=torch.float64)
     count = len(whole.steps.row_N)
     assert 3 <= count <= 7
 
     def step(kept_N: torch.Tensor, share: float) -> torch.Tensor:
         """What plain gradient descent of rate 1 takes off the weights."""
-        policy, reference = learner().double(), learner(1).double()
+        policy, reference = kind().double(), kind(1).double()
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
         objective = Objective(epochs=1, pull=1.0, weighting=weighting, keep_steps=share)
         found, descent = replace(whole, steps=whole.steps.pairs(kept_N)), torch.optim.SGD(policy.parameters(), lr=1.0)
@@ -207,10 +224,11 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_an_expert_s_commits_are_recorded_best_first(key_first):
+@pytest.mark.parametrize("policy", [learner(action="dpls"), coupled()], ids=lambda p: type(p).__name__)
+def test_an_expert_s_commits_are_recorded_best_first(key_first, policy):
     """An ordered policy is steered to the expert's own order of preference, not to that of the positions."""
     plan = replace(PLAN, block_length=None, experts=1)
-    found = gathered(key_first, learner(action="dpls"), plan, expert=Threshold(0.5))
+    found = gathered(key_first, policy, plan, expert=Threshold(0.5))
     steps = found.steps
     steered = (found.job.policy_R == 1)[steps.row_N]
     seen, action = steps.observation, steps.action
@@ -243,6 +261,59 @@ def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
     plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
         imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
+
+
+@pytest.mark.parametrize("block_length", [None, 2])
+def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, block_length):
+    """All switches together; what is recorded is what is computed again, and every parameter learns."""
+    plan = replace(PLAN, prompts=12, experts=1, expert_block=1, block_length=block_length)
+    objective = Objective(alpha=0.5, signal="dense", keep_steps=0.7, pull=0.1, epochs=2)
+    policy, reference = coupled(features=16, alphas=(0.0, 2.0)), coupled(1, features=16, alphas=(0.0, 2.0))
+    found = gathered(key_first, policy, plan, replace(objective, alphas=(0.0, 2.0)), reference, Threshold(0.5))
+    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
+    torch.testing.assert_close(again, found.steps.log_prob_N, atol=1e-5, rtol=1e-5)
+    assert bool(again.isfinite().all())
+    old = snapshot(policy)
+    seen = update(policy, reference, optimiser_for(policy, plan), found, plan, objective)
+    assert all(math.isfinite(value) for value in seen.values()) and seen["policy/kl"] != 0
+    still = {name for name, value in policy.state_dict().items() if torch.equal(old[name], value)}
+    # The first pick is free and the second ends a block of two: no risk is ever paid there.
+    free = {"cost", "mix.weight", "mix.bias"} if block_length == 2 else set()
+    assert {name for name in still if not name.endswith("key.bias")} == free
+
+
+@pytest.mark.parametrize("shape", [dict(action="categorical"), {}], ids=["categorical", "coupled"])
+def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
+    """Its reference is a rule, its reward has no speed; one position per step where the action says so."""
+    policy = coupled(**shape)
+    objective = Objective(alpha=0.0, signal="dense", pull=1e-2, divergence="ce", clip=0.2)
+    rule = Quota("confidence", 1)
+    found = gathered(key_first, policy, objective=objective, reference=rule)
+    if shape:
+        assert bool((found.rollout.nfe_R == 4).all())
+    target = rule.distribution(found.steps.observation)
+    before = -target.kl(policy.distribution(found.steps.observation)).mean()
+    strong = replace(objective, pull=100.0)
+    seen = update(policy, rule, optimiser_for(policy, PLAN), found, PLAN, strong)
+    assert math.isfinite(seen["policy/kl"])
+    assert -target.kl(policy.distribution(found.steps.observation)).mean() > before
+
+
+def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
+    """Sixteen open positions have 10^13 orders; pull, entropy and divergence are estimates from the drawn ones."""
+    masked_BL = torch.ones(64, 16, dtype=torch.bool)
+    draw = Noise(torch.arange(64), torch.zeros(64, dtype=torch.int64))
+    odds_BL = draw.uniform(5, 16).float() * 4 - 2
+    policy, other = (
+        CoupledPlackettLuce(odds_BL, odds_BL * w, torch.zeros(64, 16, 16), odds_BL * 0, masked_BL) for w in (0.0, 0.2)
+    )
+    action = policy.sample(draw)
+    own_n = policy.log_prob(action)
+    with pytest.raises(ValueError, match="too many"):
+        policy.kl(other)
+    found = divergence(policy, other, Draw(action, own_n, own_n, own_n > 0), "kl", learns=True)
+    torch.testing.assert_close(found, own_n - other.log_prob(action))
+    assert torch.equal(entropy(policy, own_n), -own_n)
 
 
 @pytest.mark.parametrize(
@@ -290,13 +361,13 @@ def test_paper_a_s_preset_has_the_published_hyperparameters():
 
 
 def test_paper_b_s_presets_have_the_published_hyperparameters():
-    for name, reference, divergence, shortlist, taught in (
+    for name, reference, measure, shortlist, taught in (
         ("max_confidence", MaxConfidence(), "ce", 0, True),
         ("softmax_confidence", SoftmaxConfidence(0.05), "kl", 0, True),
         ("top_k", TopKRandom(5), "kl", 5, False),
     ):
         chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.25)
-        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, divergence, taught)
+        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, measure, taught)
         assert (chosen.shape.shortlist, chosen.shape.top_k, chosen.shape.hidden) == (shortlist, 8, 3)
         o, p = chosen.objective, chosen.plan
         assert (o.clip, o.epochs, o.pull, o.weighting, o.alpha, o.keep_steps) == (0.5, 16, 1e-4, "constant", 0.0, 0.25)

@@ -25,7 +25,9 @@ from components.core.errors import DataError
 from components.core.files import write_text
 from components.evaluation.results import EvalResult, read_table
 from components.maths.pareto import front_at, upper_hull
+from components.policies.rules import RULES
 from components.reports import boards, card, fronts, learning, order_page, pareto, picture, table
+from tests.messages import has_remedy
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
@@ -183,6 +185,12 @@ def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):
     path.write_text(edit(path.read_text()))
     with pytest.raises(DataError, match=names):
         read_table(path)
+
+
+def test_a_table_that_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv is not there") as refused:
+        read_table(write_cells(tmp_path / "test.csv", synthetic()), tmp_path / "none.csv")
+    assert has_remedy(str(refused.value))
 
 
 def test_the_mixture_named_is_the_mixture_meant():
@@ -554,4 +562,6 @@ def test_the_plots_template_reads_columns_that_are_written():
     assert set(re.findall(r'"field": "([^"]+)"', text)) <= known
     assert set(re.findall(r"datum\.(\w+)", text)) <= known
     colours = template["spec"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
-    assert set(colours) == set(fronts.LABELS)
+    shades = next(t["calculate"] for t in template["transform"] if t["as"] == "shade")
+    assert set(re.findall(r"'([a-z_]+)'", shades)) == set(colours) - {"other rule"}
+    assert set(colours) - {"other rule"} <= {*fronts.POLICIES, *RULES}

@@ -22,8 +22,10 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
+from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import (
     Klass,
@@ -32,9 +34,9 @@ from components.policies.heuristics import (
     SuppressTokens,
     Threshold,
     TopKRandom,
-    heuristic,
 )
 from components.policies.protocol import Policy
+from components.policies.rules import heuristic
 from components.policies.teacher import Teacher
 
 torch.set_num_threads(1)
@@ -187,6 +189,34 @@ def paper_b(width: int, shortlist: int) -> FeaturePolicy:
     return policy.eval()
 
 
+def coupled(width: int = 0, **shape) -> CoupledPolicy:
+    """A random coupled policy in float64, its shifts and its mixture away from where they start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = dict(top_k=4, width=8, heads=2, inner=8, pair=6, tau=-0.5, features=width) | shape
+        policy = CoupledPolicy(CoupledShape(**small)).double()
+        for weight in policy.parameters():
+            weight.data += 0.3 * torch.randn_like(weight)
+    return policy.eval()
+
+
+@dataclass(frozen=True)
+class Accepting:
+    """A coupled policy whose sets are accepted or skipped along the greedy path; they may be empty."""
+
+    policy: CoupledPolicy
+
+    @property
+    def needs(self) -> Needs:
+        return self.policy.needs
+
+    def score(self, obs: Observation) -> Tensor:
+        return self.policy.score(obs)
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        return AcceptOrSkip(**vars(self.policy.distribution(obs)))
+
+
 SMALL = dict(width=8, heads=2, inner=16)
 POLICIES: dict[str, Callable[[int], Policy]] = {
     **{
@@ -201,6 +231,10 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
             factor=0.9,
             entropy_bound=0.7,
             klass=0.4,
+            mean_field=0.6,
+            overlap=0.8,
+            overlap_rise=0.3,
+            spread=0.8,
         ).items()
     },
     "klass_3": lambda width: Klass(0.2, 5.0, history=3, per_step=2),
@@ -217,6 +251,10 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "learned_bound": lambda width: learned(Shape(inputs=("bound", "log_odds"), where="eligible", **SMALL)),
     "paper_b": lambda width: paper_b(width, shortlist=0),
     "paper_b_top_k": lambda width: paper_b(width, shortlist=3),
+    "coupled": lambda width: coupled(),
+    "coupled_places": lambda width: coupled(width, offsets=2, positions=8),
+    "coupled_categorical": lambda width: coupled(action="categorical"),
+    "accept": lambda width: Accepting(coupled()),
     "sight": lambda width: Sight(),
     "never": lambda width: Never(),
     "patient": lambda width: Patient(),
@@ -380,10 +418,15 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
 
 
 @pytest.mark.parametrize("which", ["llada", "dream"])
-@pytest.mark.parametrize("name", ["learned", "learned_features", "paper_b_top_k", "sight", "entropy_bound", "klass"])
+@pytest.mark.parametrize(
+    "name",
+    ["learned", "learned_features", "paper_b_top_k", "coupled", "coupled_attention", "sight", "entropy_bound", "klass"],
+)
 def test_engine_decides_what_the_reference_decides_over_transformers(which: str, name: str):
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
-    policy, base = POLICIES[name](denoiser.width), DecodeOptions(seed=5, force=False, record=True)
+    # A table shows no attention, so that this policy is not among those that are decoded with anything.
+    make = {"coupled_attention": lambda width: coupled(width, attention=(-1, 0))} | POLICIES
+    policy, base = make[name](denoiser.width), DecodeOptions(seed=5, force=False, record=True)
     wanted = reference_rollout(denoiser, policy, job, base)
     for switches in SWITCHES[-2:]:
         # transformers' RMSNorm goes through float32 even in a float64 model
@@ -440,7 +483,7 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
     assert found.useful <= found.forwards
 
 
-@pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b"])
+@pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b", "coupled"])
 def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
     denoiser, job = Table(), job_of(MIXED, group=3)
     policy, options = POLICIES[name](denoiser.width), DecodeOptions(seed=8, force=False, record=True, rows=4)
@@ -496,9 +539,10 @@ def test_the_head_runs_only_where_somebody_reads():
 
 
 @pytest.mark.parametrize("which", ["table", "remembering", "llada"])
-def test_a_row_decodes_alone_as_in_company_and_in_any_order(which: str):
+@pytest.mark.parametrize("make", [lambda: learned(Shape(**SMALL)), coupled], ids=["learned", "coupled"])
+def test_a_row_decodes_alone_as_in_company_and_in_any_order(which: str, make: Callable[[], Policy]):
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
-    policy, options = learned(Shape(**SMALL)), DecodeOptions(seed=1, rows=3)
+    policy, options = make(), DecodeOptions(seed=1, rows=3)
     together = rollout(denoiser, policy, job, options)
     shuffled = torch.randperm(len(job), generator=generator("shuffle"))
     moved = rollout(denoiser, policy, pick(job, shuffled), options)
@@ -534,10 +578,11 @@ def test_no_global_generator_is_touched():
 # --- experts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["bernoulli", "dpls"])
+@pytest.mark.parametrize("action", ["bernoulli", "dpls", "coupled"])
 def test_a_steered_row_is_drawn_by_the_expert_and_judged_by_the_learning_policy_over_all_masks(action: str):
     denoiser, job = Table(), job_of([(4, 8, 2), (2, 8, 4)], group=4, experts=1)
-    policy, expert = learned(Shape(action=action, **SMALL)), Threshold(0.5)
+    policy = coupled() if action == "coupled" else learned(Shape(action=action, **SMALL))
+    expert = Threshold(0.5)
     done = rollout(denoiser, [policy, expert], job, DecodeOptions(seed=7, record=True, steer_all_masks=True, rows=5))
     alone = rollout(denoiser, expert, job, DecodeOptions(seed=7))
     steered_R = job.policy_R > 0

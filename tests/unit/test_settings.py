@@ -17,18 +17,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from components.core.errors import SettingsError
-from components.maths import plackett_luce
-from components.policies.heuristics import HEURISTICS
-from components.settings import Settings, compatibility, read, training
-from components.settings.training import BARE
-from components.stages.common.models import reference_of
+from components.maths import coupled, plackett_luce
+from components.settings import Settings, compatibility, read
 from components.tasks import sandbox
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "params.yaml"
 FILES = [FILE, *sorted((ROOT / "profiles").glob("*.yaml"))]
-RAW: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+# A policy of paper A, which most rules about what goes together are about.
+CONFIDENCE = ROOT / "profiles" / "confidence.yaml"
+RAW: dict[str, Any] = yaml.safe_load(CONFIDENCE.read_text(encoding="utf-8"))
 
 
 def write(folder: Path, changes: dict[str, Any], drop: str = "") -> Path:
@@ -147,11 +146,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"policy": SHORT, "distill.reference": "left_to_right", "distill.value": 1},
         "left_to_right .*shortlist=5",
     ),
-    "a share of a position": ({"distill.reference": "margin", "distill.value": 1.5}, "value=1.5 .*margin.*whole"),
-    "a threshold above one": ({"distill.reference": "klass", "distill.value": 1.5}, "value=1.5 .*klass.*0 to 1"),
-    "a rule without its number": ({"distill.value": None}, "value=None .*entropy_bound"),
-    "a number for a teacher": ({"distill.reference": "teacher"}, "value=0.4 .*teacher"),
-    "a number for the distilled policy": ({"train.reference_value": 1.0}, "reference_value=1.0 .*distilled"),
+    "a share of a position": ({"distill.reference": "margin", "distill.value": 1.5}, "value=1.5: margin .* whole"),
+    "a threshold above one": ({"distill.reference": "klass", "distill.value": 1.5}, "value=1.5: klass .*0 to 1"),
+    "a rule without its number": ({"distill.value": None}, "value=None: entropy_bound"),
+    "a number for a teacher": ({"distill.reference": "teacher"}, "value=0.4: teacher"),
+    "a number for the distilled policy": ({"train.reference_value": 1.0}, "reference_value=1.0: distilled"),
     "a pull to nothing": ({"train.divergence": "none", "train.pull": 0.1}, "pull=0.1 .*divergence=none"),
     "upo without a pull": ({**UPO, "train.pull": 0.0}, "objective=upo .*pull=0.0"),
     "upo for speed": ({**UPO, "train.alpha": 1.0}, "objective=upo .*alpha=1.0"),
@@ -223,7 +222,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no rounds": ({"train.rounds": 0}, "train.rounds=0"),
     "a group of one": ({"train.group": 1}, "train.group=1"),
     "a word for a number": ({"train.group": "many"}, "train.group='many'"),
-    "an unknown reference": ({"distill.reference": "treshold"}, "distill.reference='treshold'.*'threshold'"),
+    "an unknown reference": ({"distill.reference": "treshold"}, "distill.reference: 'treshold'.*mean threshold"),
     "a section that is no section": ({"train": [1]}, r"train=\[1\]"),
 }
 
@@ -262,15 +261,29 @@ def test_what_can_work_is_not_refused(tmp_path: Path, what: str) -> None:
 
 def test_the_limit_of_exact_orders_is_the_library_s() -> None:
     assert compatibility.EXACT_LIMIT == plackett_luce.EXACT_LIMIT
+    assert compatibility.COUPLED_LIMIT == coupled.EXACT_LIMIT
 
 
-def test_every_reference_that_the_settings_name_can_be_made() -> None:
-    """And every heuristic of the library is among them."""
-    for rule in get_args(training.Rule):
-        value = {"threshold": 0.9, "klass": 0.9, "softmax_confidence": 0.05}.get(rule, None if rule in BARE else 1)
-        training.check_rule("value", rule, value)
-        assert reference_of(rule, value).distribution is not None
-    assert set(HEURISTICS) | {"max_confidence", "teacher"} == set(get_args(training.Rule))
+COUPLED = dict(
+    kind="coupled", top_k=4, width=8, heads=2, inner=8, blocks=1, pair=8, pairs=True, attention=[], offsets=0
+)
+COUPLED |= dict(positions=0, features=False, action="coupled", kappa=1.0, tau=0.0, cost=5.0, mix=0.9)
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "pull", "refused"), [(None, "ce", 0.0, True), (4, "ce", 0.1, False), (None, "kl", 0.1, False)]
+)
+def test_what_a_coupled_draw_may_be_pulled_to(
+    tmp_path: Path, block: int | None, kind: str, pull: float, refused: bool
+) -> None:
+    """Its KL is estimated over any number of positions; the cross-entropy to its start would be a sum over orders."""
+    changes = {"policy": COUPLED, "decode.block_length": block, "train.divergence": kind, "train.pull": pull}
+    changes |= {"train.reference": "distilled", "train.experts": 0}
+    if not refused:
+        read(write(tmp_path, changes))
+        return
+    with pytest.raises(SettingsError, match=r"ce to a coupled policy over \d+ open positions.*Use kl"):
+        read(write(tmp_path, changes))
 
 
 @pytest.mark.parametrize(

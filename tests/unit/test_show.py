@@ -42,9 +42,13 @@ def test_a_rule_is_its_name_and_its_number(name: str, wanted: object) -> None:
     ("name", "said"),
     [
         ("treshold:0.9", "did you mean threshold"),
-        ("threshold", "takes a number.*threshold:0.9"),
-        ("threshold:high", "takes a number"),
-        ("confidence:1.5", "a whole number.*confidence:2"),
+        ("threshold", "takes a number from 0 to 1"),
+        ("threshold:7", "threshold:7: .* from 0 to 1"),
+        ("threshold:nan", "from 0 to 1"),
+        ("threshold:high", "threshold:high: .*takes a number"),
+        ("teacher", "is no rule"),
+        ("factor:0", "a number above 0"),
+        ("confidence:1.5", "a whole number"),
         ("confidence:", "a whole number"),
         ("random:0", "at least 1"),
         ("outputs/nowhere", "policy folder"),
@@ -64,7 +68,9 @@ def test_a_prompt_belongs_to_the_task_whose_marker_it_bears() -> None:
 
 @pytest.mark.parametrize("prompt", ["", "M", "M1", "M1..............x", "x"])
 def test_a_prompt_that_no_task_writes_is_refused(prompt: str) -> None:
-    with pytest.raises(DataError, match="write one like M"):
+    """A prompt of the task that it begins like is shown, else one of the gate task."""
+    like = "M" if prompt.startswith("M") else SETTINGS.data.tasks[SETTINGS.evaluate.gate_task].marker
+    with pytest.raises(DataError, match=f"write one like {like}"):
         task_for(SETTINGS, prompt)
 
 

@@ -238,7 +238,7 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monk
     assert list(written["dependencies"]) == ["data/sudoku.train.jsonl"]
     tags = run_tags(written)
     assert tags["dependency.data/sudoku.train.jsonl"] == runfile.content_hash(dependencies[0])
-    with pytest.raises(DataError, match=r"nowhere is not there"):
+    with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
         runfile.read_run(tmp_path / "nowhere.json")

@@ -22,18 +22,16 @@ def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoi
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
-    pinned = read_json(folder / "source.json")
+    pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
     source = pinned["source"] or str(folder)
     return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), pinned["dtype"], pinned["revision"])
 
 
 def reference_of(name: str, value: float | None):
     """A reference policy as the settings name it: a heuristic with its one number, or the teacher."""
-    from components.policies.heuristics import MaxConfidence, heuristic
-    from components.policies.teacher import Teacher
+    from components.policies.rules import heuristic
 
-    bare = {"max_confidence": MaxConfidence, "teacher": Teacher}
-    return bare[name]() if name in bare else heuristic(name, 1 if value is None else value)
+    return heuristic(name, value)
 
 
 def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:

@@ -16,10 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.core.errors import DataError
-from components.core.files import read_json, read_text, write_json
+from components.core.files import read_json, read_yaml, write_json
 
 PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxruntime", "mlflow", "dvc", "prefect")
 NOT_CONTENT = {"__pycache__", ".pytest_cache", ".ruff_cache"}
@@ -76,13 +74,13 @@ def code_of(stage: str) -> list[Path]:
     DataError outside a repository: without the list a training could be resumed by other code.
     """
     repository = Path(__file__).parents[3]
-    graph = yaml.safe_load(read_text(repository / "dvc.yaml", "Run stages inside the repository."))
+    graph = read_yaml(repository / "dvc.yaml", "Run stages inside the repository.")
     return [repository / dep for dep in graph["stages"][stage]["deps"] if dep.startswith("components/")]
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """DataError if the stage has not run."""
-    return read_json(path)
+    return read_json(path, needs=("stage", "profile", "identity", "commit", "dirty", "started", "seconds"))
 
 
 def digest(value: Any) -> str:
@@ -101,7 +99,7 @@ def content_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
-        raise DataError(f"dependency {path} is not there; its hash is part of the run; run the stage before it")
+        raise DataError(f"dependency {path} is not there. Run `dvc repro` to make it.")
     files = sorted(p for p in path.rglob("*") if p.is_file() and not NOT_CONTENT & set(p.relative_to(path).parts))
     return digest({p.relative_to(path).as_posix(): content_hash(p) for p in files})
 

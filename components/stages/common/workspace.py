@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class TaskData:
 
     def task(self) -> Task:
         """The task. DataError where stage prepare has not run, SettingsError where the definition cannot work."""
-        defined = read_json(self.folder / "task.json")
+        defined = read_json(self.folder / "task.json", needs=("kind", "params", "canvas"))
         canvas = {} if defined["canvas"] is None else {"canvas_length": defined["canvas"]}
         return build(defined["kind"], **defined["params"], **canvas)
 
@@ -58,6 +59,13 @@ class Workspace:
     def metrics(self, name: str, figures: Mapping[str, Any]) -> None:
         """P/metrics/<name>.json, which DVC shows."""
         self.write_json(figures, "metrics", f"{name}.json")
+
+    def check_writable(self, stage: str) -> None:
+        """Raise OSError, before any work is done, where the stage's results could not be written."""
+        for folder in (self.outputs / stage, self.outputs / "metrics"):
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            with tempfile.TemporaryFile(dir=existing):
+                pass
 
     def task(self, name: str) -> TaskData:
         """The data of a task to evaluate on: splits tune, gate and test."""

@@ -1,0 +1,23 @@
+"""Which dLLM a policy belongs to: hidden states of another one of the same width mean something else."""
+
+from __future__ import annotations
+
+from components.core.errors import SettingsError
+from components.denoisers.fingerprint import fingerprint_of
+from components.denoisers.protocol import Denoiser
+from components.policies.protocol import Policy
+
+
+def bound_to(policy: Policy) -> str:
+    """The fingerprint of the dLLM that the policy was trained over; "" where it reads no states, or none is on file."""
+    return getattr(policy, "denoiser", "") if policy.needs.features != "none" else ""
+
+
+def require_same_denoiser(policy: Policy, denoiser: Denoiser) -> None:
+    """SettingsError if the policy reads hidden states of another dLLM than this one."""
+    wanted, own = bound_to(policy), fingerprint_of(denoiser)
+    if wanted and wanted != own:
+        raise SettingsError(
+            f"the policy reads hidden states of the dLLM {wanted}, this one is {own or 'of no known fingerprint'}. "
+            f"Decode with the dLLM that the policy was trained over, or train a policy over this one."
+        )

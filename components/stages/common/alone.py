@@ -1,0 +1,38 @@
+"""One process at a time where two would write the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from components.core.errors import CheckpointError
+from components.stages.common.workspace import Workspace
+
+PATIENCE_SECONDS = 30.0  # enough for one that is ending
+
+
+@contextmanager
+def alone(workspace: Workspace, stage: str, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Hold the stage's lock of this profile. CheckpointError if another process keeps it for ``patience`` seconds.
+
+    The system frees the lock of a process that is killed.
+    """
+    from filelock import FileLock, Timeout
+
+    path = workspace.root / ".checkpoints" / workspace.profile / f"{stage}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{stage}: another process runs it for profile {workspace.profile}; waiting", flush=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise CheckpointError(
+                f"{path} is held by another `unmask {stage}` of this checkout. Wait for its end, or stop it."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

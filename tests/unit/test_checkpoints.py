@@ -1,0 +1,526 @@
+"""Checkpoints as they come: configs with keys left out, pickles, broken files, odd ids, other architectures. Each loads
+to what its authors' code computes or is refused in a sentence that names the file or the key."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from components.core.errors import CheckpointError, SettingsError
+from components.core.rng import generator
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
+from components.decode.prompts import Prompts
+from components.denoisers import check_denoiser, embedded, load, with_cache
+from components.denoisers.fingerprint import fingerprint
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.heuristics import Threshold
+from components.tasks.example import Example, Score
+from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from tests.unit.test_denoisers import (
+    DREAM_CONFIG,
+    HEADS,
+    INNER,
+    LAYERS,
+    LLADA_CONFIG,
+    VOCABULARY,
+    WIDTH,
+    WRITERS,
+    bidirectional,
+    fill,
+    llada_tokenizer,
+    logits_of,
+    refused,
+    write_llada,
+)
+
+torch.set_num_threads(1)
+
+
+def edit(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k not in drop}
+    path.write_text(json.dumps(config | changes))
+
+
+def ids(rows: int = 2, length: int = 9) -> Tensor:
+    return torch.randint(0, 20, (rows, length), generator=generator("ids"))
+
+
+# --- keys that config.json leaves out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["layer_norm_type", "block_type", "rope", "activation_type"])
+def test_a_llada_key_left_out_is_the_authors_default_which_is_another_architecture(key: str, tmp_path: Path):
+    write_llada(tmp_path / "model")
+    edit(tmp_path / "model", drop=(key,))
+    refused(tmp_path / "model", key)
+
+
+@pytest.mark.parametrize(
+    "key", ["include_bias", "alibi", "scale_logits", "n_kv_heads", "multi_query_attention", "rms_norm_eps", "mlp_ratio"]
+)
+def test_a_llada_key_left_out_that_has_the_released_value_changes_nothing(key: str, tmp_path: Path):
+    native = write_llada(tmp_path / "model")
+    edit(tmp_path / "model", drop=(key,))
+    assert torch.equal(logits_of(load(tmp_path / "model")[0], ids()), bidirectional(native, ids()))
+
+
+def test_rope_theta_left_out_is_ten_thousand(tmp_path: Path):
+    native = write_llada(tmp_path / "model")
+    edit(tmp_path / "model", drop=("rope_theta",))
+    native.model.rotary_emb.inv_freq = 1e4 ** (-torch.arange(0, WIDTH // HEADS, 2) / (WIDTH // HEADS))
+    torch.testing.assert_close(logits_of(load(tmp_path / "model")[0], ids()), bidirectional(native, ids()))
+
+
+def test_weight_tying_left_out_is_tied(tmp_path: Path):
+    """An untied head beside it is a contradiction, not to be dropped in silence."""
+    native = write_llada(tmp_path / "model")
+    edit(tmp_path / "model", drop=("weight_tying",))
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "model")
+    del weights["model.transformer.ff_out.weight"]
+    save_file(weights, path, {"format": "pt"})
+    native.lm_head.weight = native.model.embed_tokens.weight
+    assert torch.equal(logits_of(load(tmp_path / "model")[0], ids()), bidirectional(native, ids()))
+
+
+def narrow(folder: Path, heads: int) -> None:
+    """Keys and values of the first ``heads`` heads only."""
+    path, size = folder / "model.safetensors", WIDTH // HEADS * heads
+    weights = {n: t[:size] if ".k_proj." in n or ".v_proj." in n else t for n, t in load_file(path).items()}
+    save_file({n: t.contiguous() for n, t in weights.items()}, path, {"format": "pt"})
+
+
+def test_multi_query_attention_without_n_kv_heads_is_one_head_of_keys(tmp_path: Path):
+    write_llada(tmp_path / "model")
+    narrow(tmp_path / "model", 1)
+    edit(tmp_path / "model", drop=("n_kv_heads",), multi_query_attention=True)
+    assert load(tmp_path / "model")[0].model.config.num_key_value_heads == 1
+    edit(tmp_path / "model", n_kv_heads=2)
+    refused(tmp_path / "model", "n_kv_heads=2", "multi_query_attention=True")
+
+
+def test_mlp_hidden_size_null_is_the_ratio_times_the_width(tmp_path: Path):
+    native = write_llada(tmp_path / "model")
+    edit(tmp_path / "model", mlp_hidden_size=None, mlp_ratio=INNER / WIDTH)
+    refused(tmp_path / "model", "config.json", "intermediate_size")  # a ratio is a whole number there
+    path = tmp_path / "model" / "model.safetensors"
+    weights = {n: t[:WIDTH] if ".ff_proj." in n or ".up_proj." in n else t for n, t in load_file(path).items()}
+    weights = {n: t[:, :WIDTH] if ".blocks." in n and ".ff_out." in n else t for n, t in weights.items()}
+    save_file({n: t.contiguous() for n, t in weights.items()}, path, {"format": "pt"})
+    edit(tmp_path / "model", mlp_hidden_size=None, mlp_ratio=1)
+    for layer in native.model.layers:
+        layer.mlp.gate_proj.weight.data = layer.mlp.gate_proj.weight[:WIDTH]
+        layer.mlp.up_proj.weight.data = layer.mlp.up_proj.weight[:WIDTH]
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight[:, :WIDTH]
+    torch.testing.assert_close(logits_of(load(tmp_path / "model")[0], ids()), bidirectional(native, ids()))
+
+
+def test_a_dream_without_rope_theta_has_the_authors_ten_thousand(tmp_path: Path):
+    WRITERS["dream"](tmp_path / "model")
+    edit(tmp_path / "model", drop=("rope_theta",))
+    inverse = load(tmp_path / "model")[0].model.model.rotary_emb.inv_freq
+    assert inverse[1] == pytest.approx(1e4 ** (-2 / (WIDTH // HEADS)))
+    assert DREAM_CONFIG["rope_theta"] != 1e4
+
+
+# --- the rotation in float32 ---------------------------------------------------------------------------------------
+
+
+def by_hand(weights: dict[str, Tensor], ids_BT: Tensor, precise: bool) -> Tensor:
+    """LLaDA's forward written down, in the weights' type; the rotation in float32 or in that type."""
+    size, (rows, length) = WIDTH // HEADS, ids_BT.shape
+    prefix = "model.transformer."
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        wide = x.float()
+        return weights[name] * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+    angle = torch.arange(length).unsqueeze(-1) * 5e5 ** (-torch.arange(0, size, 2) / size)
+    angle = torch.cat([angle, angle], -1)
+
+    def rotate(x: Tensor) -> Tensor:
+        cos, sin = (t if precise else t.to(x.dtype) for t in (angle.cos(), angle.sin()))
+        y = x.float() if precise else x
+        low, high = y.chunk(2, -1)
+        return (y * cos + torch.cat([-high, low], -1) * sin).to(x.dtype)
+
+    x = weights[f"{prefix}wte.weight"][ids_BT]
+    for i in range(LAYERS):
+        block = f"{prefix}blocks.{i}."
+        h = norm(x, f"{block}attn_norm.weight")
+        q, k, v = (
+            F.linear(h, weights[f"{block}{name}.weight"]).view(rows, length, HEADS, size).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        mixed = F.scaled_dot_product_attention(
+            rotate(q), rotate(k), v, attn_mask=torch.ones(rows, 1, length, length, dtype=torch.bool)
+        )
+        x = x + F.linear(mixed.transpose(1, 2).reshape(rows, length, WIDTH), weights[f"{block}attn_out.weight"])
+        h = norm(x, f"{block}ff_norm.weight")
+        gate, up = (F.linear(h, weights[f"{block}{name}.weight"]) for name in ("ff_proj", "up_proj"))
+        x = x + F.linear(F.silu(gate) * up, weights[f"{block}ff_out.weight"])
+    return F.linear(norm(x, f"{prefix}ln_f.weight"), weights[f"{prefix}ff_out.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precise", [True, False])
+def test_llada_computes_what_is_written_down(dtype: str, precise: bool, tmp_path: Path):
+    write_llada(tmp_path / "model", rope_full_precision=precise)
+    weights = {n: t.to(getattr(torch, dtype)) for n, t in load_file(tmp_path / "model" / "model.safetensors").items()}
+    found = logits_of(load(tmp_path / "model", dtype=dtype)[0], ids(2, 40))
+    torch.testing.assert_close(found, by_hand(weights, ids(2, 40), precise), rtol=1e-5, atol=1e-5)
+    if dtype == "bfloat16":
+        assert not torch.equal(found, by_hand(weights, ids(2, 40), not precise))
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+def test_the_precise_rotation_is_kept_behind_a_cache(kind: str, tmp_path: Path):
+    write_llada(tmp_path / "model")
+    denoiser, encoder = load(tmp_path / "model", dtype="bfloat16")
+    job = Job.of([encoder.prompt(text) for text in ("ab", "abc 1", "b")], 8, 4)
+    done = rollout(with_cache(denoiser, kind), Threshold(0.9), job, DecodeOptions(rows=2, workers=1))
+    assert bool(done.finished_R.all())
+    assert check_denoiser(with_cache(denoiser, kind)) == []
+
+
+# --- families that no native class carries -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"model_type": "llada", "hidden_size": 16, "num_experts": 8, "architectures": ["LLaDAMoEModelLM"]}, "experts"),
+        ({"model_type": "llada", "hidden_size": 16, "expert_intermediate_size": 16}, "experts"),
+        ({"model_type": "llada2_moe", "hidden_size": 16, "num_experts": 8}, "block by block"),
+        ({"model_type": "sdar", "hidden_size": 16}, "block by block"),
+        ({"model_type": "sdar_moe", "hidden_size": 16}, "block by block"),
+        ({"model_type": "Fast_dLLM_Qwen", "hidden_size": 16}, "block by block"),
+        ({"model_type": "diffusion_gemma"}, "no mask token"),
+        ({}, "None"),
+    ],
+)
+def test_other_families_are_refused_with_the_reason(config: dict[str, Any], word: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, str(tmp_path), word)
+
+
+# --- A2D -----------------------------------------------------------------------------------------------------------
+
+
+def write_a2d(folder: Path, native: str, **changes: Any) -> Any:
+    kind = getattr(transformers, f"{native}ForCausalLM")
+    config = getattr(transformers, f"{native}Config")(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        head_dim=WIDTH // HEADS,
+        max_position_embeddings=64,
+        tie_word_embeddings=native == "Qwen3",
+    )
+    model = fill(kind(config))
+    model.save_pretrained(folder)
+    llada_tokenizer().save_pretrained(folder)
+    edit(folder, model_type=f"a2d-{native.lower()}", architectures=[f"A2D{native}LMHeadModel"], mask_token_id=30)
+    edit(folder, **changes)
+    return model
+
+
+@pytest.mark.parametrize("native", ["Llama", "Qwen2", "Qwen3"])
+def test_an_a2d_checkpoint_is_its_native_model_made_bidirectional(native: str, tmp_path: Path):
+    model = write_a2d(tmp_path, native)
+    denoiser, encoder = load(tmp_path)
+    assert torch.equal(logits_of(denoiser, ids()), bidirectional(model, ids()))
+    done = rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("ab 1")], 8, 4))
+    assert bool(done.finished_R.all())
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_sliding_window": True}, {"block_size": 32}, {"layer_types": ["sliding_attention"] * 2}]
+)
+def test_an_a2d_checkpoint_of_another_attention_is_refused(change: dict[str, Any], tmp_path: Path):
+    write_a2d(tmp_path, "Qwen3", **change)
+    refused(tmp_path, next(iter(change)))
+
+
+# --- masked language models ----------------------------------------------------------------------------------------
+
+SHAPE: dict[str, Any] = dict(
+    vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+)
+MASKED: dict[str, dict[str, Any]] = {
+    "Bert": {**SHAPE, "max_position_embeddings": 48},
+    "Roberta": {**SHAPE, "max_position_embeddings": 50, "pad_token_id": 1},
+    "DistilBert": {
+        "vocab_size": VOCABULARY,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 24,
+        "max_position_embeddings": 48,
+    },
+    "ModernBert": {
+        **SHAPE,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    },
+    "Esm": {
+        **SHAPE,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+        "mask_token_id": 4,
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+    },
+}
+
+
+def masked_tokenizer(pad: int) -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]"] if pad == 0 else ["[UNK]", "[PAD]"]
+    pieces = [*special, "[CLS]", "[SEP]", "[MASK]", *"abcdefgh.0123456789 "]
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(pieces)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    from tokenizers.processors import TemplateProcessing
+
+    core.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def write_masked(folder: Path, name: str) -> Any:
+    config = getattr(transformers, f"{name}Config")(**MASKED[name])
+    model = fill(getattr(transformers, f"{name}ForMaskedLM")(config))
+    model.save_pretrained(folder)
+    masked_tokenizer(model.config.pad_token_id or 0).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_language_model_is_its_own_class_bit_for_bit(name: str, tmp_path: Path):
+    model = write_masked(tmp_path, name)
+    denoiser, encoder = load(tmp_path)
+    ids_BT = torch.randint(5, 25, (3, 11), generator=generator("ids"))
+    with torch.no_grad():
+        wanted = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
+    assert torch.equal(logits_of(denoiser, ids_BT), wanted)  # type: ignore[arg-type]
+    assert denoiser.mask_id == 4 and 4 in denoiser.forbidden_ids.tolist()
+    assert denoiser.positions == 48
+    assert encoder.prompt("ab").tolist()[0] == 2 and encoder.prompt("ab").tolist()[-1] != 3
+    assert 3 in encoder.end_ids
+    done = rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt(t) for t in ("ab", "abc 1", "c")], 8, 4))
+    assert bool(done.finished_R.all())
+    with pytest.raises(SettingsError, match="cache"):
+        with_cache(denoiser, "dual")
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_language_model_decodes_a_row_alone_as_in_a_batch(name: str, tmp_path: Path):
+    write_masked(tmp_path, name)
+    denoiser, encoder = load(tmp_path, dtype="float64")
+    prompts = [encoder.prompt(t) for t in ("a", "abcdef 12", "abc")]
+    whole = rollout(denoiser, Threshold(0.5), Job.of(prompts, 8, 8, uids=[0, 1, 2]))
+    for i, prompt in enumerate(prompts):
+        alone = rollout(denoiser, Threshold(0.5), Job.of([prompt], 8, 8, uids=[i]))
+        assert torch.equal(alone.canvas_RL[0], whole.canvas_RL[i])
+        assert torch.equal(alone.order_RL[0], whole.order_RL[i])
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """A task whose score tells texts apart, so that different orders are rewarded differently."""
+
+    canvas_length: int = 8
+    name: str = "free"
+    alphabet: str = "abcdefgh"
+
+    def sample(self, index: int, seed: int) -> Example:
+        return Example(self.name, "abcdefgh"[index % 8] + "abc"[index % 3], "a" * self.canvas_length)
+
+    def score(self, text: str, example: Example) -> Score:
+        return Score(0.0, sum(map(ord, text)) % 7 / 7)
+
+
+def test_a_masked_language_model_trains_a_policy_that_reads_its_hidden_states(tmp_path: Path):
+    write_masked(tmp_path, "Bert")
+    denoiser, encoder = load(tmp_path)
+    task = FreeText()
+    prompts = Prompts.of(task, [task.sample(i, 0) for i in range(8)], encoder)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    policy = ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=0.0, features=denoiser.width))
+    policy.denoiser = denoiser.fingerprint
+    plan = Plan(rounds=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=0)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    seen: list[dict[str, float]] = []
+    reinforce(
+        policy,
+        denoiser,
+        prompts,
+        plan,
+        Objective(signal="dense"),
+        lambda number, metrics: seen.append(metrics),
+        optimiser_for(policy, plan),
+    )
+    assert len(seen) == 2 and seen[0]["reward/mixed_groups"] > 0
+    assert not torch.equal(before["features.weight"], policy.features.weight)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_cut_off_are_refused_by_file(tmp_path: Path):
+    write_llada(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(tmp_path, "model.safetensors", "cut off")
+    path.write_bytes(b"")
+    refused(tmp_path, "model.safetensors", "cut off")
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path):
+    write_llada(tmp_path)
+    edit(tmp_path, d_model=WIDTH * 2)
+    refused(tmp_path, "embed_tokens", "mismatched")
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", None])
+def test_a_folder_without_safetensors_is_refused(pickled: str | None, tmp_path: Path):
+    write_llada(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    if pickled:
+        torch.save(weights, tmp_path / pickled)
+    refused(tmp_path, pickled or "model.safetensors")
+
+
+def shard(folder: Path, place: str) -> None:
+    """The weights in two files, the second at ``place`` relative to the folder."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    target = folder / place
+    target.parent.mkdir(exist_ok=True)
+    save_file({n: weights[n] for n in names[::2]}, folder / "model-00001-of-00002.safetensors", {"format": "pt"})
+    save_file({n: weights[n] for n in names[1::2]}, target, {"format": "pt"})
+    index = {n: place if i % 2 else "model-00001-of-00002.safetensors" for i, n in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def test_shards_inside_the_folder_load(tmp_path: Path):
+    native = write_llada(tmp_path / "model")
+    shard(tmp_path / "model", "model-00002-of-00002.safetensors")
+    assert torch.equal(logits_of(load(tmp_path / "model")[0], ids()), bidirectional(native, ids()))
+    (tmp_path / "model" / "model-00002-of-00002.safetensors").unlink()
+    refused(tmp_path / "model", "model-00002-of-00002.safetensors", "missing")
+
+
+@pytest.mark.parametrize("place", ["../elsewhere/model-00002-of-00002.safetensors", "inner/other.safetensors"])
+def test_shards_outside_the_folder_are_refused(place: str, tmp_path: Path):
+    write_llada(tmp_path / "model")
+    shard(tmp_path / "model", place)
+    refused(tmp_path / "model", place)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"model"'])
+def test_a_config_that_is_no_object_is_refused(text: str, tmp_path: Path):
+    write_llada(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, "config.json")
+
+
+def test_weights_that_a_loader_replaced_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """transformers 5.0 to 5.12 could leave loaded weights random without saying so."""
+    write_llada(tmp_path)
+    real = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+    def careless(cls: Any, *arguments: Any, **more: Any) -> Any:
+        model, info = real(cls, *arguments, **more)
+        model.model.layers[1].mlp.up_proj.weight.data.normal_()
+        return model, info
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", classmethod(careless))
+    refused(tmp_path, "blocks.1.up_proj")
+
+
+# --- ids -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask_id", [VOCABULARY, -1, 10**9, "30", True, 3.5])
+def test_a_mask_id_out_of_range_is_refused(mask_id: Any, tmp_path: Path):
+    write_llada(tmp_path, mask_token_id=mask_id)
+    refused(tmp_path, f"mask_token_id={mask_id!r}", "30")
+
+
+def test_a_mask_id_that_ends_a_text_is_refused(tmp_path: Path):
+    write_llada(tmp_path, mask_token_id=1)
+    refused(tmp_path, "mask_token_id=1", "end token", "30")
+
+
+def test_a_mask_id_that_is_not_the_tokenizer_s_is_refused(tmp_path: Path):
+    WRITERS["dream"](tmp_path, mask_token_id=5)
+    refused(tmp_path, "mask_token_id=5", "30")
+
+
+def test_a_vocabulary_with_a_hole_commits_real_tokens_only(tmp_path: Path):
+    write_llada(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    words = json.loads(path.read_text())
+    vocabulary = words["model"]["vocab"]
+    hole = vocabulary.pop("h")
+    vocabulary["0"], moved = VOCABULARY - 1, vocabulary["0"]
+    path.write_text(json.dumps(words))
+    denoiser, encoder = load(tmp_path)
+    assert denoiser.forbidden_ids.tolist() == sorted({moved, hole, 30, *range(31, VOCABULARY - 1)})
+    assert encoder.answer("0", 1).tolist() == [VOCABULARY - 1]
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_embeds_is_refused(tmp_path: Path):
+    write_llada(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    words = json.loads(path.read_text())
+    words["model"]["vocab"]["0"] = VOCABULARY
+    path.write_text(json.dumps(words))
+    refused(tmp_path, str(VOCABULARY), "tokenizer")
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_names_the_weights_and_not_their_type(tmp_path: Path):
+    made, encoder = embedded.build("llada", "abc", 16, 2, 2, 24, 64, seed=3)
+    embedded.save(made, encoder, tmp_path)
+    known = made.fingerprint
+    assert all(load(tmp_path, dtype=dtype)[0].fingerprint == known for dtype in ("float32", "bfloat16", "float64"))
+    assert with_cache(made, "dual").fingerprint == known  # type: ignore[attr-defined]
+    assert embedded.build("llada", "abc", 16, 2, 2, 24, 64, seed=4)[0].fingerprint != known
+    with torch.no_grad():
+        made.model.model.layers[1].mlp.up_proj.weight += 0.01
+    assert fingerprint(made.model) != known
+    assert math.isfinite(int(known, 16)) and LLADA_CONFIG["n_kv_heads"] == HEADS
