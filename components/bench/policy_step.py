@@ -1,4 +1,7 @@
-"""The policy's step alone: the exported file in ONNX Runtime against eager torch, one thread each."""
+"""The policy's step alone: the exported file in ONNX Runtime against eager torch, one thread each.
+
+Of a coupled policy the step is its whole decision, the greedy loop over pairs included; of others their scores.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 
 from components.bench.measure import in_turn, median_seconds, ratios
 from components.export import OnnxPolicy, export_policy, random_observation
+from components.policies.coupled import CoupledPolicy
 from components.policies.store import LearnedPolicy
 
 SIZES = ((1, 16), (1, 32), (1, 256), (16, 256))
@@ -25,6 +29,13 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _step(policy: LearnedPolicy, who: Any, obs: Any) -> None:
+    if isinstance(policy, CoupledPolicy) and policy.shape.action == "coupled":
+        who.distribution(obs).mode()
+    else:
+        who.score(obs)
 
 
 def policy_step(
@@ -42,7 +53,7 @@ def policy_step(
 
             def many(who: Any, obs: Any = obs, times: int = times) -> None:
                 for _ in range(times):
-                    who.score(obs)
+                    _step(policy, who, obs)
 
             ours, theirs = in_turn([lambda: many(exported), lambda: many(policy)], repeats, torch.device("cpu"))
             rows.append(

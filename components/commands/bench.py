@@ -111,16 +111,19 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
 
 
 def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
-    """Untrained policies, of the profile's shape and of the published one; the same ones each time."""
+    """Untrained policies, of the profile's shape, of the published one and the default coupled one; the same ones each
+    time."""
     import torch
 
     from components.policies.confidence import PAPER, ConfidencePolicy
+    from components.policies.coupled import CoupledPolicy, CoupledShape
     from components.stages.influence import fresh_policy
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        paper = ConfidencePolicy(PAPER)
-    return {"profile's": fresh_policy(settings.policy, width, 0).eval(), "paper's": paper.eval()}
+        paper, coupled = ConfidencePolicy(PAPER), CoupledPolicy(CoupledShape())
+    own = fresh_policy(settings.policy, width, 0)
+    return {"profile's": own.eval(), "paper's": paper.eval(), "coupled": coupled.eval()}
 
 
 def _subject(request: Request, workspace: Workspace, settings: Settings) -> tuple[LoadedDenoiser, Prompts, int | None]:

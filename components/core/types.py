@@ -276,6 +276,8 @@ class Rollout:
     policy_R      int64, which of the job's policies drew the row (0 is the learning one).
     forwards      row-forwards that the denoiser really ran, summed over calls.
     useful        row-forwards whose answer a decision depended on for the first time.
+    shares        workers, rows in flight of each, and sequence positions in a forward. They change no result in float32
+                  and float64; in bfloat16 they may.
     """
 
     canvas_RL: Tensor
@@ -286,6 +288,7 @@ class Rollout:
     forwards: int
     useful: int
     steps: Steps | None = None
+    shares: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         _same_rows(

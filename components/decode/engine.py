@@ -7,6 +7,9 @@ A's parity switch, a block ends after as many steps as it is long and what is le
 Fast without changing a decision: finished rows leave and waiting rows take their places; a row whose canvas did not
 change is not sent through a stateless denoiser again; the output head runs only at positions somebody reads; no Python
 loop over rows; noise is a function of the row's address, not of the batch.
+
+That holds in float32 and float64. In bfloat16 a row's logits depend on the shapes of its forwards: two of 120 texts
+changed with workers, rows in flight and tokens per forward. A rollout records the three.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ def rollout(
         [r for one in done for r in one.records],
         sum(one.forwards for one in done),
         sum(one.useful for one in done),
+        (number, rows, tokens),
     )
 
 
@@ -164,10 +168,12 @@ def _queue(job: Job, mask_id: int) -> tuple[Tensor, Tensor]:
     return order[open_R], order[~open_R]
 
 
-def _collect(retired: list[dict[str, Tensor]], records: list[Steps], forwards: int, useful: int) -> Rollout:
+def _collect(
+    retired: list[dict[str, Tensor]], records: list[Steps], forwards: int, useful: int, shares: tuple[int, int, int]
+) -> Rollout:
     """The rollout of all rows, in the job's order."""
     results = {name: torch.cat([part[name] for part in retired]) for name in retired[0]}
     order_R = results.pop("row").argsort()
     results = {name: value[order_R] for name, value in results.items()}
     steps = Steps.concatenate(records) if records else None
-    return Rollout(**results, forwards=forwards, useful=useful, steps=steps)
+    return Rollout(**results, forwards=forwards, useful=useful, steps=steps, shares=shares)

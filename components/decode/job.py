@@ -78,7 +78,9 @@ class Job:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How a job is decoded. The last six change the cost and no result.
+    """How a job is decoded. The last six change the cost and, in float32 and float64, no result. In bfloat16 a row's
+    logits depend on the shapes of the forwards that it shares (2 of 120 texts differed), so that workers, rows, memory
+    and tokens may change a text there; ``Rollout.shares`` records what they were.
 
     seed    the run's seed, part of every row's noise address.
     choose  "sample" or "mode".

@@ -1,8 +1,9 @@
 """How many rows are in flight, and how many positions go through one forward: found from a budget of bytes.
 
 Counted from widths before anything runs, generously: a policy's own working memory is not known, and stands for that
-of a block of width 128. Rows in flight never change a decision, only what it costs. Not counted: the weights, the job
-itself, and what the caller gets; recorded steps of rows that have retired are the caller's, and grow with the job.
+of a block of width 128. Rows in flight change what a decision costs and, but for bfloat16's rounding, never the
+decision. Not counted: the weights, the job itself, and what the caller gets; recorded steps of rows that have retired
+are the caller's, and grow with the job.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class EvalResult:
 
     block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
-    left. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
+    left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
+    change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
     seeds_2SP: correct and NFE by seed; empty where there is one seed.
     """
 
@@ -51,6 +52,9 @@ class EvalResult:
     nfe_high: float
     tokens_per_second: float
     unfinished: float
+    workers: int = field(default=0, compare=False)
+    rows_in_flight: int = field(default=0, compare=False)
+    tokens_per_forward: int = field(default=0, compare=False)
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)

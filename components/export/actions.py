@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import SettingsError
-from components.export.coupled_actions import CoupledScores, coupled_greedy, coupled_sample
+from components.export.coupled_actions import (
+    CoupledScores,
+    accept_greedy,
+    accept_sample,
+    coupled_greedy,
+    coupled_sample,
+)
 from components.export.onnx_file import OUTPUT, OnnxFile
 from components.tasks.example import address
 
@@ -64,20 +70,23 @@ def commit(
 
     scores: what the file gives, and ``eligible_BL``; for a coupled draw ``log_odds_BL`` too."""
     utilities_BL, eligible_BL = scores[OUTPUT], scores["eligible_BL"]
-    if action["kind"] == "coupled":
-        return _coupled(scores, action, uniform)
-    drawn_BL = _DRAWS[action["kind"]](utilities_BL, eligible_BL, action, uniform) & eligible_BL
+    if action["kind"] in ("coupled", "accept"):
+        drawn_BL = _coupled(scores, action, uniform)
+    else:
+        drawn_BL = _DRAWS[action["kind"]](utilities_BL, eligible_BL, action, uniform) & eligible_BL
     if force:
         drawn_BL = drawn_BL | (_best(utilities_BL, eligible_BL) & ~drawn_BL.any(-1, keepdims=True))
     return drawn_BL
 
 
 def _coupled(scores: Mapping[str, np.ndarray], action: Mapping[str, Any], uniform: Uniform | None) -> np.ndarray:
-    """Never empty where something is eligible, so that there is nothing to force."""
+    """A set drawn with pair shifts, along the greedy path or as an ordered draw with STOP."""
     fields = {name: value for name, value in scores.items() if name != OUTPUT}
     fields["log_odds_BL"] = fields["log_odds_BL"].astype(np.float32, copy=False)
     knobs = {name: value for name, value in action.items() if name != "kind"}
     given = CoupledScores(**fields, **knobs)
+    if action["kind"] == "accept":
+        return accept_greedy(given) if uniform is None else accept_sample(given, uniform)
     return coupled_greedy(given)[0] if uniform is None else coupled_sample(given, uniform)[0]
 
 

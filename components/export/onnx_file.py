@@ -24,11 +24,13 @@ from components.core.errors import CheckpointError, DataError, SettingsError
 VERSION = 2
 PREFIX = "unmask."
 OUTPUT = "utilities_BL"
+PAIRED = ("bias_BL", "shift_BLL", "mix_BL")
 OUTPUTS = {
     "bernoulli": (OUTPUT,),
     "categorical": (OUTPUT,),
     "dpls": (OUTPUT,),
-    "coupled": (OUTPUT, "bias_BL", "shift_BLL", "mix_BL"),
+    "coupled": (OUTPUT, *PAIRED),
+    "accept": (OUTPUT, *PAIRED),
 }
 """What a file gives, by the kind of its action."""
 
@@ -80,7 +82,7 @@ class OnnxFile:
                 f"fields of the Observation, draws by one of {sorted(OUTPUTS)} and gives what that needs; export it "
                 f"again"
             )
-        if offset and kind != "coupled":
+        if offset and PAIRED[0] not in OUTPUTS[kind]:
             raise SettingsError(
                 f"offset={offset} is for coupled policies, {path.name} draws by {kind}. Leave it out, or serve a "
                 f"coupled policy."

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from components.core.types import Needs, Observation
 from components.export.onnx_file import OUTPUT, OnnxFile
-from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ACTIONS
+from components.policies.coupled import SETS
 
 
 class OnnxPolicy:
@@ -57,10 +57,10 @@ class OnnxPolicy:
     def distribution(self, obs: Observation) -> ActionDistribution:
         knobs, found = dict(self._file.action), self._outputs(obs)
         kind, utilities_BL = knobs.pop("kind"), found.pop(OUTPUT)
-        if kind != "coupled":
+        if kind not in SETS:
             return ACTIONS[kind](utilities_BL, obs.eligible_BL, **knobs)
         assert obs.log_odds_BL is not None
-        return CoupledPlackettLuce(log_odds_BL=obs.log_odds_BL, eligible_BL=obs.eligible_BL, **found, **knobs)
+        return SETS[kind](log_odds_BL=obs.log_odds_BL, eligible_BL=obs.eligible_BL, **found, **knobs)
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -32,12 +32,14 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit
 from components.policies.protocol import Policy
 
 TOLERANCE = 1e-4
 CHOICES = ("mode", "sample")
+SETS = (AcceptOrSkip, CoupledPlackettLuce)  # draws that an exported graph gives pair shifts for
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _compare_states(policy: Policy, exported: Policy, states: Sequence[Observati
 
 def _given(distribution: ActionDistribution) -> dict[str, Tensor]:
     """The fields that an exported graph gives."""
-    names = ("bias_BL", "shift_BLL", "mix_BL") if isinstance(distribution, CoupledPlackettLuce) else ("logits_BL",)
+    names = ("bias_BL", "shift_BLL", "mix_BL") if isinstance(distribution, SETS) else ("logits_BL",)
     return {name: getattr(distribution, name) for name in names}
 
 
@@ -147,7 +149,7 @@ def _choice(distribution: ActionDistribution, obs: Observation, noise: Noise, ch
 def _difference(ours: ActionDistribution, theirs: ActionDistribution, obs: Observation) -> float:
     """The largest absolute difference on the canvas, of utilities and what they are made of."""
     names = ["logits_BL"]
-    if isinstance(ours, CoupledPlackettLuce):
+    if isinstance(ours, SETS):
         names += ["bias_BL", "shift_BLL", "mix_BL", "kappa", "tau", "cost"]
     return max(_apart(torch.as_tensor(getattr(ours, n)), torch.as_tensor(getattr(theirs, n)), obs) for n in names)
 

@@ -28,13 +28,12 @@ from components.core.files import beside
 from components.core.types import Observation
 from components.export.onnx_file import FIELDS, OUTPUTS, PREFIX, VERSION
 from components.export.states import random_observation
-from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ACTIONS
-from components.policies.coupled import CoupledPolicy
+from components.policies.coupled import SETS, CoupledPolicy
 from components.policies.store import LearnedPolicy, describe
 
 OPSET = 23
-_DISTRIBUTIONS: dict[str, type] = {**ACTIONS, "coupled": CoupledPlackettLuce}
+_DISTRIBUTIONS: dict[str, type] = {**ACTIONS, **SETS}
 _AXES = {"B": "batch", "L": "length", "T": "sequence"}  # the dynamic ones, by their letter
 
 
@@ -107,7 +106,7 @@ class _Score(nn.Module):
 
 
 def _scores(policy: LearnedPolicy, obs: Observation, kind: str) -> tuple[Tensor, ...]:
-    if kind != "coupled":
+    if kind not in SETS:
         return (policy.score(obs),)
     assert isinstance(policy, CoupledPolicy)
     bias_BL, shift_BLL, mix_BL = policy(obs)

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from components.core.errors import SettingsError
 from components.core.types import Needs, Observation
+from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, Categorical
 from components.policies.pairs import Mixer, Pairs
 
-ACTIONS = ("coupled", "categorical")
+SETS = {"coupled": CoupledPlackettLuce, "accept": AcceptOrSkip}
+ACTIONS = (*SETS, "categorical")
 _ODDS = 1 / 8  # brings log-odds of +-30 to a few units
 
 
@@ -40,8 +42,9 @@ class CoupledShape:
     offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
     embedding each, 0 for none. features: width of the frozen model's hidden states, 0 to leave them out.
 
-    action: "coupled", a set with its shifts, or "categorical", one position. alphas: the speed exponents that one
-    policy is trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
+    action: what is drawn. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
+    the order of its picks, with STOP. "categorical": one position. alphas: the speed exponents that one policy is
+    trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
     """
 
     top_k: int = 8
@@ -199,7 +202,7 @@ class CoupledPolicy(nn.Module):
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
         bias_BL, shift_BLL, mix_BL = self(obs)
         assert obs.log_odds_BL is not None
-        return CoupledPlackettLuce(
+        return SETS[self.shape.action](
             obs.log_odds_BL,
             bias_BL,
             shift_BLL,

@@ -109,13 +109,13 @@ RULES: dict[str, Rule] = {
         _lazy("heuristics.TopKRandom"), "random of the top k", "positions to draw among", low=1, whole=True,
         commits="one", random=True,
     ),
-    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, everywhere=True),
+    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1),
     "overlap": Rule(_lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", everywhere=True),
     "overlap_rise": Rule(
         _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", everywhere=True
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats"),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1),
+    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, everywhere=True),
     "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge"),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False

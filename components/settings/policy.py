@@ -74,19 +74,19 @@ class Coupled(Section):
 
     kind: Literal["coupled"]
     top_k: Count
-    width: Count
-    heads: Count
-    inner: Count
-    blocks: Count
-    pair: Count
+    width: Size
+    heads: Size
+    inner: Size
+    blocks: Size
+    pair: Size
     pairs: bool
     attention: tuple[int, ...]
     offsets: Natural
     positions: Natural
     features: bool
-    action: Literal["coupled", "categorical"]
+    action: Literal["accept", "coupled", "categorical"]
     kappa: Positive
-    tau: float
+    tau: Finite
     cost: NonNegative
     mix: Annotated[float, Field(gt=0, lt=1)]
 

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = Path("outputs/golden")
-CLOCKS = ("seconds", "time", "tokens_per_second")  # begin the names of what no two runs agree on
+CLOCKS = ("seconds", "time", "tokens_per_", "workers", "rows_in_flight")  # begin the names of what no two runs agree on
 
 # One process for all, because starting Python and migrating MLflow's database take longer than most commands.
 COMMAND_LINE = """

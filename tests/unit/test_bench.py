@@ -21,7 +21,10 @@ from components.bench.measure import Timed, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
 from components.commands import bench
+from components.core.types import Observation
+from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json", "--mlflow"]
@@ -83,6 +86,22 @@ def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
     assert all(row["torch_ms"] > 0 and row["onnx_ms"] > 0 for row in found["policy_step"])
 
 
+def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its score alone would leave out the pairs and the greedy loop."""
+    shape = CoupledShape(top_k=3, width=8, heads=2, inner=8, pair=8)
+    policy, asked = CoupledPolicy(shape).eval(), list[str]()
+
+    class Watched:
+        def distribution(self, obs: Observation) -> ActionDistribution:
+            asked.append("distribution")
+            return policy.distribution(obs)
+
+    monkeypatch.setattr(policy_step, "export_policy", lambda *_: None)
+    monkeypatch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: Watched())
+    (row,) = policy_step.policy_step(policy, ((2, 6),), repeats=1, inner=2)
+    assert row["torch_ms"] > 0 and len(asked) >= 2
+
+
 def test_the_same_figures_are_a_run_of_mlflow(found: dict[str, Any], place: Path) -> None:
     from components.tracking import store
     from components.tracking.mlflow_tracker import clean
@@ -130,6 +149,6 @@ def test_untrained_policies_are_the_same_ones_each_time(place: Path, monkeypatch
     before = torch.get_rng_state()
     one, other = (bench.fresh_policies(settings, 16) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
-    for name in ("profile's", "paper's"):
+    for name in ("profile's", "paper's", "coupled"):
         theirs = other[name].state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in one[name].state_dict().items())

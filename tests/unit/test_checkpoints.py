@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from components.core.errors import CheckpointError, SettingsError
 from components.core.rng import generator
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
+from components.decode.prompts import Prompts
 from components.denoisers import check_denoiser, embedded, load, with_cache
 from components.denoisers.fingerprint import fingerprint
+from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
+from components.tasks.example import Example, Score
+from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
 from tests.unit.test_denoisers import (
     DREAM_CONFIG,
     HEADS,
@@ -346,6 +351,45 @@ def test_a_masked_language_model_decodes_a_row_alone_as_in_a_batch(name: str, tm
         alone = rollout(denoiser, Threshold(0.5), Job.of([prompt], 8, 8, uids=[i]))
         assert torch.equal(alone.canvas_RL[0], whole.canvas_RL[i])
         assert torch.equal(alone.order_RL[0], whole.order_RL[i])
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """A task whose score tells texts apart, so that different orders are rewarded differently."""
+
+    canvas_length: int = 8
+    name: str = "free"
+    alphabet: str = "abcdefgh"
+
+    def sample(self, index: int, seed: int) -> Example:
+        return Example(self.name, "abcdefgh"[index % 8] + "abc"[index % 3], "a" * self.canvas_length)
+
+    def score(self, text: str, example: Example) -> Score:
+        return Score(0.0, sum(map(ord, text)) % 7 / 7)
+
+
+def test_a_masked_language_model_trains_a_policy_that_reads_its_hidden_states(tmp_path: Path):
+    write_masked(tmp_path, "Bert")
+    denoiser, encoder = load(tmp_path)
+    task = FreeText()
+    prompts = Prompts.of(task, [task.sample(i, 0) for i in range(8)], encoder)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    policy = ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=0.0, features=denoiser.width))
+    policy.denoiser = denoiser.fingerprint
+    plan = Plan(rounds=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=0)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    seen: list[dict[str, float]] = []
+    reinforce(
+        policy,
+        denoiser,
+        prompts,
+        plan,
+        Objective(signal="dense"),
+        lambda number, metrics: seen.append(metrics),
+        optimiser_for(policy, plan),
+    )
+    assert len(seen) == 2 and seen[0]["reward/mixed_groups"] > 0
+    assert not torch.equal(before["features.weight"], policy.features.weight)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

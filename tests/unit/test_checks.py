@@ -21,8 +21,10 @@ from components.denoisers.loading import probe
 from components.maths.distributions import Bernoulli, Deterministic
 from components.policies.check import check_policy
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
-from components.policies.heuristics import HEURISTICS, Klass, MaxConfidence, SuppressTokens, Threshold
+from components.policies.heuristics import Klass, MaxConfidence, SuppressTokens, Threshold
+from components.policies.rules import RULES, heuristic
 from components.policies.teacher import Teacher
 from components.trainers.pretrain import Batch, pretrain
 
@@ -354,8 +356,9 @@ def learned(**knobs: Any) -> ConfidencePolicy:
 SOUND = {
     "a user's own": Mine(),
     **{
-        name: make(2 if name in ("random", "left_to_right", "confidence", "margin", "entropy", "top_k_random") else 0.5)
-        for name, make in HEURISTICS.items()
+        name: heuristic(name, 2 if rule.whole else 0.5)
+        for name, rule in RULES.items()
+        if rule.decodes and name not in ("adas", "dapd")  # these two read attention
     },
     "klass": Klass(0.6, 0.5),
     "max_confidence": MaxConfidence(),
@@ -369,6 +372,8 @@ SOUND = {
     "alphas": learned(alphas=(1.0, 3.0)),
     "paper": ConfidencePolicy(replace(PAPER, width=16, inner=16, bias=0.0)).eval(),
     "feature": FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3)).eval(),
+    "coupled": CoupledPolicy(CoupledShape(top_k=4, width=16, heads=2, attention=(-1,))).eval(),
+    "coupled, one at a time": CoupledPolicy(CoupledShape(top_k=4, width=16, heads=2, action="categorical")).eval(),
     "shortlist": FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2)).eval(),
 }
 

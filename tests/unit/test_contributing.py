@@ -17,10 +17,15 @@ from components.tasks.splits import collect_all
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
-def example(name: str) -> dict[str, Any]:
-    """Names that the marked Python block of this name defines."""
+def text_of(name: str) -> str:
     text = CONTRIBUTING.read_text(encoding="utf-8")
     (code,) = re.findall(rf"<!-- executed by a test: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+def example(name: str) -> dict[str, Any]:
+    """Names that the marked Python block of this name defines."""
+    code = text_of(name)
     names: dict[str, Any] = {"__name__": f"contributing_{name}"}
     exec(compile(code, f"CONTRIBUTING.md: {name}", "exec", dont_inherit=True), names)
     return names

@@ -233,10 +233,18 @@ def test_gradients_reach_every_parameter_through_the_likelihood():
     assert [name for name in still if not name.endswith("key.bias")] == []
 
 
-def test_a_canvas_beyond_the_absolute_positions_is_refused():
+def test_positions_beyond_the_absolute_ones_have_none():
+    """A longer canvas decodes; what is said of its first positions is the same for any embedding of later ones."""
     policy = policy_of(replace(PLAIN, positions=8))
-    with pytest.raises(SettingsError, match="positions=8"):
-        policy.distribution(observed(policy))
+    obs = observed(policy)
+    assert obs.masked_BL.shape[1] > 8
+    before = policy.score(obs)
+    longer = policy_of(replace(PLAIN, positions=obs.masked_BL.shape[1]))
+    state = longer.state_dict() | {n: v for n, v in policy.state_dict().items() if n != "place.weight"}
+    state["place.weight"] = torch.zeros_like(longer.place.weight)
+    state["place.weight"][:8] = policy.place.weight
+    longer.load_state_dict(state)
+    assert torch.equal(before, longer.score(obs))
 
 
 @pytest.mark.parametrize("wrong", [dict(action="dpls"), dict(heads=3), dict(top_k=0), dict(mix=1.0), dict(kappa=0.0)])

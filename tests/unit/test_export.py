@@ -257,7 +257,7 @@ def test_metadata_says_what_the_file_is(pair: tuple[LearnedPolicy, Path]) -> Non
     action = json.loads(exported.metadata["unmask.action"])
     assert action.pop("kind") == path.stem
     if isinstance(policy, CoupledPolicy):
-        tau, kappa, cost = (float(x) for x in (policy.tau + policy.offset, policy.log_kappa.exp(), policy.cost))
+        tau, kappa, cost = (x.item() for x in (policy.tau + policy.offset, policy.log_kappa.exp(), policy.cost))
         assert action == {"tau": tau, "kappa": kappa, "cost": cost, "temperature": 0.8}
     else:
         assert action == {name: vars(policy)[name] for name in action} and "temperature" in action

@@ -46,6 +46,7 @@ SHAPES = {
     "marginals": PLAIN,
     "everything": replace(PLAIN, attention=(-1, 0), offsets=3, positions=300, features=WIDTH, alphas=(1.0, 4.0)),
     "no pairs": replace(PLAIN, pairs=False, positions=300),
+    "accept or skip": replace(PLAIN, action="accept", attention=(-1,), offsets=2),
     "one position": replace(PLAIN, action="categorical", attention=(-1,), offsets=2),
 }
 
@@ -109,7 +110,7 @@ def test_the_file_is_the_policy(name: str, exported: Callable, decoding: Decodin
 def test_one_file_reads_and_gives_what_the_policy_does(name: str, reads: set[str], exported: Callable) -> None:
     policy, path = exported(name)
     graph = onnx.load(path).graph
-    kind = "categorical" if name == "one position" else "coupled"
+    kind = {"one position": "categorical", "accept or skip": "accept"}.get(name, "coupled")
     assert {value.name for value in graph.input} == reads | {"masked_BL"}
     assert tuple(value.name for value in graph.output) == OUTPUTS[kind]
     assert list(path.parent.iterdir()) == [path]

@@ -288,3 +288,19 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
     )
     assert seen["reward/mixed_groups"] == 0
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+# --- what bfloat16 depends on --------------------------------------------------------------------------------------
+
+
+def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first):
+    from components.evaluation.evaluate import Board, Candidate, evaluate
+
+    denoiser, job = key_first.denoiser(), key_first.prompts().job(None)
+    done = rollout(denoiser, Threshold(0.9), job, DecodeOptions(workers=2, rows=6, tokens=24))
+    assert done.shares == (2, 3, 24)
+    result = evaluate(
+        denoiser, Candidate("threshold", "0.9", Threshold(0.9), None), key_first.prompts(), [0], Board("t", "d", "test")
+    )
+    assert result.workers >= 1 and result.rows_in_flight >= 1 and result.tokens_per_forward >= 6
+    assert {"workers", "rows_in_flight", "tokens_per_forward"} <= set(result.row())

@@ -86,6 +86,72 @@ os.kill(os.getpid(), 9)
     assert client.get_run(gone).info.status == "RUNNING" and abandoned.close(uri) == []
 
 
+# --- the code ---
+
+FAKE = "import os, sys\nif __name__ == '__main__':\n    print('the copy', sys.argv[1:], os.getcwd())\n"
+# The copy's own command, which takes the store's address from the library.
+SAYS_STORE = """
+import os, sys
+sys.path = [path for path in sys.path if path != os.getcwd()]
+sys.modules.pop("components")
+from pathlib import Path
+from components.tracking.store import tracking_uri
+Path("out.txt").write_text(f"the copy {tracking_uri(Path.cwd())}", encoding="utf-8")
+"""
+
+
+def installed(folder: Path) -> str:
+    """The console script `unmask` as it is installed from this repository."""
+    script = folder / "bin" / "unmask"
+    script.parent.mkdir()
+    script.write_text("from components.cli import main\nmain()\n", encoding="utf-8")
+    return str(script)
+
+
+def outside() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path) -> None:
+    """A copy made by `dvc exp run --temp`, a Git worktree: `unmask` is installed from elsewhere."""
+    copy = tmp_path / "copy"
+    (copy / "components").mkdir(parents=True)
+    (copy / "components" / "__init__.py").touch()
+    (copy / "components" / "cli.py").write_text(FAKE, encoding="utf-8")
+    command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
+    run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
+    assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
+    (copy / "dvc.yaml").touch()
+    assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
+
+
+def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    (root / "components").mkdir(parents=True)
+    (root / "components" / "__init__.py").touch()
+    (root / "components" / "cli.py").write_text(SAYS_STORE, encoding="utf-8")
+    cmd = f"{sys.executable} {installed(tmp_path)}"
+    text = f"stages:\n  one:\n    cmd: {cmd}\n    deps: [components/cli.py]\n    outs: [out.txt]\n"
+    (root / "dvc.yaml").write_text(text, encoding="utf-8")
+    environment = outside()
+    environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def run(*words: str) -> None:
+        done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    dvc = (sys.executable, "-m", "dvc")
+    run("git", "init", "--quiet")
+    run("git", "config", "user.name", "t")
+    run("git", "config", "user.email", "t@example.org")
+    run(*dvc, "init", "--quiet")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "-m", "one")
+    run(*dvc, "exp", "run", "--temp", "--name", "queued")
+    run(*dvc, "exp", "apply", "queued")
+    assert (root / "out.txt").read_text(encoding="utf-8") == f"the copy sqlite:///{root}/mlflow.db"
+
+
 # --- secrets -----------------------------------------------------------------------------------------------------
 
 SECRETS = [
@@ -203,7 +269,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str, str]]:
 
 BINARY = ("rb", "wb", "ab", "w+b", "xb", "r+b")
 # Not outputs: the kernel's own files, and what is kept in folders that DVC does not know.
-NO_OUTPUT = ("components/core/files.py", "components/bench/measure.py")
+NO_OUTPUT = ("components/core/files.py", "components/bench/measure.py", "components/tracking/store.py")
 
 
 def test_every_text_file_is_opened_with_its_encoding() -> None:

@@ -231,6 +231,10 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
             factor=0.9,
             entropy_bound=0.7,
             klass=0.4,
+            mean_field=0.6,
+            overlap=0.8,
+            overlap_rise=0.3,
+            spread=0.8,
         ).items()
     },
     "klass_3": lambda width: Klass(0.2, 5.0, history=3, per_step=2),

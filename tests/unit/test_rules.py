@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 from typer.testing import CliRunner
 
 from components import cli
@@ -23,13 +23,12 @@ from components.core.rng import Noise
 from components.core.types import Needs, Observation
 from components.evaluation.evaluate import Board, Sweep, table
 from components.evaluation.results import read_table, write_table
-from components.maths.distributions import Deterministic
-from components.maths.masked import masked_argmax, one_hot
 from components.policies.rules import RULES, Rule, check_number, decoders, heuristic, is_random
 from components.reports import fronts, pareto
 from components.settings import Settings
 from components.stages.rules import sweep_of
 from tests.messages import has_remedy
+from tests.unit.test_contributing import example, text_of
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -138,31 +137,37 @@ def settings_with(rules: dict[str, list[float]], **distill: Any) -> Settings:
 # --- a new rule, in one file ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MarginThreshold:
-    """Commit every position whose margin reaches ``least``, and always the row's best."""
-
-    least: float
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(statistics=("margin",))
-
-    def score(self, obs: Observation) -> Tensor:
-        assert obs.margin_BL is not None
-        return obs.margin_BL
-
-    def distribution(self, obs: Observation) -> Deterministic:
-        score_BL = self.score(obs)
-        best_BL = one_hot(masked_argmax(score_BL, obs.eligible_BL), obs.eligible_BL)
-        return Deterministic(((score_BL >= self.least) | best_BL) & obs.eligible_BL, obs.eligible_BL, score_BL)
-
-
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> str:
-    entry = Rule(MarginThreshold, "margin threshold", "margin", high=1, blocks="always", everywhere=True)
-    monkeypatch.setitem(RULES, "margin_threshold", entry)
+    """The example of CONTRIBUTING, which enters itself into the table."""
+    monkeypatch.setitem(RULES, "margin_threshold", RULES["margin"])
+    example("heuristic")
     return "margin_threshold"
+
+
+def test_a_new_rule_is_one_block_in_one_file(tmp_path: Path) -> None:
+    """Appended to the table's file, the example is known to settings, sweep and command line of a new process."""
+    shutil.copytree(ROOT / "components", tmp_path / "components", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "components/policies/rules.py").open("a", encoding="utf-8") as file:
+        file.write(text_of("heuristic").replace("from components.policies.rules import RULES, Rule\n", ""))
+    raw = copy.deepcopy(TINY)
+    raw["sweep"]["rules"] = {"margin_threshold": [0.3]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    code = """
+from pathlib import Path
+from components import cli
+from components.commands.resolve import rule
+from components.settings import read
+from components.stages.rules import sweep_of
+
+found = sweep_of(read(Path("params.yaml")).sweep, None).candidates(8)
+print(found[-1].family, found[-1].policy == rule("margin_threshold:0.3"), "margin_threshold:N" in cli.EVERY_RULE)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["margin_threshold", "True", "True"], done.stderr
 
 
 def test_a_new_rule_is_swept_as_params_yaml_asks(added: str) -> None:
@@ -171,7 +176,7 @@ def test_a_new_rule_is_swept_as_params_yaml_asks(added: str) -> None:
     for wide in (True, False):
         found = sweep_of(sweep, encoder).candidates(8, wide)
         mine = [(c.setting, c.block_length, c.policy) for c in found if c.family == added]
-        assert mine == [(f"{n:g}", size, MarginThreshold(n)) for size in (4, None) for n in (0.2, 0.6)]
+        assert mine == [(f"{n:g}", size, heuristic(added, n)) for size in (4, None) for n in (0.2, 0.6)]
 
 
 def test_a_new_rule_is_a_reference_of_the_trainings(added: str) -> None:
@@ -200,7 +205,7 @@ def test_a_new_rule_is_decoded_labelled_and_drawn(added: str, key_first: Any, tm
 
 
 def test_a_new_rule_is_accepted_on_the_command_line(added: str) -> None:
-    assert rule(f"{added}:0.3") == MarginThreshold(0.3)
+    assert rule(f"{added}:0.3").least == 0.3
     with pytest.raises(SettingsError, match=r"margin_threshold:7: .* from 0 to 1"):
         rule(f"{added}:7")
     with pytest.raises(SettingsError, match="did you mean margin_threshold"):

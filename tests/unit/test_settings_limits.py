@@ -78,27 +78,36 @@ def test_a_name_is_a_part_of_a_path_and_nothing_more(tmp_path: Path, name: str, 
 
 
 def test_a_task_whose_weight_is_no_prompt_is_refused(tmp_path: Path) -> None:
-    text = TEXT.replace("tasks: {sudoku_many: 1, sudoku_unique: 1}", "tasks: {sudoku_many: 1, sudoku_unique: 1000000}")
-    assert "domain.tasks.sudoku_many=1 of 1000001 is no prompt" in refused(tmp_path, text)
+    first = next(iter(RAW["domain"]["tasks"]))
+    raw = changed(("domain", "tasks"), {name: 1_000_000 for name in RAW["domain"]["tasks"]} | {first: 1})
+    assert f"domain.tasks.{first}=1 of" in refused(tmp_path, yaml.safe_dump(raw))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "named"),
-    [
-        ("\n  queens: {model: mini-dream,", "\n  queens: {model: mini-llada,", "n_queens over dLLM mini-llada"),
-        ("longer: {model: mini-dream,", "longer: {model: mini-llada,", "sudoku_large over dLLM mini-llada"),
-        ("    queens: {model: mini-dream,", "    queens: {model: mini-llada,", "n_queens over dLLM mini-llada"),
-        (
-            "  tasks: {sudoku_many: 1, sudoku_unique",
-            "  tasks: {sudoku_many: 1, n_queens",
-            "n_queens over dLLM mini-llada",
-        ),
-    ],
-    ids=["ood", "transfer", "headroom", "domain"],
-)
-def test_a_case_in_letters_that_its_dllm_never_learned_is_refused(tmp_path: Path, old: str, new: str, named: str):
-    assert old in TEXT
-    assert named in refused(tmp_path, TEXT.replace(old, new, 1))
+def cases() -> Iterator[tuple[str, ...]]:
+    """Every place that names a dLLM beside a task."""
+    yield from (("transfer", name) for name in RAW["transfer"])
+    yield from (("ood", name) for name in RAW["ood"])
+    yield from (("headroom", "cases", name) for name in RAW["headroom"]["cases"])
+
+
+@pytest.mark.parametrize("place", cases(), ids=".".join)
+def test_a_case_in_letters_that_its_dllm_never_learned_is_refused(tmp_path: Path, place: tuple[str, ...]) -> None:
+    raw = copy.deepcopy(RAW)
+    raw["data"]["tasks"]["foreign"] = {"kind": "n_queens", "params": {"marker": "@"}, "canvas": None}
+    model = raw["domain"]["model"]
+    case = raw
+    for part in place:
+        case = case[part]
+    case |= {"model": model, "task": "foreign"}
+    said = refused(tmp_path, yaml.safe_dump(raw))
+    assert f"task foreign over dLLM {model} needs letters" in said and "@" in said
+
+
+def test_a_task_of_the_domain_in_foreign_letters_is_refused(tmp_path: Path) -> None:
+    raw = copy.deepcopy(RAW)
+    raw["data"]["tasks"]["foreign"] = {"kind": "n_queens", "params": {"marker": "@"}, "canvas": None}
+    raw["domain"]["tasks"]["foreign"] = 1
+    assert "task foreign over dLLM" in refused(tmp_path, yaml.safe_dump(raw))
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

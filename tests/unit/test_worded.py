@@ -10,8 +10,9 @@ import pytest
 
 from components.commands.resolve import example_for
 from components.core.errors import SettingsError
-from components.settings import Data, Pretrain
-from components.stages.common.workspace import Place
+from components.core.files import write_json
+from components.settings import Model, Pretrain
+from components.stages.common.workspace import Workspace
 from components.stages.pretrain import _train
 from components.tasks import build
 from components.tasks.example import END, Example, write_examples
@@ -160,14 +161,13 @@ def test_the_grids_of_a_pair_are_told_apart():
 
 
 def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monkeypatch):
-    place, knobs = Place(tmp_path, "tiny"), {"kind": "worded_many", "knobs": {}, "canvas": None}
-    counts = dict.fromkeys(("pretrain", "train", "tune", "gate", "test"), 1)
-    data = Data.model_validate({"seed": 0, "tasks": {"worded": knobs}, "counts": counts})
+    workspace = Workspace(tmp_path, "tiny")
     shape = {"width": 8, "layers": 1, "heads": 1, "inner": 8, "steps": 1, "learning_rate": 0.01, "warmup": 0, "seed": 0}
-    settings = Pretrain.model_validate(shape | {"rows": {"llada": {"worded": 64}, "dream": {}}})
+    model = {"source": "embedded", "layout": "llada", "revision": None, "dtype": "float32", "rows": {"worded": 64}}
     example = build("worded_many").sample(0, 0)
-    for split in ("pretrain", "test"):
-        write_examples(place.data("worded", split), [example])
+    corpus = workspace.corpus("mini", "worded")
+    write_json(corpus.folder / "task.json", {"kind": "worded_many", "params": {}, "canvas": None})
+    write_examples(corpus.split("pretrain"), [example])
     seen: list[str] = []
 
     def watch(denoiser, batches, steps, learning_rate, warmup, seed, report):
@@ -177,17 +177,17 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
         report(0, {"loss/0": 0.0})
 
     monkeypatch.setattr(trainer, "pretrain", watch)
-    _train(place, data, settings, "llada", settings.rows.llada, tmp_path / "model")
+    _train(workspace, Pretrain.model_validate(shape), "mini", Model.model_validate(model), tmp_path / "model")
     assert set(seen) == {example.answer, *example.metadata["respelled"]} and len(seen) == 64
 
 
 def test_a_typed_prompt_with_many_answers_is_judged(tmp_path):
-    place, grid = Place(tmp_path, "tiny"), next(grids("1..............."))
+    workspace, grid = Workspace(tmp_path, "tiny"), next(grids("1..............."))
     for kind, prompt, text in (
         ("worded_many", "W1...............", grid),
         ("sudoku_pair", "Z" + "1..............." * 2, grid * 2),
     ):
         task = build(kind)
-        example, judged = example_for(place, kind, task, prompt)
+        example, judged = example_for(workspace, kind, task, prompt)
         assert judged and task.score(text, example).correct == 1.0
-    assert example_for(place, "worded_unique", build("worded_unique"), "X1...............")[1] is False
+    assert example_for(workspace, "worded_unique", build("worded_unique"), "X1...............")[1] is False
