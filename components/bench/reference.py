@@ -44,7 +44,8 @@ def reference_rollout(
     }
     recorded = [p.steps for p in parts if p.steps is not None]
     steps = _join(recorded) if recorded else None
-    return Rollout(**put, forwards=sum(p.forwards for p in parts), useful=sum(p.useful for p in parts), steps=steps)
+    forwards, useful = sum(p.forwards for p in parts), sum(p.useful for p in parts)
+    return Rollout(**put, forwards=forwards, useful=useful, steps=steps, shares=parts[0].shares)
 
 
 def _lock_step(
