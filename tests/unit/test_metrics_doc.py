@@ -13,9 +13,10 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.influence import Fit, influence
+from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.probing import Probing
-from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.reinforce import optimiser_for, reinforce
 
 ROOT = Path(__file__).parents[2]
 
