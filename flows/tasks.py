@@ -4,6 +4,7 @@ Left out: the order of it all (train_policy.py). Nothing is cached here: what is
 """
 
 import base64
+import json
 import os
 import sys
 import tempfile
@@ -121,7 +122,8 @@ def promote(path: Path, checkout: Path, dry_run: bool = False) -> dict[str, Any]
         verdict = Path(folder) / "verdict.json"
         command = [sys.executable, "-m", "components.cli", "promote", "--verdict", str(verdict)]
         _follow([*command, *(["--dry-run"] if dry_run else [])], path, checkout)
-        return read_json(verdict, "Run `unmask promote` to see what it prints.")
+        # Prefect keeps what a task returns: no password may be in it.
+        return json.loads(masked(read_text(verdict, "Run `unmask promote` to see what it prints.")))
 
 
 def _follow(command: Sequence[str], path: Path, checkout: Path) -> None:

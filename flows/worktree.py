@@ -97,12 +97,13 @@ def stages_in_order(worktree: Path) -> list[str]:
     """The names of the stages, matrix stages one by one, each after all it depends on: DVC's own index and graph."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     try:
         with Repo(str(worktree)) as repo:
             stages, graph = repo.index.stages, repo.index.graph  # an edge leads from a stage to one that it needs
             order = graphlib.TopologicalSorter({stage: graph.successors(stage) for stage in stages})
-            return [stage.addressing for stage in order.static_order()]
+            return [str(stage.name) for stage in order.static_order() if isinstance(stage, PipelineStage)]
     except DvcException as error:
         raise DataError(f"DVC cannot read the stages of {worktree} ({error}). Repair dvc.yaml.") from error
 

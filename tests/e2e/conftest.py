@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from components.tracking import store
@@ -19,6 +21,7 @@ def empty_store(tmp_path_factory):
 @pytest.fixture
 def root(tmp_path, empty_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for processes that a test starts
     monkeypatch.chdir(tmp_path)
     new_store(empty_store, tmp_path)
     return tmp_path

@@ -64,6 +64,7 @@ def trained(empty_store, tmp_path_factory):
 @pytest.fixture
 def here(trained, tmp_path, monkeypatch):
     """A copy of it; its store comes along."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for processes that a test starts
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "here"))
