@@ -326,8 +326,8 @@ print('{"promote": true}')
 
     monkeypatch.setattr(tasks, "stream", stream)
     monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("flow"))
-    assert tasks.promote.fn(tmp_path, {}, True) == {"promote": False, "reason": "written"}
+    assert tasks.promote.fn(tmp_path, tmp_path, True) == {"promote": False, "reason": "written"}
     assert commands[0][-1] == "--dry-run"
     program = "print('nothing is written')"
     with pytest.raises(DataError, match=r"verdict\.json is not there\. Run `unmask promote`"):
-        tasks.promote.fn(tmp_path, {})
+        tasks.promote.fn(tmp_path, tmp_path)

@@ -311,7 +311,9 @@ def test_a_file_that_is_no_onnx_file_is_refused_by_name(tmp_path, content):
 def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path, weight):
     onnx.save(policy(weight=weight), tmp_path / "policy.onnx")
     if math.isnan(weight):
-        with pytest.raises(CheckpointError, match=r"policy\.onnx scores 8 masked positions as .*nan.* Run"):
+        with pytest.raises(
+            CheckpointError, match=r"policy\.onnx: utilities_BL of a small example is NaN.* Train and export"
+        ):
             check_decides(tmp_path / "policy.onnx")
     else:
         check_decides(tmp_path / "policy.onnx")
