@@ -37,7 +37,7 @@ train: $(READY)  ## set up, run the pipeline, promote the policy
 	unmask promote
 
 test: $(READY)   ## set up, run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(READY)   ## ruff and the type checker
 	$(BIN)/ruff check .

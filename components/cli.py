@@ -263,6 +263,19 @@ def rollback(
 
 
 @app.command()
+def demo() -> None:
+    """Watch a released policy decode three puzzles; nothing is trained.
+
+    In: nothing. Out: the canvas after every forward pass, by a rule and by the policy. Example: unmask demo
+    """
+    from components.commands.demo import show_demo
+
+    _quiet()
+    for line in show_demo():
+        typer.echo(line)
+
+
+@app.command()
 def decode(
     prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
     policy: Annotated[

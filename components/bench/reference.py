@@ -38,13 +38,14 @@ def reference_rollout(
     with torch.no_grad():
         rows = torch.arange(len(job)).split(options.rows or max(len(job), 1))
         parts = [_lock_step(denoiser, many, job, rows_B, options, timer or Timer()) for rows_B in rows]
-    put = {
+    put: dict[str, Any] = {
         name: torch.cat([getattr(p, name) for p in parts])
         for name in ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")
     }
     recorded = [p.steps for p in parts if p.steps is not None]
-    steps = _join(recorded) if recorded else None
-    return Rollout(**put, forwards=sum(p.forwards for p in parts), useful=sum(p.useful for p in parts), steps=steps)
+    steps = Steps.concatenate(recorded) if recorded else None
+    forwards, useful = sum(p.forwards for p in parts), sum(p.useful for p in parts)
+    return Rollout(**put, forwards=forwards, useful=useful, steps=steps, shares=parts[0].shares)
 
 
 def _lock_step(
@@ -101,7 +102,7 @@ def _lock_step(
             left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
             in_block_B = in_block_B.masked_fill(~left_B, 0)
     canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
-    finished_B, joined = ~masked_BL.any(-1), _join(steps) if steps else None
+    finished_B, joined = ~masked_BL.any(-1), Steps.concatenate(steps) if steps else None
     return Rollout(canvas_RL, order_BL, step_B, finished_B, policy_B, forwards, useful, joined)
 
 
@@ -219,19 +220,3 @@ def _record(
         obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
     action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
     return Steps(rows_B, obs.step_B, obs, action, policies[0].distribution(obs).log_prob(action))
-
-
-def _join(parts: list[Steps]) -> Steps:
-    def cat(name: str) -> Tensor | None:
-        found = [getattr(s.action, name) for s in parts]
-        return None if found[0] is None else torch.cat(found)
-
-    drawn_BL = cat("drawn_BL")
-    assert drawn_BL is not None
-    return Steps(
-        torch.cat([s.row_N for s in parts]),
-        torch.cat([s.step_N for s in parts]),
-        Observation.concatenate([s.observation for s in parts]),
-        Action(drawn_BL, cat("rank_BL"), cat("committed_BL")),
-        torch.cat([s.log_prob_N for s in parts]),
-    )

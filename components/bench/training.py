@@ -14,7 +14,8 @@ from components.core.types import Steps
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
-from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, update
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import Collected, collect, optimiser_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import DataError, SettingsError
+from components.core.imports import is_import_path, named
 
 if TYPE_CHECKING:
     from components.evaluation.evaluate import Candidate
@@ -33,7 +34,9 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
 
 
 def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
-    """A learned policy, or None if the name is no reference, no .onnx file and no folder."""
+    """A policy that is no rule: a reference, an .onnx file, an import path or a folder; else None."""
+    from components.policies.rules import decoders
+
     if name.startswith("models:/"):
         from components.export import OnnxPolicy
         from components.tracking import registry, store
@@ -43,6 +46,8 @@ def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
         from components.export import OnnxPolicy
 
         return OnnxPolicy(Path(name))
+    if is_import_path(name) and name.partition(":")[0] not in decoders():
+        return named(name)()
     if Path(name).is_dir():
         from components.policies import store as policies
         from components.stages.common.models import with_decode_settings

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from components.core.errors import CheckpointError, DataError
-from components.denoisers import checkpoint, llada
+from components.denoisers import checkpoint, llada, vocabulary
 from components.denoisers.check import check_denoiser
 from components.denoisers.encoder import Encoder
 from components.denoisers.transformer import TransformerDenoiser
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 LoadedDenoiser: TypeAlias = "TransformerDenoiser | MaskedLMDenoiser"
 
-MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
-END_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
 DTYPES = ("float32", "bfloat16", "float64")
 NOT_SHAPE = ("model_type", "auto_map", "architectures", "dtype", "torch_dtype")
 # Ordinary sentences, for the check of the alignment.
@@ -106,9 +104,9 @@ def load(
     else:
         model = _decoder(path, name, family, family.defaults | raw, common)
     tokenizer = _tokenizer(path, name, family is None, revision)
-    known = _known_ids(path, tokenizer, model.config.vocab_size)
-    end_ids = _end_ids(tokenizer, family is None)
-    mask_id = _mask_id(path, raw, tokenizer, model.config.vocab_size, end_ids)
+    known = vocabulary.known_ids(path, tokenizer, model.config.vocab_size)
+    end_ids = vocabulary.end_ids(tokenizer, family is None)
+    mask_id = vocabulary.mask_id(path, raw, tokenizer, model.config.vocab_size, end_ids)
     model = model.to(device)
     if family is None:
         from components.denoisers.masked_lm import MaskedLMDenoiser
@@ -253,52 +251,3 @@ def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> An
             f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
             f"the {family} checkpoint's tokenizer beside its weights"
         ) from error
-
-
-def _known_ids(path: str, tokenizer: Any, vocabulary: int) -> frozenset[int]:
-    """The ids that the tokenizer can decode; a vocabulary may have holes. CheckpointError if one has no embedding."""
-    known = frozenset(tokenizer.get_vocab().values())
-    if max(known, default=0) >= vocabulary:
-        raise CheckpointError(
-            f"{path}: the tokenizer has ids up to {max(known)}, the model embeds {vocabulary}. Put the checkpoint's "
-            f"own tokenizer beside its weights."
-        )
-    return known
-
-
-def _mask_id(path: str, raw: dict[str, Any], tokenizer: Any, vocabulary: int, end_ids: frozenset[int]) -> int:
-    """The id of a masked position: config.json's, the tokenizer's, or that of a token by its usual name."""
-    words, given, own = tokenizer.get_vocab(), raw.get("mask_token_id"), tokenizer.mask_token_id
-    named = [words[t] for t in MASK_TOKENS if t in words]
-    candidates = [i for i in (given, own, *named) if i is not None]
-    if not candidates:
-        raise CheckpointError(
-            f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
-            f"canvas could not be drawn; name the id in config.json"
-        )
-    mask_id = candidates[0]
-    hint = (
-        f" The tokenizer's mask token has the id {own if own is not None else named[0]}." if len(candidates) > 1 else ""
-    )
-    if not isinstance(mask_id, int) or isinstance(mask_id, bool) or not 0 <= mask_id < vocabulary:
-        raise CheckpointError(
-            f"{path}: mask_token_id={mask_id!r} is no id below {vocabulary}.{hint} Name the mask's id."
-        )
-    if mask_id in end_ids:
-        raise CheckpointError(
-            f"{path}: mask_token_id={mask_id} is an end token, so that a canvas of masks reads as an empty text.{hint} "
-            f"Name the mask's id in config.json."
-        )
-    if own is not None and own != mask_id:
-        raise CheckpointError(
-            f"{path}: config.json has mask_token_id={mask_id}, the tokenizer's mask token has the id {own}. Make them "
-            f"agree."
-        )
-    return mask_id
-
-
-def _end_ids(tokenizer: Any, masked: bool) -> frozenset[int]:
-    known = tokenizer.get_vocab()
-    named = {known[t] for t in END_TOKENS if t in known}
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id if masked else None}
-    return frozenset(named | (ends - {None}))

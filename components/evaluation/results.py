@@ -87,7 +87,7 @@ def read_results(path: Path) -> list[EvalResult]:
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {number} is no result ({error}). Run the stage that writes it.") from error
+            raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results
 
 
@@ -103,10 +103,10 @@ def read_table(*paths: Path) -> list[EvalResult]:
     """
     results: list[EvalResult] = []
     for path in paths:
-        rows = read_csv(path, "Run the stage that writes this table again.")
+        rows = read_csv(path, "Run `dvc repro` to make it.")
         missing = [name for name in COLUMNS if rows and name not in rows[0]]
         if missing:
-            raise DataError(f"{path}: no column {', '.join(missing)}. Run the stage that writes this table again.")
+            raise DataError(f"{path}: no column {', '.join(missing)}. Run `dvc repro` to make it.")
         results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
         raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
@@ -117,4 +117,4 @@ def _result(row: dict[str, str], where: str) -> EvalResult:
     try:
         return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()})
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {error}. Run the stage that writes this table again.") from error
+        raise DataError(f"{where}: {error}. Run `dvc repro` to make it.") from error

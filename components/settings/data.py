@@ -76,7 +76,8 @@ class Data(Section):
 class Model(Section):
     """A frozen dLLM.
 
-    source: "embedded" (stage pretrain makes it), a hub name or a folder. revision: of a hub model, null: the newest.
+    source: "embedded" (stage pretrain makes it), a hub name, a folder, or an import path (package.module:function).
+    revision: of a hub model, null: the newest.
     dtype: of the weights in use. "auto" (embedded only): the faster one on the machine of stage pretrain, recorded.
     rows: of an embedded dLLM, rows of each task in one pretraining step.
     """

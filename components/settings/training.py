@@ -36,7 +36,7 @@ class Influence(Section):
 
     seed: Seed
     reference: RuleName
-    value: float | None
+    value: Finite | None
     chunks: Count
     prompts: Count
     states: Count

@@ -41,8 +41,11 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
+    from components.core.imports import is_import_path
     from components.denoisers.checkpoint import read_config
 
+    if is_import_path(source):
+        return {"source": source, "revision": None}
     read_config(source, revision)
     if Path(source).is_dir():
         return {"source": str(Path(source).resolve()), "revision": None}

@@ -27,9 +27,9 @@ def report(
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
+    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
     test = _tables(workspace, "evaluate", evaluate.tasks)
     elsewhere, foreign = _tables(workspace, "transfer", transfer), _tables(workspace, "ood", ood)
-    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
     decodes = [
         line
         for task in evaluate.tasks

@@ -163,7 +163,7 @@ def _final_state(tracker: Tracker) -> Callable[..., None]:
 
 def plan_of(train: Train, decode: Decode):
     """The trainer's plan and objective from the settings."""
-    from components.trainers.reinforce import Objective, Plan
+    from components.trainers.plan import Objective, Plan
 
     plan = Plan(
         train.rounds,

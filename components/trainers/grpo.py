@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from components.policies.confidence import PAPER, Shape
 from components.policies.heuristics import Threshold
 from components.policies.protocol import Policy
-from components.trainers.reinforce import Objective, Plan
+from components.trainers.plan import Objective, Plan
 
 
 @dataclass(frozen=True)

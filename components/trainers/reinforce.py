@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from components.core import workers
-from components.core.errors import SettingsError
 from components.core.rng import generator, seed_of
 from components.core.timer import Timer
 from components.core.types import Needs, Rollout, Steps
@@ -29,100 +28,8 @@ from components.maths.divergence import Draw, divergence, entropy
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.trainers.clipping import clip_finite
+from components.trainers.plan import Objective, Plan
 from components.trainers.rewards import REWARDS
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is maximised, and by how much per round.
-
-    alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
-    alphas           each group draws one of them in place of alpha: for a policy that is conditioned on it.
-    clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
-    weighting        "row" (1/T_g) or "constant" (1/L).
-    normalize_advantage           divide the advantage by the group's standard deviation.
-    pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) per
-                     step, in closed form or, of a coupled draw, estimated without bias (``maths.divergence``); "ce":
-                     the cross-entropy from the reference to the policy. Both leave out the effect of today's action
-                     on the states visited later (the KL to go).
-    pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
-    keep_steps       share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
-                     2: stored features of long canvases are large), 1.0 for all.
-    """
-
-    alpha: float = 1.0
-    reward: str = "multiplicative"
-    signal: str = "correct"
-    clip: float = 0.5
-    epochs: int = 2
-    weighting: str = "constant"
-    normalize_advantage: bool = False
-    pull: float = 0.0
-    divergence: str = "kl"
-    pairs: int = 1024
-    keep_steps: float = 1.0
-    alphas: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise SettingsError(
-                    f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
-                    f"use one of {', '.join(known)}"
-                )
-        if not 0 < self.keep_steps <= 1 or self.epochs < 1:
-            raise SettingsError(
-                f"objective with keep_steps={self.keep_steps} and epochs={self.epochs}; there would be "
-                f"no update; use a share in (0, 1] and at least one epoch"
-            )
-
-
-CHOICES = {
-    "reward": tuple(REWARDS),
-    "signal": ("correct", "dense"),
-    "weighting": ("row", "constant"),
-    "divergence": ("kl", "ce"),
-}
-
-
-COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
-
-
-@dataclass(frozen=True)
-class Plan:
-    """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
-    ``expert_block``). The learning rate rises over ``warmup`` rounds and falls by a cosine to ``floor`` of it."""
-
-    rounds: int
-    prompts: int
-    group: int
-    learning_rate: float
-    seed: int
-    block_length: int | None
-    experts: int = 0
-    expert_block: int | None = None
-    warmup: int = 5
-    floor: float = 0.1
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    force: bool = True
-    cap: str = "canvas"
-    rows: int = 512
-    temperature: float = 1.0
-    anneal: bool = True
-    entropy: float | None = None
-
-    def temperature_at(self, number: int, before: tuple[float, float] | None = None) -> float:
-        """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line; the
-        same throughout (UPO samples at .8); or, to hold ``entropy`` nats per step, warmer than in the round ``before``
-        (its temperature and the entropy seen there) where that was too sure, and cooler where it was not."""
-        if self.entropy is not None:
-            if before is None:
-                return self.temperature
-            temperature, seen = before
-            short = max(-1.0, min(1.0, 1 - seen / self.entropy))
-            return max(COOLEST, min(WARMEST, temperature * math.exp(0.2 * short)))
-        return 1 + (self.temperature - 1) * (1 - number / self.rounds) if self.anneal else self.temperature
 
 
 @dataclass

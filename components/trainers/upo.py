@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from components.policies.feature import FeatureShape
 from components.policies.heuristics import MaxConfidence, SoftmaxConfidence, TopKRandom
 from components.policies.protocol import Policy
-from components.trainers.reinforce import Objective, Plan
+from components.trainers.plan import Objective, Plan
 
 
 @dataclass(frozen=True)

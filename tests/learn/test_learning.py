@@ -21,7 +21,8 @@ from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
-from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import optimiser_for, reinforce
 from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)

@@ -28,7 +28,8 @@ from components.denoisers.fingerprint import fingerprint
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
 from components.tasks.example import Example, Score
-from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import optimiser_for, reinforce
 from tests.unit.test_denoisers import (
     DREAM_CONFIG,
     HEADS,

@@ -31,8 +31,9 @@ from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
+from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
-from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.reinforce import optimiser_for, reinforce
 from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
 

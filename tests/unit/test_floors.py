@@ -244,7 +244,7 @@ def test_outside_the_repository_a_command_refuses_in_one_line(words: tuple[str, 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("train",), "outputs/tiny/data is not there"),
+        (("train",), "outputs/tiny/data/domain is not there"),
         (("decode", "M1...............", "--policy", "treshold:0.9"), "did you mean threshold"),
         (("compare", "confidence", "nowhere.onnx", "--prompt", "M1..............."), "nowhere.onnx is not there"),
         (("promote",), "outputs/tiny/train/run.json is not there"),

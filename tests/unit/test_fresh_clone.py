@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "components" / "cli.py").read_text(encoding="utf-8"))
 PROMPT = "M..3.2.....1...4."
 # Without these there is nothing that could be missing.
-NEED_NOTHING = {"prepare", "doctor", "repair"}
+NEED_NOTHING = {"prepare", "doctor", "repair", "rollback", "demo"}
 WORDS: dict[str, list[str]] = {
     "pretrain": ["pretrain", "--model", "mini-llada"],
     "headroom": ["headroom", "--case", "many"],

@@ -9,10 +9,14 @@ import torch
 
 from components.denoisers import embedded
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
+from components.trainers.influence import Fit, influence
+from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
-from components.trainers.reinforce import Objective, Plan, optimiser_for, reinforce
+from components.trainers.probing import Probing
+from components.trainers.reinforce import optimiser_for, reinforce
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +58,15 @@ def distilled(task) -> set[str]:
     return names.seen[0]
 
 
+def probed(task, folder: Path) -> set[str]:
+    names = Names()
+    torch.manual_seed(0)
+    policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, inner=8, pair=8))
+    plans = (Probing(1, 8, 16, 4, None, 0.3, None, 0), Fit(1, 8, 1e-3, 0))
+    influence(policy, Threshold(0.9), task.denoiser(), task.prompts(), plans, names, folder, "key")
+    return names.seen[0]
+
+
 def pretrained() -> set[str]:
     names = Names()
     denoiser, encoder = embedded.build("llada", "ab", 16, 1, 2, 16, 16, 0)
@@ -71,8 +84,8 @@ def validated() -> set[str]:
     return {name for text in sources for name in re.findall(r'"(tune/\w+)"', text)}
 
 
-def test_every_curve_is_documented_and_every_documented_curve_is_logged(key_first) -> None:
-    logged = [reinforced(key_first), distilled(key_first), pretrained(), validated()]
+def test_every_curve_is_documented_and_every_documented_curve_is_logged(key_first, tmp_path: Path) -> None:
+    logged = [reinforced(key_first), distilled(key_first), probed(key_first, tmp_path), pretrained(), validated()]
     assert all(logged)
     assert set.union(*logged) == documented("Curves")
 

@@ -38,7 +38,8 @@ from components.policies.heuristics import (
 )
 from components.policies.protocol import Policy
 from components.policies.rules import heuristic
-from components.trainers.reinforce import Objective, Plan, surrogate
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import surrogate
 from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)

@@ -36,7 +36,7 @@ GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="u
 STAGES: dict[str, dict[str, Any]] = GRAPH["stages"]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PROFILES = {RAW["profile"]: ROOT / "params.yaml"} | {p.stem: p for p in sorted((ROOT / "profiles").glob("*.yaml"))}
-TOOLS = {"promote", "rollback", "decode", "compare", "bench", "doctor"}
+TOOLS = {"promote", "rollback", "repair", "demo", "decode", "compare", "bench", "doctor"}
 EXEMPT = (
     # A change of these does not change what a stage computes. Settings reach it as params.
     "components/settings",
@@ -199,8 +199,8 @@ MORE: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"pretrain@third"},
     ),
     "a transfer case": (
-        {"transfer.sorted": {"model": "mini-dream", "task": "number_sorting"}},
-        {"transfer-rules@sorted", "transfer@sorted"},
+        {"transfer.queens": {"model": "mini-dream", "task": "n_queens"}},
+        {"transfer-rules@queens", "transfer@queens"},
     ),
     "an ood case": ({"ood.more": {"model": "mini-llada", "task": "sudoku_easy"}}, {"ood-rules@more", "ood@more"}),
     "a task to measure": (
@@ -265,7 +265,7 @@ def test_a_stage_depends_on_the_data_the_dllm_and_the_policies_that_it_reads_and
 def test_stage_prepare_makes_every_folder_of_data_that_a_stage_depends_on(tmp_path: Path) -> None:
     """Of a dLLM that is trained elsewhere too. DVC keeps no empty folder, and misses a dependency."""
     raw = copy.deepcopy(RAW)
-    raw["data"]["counts"] = {"pretrain": 2, "train": 2, "tune": 1, "gate": 1, "test": 1}
+    raw["data"]["counts"] = {"pretrain": 8, "train": 8, "tune": 8, "gate": 4, "test": 4}
     raw["models"]["elsewhere"] = {
         "source": "some/where",
         "layout": "llada",

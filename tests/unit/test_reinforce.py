@@ -26,7 +26,8 @@ from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfiden
 from components.policies.teacher import Teacher
 from components.trainers import grpo, upo
 from components.trainers.distill import DistillPlan, imitate
-from components.trainers.reinforce import Collected, Objective, Plan, collect, optimiser_for, reinforce, update
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import Collected, collect, optimiser_for, reinforce, update
 
 torch.set_num_threads(1)
 

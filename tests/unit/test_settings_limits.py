@@ -15,7 +15,7 @@ from components.core.errors import SettingsError
 from components.settings import Settings, read
 from tests.messages import has_remedy
 
-FILE = Path(__file__).parents[2] / "params.yaml"
+FILE = Path(__file__).parents[2] / "profiles" / "confidence.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 RAW: dict[str, Any] = yaml.safe_load(TEXT)
 
@@ -139,14 +139,14 @@ def test_a_word_is_no_truth_value(tmp_path: Path, word: str) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (TEXT.replace("profile: tiny\n", "profile: tiny\nprofile: gpu\n", 1), 'duplicate key "profile"'),
+        (TEXT.replace("profile: confidence\n", "profile: confidence\nprofile: gpu\n", 1), 'duplicate key "profile"'),
         (TEXT.replace("  rounds: 110\n", "  rounds: 110\n  rounds: 7\n"), 'duplicate key "rounds"'),
         (TEXT.encode("utf-16"), "is not UTF-8"),
-        (TEXT.replace("# The settings", "# Größe", 1).encode("latin-1"), "is not UTF-8"),
+        (("# Größe\n" + TEXT).encode("latin-1"), "is not UTF-8"),
         (b"profile: \x00", "is not YAML 1.2"),
         ("profile: !!python/object/apply:os.system [id]", "is not YAML 1.2"),
         ("- a\n- b\n", "the whole file="),
-        (TEXT.replace("profile: tiny", "profile: [tiny]", 1), "profile="),
+        (TEXT.replace("profile: confidence", "profile: [tiny]", 1), "profile="),
         ("&a [*a]", "the whole file="),
     ],
     ids=["key twice", "key twice inside", "utf-16", "latin-1", "NUL", "tag", "list", "profile", "cycle"],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from components.core.errors import CheckpointError
 from components.core.files import read_json
+from components.core.imports import is_import_path, named
 from components.decode.prompts import Prompts
 from components.denoisers import Denoiser, Encoder, LoadedDenoiser, load, with_cache
 from components.policies.store import LearnedPolicy
@@ -24,7 +27,19 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
     source = pinned["source"] or str(folder)
+    if is_import_path(source):
+        return _own(source)
     return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), pinned["dtype"], pinned["revision"])
+
+
+def _own(source: str) -> tuple[Any, Any]:
+    """A user's own dLLM: what the named function returns, a denoiser and its encoder, checked by the protocol."""
+    from components.denoisers import check_denoiser
+
+    denoiser, encoder = named(source)()
+    if problems := check_denoiser(denoiser):
+        raise CheckpointError(f"{source}: {'; '.join(problems)}. Mend the denoiser, see CONTRIBUTING.md.")
+    return denoiser, encoder
 
 
 def reference_of(name: str, value: float | None):
