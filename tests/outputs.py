@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from components.commands.evidence import Pick
 from components.core.files import read_json, write_json, write_text
 from components.evaluation.results import EvalResult, write_results
+from components.export.onnx_file import VERSION
 from components.policies.store import content_hash as policy_hash
 from components.stages.common.runfile import content_hash
 
@@ -42,7 +43,7 @@ def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", produc
     )
     made = helper.make_model(graph, producer_name=producer, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     said = {
-        "unmask.version": 2,
+        "unmask.version": VERSION,
         "unmask.policy": {"kind": "confidence", "speed": 1.0},
         "unmask.needs": {},
         "unmask.action": {"kind": "bernoulli", "temperature": temperature, "scale": 1.0},

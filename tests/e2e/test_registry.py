@@ -14,6 +14,7 @@ from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, SettingsError
 from components.tracking import registry, store
+from components.tracking.abandoned import PROCESS
 from components.tracking.mlflow_tracker import MlflowTracker
 from components.tracking.publish import publish
 from tests.outputs import PICK, result, write_prompts
@@ -138,8 +139,8 @@ def test_a_run_recreated_in_a_new_store_equals_the_original(root, empty_store):
     assert curves(copy, second) == curves(original, first)
     ours, theirs = original.get_run(first).data, copy.get_run(second).data
     assert ours.params == theirs.params
-    mine = {name: value for name, value in ours.tags.items() if name != "unmask.process"}  # whose process it was
-    assert {**theirs.tags, **mine} == {**theirs.tags, "recreated.run_id": first}
+    own = {name: value for name, value in ours.tags.items() if name != PROCESS}  # which process tracks it
+    assert {**theirs.tags, **own} == {**theirs.tags, "recreated.run_id": first}
     assert copy.get_run(second).info.status == "FINISHED"
     before = everything(other)
     assert publish(outputs, other) == second
