@@ -277,7 +277,7 @@ def demo() -> None:
 
 @app.command()
 def decode(
-    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example M..3.2.....1...4.")],
+    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example W.1...4..4..1..3.")],
     policy: Annotated[
         list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side. Rules: {EVERY_RULE}")
     ] = None,
@@ -289,7 +289,7 @@ def decode(
     """Decode one prompt and show the canvas filling up, in order.
 
     In: a prompt, a policy; outputs of pretrain. Out: the canvas after every forward pass.
-    Example: unmask decode M..3.2.....1...4. --policy threshold:0.9
+    Example: unmask decode W.1...4..4..1..3. --policy threshold:0.9
     """
     from components.commands.decode import show_decode
 
