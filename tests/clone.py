@@ -66,7 +66,8 @@ class Clone:
         listed = subprocess.run(
             ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
-        for name in filter(None, listed.split("\0")):
+        # What the last run made is no part of a clone that starts from nothing.
+        for name in set(listed.split("\0")) - {"", "dvc.lock"}:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)

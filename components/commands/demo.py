@@ -6,14 +6,13 @@ profile, with the hash of every file, the figures of that run and the rule to co
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import CheckpointError, DataError
-from components.core.files import beside, read_json, write_json
+from components.core.files import beside, copy, read_json, write_json
 
 if TYPE_CHECKING:
     from components.evaluation.results import EvalResult
@@ -79,9 +78,10 @@ def pack(workspace: Workspace, settings: Settings, folder: Path = FOLDER) -> Non
         raise DataError(f"{outputs} has no result of the learned policy. Run `dvc repro` first.")
     rival = rule_of_equal_speed(results, policy)
     with beside(folder) as part:
-        shutil.copytree(outputs / "pretrain" / settings.domain.model, part / DLLM)
-        (part / DLLM / "source.json").unlink()
-        shutil.copyfile(outputs / "export" / POLICY, part / POLICY)
+        for path in sorted((outputs / "pretrain" / settings.domain.model).iterdir()):
+            if path.name != "source.json":
+                copy(path, part / DLLM / path.name)
+        copy(outputs / "export" / POLICY, part / POLICY)
         files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
         data = workspace.task(name)
         commit, dirty = code_version(workspace.root)

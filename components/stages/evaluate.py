@@ -71,7 +71,7 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
-    from components.policies.confidence import ConfidencePolicy
+    from components.policies.feature import FeaturePolicy
     from components.stages.common.models import with_decode_settings
 
     candidates = []
@@ -79,12 +79,12 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
         trained = store.load(workspace.outputs / stage / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
-            if not isinstance(policy, ConfidencePolicy):
+            if isinstance(policy, FeaturePolicy):
                 continue
             policy.drop_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
             candidates.append(Candidate(family, choose, policy, decode.block_length, choose))
-        if every and isinstance(policy, ConfidencePolicy):
+        if every and not isinstance(policy, FeaturePolicy):
             for alpha in policy.shape.alphas:
                 if alpha != decode.alpha:
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))

@@ -57,6 +57,8 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     plan, objective = plan_of(train, decode)
     optimiser = optimiser_for(policy, plan)
     facts = _resumed(kept, policy, optimiser)
+    if facts["round"] >= 0:
+        print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
     tracker = _tracker(workspace, lines, facts, begun)
     ending.push(_final_state(tracker))
     if facts["mlflow_run_id"] is None:
@@ -140,9 +142,7 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
             logged = [record["step"] for record in read_lines(lines, needs=("step",))]
             if logged[: last + 1] != list(range(last + 1)):
                 raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
-            facts = checkpoints.load(saved, policy, optimiser)
-            print(f"train: resumes after round {last}", flush=True)
-            return facts
+            return checkpoints.load(saved, policy, optimiser)
         except (CheckpointError, DataError) as error:
             aside = kept.with_name(f"{kept.name}.unreadable")
             replace_whole(kept, aside)

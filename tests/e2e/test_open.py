@@ -90,8 +90,8 @@ def test_one_more_case_reruns_its_own_stages_the_data_and_the_report_alone(exten
     params = clone.params()
     params["data"]["tasks"]["shorter"] = {"kind": "reverse", "params": {"digits": 4}, "canvas": None}
     params["ood"]["shorter"] = {"model": "third", "task": "shorter"}
-    clone.set(params)
     before = clone.run("dvc", "metrics", "show", "--json")
+    clone.set(params)
     assert ran(clone.run("dvc", "repro")) == ["prepare", "ood-rules@shorter", "ood@shorter", "report"]
     shown, after = (json.loads(text)[""]["data"] for text in (before, clone.run("dvc", "metrics", "show", "--json")))
     assert {name: after[name] for name in shown if "prepare" not in name} == {

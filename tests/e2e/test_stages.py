@@ -63,7 +63,7 @@ def toy(**changes: Any) -> Settings:
         "rules": {"threshold": [0.9]} | {name: [1, 4] if name == "confidence" else [1] for name in QUOTAS},
         "seeds": [0],
     }
-    raw["evaluate"]["tasks"] = ["sudoku_many"]
+    raw["evaluate"] = {"tasks": ["sudoku_many"], "gate_task": "sudoku_many"}
     raw["transfer"] = {"same": {"model": "mini-llada", "task": "sudoku_unique"}}
     raw["ood"] = {"related": raw["ood"]["related"]}
     for section, values in changes.items():
