@@ -13,6 +13,10 @@ from torch import Tensor
 from components.core.errors import DataError
 
 
+class _UnknownToken(Exception):
+    """The vocabulary has no token for a part of a text, and none for what is unknown."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer with its chat template, as tasks use it.
@@ -68,10 +72,8 @@ class Encoder:
     def _ids(self, text: str, said: str, special: bool = False) -> list[int]:
         """The ids of ``text``. DataError that names the characters of ``said`` without any."""
         try:
-            return self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        except Exception as error:
-            if type(error) is not Exception:  # the tokenizers library raises the bare class
-                raise
+            return self._tokenized(text, special)
+        except _UnknownToken as error:
             unknown = [c for c in dict.fromkeys(said) if not self._has_id(c)]
             raise DataError(
                 f"{_short(said)}: this dLLM's vocabulary has no token for {unknown or 'a part of its chat template'}. "
@@ -80,9 +82,17 @@ class Encoder:
 
     def _has_id(self, text: str) -> bool:
         try:
-            return bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        except Exception:
+            return bool(self._tokenized(text))
+        except _UnknownToken:
             return False
+
+    def _tokenized(self, text: str, special: bool = False) -> list[int]:
+        try:
+            return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library raises the bare class
+                raise
+            raise _UnknownToken(str(error)) from error
 
     def answer(self, text: str, length: int) -> Tensor:
         """int64 (length,): the answer, then the end token up to the canvas length. DataError if it does not fit, or if

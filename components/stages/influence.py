@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from components.core.files import remove, write_csv
 from components.settings import Coupled, Decode, Domain, Feature, Influence, Policy
 from components.stages.common.progress import progress
-from components.stages.common.runfile import code_of, digest, folder_hashes
+from components.stages.common.runfile import code_of, content_hash, digest
 from components.stages.common.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def influence(
         inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
         key = digest(
             [
-                *folder_hashes([*inputs, *code_of("influence")]),
+                *(content_hash(path) for path in [*inputs, *code_of("influence")]),
                 domain.model_dump(mode="json"),
                 influence.reference,
                 influence.value,

@@ -32,8 +32,7 @@ def describe_run(
     missing.
     """
     root = (root or Path.cwd()).resolve()
-    paths = sorted(dependencies)
-    hashes = dict(zip([_relative(path, root) for path in paths], folder_hashes(paths), strict=True))
+    hashes = {_relative(path, root): content_hash(path) for path in sorted(dependencies)}
     commit, dirty = code_version(root)
     return {
         "stage": stage,
@@ -86,11 +85,6 @@ def read_run(path: Path) -> dict[str, Any]:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def folder_hashes(paths: Iterable[Path]) -> list[str]:
-    """The content hash of each file or folder."""
-    return [content_hash(path) for path in paths]
 
 
 def content_hash(path: Path) -> str:
