@@ -40,7 +40,7 @@ def evaluate(outputs, accuracy=0.88, **found):
     write_text(outputs / "metrics" / "evaluate.json", json.dumps(figures))
 
 
-def train(root, name="tiny", accuracy=0.88, weight=1.0, rounds=25):
+def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
     """A profile's outputs as the pipeline leaves them, its training tracked in root's store. The profile is `tiny`."""
     outputs = root / "outputs" / name
     write_prompts(outputs)
@@ -51,7 +51,7 @@ def train(root, name="tiny", accuracy=0.88, weight=1.0, rounds=25):
     )
     tracker = CompositeTracker(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
     tracker.params(SETTINGS)
-    for step in range(rounds):
+    for step in range(iterations):
         entropy = float("nan") if step == 3 else 1 / (step + 1)
         tracker.log({"reward/mean": 1 - 0.9**step, "policy/entropy": entropy}, step)
     tracker.finish("FINISHED")

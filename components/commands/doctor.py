@@ -144,7 +144,7 @@ def exactness(root: Path) -> tuple[bool, str]:
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        policy = ConfidencePolicy(Shape(width=8, heads=2, inner=8, bias=0.0)).eval()
+        policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=8, bias=0.0)).eval()
         denoiser, prompt = FormulaDenoiser(formula, words), torch.tensor([1])
         lattice = enumerate_decoding(denoiser, prompt, length, None, policy.needs)
         exact = follow(lattice, policy)

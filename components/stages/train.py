@@ -35,7 +35,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
     from components.trainers import checkpoints
-    from components.trainers.reinforce import optimiser_for, reinforce
+    from components.trainers.reinforce import optimizer_for, reinforce
 
     settings = {
         name: value.model_dump(mode="json") for name, value in dict(domain=domain, decode=decode, train=train).items()
@@ -55,23 +55,23 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     reference = reference_for(train, policy)
     add_alpha_input(policy, train)
     plan, objective = plan_of(train, decode)
-    optimiser = optimiser_for(policy, plan)
-    facts = _resumed(kept, policy, optimiser)
+    optimizer = optimizer_for(policy, plan)
+    facts = _resumed(kept, policy, optimizer)
     if facts["round"] >= 0:
-        print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
+        print(f"train: resumes after iteration {facts['round']} of {plan.iterations}", flush=True)
     tracker = _tracker(workspace, lines, facts, begun)
     ending.push(_final_state(tracker))
     if facts["mlflow_run_id"] is None:
         facts["mlflow_run_id"] = tracker.run_id
         tracker.params(settings)
-        checkpoints.save(saved, policy, optimiser, facts)  # from here on a killed run goes on in the same MLflow run
+        checkpoints.save(saved, policy, optimizer, facts)  # from here on a killed run goes on in the same MLflow run
 
     judge = _judge(workspace, domain, decode, train, denoiser, encoder)
     prompts = domain_prompts(workspace, domain, encoder, ["train"])
-    with progress("train", plan.rounds - facts["round"] - 1) as tick:
+    with progress("train", plan.iterations - facts["round"] - 1) as tick:
 
         def after(number: int, metrics: dict[str, float]) -> None:
-            last = number + 1 == plan.rounds
+            last = number + 1 == plan.iterations
             if (number + 1) % train.validate_every == 0 or last:
                 metrics = metrics | judge(policy)
                 reward = metrics["tune/reward"]
@@ -82,7 +82,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
             if (number + 1) % train.save_every == 0 or last:
                 facts["round"] = number
                 facts["before"] = metrics["decode/temperature"], metrics["decode/entropy"]
-                checkpoints.save(saved, policy, optimiser, facts)
+                checkpoints.save(saved, policy, optimizer, facts)
             tick(
                 f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
                 f"NFE {metrics['decode/nfe']:.2f}"
@@ -95,7 +95,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
             plan,
             objective,
             after,
-            optimiser,
+            optimizer,
             facts["round"] + 1,
             reference,
             expert_of(train),
@@ -124,8 +124,8 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     return figures
 
 
-def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
-    """The facts of the checkpoint in ``kept``, with policy and optimiser put in place; else those of a fresh training.
+def _resumed(kept: Path, policy: Any, optimizer: Any) -> dict[str, Any]:
+    """The facts of the checkpoint in ``kept``, with policy and optimizer put in place; else those of a fresh training.
 
     A checkpoint that cannot be read is put aside and named. Without that every later run would end at it.
     """
@@ -141,8 +141,8 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
             last = stored["round"]
             logged = [record["step"] for record in read_lines(lines, needs=("step",))]
             if logged[: last + 1] != list(range(last + 1)):
-                raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
-            return checkpoints.load(saved, policy, optimiser)
+                raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
+            return checkpoints.load(saved, policy, optimizer)
         except (CheckpointError, DataError) as error:
             aside = kept.with_name(f"{kept.name}.unreadable")
             replace_whole(kept, aside)
@@ -166,7 +166,7 @@ def plan_of(train: Train, decode: Decode):
     from components.trainers.plan import Objective, Plan
 
     plan = Plan(
-        train.rounds,
+        train.iterations,
         train.prompts,
         train.group,
         train.learning_rate,
@@ -175,12 +175,12 @@ def plan_of(train: Train, decode: Decode):
         experts=train.experts,
         expert_block=train.expert_block,
         warmup=train.warmup,
-        floor=train.floor,
+        min_lr_ratio=train.min_lr_ratio,
         weight_decay=train.weight_decay,
         clip_norm=train.clip_norm,
-        force=train.empty_draw == "forced",
-        cap=train.cap,
-        rows=train.rows,
+        force_commit=train.force_commit,
+        step_limit=train.step_limit,
+        rollout_rows=train.rollout_rows,
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
@@ -191,21 +191,20 @@ def plan_of(train: Train, decode: Decode):
         alphas=train.alphas,
         reward=train.reward,
         signal=train.signal,
-        clip=train.clip,
-        epochs=train.epochs,
+        clip_eps=train.clip_eps,
+        num_epochs=train.num_epochs,
         weighting=train.weighting,
         normalize_advantage=train.normalize_advantage,
-        pull=train.pull,
-        pairs=train.pairs,
-        keep_steps=train.keep_steps,
+        kl_coef=train.kl_coef,
+        micro_batch=train.micro_batch,
+        record_share=train.record_share,
         **divergence,
     )
     return plan, goal
 
 
 def reference_for(train: Train, distilled):
-    """What the pull, and policy/kl in the figures, are measured from: the distilled policy as it is now, a rule, or
-    nothing."""
+    """The policy that the divergence is measured from: the distilled one as it is now, a rule, or None."""
     from components.stages.common.models import reference_of
 
     if train.divergence == "none":
@@ -258,7 +257,7 @@ def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, d
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
-    options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
+    options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
 
     def judge(policy) -> dict[str, float]:
         figures = [_judged(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]

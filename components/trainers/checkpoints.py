@@ -1,6 +1,6 @@
-"""Atomic checkpoints without pickle: one safetensors file that holds policy, optimiser and what a resume must know.
+"""Atomic checkpoints without pickle: one safetensors file that holds policy, optimizer and what a resume must know.
 
-Randomness needs no state: every draw is addressed by (seed, round, row, step), see ``rng``.
+Randomness needs no state: every draw is addressed by (seed, iteration, row, step), see ``rng``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from components.core.errors import CheckpointError
 from components.core.files import beside
 
 
-def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
+def save(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+    """facts: JSON values (iteration, best score, MLflow run id), and tensors under ``best_weights``.
 
     The file appears whole or not at all.
     """
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in facts.get("best_weights", {}).items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     metadata = {"facts": json.dumps({k: v for k, v in facts.items() if k != "best_weights"})}
     with beside(path) as part:
         save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, part, metadata=metadata)
@@ -42,10 +42,10 @@ def facts_of(path: Path) -> dict[str, Any]:
     return facts
 
 
-def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``.
+def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts policy and optimizer back in place; the facts, with the best policy's weights under ``best_weights``.
 
-    CheckpointError if the file is not whole; policy and optimiser are then as they were.
+    CheckpointError if the file is not whole; policy and optimizer are then as they were.
     """
     facts = facts_of(path)
     with safe_open(path, framework="pt") as stored:
@@ -57,9 +57,9 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimiser/"):
+        if name.startswith("optimizer/"):
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     facts["best_weights"] = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
     return facts

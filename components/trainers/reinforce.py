@@ -1,8 +1,8 @@
 """Reinforcement of a policy over a frozen denoiser: the loop that paper A's GRPO and paper B's UPO share.
 
-Per round: rollouts, scores, rewards, advantages, then ``epochs`` optimiser steps on the recorded (row, step) pairs. The
-frozen model is never run in the update. What differs between the papers is in ``Objective`` and in the policy's
-action distribution.
+Per iteration: rollouts, scores, rewards, advantages, then ``num_epochs`` optimizer steps on the recorded (row, step)
+pairs. The frozen model is never run in the update. What differs between the papers is in ``Objective`` and in the
+policy's action distribution.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from components.trainers.rewards import REWARDS
 
 @dataclass
 class Collected:
-    """The experience of round ``number``."""
+    """The experience of iteration ``number``."""
 
     job: Job
     rollout: Rollout
@@ -47,7 +47,7 @@ class Collected:
     number: int = 0
 
 
-def optimiser_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
+def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         policy.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
     )
@@ -64,7 +64,7 @@ def collect(
     number: int,
     timer: Timer,
 ) -> Collected:
-    """Rollouts, scores, rewards and advantages of round ``number``; everything drawn is addressed by it. What is
+    """Rollouts, scores, rewards and advantages of iteration ``number``; everything drawn is addressed by it. What is
     recorded also holds what the reference reads."""
     many: list[Policy] = [policy] if expert is None else [policy, expert]
     needs = Needs() if reference is None else reference.needs
@@ -78,13 +78,13 @@ def collect(
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
     options = DecodeOptions(
         seed=seed_of(plan.seed, "reinforce", "rollout", number),
-        force=plan.force,
-        cap=plan.cap,
+        force_commit=plan.force_commit,
+        step_limit=plan.step_limit,
         record=True,
         needs=needs,
-        keep=objective.keep_steps,
+        record_share=objective.record_share,
         steer_all_masks=plan.experts > 0,
-        rows=plan.rows,
+        rows=plan.rollout_rows,
     )
     with timer("rollout"):
         done = rollout(denoiser, many, job, options)
@@ -125,17 +125,19 @@ def _describe(found: Collected) -> dict[str, float]:
 def update(
     policy: LearnedPolicy,
     reference: Policy | None,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     found: Collected,
     plan: Plan,
     objective: Objective,
 ) -> dict[str, float]:
-    """``objective.epochs`` optimiser steps on the round's pairs; returns what the surrogate did. SettingsError before a
-    step on a loss or a gradient that is not finite."""
+    """Take ``objective.num_epochs`` optimizer steps on the iteration's pairs; the surrogate's figures.
+
+    SettingsError before a step on a loss or a gradient that is not finite.
+    """
     steps = found.steps
     live_N = _live(found, objective)
     weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
-    weight_N = weight_N / objective.keep_steps
+    weight_N = weight_N / objective.record_share
     steered_N = (found.job.policy_R > 0)[steps.row_N]
     old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
     weights = [p for p in policy.parameters() if p.requires_grad]
@@ -155,15 +157,15 @@ def update(
             objective,
         )
 
-    for epoch in range(objective.epochs):
-        optimiser.zero_grad(set_to_none=True)
+    for epoch in range(objective.num_epochs):
+        optimizer.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
-        works = [partial(loss, chosen) for chosen in live_N.split(objective.pairs)] if len(live_N) else []
+        works = [partial(loss, chosen) for chosen in live_N.split(objective.micro_batch)] if len(live_N) else []
         for seen in workers.add_gradients(works, weights):
             for name, value in seen.items():
                 sums[name] += value
-        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"round {found.number}")
-        optimiser.step()
+        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"iteration {found.number}")
+        optimizer.step()
         if epoch == 0:
             totals["policy/gradient_norm"] = norm
             pairs = max(len(live_N), 1)
@@ -174,9 +176,9 @@ def update(
 
 
 def _live(found: Collected, objective: Objective) -> Tensor:
-    """The pairs of the update: those with an advantage or, where there is a pull, all."""
+    """The pairs of the update: those with an advantage or, where the divergence has a weight, all."""
     live_N = torch.arange(len(found.steps.row_N))
-    return live_N if objective.pull > 0 else live_N[found.advantage_R[found.steps.row_N] != 0]
+    return live_N if objective.kl_coef > 0 else live_N[found.advantage_R[found.steps.row_N] != 0]
 
 
 def surrogate(
@@ -190,37 +192,37 @@ def surrogate(
     plan: Plan,
     objective: Objective,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Minus the weighted sum over pairs of the clipped term, plus pull x divergence.
+    """Minus the weighted sum over pairs of the clipped term, plus kl_coef x divergence.
 
-    With ratio 1, weighting "constant" and no pull its mean gradient is that of minus the expected reward, times
+    With ratio 1, weighting "constant" and kl_coef 0 its mean gradient is that of minus the expected reward, times
     (1 - 1/G) because the baseline holds the row itself, over L. The rest is not the gradient of the reward:
 
     - weighting "row": (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step;
     - beyond the first epoch: of the clipped ratio per step, not of the trajectory's;
-    - the pull: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed; of a coupled
-      draw estimated without bias from its own recorded draws (``maths.divergence``), steered rows left out;
+    - the divergence: of the sum over visited states of P(state) divergence(state) / L with P(state) held fixed; of a
+      coupled draw estimated without bias from its own recorded draws (``maths.divergence``), steered rows left out;
     - steered rows: of the expert's action times the policy's share of its mixture likelihood;
     - normalize_advantage: each group counts as if its rewards were as far apart as any other's.
 
-    keep_steps changes no mean: a step that is stored counts for 1/keep_steps.
+    record_share changes no mean: a step that is stored counts for 1/record_share.
     """
     distribution = policy.distribution(part.observation)
     own_n = distribution.log_prob(part.action)
     log_prob_n = objectives.mixture_log_prob(own_n, steered_n, plan.group, plan.experts)
-    gain_n = objectives.clipped(log_prob_n, old_n, advantage_n, objective.clip)
+    gain_n = objectives.clipped(log_prob_n, old_n, advantage_n, objective.clip_eps)
     loss = -(weight_n * gain_n).sum()
     pulled_n = torch.zeros_like(gain_n)
     if reference is not None:
-        learns = objective.pull > 0
+        learns = objective.kl_coef > 0
         with torch.set_grad_enabled(learns):
             target = reference.distribution(part.observation)
             draw = Draw(part.action, own_n, old_n, steered_n)
             pulled_n = divergence(distribution, target, draw, objective.divergence, learns)
         if learns:
-            loss = loss + objective.pull * (weight_n * pulled_n).sum()
+            loss = loss + objective.kl_coef * (weight_n * pulled_n).sum()
     with torch.no_grad():
         ratio_n = (log_prob_n - old_n).exp()
-        beyond = ((ratio_n - 1).abs() > objective.clip).float().sum()
+        beyond = ((ratio_n - 1).abs() > objective.clip_eps).float().sum()
     return loss, {
         "loss": float(loss.detach()),
         "kl": float(pulled_n.detach().sum()),
@@ -236,18 +238,20 @@ def reinforce(
     plan: Plan,
     objective: Objective,
     after: Callable[[int, dict[str, float]], None],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     first: int = 0,
     reference: Policy | None = None,
     expert: Policy | None = None,
     before: tuple[float, float] | None = None,
 ) -> None:
-    """Rounds ``first`` to ``plan.rounds``; ``after(round, metrics)`` logs, validates and saves. before: the last
-    round's "decode/temperature" and "decode/entropy", of a training that goes on."""
-    for number in range(first, plan.rounds):
+    """Iterations ``first`` to ``plan.iterations``; ``after(iteration, metrics)`` logs, validates and saves.
+
+    before: "decode/temperature" and "decode/entropy" of the last iteration, where a training goes on.
+    """
+    for number in range(first, plan.iterations):
         timer = Timer()
-        fall = plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
-        for group in optimiser.param_groups:
+        fall = plan.min_lr_ratio + (1 - plan.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))
+        for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
         policy.eval()
         served = policy.temperature
@@ -256,8 +260,8 @@ def reinforce(
         try:
             found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
             with timer("update"):
-                learnt = update(policy, reference, optimiser, found, plan, objective)
-        finally:  # an interrupted round must not leave its temperature on the policy
+                learnt = update(policy, reference, optimizer, found, plan, objective)
+        finally:  # an interrupted iteration must not leave its temperature on the policy
             policy.temperature = served
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
         before = temperature, found.metrics["decode/entropy"]
