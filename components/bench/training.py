@@ -15,7 +15,7 @@ from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Collected, collect, optimizer_for, update
+from components.trainers.reinforce import Experience, collect, optimizer_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 
@@ -37,7 +37,7 @@ class Round:
 
 def training_round(
     policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective, repeats: int
-) -> tuple[Round, Collected]:
+) -> tuple[Round, Experience]:
     """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; and the last one's
     experience."""
     parts: list[dict[str, float]] = []
@@ -73,7 +73,7 @@ class Throughput:
 
 def update_throughput(
     policy: LearnedPolicy,
-    found: Collected,
+    found: Experience,
     plan: Plan,
     objective: Objective,
     repeats: int,
@@ -82,7 +82,7 @@ def update_throughput(
     """The update of a round's pairs, all of them given an advantage, beside ``log_prob`` and its gradient alone."""
     student, steps = copy.deepcopy(policy), found.steps
     advantage_R = found.advantage_R.where(found.advantage_R != 0, 0.1)
-    whole = Collected(found.job, found.rollout, steps, found.reward_R, found.correct_R, found.dense_R, advantage_R)
+    whole = Experience(found.job, found.rollout, steps, found.reward_R, found.correct_R, found.dense_R, advantage_R)
     optimizer = optimizer_for(student, plan)
     # The batches are cut beforehand: what is measured is arithmetic.
     pairs, device = len(steps.row_N), steps.row_N.device

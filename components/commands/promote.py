@@ -91,7 +91,7 @@ def _judge(
     if known is not None and registry.WITHDRAWN in known.tags:
         why = known.tags[registry.WITHDRAWN]
         reason = f"withdrawn ({why}). Run `unmask rollback --version {known.version}` to make it live again"
-        return gate.Verdict(False, reason, gate.judge(challenger))
+        return gate.Verdict(False, reason, gate.measure(challenger))
     if present is None:
         return gate.decide(challenger, None)
     identity = present.tags.get("identity", "")
@@ -103,7 +103,7 @@ def _judge(
         champion = replace(challenger, identity=identity, policy=evaluate_champion(present))
     if champion is None:
         reason = f"no comparison with the champion, version {present.version}: {why_not}. Re-evaluate it"
-        return gate.Verdict(False, reason, gate.judge(challenger))
+        return gate.Verdict(False, reason, gate.measure(challenger))
     return gate.decide(challenger, champion)
 
 

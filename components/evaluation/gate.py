@@ -43,7 +43,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Verdict:
-    """promote: the alias should move. live: the policy is the champion, now or already. figures: see `judge`."""
+    """promote: the alias should move. live: the policy is the champion, now or already. figures: see `measure`."""
 
     promote: bool
     reason: str
@@ -94,7 +94,7 @@ def resample(prompts: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
 
 
-def judge(
+def measure(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
     """accuracy, nfe, envelope, score and, with a champion, utility and gain: middle, `_low` and `_high` of a 95 %
@@ -144,9 +144,9 @@ def decide(
     is NaN is above nothing.
     """
     if champion is not None and challenger.identity == champion.identity:
-        return Verdict(False, "this policy is the champion", judge(challenger, None, resamples, seed), live=True)
+        return Verdict(False, "this policy is the champion", measure(challenger, None, resamples, seed), live=True)
     why_not = incomparable(challenger, champion) if champion else None
-    figures = judge(challenger, None if why_not else champion, resamples, seed)
+    figures = measure(challenger, None if why_not else champion, resamples, seed)
     if not figures["score_low"] > -slack:
         bounds = f"lower bound {100 * figures['score_low']:+.1f} points, must be above {-100 * slack:+.1f}"
         return Verdict(False, f"not level with the heuristics at its own speed: {bounds}", figures)

@@ -46,12 +46,12 @@ def check_shares(weights: Mapping[str, int], counts: Mapping[str, int]) -> None:
                 )
 
 
-def check_letters(data: Data, models: Mapping[str, Model], asked: Iterable[tuple[str, str]]) -> None:
+def check_letters(data: Data, models: Mapping[str, Model], decoded: Iterable[tuple[str, str]]) -> None:
     """An embedded dLLM writes in the letters of the tasks that it is trained on, and in no others.
 
-    asked: (dLLM, task) of all that is decoded.
+    decoded: (dLLM, task) of all that is decoded.
     """
-    for which, name in sorted(asked):
+    for which, name in sorted(decoded):
         model = models[which]
         if model.source != "embedded" or data.tasks[name].params.get("execute"):
             continue

@@ -108,7 +108,7 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 class Decode(Section):
     """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta). alpha:
     the speed exponent that a policy trained for several is asked for; null where it was trained for one. choose: how
-    the policy is decoded when it is judged and served. cache: of keys and values in the frozen dLLM, approximate (see
+    the policy is decoded in validation and serving. cache: of keys and values in the frozen dLLM, approximate (see
     ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets what it learned on.
     """
 

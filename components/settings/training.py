@@ -72,15 +72,15 @@ class Distill(Section):
 
 
 def _alpha(value: Any) -> Any:
-    many = isinstance(value, list | tuple)
-    numbers = list(value) if many else [value]
+    several = isinstance(value, list | tuple)
+    numbers = list(value) if several else [value]
     right = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a <= STEEPEST for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
         raise ValueError(
             f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
             f"from 0 to {STEEPEST}, or a list of different ones"
         )
-    return tuple(float(a) for a in numbers) if many else float(value)
+    return tuple(float(a) for a in numbers) if several else float(value)
 
 
 def _rule_or_distilled(name: str) -> str:

@@ -137,8 +137,8 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
     lines = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length)
-        done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
-        texts, correct_R, _ = prompts.scores(job, done)
+        decoded = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
+        texts, correct_R, _ = prompts.scores(job, decoded)
         for i, example in enumerate(prompts.examples):
             length = prompts.lengths[i]
             line = {
@@ -149,10 +149,10 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
                 "text": texts[i],
                 "gold": example.answer,
                 "correct": float(correct_R[i]),
-                "nfe": int(done.nfe_R[i]),
+                "nfe": int(decoded.nfe_R[i]),
                 "canvas_length": length,
-                "order": done.order_RL[i, :length].tolist(),
-                "tokens": [prompts.encoder.token(t) for t in done.canvas_RL[i, :length].tolist()],
+                "order": decoded.order_RL[i, :length].tolist(),
+                "tokens": [prompts.encoder.token(t) for t in decoded.canvas_RL[i, :length].tolist()],
             }
             lines.append(line)
     return lines

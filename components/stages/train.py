@@ -66,14 +66,14 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
         tracker.params(settings)
         checkpoints.save(saved, policy, optimizer, facts)  # from here on a killed run goes on in the same MLflow run
 
-    judge = _judge(workspace, domain, decode, train, denoiser, encoder)
+    validate = _validator(workspace, domain, decode, train, denoiser, encoder)
     prompts = domain_prompts(workspace, domain, encoder, ["train"])
     with progress("train", plan.iterations - facts["round"] - 1) as tick:
 
         def after(number: int, metrics: dict[str, float]) -> None:
             last = number + 1 == plan.iterations
             if (number + 1) % train.validate_every == 0 or last:
-                metrics = metrics | judge(policy)
+                metrics = metrics | validate(policy)
                 reward = metrics["tune/reward"]
                 if facts["best_reward"] is None or reward > facts["best_reward"]:
                     facts["best_reward"] = reward
@@ -104,7 +104,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     policy.load_state_dict(facts["best_weights"])
     store.save(policy, workspace.outputs / "train" / "policy")
     copy_file(lines, workspace.outputs / "train" / "metrics.jsonl")
-    figures = judge(policy)
+    figures = validate(policy)
     write_run(
         workspace.outputs / "train" / "run.json",
         "train",
@@ -242,8 +242,8 @@ def _tracker(workspace: Workspace, lines: Path, facts: dict[str, Any], begun: di
     return CompositeTracker(JsonlTracker(lines, facts["round"]), remote)
 
 
-def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
-    """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
+def _validator(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
+    """``validate(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
     that is trained for several alphas the mean over them."""
     import torch
 
@@ -259,18 +259,18 @@ def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, d
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
 
-    def judge(policy) -> dict[str, float]:
-        figures = [_judged(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
+    def validate(policy) -> dict[str, float]:
+        figures = [_measured(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
         return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
 
-    def _judged(alpha: float, job: Job, done: Rollout) -> dict[str, float]:
-        _, correct_R, dense_R = tune.scores(job, done)
+    def _measured(alpha: float, job: Job, decoded: Rollout) -> dict[str, float]:
+        _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
         return {
             "tune/reward": float(reward_R.mean()),
             "tune/correct": float(correct_R.mean()),
-            "tune/nfe": float(done.nfe_R.float().mean()),
+            "tune/nfe": float(decoded.nfe_R.float().mean()),
         }
 
-    return judge
+    return validate

@@ -57,7 +57,7 @@ def influence(
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
     trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
-    reports the epochs that were done once more. key: names everything else that the labels depend on (the frozen
+    reports the finished epochs once more. key: names everything else that the labels depend on (the frozen
     model, the prompts, the reference); labels of another key are collected anew.
     """
     probing, plan = plans
@@ -91,15 +91,15 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
     shift_M = shift_SLL[state_M, labels.place_SN[state_M, probe_M], j_M]
     target_M = torch.sigmoid(after_M)
-    made, without, least = (
+    fitted, without, least = (
         F.binary_cross_entropy_with_logits(x, target_M, reduction="sum") for x in (now_M + shift_M, now_M, after_M)
     )
-    return made, without, least, len(j_M)
+    return fitted, without, least, len(j_M)
 
 
-def share(made: float, without: float, least: float) -> float:
+def share(fitted: float, without: float, least: float) -> float:
     """The figure of merit from the sums; 1 where no commit moved anything."""
-    return (made - least) / (without - least) if without > least else 1.0
+    return (fitted - least) / (without - least) if without > least else 1.0
 
 
 @torch.no_grad()
@@ -110,8 +110,8 @@ def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: b
         for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
-    made, without, least = total.tolist()
-    return share(made, without, least) if count else math.nan
+    fitted, without, least = total.tolist()
+    return share(fitted, without, least) if count else math.nan
 
 
 def fit(
@@ -148,9 +148,9 @@ def _epoch(
         batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
     total, pairs = torch.zeros(3, dtype=torch.float64), 0
     for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
-        done = (epoch + number / len(batches)) / plan.num_epochs
+        progress = (epoch + number / len(batches)) / plan.num_epochs
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         chunk, part = batches[b]
         *sums, count = losses(policy, chunk.rows(part).to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -159,10 +159,10 @@ def _epoch(
         clip_finite(policy, 1.0, float(loss.detach()), f"epoch {epoch} of the influence fit")
         optimizer.step()
         total, pairs = total + torch.stack([x.detach() for x in sums]).double().cpu(), pairs + count
-    made, without, least = total.tolist()
+    fitted, without, least = total.tolist()
     return {
-        "influence/loss": made / max(pairs, 1),
-        "influence/unexplained": share(made, without, least),
+        "influence/loss": fitted / max(pairs, 1),
+        "influence/unexplained": share(fitted, without, least),
         "influence/held_unexplained": unexplained(policy, labels, plan.batch),
         "influence/pairs": float(pairs),
     }

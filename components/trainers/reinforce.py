@@ -33,7 +33,7 @@ from components.trainers.rewards import REWARDS
 
 
 @dataclass
-class Collected:
+class Experience:
     """The experience of iteration ``number``."""
 
     job: Job
@@ -63,14 +63,14 @@ def collect(
     objective: Objective,
     number: int,
     timer: Timer,
-) -> Collected:
+) -> Experience:
     """Rollouts, scores, rewards and advantages of iteration ``number``; everything drawn is addressed by it. What is
     recorded also holds what the reference reads."""
-    many: list[Policy] = [policy] if expert is None else [policy, expert]
+    policies: list[Policy] = [policy] if expert is None else [policy, expert]
     needs = Needs() if reference is None else reference.needs
     source = generator(plan.seed, "reinforce", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
-    answers = needs.answer or any(p.needs.answer for p in many)
+    answers = needs.answer or any(p.needs.answer for p in policies)
     alpha_P = None
     if objective.alphas:
         draw = generator(plan.seed, "reinforce", "alpha", number)
@@ -87,38 +87,38 @@ def collect(
         rows=plan.rollout_rows,
     )
     with timer("rollout"):
-        done = rollout(denoiser, many, job, options)
+        decoded = rollout(denoiser, policies, job, options)
     with timer("reward"):
-        _, correct_R, dense_R = chosen.scores(job, done)
+        _, correct_R, dense_R = chosen.scores(job, decoded)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
-        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
-    assert done.steps is not None
-    found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R, number=number)
-    found.metrics = _describe(found)
-    return found
+    assert decoded.steps is not None
+    experience = Experience(job, decoded, decoded.steps, reward_R, correct_R, dense_R, advantage_R, number=number)
+    experience.metrics = _describe(experience)
+    return experience
 
 
-def _describe(found: Collected) -> dict[str, float]:
-    own_R = found.job.policy_R == 0  # steered rows stay out of logged rewards
-    reward_R = found.reward_R[own_R]
-    groups = found.job.prompt_R[own_R]
+def _describe(experience: Experience) -> dict[str, float]:
+    own_R = experience.job.policy_R == 0  # steered rows stay out of logged rewards
+    reward_R = experience.reward_R[own_R]
+    groups = experience.job.prompt_R[own_R]
     spread_R = objectives.group_advantages(reward_R, groups)
     size = int(groups.max()) + 1
     # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
-    drawn_N = found.steps.log_prob_N[own_R[found.steps.row_N]]
+    drawn_N = experience.steps.log_prob_N[own_R[experience.steps.row_N]]
     std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
     return {
         "reward/mean": float(reward_R.mean()),
         "reward/group_std": float(std_P.mean()),
         "reward/mixed_groups": float((std_P > 0).float().mean()),
-        "reward/correct": float(found.correct_R[own_R].mean()),
-        "reward/dense": float(found.dense_R[own_R].mean()),
+        "reward/correct": float(experience.correct_R[own_R].mean()),
+        "reward/dense": float(experience.dense_R[own_R].mean()),
         "decode/entropy": -float(drawn_N.mean()) if len(drawn_N) else 0.0,
-        "decode/nfe": float(found.rollout.nfe_R.cpu()[own_R].float().mean()),
-        "decode/useful": found.rollout.useful / max(found.rollout.forwards, 1),
-        "decode/finished": float(found.rollout.finished_R.cpu()[own_R].float().mean()),
+        "decode/nfe": float(experience.rollout.nfe_R.cpu()[own_R].float().mean()),
+        "decode/useful": experience.rollout.useful / max(experience.rollout.forwards, 1),
+        "decode/finished": float(experience.rollout.finished_R.cpu()[own_R].float().mean()),
     }
 
 
@@ -126,7 +126,7 @@ def update(
     policy: LearnedPolicy,
     reference: Policy | None,
     optimizer: torch.optim.Optimizer,
-    found: Collected,
+    experience: Experience,
     plan: Plan,
     objective: Objective,
 ) -> dict[str, float]:
@@ -134,11 +134,13 @@ def update(
 
     SettingsError before a step on a loss or a gradient that is not finite.
     """
-    steps = found.steps
-    live_N = _live(found, objective)
-    weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
+    steps = experience.steps
+    live_N = _live(experience, objective)
+    weight_N = objectives.pair_weights(
+        steps.row_N, experience.rollout.nfe_R, experience.job.length_R, objective.weighting
+    )
     weight_N = weight_N / objective.record_share
-    steered_N = (found.job.policy_R > 0)[steps.row_N]
+    steered_N = (experience.job.policy_R > 0)[steps.row_N]
     old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
     weights = [p for p in policy.parameters() if p.requires_grad]
     totals: dict[str, float] = {}
@@ -150,7 +152,7 @@ def update(
             reference,
             part,
             old_N[chosen],
-            found.advantage_R[part.row_N],
+            experience.advantage_R[part.row_N],
             weight_N[chosen],
             steered_N[chosen],
             plan,
@@ -164,7 +166,7 @@ def update(
         for seen in workers.add_gradients(works, weights):
             for name, value in seen.items():
                 sums[name] += value
-        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"iteration {found.number}")
+        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"iteration {experience.number}")
         optimizer.step()
         if epoch == 0:
             totals["policy/gradient_norm"] = norm
@@ -175,10 +177,10 @@ def update(
     return totals
 
 
-def _live(found: Collected, objective: Objective) -> Tensor:
+def _live(experience: Experience, objective: Objective) -> Tensor:
     """The pairs of the update: those with an advantage or, where the divergence has a weight, all."""
-    live_N = torch.arange(len(found.steps.row_N))
-    return live_N if objective.kl_coef > 0 else live_N[found.advantage_R[found.steps.row_N] != 0]
+    live_N = torch.arange(len(experience.steps.row_N))
+    return live_N if objective.kl_coef > 0 else live_N[experience.advantage_R[experience.steps.row_N] != 0]
 
 
 def surrogate(
@@ -258,11 +260,11 @@ def reinforce(
         temperature = plan.temperature_at(number, before)
         policy.temperature = served * temperature
         try:
-            found = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
+            experience = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
             with timer("update"):
-                learnt = update(policy, reference, optimizer, found, plan, objective)
+                learnt = update(policy, reference, optimizer, experience, plan, objective)
         finally:  # an interrupted iteration must not leave its temperature on the policy
             policy.temperature = served
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
-        before = temperature, found.metrics["decode/entropy"]
-        after(number, found.metrics | {"decode/temperature": temperature} | learnt | times)
+        before = temperature, experience.metrics["decode/entropy"]
+        after(number, experience.metrics | {"decode/temperature": temperature} | learnt | times)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from components.core.errors import DataError
 from components.evaluation import gate
 from components.evaluation.evidence import Cell, Evidence
-from components.evaluation.gate import decide, envelope, judge, resample, scores
+from components.evaluation.gate import decide, envelope, measure, resample, scores
 from components.trainers.rewards import multiplicative
 from tests.messages import has_remedy
 
@@ -123,24 +123,24 @@ def test_the_interval_covers_the_true_score_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         sweep = tuple(cell("threshold", name, *point, rng, 200) for name, point in HEURISTICS.items())
         policy = cell("learned", "", 5.75, 0.83, rng, 200)
-        found = judge(Evidence("a", "t", "p", policy, sweep, CANVAS, ALPHA), resamples=300)
+        found = measure(Evidence("a", "t", "p", policy, sweep, CANVAS, ALPHA), resamples=300)
         inside += found["score_low"] <= truth <= found["score_high"]
     assert 0.90 <= inside / 200 <= 0.99
 
 
 def test_pairing_is_what_makes_a_small_gain_visible():
     champion, challenger = evidence(0.85, identity="old"), evidence(0.88)
-    assert judge(challenger, champion)["gain_low"] > 0  # right wherever the champion is, and on 3 % more
+    assert measure(challenger, champion)["gain_low"] > 0  # right wherever the champion is, and on 3 % more
     moved = evidence(0.88, at=0.4)  # as accurate, but right on other prompts
-    assert judge(moved, champion)["gain_low"] < 0
-    assert judge(moved, champion)["gain"] == pytest.approx(judge(challenger, champion)["gain"])
+    assert measure(moved, champion)["gain_low"] < 0
+    assert measure(moved, champion)["gain"] == pytest.approx(measure(challenger, champion)["gain"])
 
 
 def test_against_the_champion_counts_what_the_reward_counts_and_not_the_distance_to_the_envelope():
     """At 5.0 passes rules are bad (.65). A policy there is 15 points above them and still of less use at alpha 0."""
     champion, challenger = evidence(0.85, nfe=5.75, identity="old"), evidence(0.80, nfe=5.0, alpha=0.0)
-    figures = judge(challenger, champion)
-    assert figures["score"] == pytest.approx(0.15) and judge(champion)["score"] == pytest.approx(0.075)
+    figures = measure(challenger, champion)
+    assert figures["score"] == pytest.approx(0.15) and measure(champion)["score"] == pytest.approx(0.075)
     assert figures["gain"] == pytest.approx(-0.05)
     assert not decide(challenger, champion).promote
     assert decide(replace(champion, alpha=0.0), challenger).promote
@@ -213,7 +213,7 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
     found = evidence(0.8)
     again = Evidence.of(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
-    assert judge(again) == judge(found)
+    assert measure(again) == measure(found)
     with pytest.raises(DataError, match="prompts per cell"):
         replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
     with pytest.raises(DataError, match="pairs them by prompt"):
@@ -270,9 +270,9 @@ def test_a_bound_that_is_nan_passes_no_condition(monkeypatch):
     """Whatever makes it NaN: the gate does not ask where it comes from."""
     champion, challenger = evidence(0.5, identity="old"), evidence(0.88)
     for name in ("score_low", "gain_low"):
-        good = judge(challenger, champion)
+        good = measure(challenger, champion)
         assert decide(challenger, champion).promote
-        monkeypatch.setattr(gate, "judge", lambda *_, name=name, good=good: good | {name: NAN})
+        monkeypatch.setattr(gate, "measure", lambda *_, name=name, good=good: good | {name: NAN})
         assert not decide(challenger, champion).promote
         monkeypatch.undo()
     assert not decide(challenger, None, slack=NAN).promote

@@ -27,7 +27,7 @@ from components.policies.teacher import Teacher
 from components.trainers import grpo, upo
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Collected, collect, optimizer_for, reinforce, update
+from components.trainers.reinforce import Experience, collect, optimizer_for, reinforce, update
 
 torch.set_num_threads(1)
 
@@ -54,7 +54,7 @@ def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
     return policy
 
 
-def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Collected:  # noqa: B008
+def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Experience:  # noqa: B008
     return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Timer())
 
 
@@ -68,43 +68,43 @@ def snapshot(policy) -> dict[str, torch.Tensor]:
     ids=lambda p: type(p).__name__,
 )
 def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
-    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
     old = snapshot(policy)
-    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert torch.allclose(again, found.steps.log_prob_N, atol=1e-6)
-    once = update(policy, None, optimizer_for(policy, PLAN), found, PLAN, Objective(num_epochs=1))
+    again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert torch.allclose(again, experience.steps.log_prob_N, atol=1e-6)
+    once = update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
     assert once["policy/clipped"] == 0
-    moved = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert not torch.allclose(moved, found.steps.log_prob_N, atol=1e-6)
+    moved = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert not torch.allclose(moved, experience.steps.log_prob_N, atol=1e-6)
     assert any(not torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
 def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_first):
     policy = learner()
-    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
-    assert torch.equal(found.advantage_R, group_advantages(found.reward_R, found.job.prompt_R))
-    before = (found.advantage_R[found.steps.row_N] * found.steps.log_prob_N).sum()
-    update(policy, None, optimizer_for(policy, PLAN), found, PLAN, Objective(num_epochs=1))
-    after = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert (found.advantage_R[found.steps.row_N] * after).sum() > before
+    experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    assert torch.equal(experience.advantage_R, group_advantages(experience.reward_R, experience.job.prompt_R))
+    before = (experience.advantage_R[experience.steps.row_N] * experience.steps.log_prob_N).sum()
+    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
+    after = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert (experience.advantage_R[experience.steps.row_N] * after).sum() > before
 
 
 def test_groups_that_agree_teach_nothing(key_first):
     policy = learner()
-    found = gathered(key_first, policy)
-    found.advantage_R = torch.zeros_like(found.advantage_R)
+    experience = gathered(key_first, policy)
+    experience.advantage_R = torch.zeros_like(experience.advantage_R)
     old = snapshot(policy)
-    update(policy, None, optimizer_for(policy, PLAN), found, PLAN, Objective())
+    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective())
     assert all(torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
 def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
     """Gradients are added up over pieces of any size."""
-    found = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
+    experience = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
     results = []
     for pairs in (5, 10_000):
         policy = learner()
-        update(policy, None, optimizer_for(policy, PLAN), found, PLAN, Objective(num_epochs=1, micro_batch=pairs))
+        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1, micro_batch=pairs))
         results.append(snapshot(policy))
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
 
@@ -151,8 +151,11 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
         policy, reference = kind().double(), kind(1).double()
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
         objective = Objective(num_epochs=1, kl_coef=1.0, weighting=weighting, record_share=share)
-        found, descent = replace(whole, steps=whole.steps.pairs(kept_N)), torch.optim.SGD(policy.parameters(), lr=1.0)
-        update(policy, reference, descent, found, replace(plan, clip_norm=math.inf), objective)
+        experience, descent = (
+            replace(whole, steps=whole.steps.pairs(kept_N)),
+            torch.optim.SGD(policy.parameters(), lr=1.0),
+        )
+        update(policy, reference, descent, experience, replace(plan, clip_norm=math.inf), objective)
         return before - torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
 
     every = torch.tensor(list(itertools.product([False, True], repeat=count)))
@@ -166,29 +169,29 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
 def test_what_the_reference_reads_is_recorded(key_first):
     """A learner that reads three numbers per position, pulled to one that reads the whole sequence, or the answer."""
     for reference in (head(), ConfidencePolicy(replace(PAPER, width=16, mlp_width=16)), Teacher()):
-        found = gathered(key_first, learner(), reference=reference)
-        assert reference.distribution(found.steps.observation).entropy().shape == found.steps.row_N.shape
+        experience = gathered(key_first, learner(), reference=reference)
+        assert reference.distribution(experience.steps.observation).entropy().shape == experience.steps.row_N.shape
     taught = Objective(kl_coef=0.1, divergence="ce")
     policy = learner()
-    found = gathered(key_first, policy, objective=taught, reference=Teacher())
-    assert found.steps.observation.answer_BL is not None
-    assert math.isfinite(update(policy, Teacher(), optimizer_for(policy, PLAN), found, PLAN, taught)["policy/kl"])
+    experience = gathered(key_first, policy, objective=taught, reference=Teacher())
+    assert experience.steps.observation.answer_BL is not None
+    assert math.isfinite(update(policy, Teacher(), optimizer_for(policy, PLAN), experience, PLAN, taught)["policy/kl"])
 
 
 def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first):
     """Steered rows: any block length, all masks eligible in what is recorded, a behaviour of their own."""
     plan = replace(PLAN, block_length=None, experts=1, expert_block=1)
     expert = Quota("left_to_right", 1)
-    found = gathered(key_first, learner(), plan, Objective(signal="dense"), expert=expert)
-    steered = found.job.policy_R == 1
+    experience = gathered(key_first, learner(), plan, Objective(signal="dense"), expert=expert)
+    steered = experience.job.policy_R == 1
     assert int(steered.sum()) == plan.prompts and len(steered) == plan.prompts * (plan.group + 1)
-    assert torch.equal(found.rollout.order_RL[steered], torch.arange(4).expand(plan.prompts, 4))
-    pairs = steered[found.steps.row_N]
-    seen = found.steps.observation
+    assert torch.equal(experience.rollout.order_RL[steered], torch.arange(4).expand(plan.prompts, 4))
+    pairs = steered[experience.steps.row_N]
+    seen = experience.steps.observation
     assert torch.equal(seen.eligible_BL[pairs], seen.masked_BL[pairs])
-    assert bool((found.steps.log_prob_N[pairs] > -torch.inf).all())
-    assert found.metrics["reward/mean"] == pytest.approx(float(found.reward_R[~steered].mean()))
-    update(learner(), None, optimizer_for(learner(), plan), found, plan, Objective())
+    assert bool((experience.steps.log_prob_N[pairs] > -torch.inf).all())
+    assert experience.metrics["reward/mean"] == pytest.approx(float(experience.reward_R[~steered].mean()))
+    update(learner(), None, optimizer_for(learner(), plan), experience, plan, Objective())
 
 
 def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
@@ -199,15 +202,15 @@ def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
 def test_one_training_for_every_speed(key_first):
     """Each group draws its alpha; its members are asked for, recorded with, and rewarded by the same one."""
     alphas, plan = (0.0, 3.0), replace(PLAN, prompts=12)
-    found = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
-    alpha_R = found.job.alpha_R
+    experience = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
+    alpha_R = experience.job.alpha_R
     assert alpha_R is not None and set(alpha_R.tolist()) == set(alphas)
     for prompt in range(plan.prompts):
-        assert len(set(alpha_R[found.job.prompt_R == prompt].tolist())) == 1
-    assert found.steps.observation.alpha_B is not None
-    assert torch.equal(found.steps.observation.alpha_B, alpha_R[found.steps.row_N])
-    speed = (4 - found.rollout.nfe_R + 1) / 4
-    assert torch.allclose(found.reward_R, found.dense_R * speed**alpha_R)
+        assert len(set(alpha_R[experience.job.prompt_R == prompt].tolist())) == 1
+    assert experience.steps.observation.alpha_B is not None
+    assert torch.equal(experience.steps.observation.alpha_B, alpha_R[experience.steps.row_N])
+    speed = (4 - experience.rollout.nfe_R + 1) / 4
+    assert torch.allclose(experience.reward_R, experience.dense_R * speed**alpha_R)
     again = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
     assert again.job.alpha_R is not None and torch.equal(again.job.alpha_R, alpha_R)
 
@@ -217,9 +220,9 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
     results = []
     for objective in (Objective(alpha=2.0, signal="dense"), Objective(alphas=(2.0,), signal="dense")):
         policy = learner()
-        found = gathered(key_first, policy, objective=objective)
-        update(policy, None, optimizer_for(policy, PLAN), found, PLAN, objective)
-        results.append((found, snapshot(policy)))
+        experience = gathered(key_first, policy, objective=objective)
+        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, objective)
+        results.append((experience, snapshot(policy)))
     (one, ours), (other, theirs) = results
     assert torch.equal(one.rollout.canvas_RL, other.rollout.canvas_RL) and torch.equal(one.reward_R, other.reward_R)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -229,9 +232,9 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
 def test_an_expert_s_commits_are_recorded_best_first(key_first, policy):
     """An ordered policy is steered to the expert's own order of preference, not to that of the positions."""
     plan = replace(PLAN, block_length=None, experts=1)
-    found = gathered(key_first, policy, plan, expert=Threshold(0.5))
-    steps = found.steps
-    steered = (found.job.policy_R == 1)[steps.row_N]
+    experience = gathered(key_first, policy, plan, expert=Threshold(0.5))
+    steps = experience.steps
+    steered = (experience.job.policy_R == 1)[steps.row_N]
     seen, action = steps.observation, steps.action
     confidence_BL, rank_BL = seen.confidence_BL, action.rank_BL
     assert confidence_BL is not None and rank_BL is not None
@@ -270,12 +273,12 @@ def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, b
     plan = replace(PLAN, prompts=12, experts=1, expert_block=1, block_length=block_length)
     objective = Objective(alpha=0.5, signal="dense", record_share=0.7, kl_coef=0.1, num_epochs=2)
     policy, reference = coupled(features=16, alphas=(0.0, 2.0)), coupled(1, features=16, alphas=(0.0, 2.0))
-    found = gathered(key_first, policy, plan, replace(objective, alphas=(0.0, 2.0)), reference, Threshold(0.5))
-    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    torch.testing.assert_close(again, found.steps.log_prob_N, atol=1e-5, rtol=1e-5)
+    experience = gathered(key_first, policy, plan, replace(objective, alphas=(0.0, 2.0)), reference, Threshold(0.5))
+    again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    torch.testing.assert_close(again, experience.steps.log_prob_N, atol=1e-5, rtol=1e-5)
     assert bool(again.isfinite().all())
     old = snapshot(policy)
-    seen = update(policy, reference, optimizer_for(policy, plan), found, plan, objective)
+    seen = update(policy, reference, optimizer_for(policy, plan), experience, plan, objective)
     assert all(math.isfinite(value) for value in seen.values()) and seen["policy/kl"] != 0
     still = {name for name, value in policy.state_dict().items() if torch.equal(old[name], value)}
     # The first pick is free and the second ends a block of two: no risk is ever paid there.
@@ -289,15 +292,15 @@ def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
     policy = coupled(**shape)
     objective = Objective(alpha=0.0, signal="dense", kl_coef=1e-2, divergence="ce", clip_eps=0.2)
     rule = Quota("confidence", 1)
-    found = gathered(key_first, policy, objective=objective, reference=rule)
+    experience = gathered(key_first, policy, objective=objective, reference=rule)
     if shape:
-        assert bool((found.rollout.nfe_R == 4).all())
-    target = rule.distribution(found.steps.observation)
-    before = -target.kl(policy.distribution(found.steps.observation)).mean()
+        assert bool((experience.rollout.nfe_R == 4).all())
+    target = rule.distribution(experience.steps.observation)
+    before = -target.kl(policy.distribution(experience.steps.observation)).mean()
     strong = replace(objective, kl_coef=100.0)
-    seen = update(policy, rule, optimizer_for(policy, PLAN), found, PLAN, strong)
+    seen = update(policy, rule, optimizer_for(policy, PLAN), experience, PLAN, strong)
     assert math.isfinite(seen["policy/kl"])
-    assert -target.kl(policy.distribution(found.steps.observation)).mean() > before
+    assert -target.kl(policy.distribution(experience.steps.observation)).mean() > before
 
 
 def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
@@ -312,8 +315,8 @@ def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
     own_n = policy.log_prob(action)
     with pytest.raises(ValueError, match="too many"):
         policy.kl(other)
-    found = divergence(policy, other, Draw(action, own_n, own_n, own_n > 0), "kl", learns=True)
-    torch.testing.assert_close(found, own_n - other.log_prob(action))
+    experience = divergence(policy, other, Draw(action, own_n, own_n, own_n > 0), "kl", learns=True)
+    torch.testing.assert_close(experience, own_n - other.log_prob(action))
     assert torch.equal(entropy(policy, own_n), -own_n)
 
 
