@@ -8,16 +8,16 @@ again, it ends where it would have ended.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.commands.evidence import Pick, read_evidence
 from components.evaluation import gate
 from components.evaluation.results import EvalResult
-from components.stages.common.runfile import content_hash, read_run
+from components.stages.common.runfile import RunRecord, content_hash, read_run
 from components.tracking import registry, store
 from components.tracking.publish import publish
 
@@ -48,11 +48,11 @@ def promote(
         if path is not None and not path.exists():
             return gate.decide(challenger, None)
         with store.reading(uri) as client:
-            return _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+            return _judged(client, challenger, run.profile, _evaluator(uri, reevaluate))
     run_id = publish(outputs, root)
     client = store.connect(uri)
     with store.lock(uri, "promote"):
-        verdict = _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+        verdict = _judged(client, challenger, run.profile, _evaluator(uri, reevaluate))
         return _carry_out(client, replace(verdict, run_id=run_id), challenger, run, root)
 
 
@@ -108,16 +108,16 @@ def _judge(
 
 
 def _carry_out(
-    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: Mapping[str, Any], root: Path
+    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: RunRecord, root: Path
 ) -> gate.Verdict:
     lock = root / "dvc.lock"
     tags = {
-        "commit": str(run["commit"]),
-        "dirty": str(run["dirty"]),
-        "dependencies": str(run["identity"]),
+        "commit": run.commit,
+        "dirty": str(run.dirty),
+        "dependencies": run.identity,
         "lock": content_hash(lock) if lock.exists() else "none",
     }
-    version, _ = registry.register(client, run["profile"], challenger.identity, str(verdict.run_id), tags)
+    version, _ = registry.register(client, run.profile, challenger.identity, str(verdict.run_id), tags)
     registry.save_evidence(client, version, challenger, str(verdict.run_id))
     verdict = replace(verdict, version=str(version.version))
     # What is live, or was withdrawn, tells already why.

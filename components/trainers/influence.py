@@ -125,8 +125,11 @@ def fit(
     """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
-    if checkpoint is not None and checkpoint.exists() and checkpoints.facts_of(checkpoint).get("key") == key:
-        history = checkpoints.load(checkpoint, policy, optimizer)["history"]
+    if checkpoint is not None and checkpoint.exists():
+        facts = checkpoints.facts_of(checkpoint)
+        if facts.get("key") == key:
+            checkpoints.load(checkpoint, policy, optimizer)
+            history = facts["history"]
     for epoch, metrics in enumerate(history):
         report(epoch, metrics)
     for epoch in range(len(history), plan.num_epochs):

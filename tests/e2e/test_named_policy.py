@@ -80,7 +80,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         run_id = "none"
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
+    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
     settings, made = toy(), Workspace(tmp_path, "tiny")
     run(made, settings, "prepare")
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))

@@ -113,7 +113,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     class Unwatched(JsonlTracker):
         run_id = "none"
 
-    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
+    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
 
     def run(stage: str, function: Callable[..., Any], **given: Any) -> None:
         wanted = inspect.signature(function).parameters
