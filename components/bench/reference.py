@@ -161,7 +161,7 @@ def softmax_statistics(
     return found | {"drift_BLH": drift_BLH}, (log_BLV, drift_BLH)
 
 
-def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict:
+def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict[str, Any]:
     if needs.features == "sequence":
         return {"features_BTD": hidden_BTD, "attend_BT": attend_BT, "canvas_start": start}
     return {"features_BTD": hidden_BTD[:, start:]} if needs.features == "canvas" else {}

@@ -75,7 +75,10 @@ def optimizers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.o
 
 
 def _backward(
-    denoiser: TransformerDenoiser, batches: list[Batch], parameters: list[torch.nn.Parameter], address: tuple
+    denoiser: TransformerDenoiser,
+    batches: list[Batch],
+    parameters: list[torch.nn.Parameter],
+    address: tuple[object, ...],
 ) -> dict[str, float]:
     """Adds the batches' gradients to the parameters'; the loss of each. Pieces of the batches run side by side: which
     pieces there are, what is drawn for them and the order of the sums do not depend on the number of workers."""
