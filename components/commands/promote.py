@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Reevaluate = Callable[[Path], EvalResult]
 """The champion's ONNX file -> its result on this gate set."""
-EvaluateChampion = Callable[["ModelVersion"], gate.Cell]
+EvaluateChampion = Callable[["ModelVersion"], EvalResult]
 
 
 def promote(
@@ -76,9 +76,7 @@ def _judged(
 def _evaluator(uri: str, reevaluate: Reevaluate | None) -> EvaluateChampion | None:
     if reevaluate is None:
         return None
-    return lambda present: gate.Cell.of_result(
-        reevaluate(registry.policy_path(f"models:/{present.name}/{present.version}", uri))
-    )
+    return lambda present: reevaluate(registry.policy_path(f"models:/{present.name}/{present.version}", uri))
 
 
 def _judge(
