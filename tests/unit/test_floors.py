@@ -45,7 +45,7 @@ ONLY_IN = {
     "onnxruntime": {"export"},
     "reasoning_gym": {"tasks"},
     "typer": {"cli"},
-    "pydantic": {"settings", "stages", "flows"},
+    "pydantic": {"settings", "flows"},
 }
 
 
