@@ -26,6 +26,7 @@ from components.core.errors import DataError, SettingsError
 from components.core.files import read_json, write_text
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
+from flows.results import UI
 
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
@@ -52,12 +53,14 @@ class Stack:
             "DO_NOT_TRACK": "true",
             "ORT_DISABLE_TELEMETRY": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            UI: f"http://127.0.0.1:{self.ports['mlflow']}",
         }
 
     def private(self) -> dict[str, str]:
         """What only the services get. Without job execution off, MLflow starts 8 more processes for nobody's jobs."""
         return {
             "PREFECT_HOME": str(self.folder / "prefect"),
+            "UNMASK_REPOSITORY": str(self.checkout),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "3",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -163,6 +166,7 @@ def up(stack: Stack) -> None:
     status(stack)
     print(f"\nin your shell:  source {stack.folder / 'env'}")
     print("then:           prefect deployment run train-policy/cpu --watch")
+    print(f"its log:        tail -f {stack.folder / 'worker-cpu.log'}")
 
 
 def down(stack: Stack) -> None:
