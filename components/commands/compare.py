@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.commands.decode import Asked, console_for, decode_one, display
-from components.commands.resolve import active_profile, candidate, example_for, open_dllm, rule, task_for
+from components.commands.resolve import active_profile, candidate, example_for, named_task, open_dllm, rule, task_for
 from components.core.errors import DataError
 from components.evaluation.results import EvalResult, read_results
 from components.policies.rules import decoders
@@ -59,7 +59,7 @@ def show_comparison(one: str, other: str, asked: Asked, count: int) -> None:
     results = ground.decode(pair)
     _show_one(ground, pair, results, asked.prompt)
     console = console_for()
-    rival = _at_equal_speed(ground, pair, results)
+    rival = at_equal_speed(ground, pair, results)
     extra = ground.decode([rival]) if rival else []
     console.print(_table([*results, *extra]))
     for line in [alone(*results), *differences(*results)]:
@@ -76,7 +76,7 @@ def _ground(workspace: Workspace, settings: Settings, asked: Asked, count: int) 
 
     if asked.prompt is None:
         name = asked.task or settings.evaluate.gate_task
-        _, task = task_for(settings, settings.data.tasks[name].build().sample(0, 0).prompt, name)
+        task = named_task(settings, name)
     else:
         name, task = task_for(settings, asked.prompt, asked.task)
     examples = workspace.task(name).examples("test")[:count]
@@ -103,7 +103,7 @@ def _show_one(ground: Ground, pair: Sequence[Candidate], results: Sequence[EvalR
     display(shown)
 
 
-def _at_equal_speed(ground: Ground, pair: Sequence[Candidate], results: Sequence[EvalResult]) -> Candidate | None:
+def at_equal_speed(ground: Ground, pair: Sequence[Candidate], results: Sequence[EvalResult]) -> Candidate | None:
     """The one of the two that is a rule, at the swept number whose forward passes are nearest to the other's.
 
     None where both or none are rules, the rule is not swept, or its number is that one already.
@@ -132,11 +132,11 @@ def _speeds(ground: Ground, given: Candidate) -> dict[str, float]:
     path = ground.workspace.outputs / "rules" / f"evaluate-{ground.name}" / "results.jsonl"
     swept = read_results(path) if path.exists() else []
     found = {f"{r.family}:{r.setting}": r.nfe for r in swept if (r.family, r.block_length) == (given.family, length)}
-    if found:
+    names = [f"{given.family}:{number:g}" for number in ground.settings.sweep.rules.get(given.family, ())]
+    if found or not names:
         return found
     few = ground.prompts.take(range(min(FEW, len(ground.prompts))))
-    names = [f"{given.family}:{number:g}" for number in ground.settings.sweep.rules.get(given.family, ())]
-    measured = ground.decode([_numbered(given, name) for name in names], few) if names else []
+    measured = ground.decode([_numbered(given, name) for name in names], few)
     return {name: result.nfe for name, result in zip(names, measured, strict=True)}
 
 

@@ -79,20 +79,28 @@ def rule(name: str) -> Any:
     return heuristic(kind, value)
 
 
-def task_for(settings: Settings, prompt: str, name: str | None = None) -> tuple[str, Task]:
-    """The task of this name in the settings or the library, else the one whose marker the prompt begins with, else the
-    gate task. SettingsError for an unknown name, DataError where the task does not write such prompts."""
+def named_task(settings: Settings, name: str) -> Task:
+    """The task of this name in the settings, else in the library. SettingsError for an unknown one."""
     from components.settings.data import TaskSettings
     from components.stages.common.cases import item_of
     from components.tasks import TASKS
 
     tasks = settings.data.tasks
-    if name is None:
-        marked = [found for found, task in tasks.items() if task.marker and prompt.startswith(task.marker)]
-        name = marked[0] if marked else settings.evaluate.gate_task
-    elif name in TASKS and name not in tasks:
+    if name in TASKS and name not in tasks:
         tasks = {name: TaskSettings(kind=name, params={}, canvas=None)}
-    task = item_of(tasks, "data.tasks", name).build()
+    return item_of(tasks, "data.tasks", name).build()
+
+
+def task_for(settings: Settings, prompt: str, name: str | None = None) -> tuple[str, Task]:
+    """The task of this name, else the one whose marker the prompt begins with, else the gate task.
+
+    SettingsError for an unknown name, DataError where the task does not write such prompts.
+    """
+    if name is None:
+        tasks = settings.data.tasks.items()
+        marked = [found for found, task in tasks if task.marker and prompt.startswith(task.marker)]
+        name = marked[0] if marked else settings.evaluate.gate_task
+    task = named_task(settings, name)
     _check_prompt(name, task, prompt)
     return name, task
 

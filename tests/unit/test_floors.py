@@ -20,9 +20,9 @@ import pytest
 from components.cli import stages, tools
 from components.policies.rules import decoders
 from tests.messages import has_remedy
+from tests.wheel import PACKAGES, build_wheel
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("components", "flows")
 
 # Lowest first. What stands on one floor does not import its neighbours either.
 FLOORS = (
@@ -175,17 +175,7 @@ def test_importing_any_module_of_the_library_writes_nothing_and_asks_nobody(tmp_
 
 
 def test_the_wheel_holds_every_module_and_no_test(tmp_path: Path) -> None:
-    """Built beside the checkout: setuptools would take what an older build/ there still holds."""
-    copy = tmp_path / "source"
-    for package in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))  # links followed
-    shutil.copy(ROOT / "pyproject.toml", copy)
-    (copy / "README.md").write_text("# copy")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    done = subprocess.run([*wheel, "-w", tmp_path, copy], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (built,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(built).namelist())
+    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
     assert {name for name in names if name.endswith(".py")} == {path.relative_to(ROOT).as_posix() for path in modules()}
     assert {f"{package}/py.typed" for package in PACKAGES} | {"components/settings/params.yaml"} <= names
 

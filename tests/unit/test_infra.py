@@ -20,7 +20,7 @@ from prefect.workers.base import BaseJobConfiguration
 
 from components.core.errors import SettingsError
 from flows import deploy
-from flows.stack import Stack
+from flows.stack import Stack, next_steps
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -229,6 +229,15 @@ def test_what_is_up_keeps_its_ports_whatever_is_asked_for(tmp_path: Path) -> Non
     stack = _stack(tmp_path, prefect={"pid": os.getpid(), "created": psutil.Process().create_time()})
     assert stack.alive("prefect")
     assert stack.api == "http://127.0.0.1:7/api"
+
+
+def test_whoever_watches_a_run_is_told_where_its_log_is(tmp_path: Path) -> None:
+    stack = _stack(tmp_path)
+    stack.start("worker-cpu", [sys.executable, "-c", "print('a line of the flow run')"])
+    process = stack.alive("worker-cpu")
+    assert process is None or process.wait(20) in (0, None)
+    (command,) = [line.partition(":")[2].strip() for line in next_steps(stack) if "tail -f" in line]
+    assert "a line of the flow run" in Path(command.removeprefix("tail -f ")).read_text(encoding="utf-8")
 
 
 def test_a_taken_port_is_refused_by_name_and_nothing_is_started(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,18 @@ import torch
 from rich.console import Console
 
 from components.commands import doctor, extras
-from components.commands.compare import alone, differences, telling
+from components.commands.compare import Ground, alone, at_equal_speed, differences, telling
 from components.commands.decode import HOLE, Shown, boards, lines
 from components.commands.puzzles import is_solvable, wrong_cells
-from components.commands.resolve import rule, task_for
+from components.commands.resolve import candidate, rule, task_for
 from components.core.errors import DataError, SettingsError
 from components.core.types import Action
-from components.evaluation.results import COLUMNS, EvalResult
+from components.evaluation.evaluate import Candidate
+from components.evaluation.results import COLUMNS, EvalResult, write_results
 from components.maths.distributions import Bernoulli
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.settings import read
+from components.stages.common.workspace import Workspace
 from components.tasks import END, Example, build
 from components.tasks.example import fill
 from tests.messages import has_remedy
@@ -225,6 +228,43 @@ def test_the_prompt_shown_tells_the_two_apart_in_either_direction(better: list[f
 def test_how_often_each_was_right_alone_is_counted() -> None:
     one, other = measured("a", [1, 0, 1, 0, 1], [4] * 5), measured("b", [0, 1, 1, 0, 0], [3] * 5)
     assert alone(one, other) == "right alone, of 5 prompts: a 2, b 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "speed", "wanted"),
+    [
+        ("threshold:0.5", 4.1, "threshold:0.8"),  # of the three swept numbers, the nearest in forward passes
+        ("threshold:0.8", 4.1, None),  # is that one already
+        ("threshold:0.83", 4.1, None),  # is nearer than any swept one
+        ("margin:1", 4.1, None),  # not swept here
+    ],
+)
+def test_a_rule_is_compared_once_more_at_the_others_speed(
+    tmp_path: Path, given: str, speed: float, wanted: str | None
+) -> None:
+    place = Workspace(tmp_path, "tiny")
+    nfe = {"threshold:0.5": 2.0, "threshold:0.8": 4.5, "threshold:0.83": 4.2, "threshold:0.9": 7.0, "margin:1": 16.0}
+    swept = [
+        replace(
+            measured(f"{n}", [1.0], [0.0]), family="threshold", block_length=block, nfe=nfe[f"threshold:{n}"] / more
+        )
+        for n in (0.5, 0.8, 0.9)
+        for block, more in ((16, 1.0), (4, 1.1))
+    ]
+    write_results(place.outputs / "rules" / "evaluate-many" / "results.jsonl", swept)
+    prompts: Any = SimpleNamespace(lengths=[16, 16], take=lambda index: prompts)
+    sweep = SETTINGS.sweep.model_copy(update={"rules": {"threshold": (0.5,)}})
+    settings = SETTINGS.model_copy(update={"sweep": sweep})
+    ground = Ground(place, settings, (None, None), build("sudoku_many"), "many", prompts)
+    pair = [candidate(given, place, SETTINGS, "mode"), Candidate("policy", "mine", None, None)]  # type: ignore[arg-type]
+    results = [
+        replace(measured(given, [1.0], [1.0]), nfe=nfe[given]),
+        replace(measured("mine", [1.0], [1.0]), nfe=speed),
+    ]
+    for order in (slice(None), slice(None, None, -1)):
+        found = at_equal_speed(ground, pair[order], results[order])
+        assert (found and found.setting) == wanted
+    assert at_equal_speed(ground, [pair[0], pair[0]], [results[0]] * 2) is None
 
 
 def test_what_rounds_to_zero_is_not_minus_zero() -> None:
