@@ -189,14 +189,23 @@ class Job(BaseJobConfiguration):
     job_manifest: dict[str, Any]
 
 
+def worker_class(which: str) -> type[BaseJobConfiguration]:
+    """Our list of its fields, or Prefect's Kubernetes worker itself, which the extra of a cluster's machines has."""
+    if which == "fields":
+        return Job
+    return pytest.importorskip("prefect_kubernetes.worker").KubernetesWorkerJobConfiguration
+
+
+@pytest.mark.parametrize("which", ["fields", "worker"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_prefect_makes_a_whole_job_of_the_template_and_a_deployment(flow: str, monkeypatch) -> None:
+def test_prefect_makes_a_whole_job_of_the_template_and_a_deployment(flow: str, which: str, monkeypatch) -> None:
+    configuration: Any = worker_class(which)
     monkeypatch.chdir(ROOT)
     (deployment,) = [d for d in DEPLOYMENTS if d["name"] == "gpu" and import_object(d["entrypoint"]).name == flow]
     validate(deployment["work_pool"]["job_variables"], TEMPLATE["variables"], raise_on_error=True)
     values = {"name": "a-run", "command": "prefect flow-run execute"} | deployment["work_pool"]["job_variables"]
     nobody: Any = object()  # the template refers to nothing on a server
-    job = asyncio.run(Job.from_template_and_values(TEMPLATE, values, client=nobody))
+    job = asyncio.run(configuration.from_template_and_values(TEMPLATE, values, client=nobody))
     text = json.dumps(job.model_dump(mode="json"))
     assert (
         "{{" not in text and job.namespace == "default" and job.env == deployment["work_pool"]["job_variables"]["env"]
