@@ -107,7 +107,7 @@ print('{"a library": "warns at its exit"}')
 
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[str]:
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=180):  # a busy machine needs more than the 30 s of Prefect
         yield PREFECT_API_URL.value()
 
 
