@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def report(
     workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
 ) -> dict[str, float]:
-    """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
+    """P/report: four pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
 
     The files of a case that the settings no longer have are not reported.
     """
@@ -36,7 +36,8 @@ def report(
         for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl")
     ]
 
-    pareto.draw(folder / "pareto.png", [*test, *elsewhere, *foreign])
+    pareto.draw(folder / "pareto.png", test)
+    pareto.draw_all(folder / "pareto-all.png", [*test, *elsewhere, *foreign])
     pareto.write_csv(plots / "pareto.csv", test)
     learning.draw(folder / "learning.png", rounds)
     learning.write_csv(plots / "learning.csv", rounds)
