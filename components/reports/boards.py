@@ -132,7 +132,9 @@ def step_colour(step: int, steps: int) -> str:
 
 def mixed(one: str, other: str, share: float) -> str:
     """``#rrggbb`` between two colours; share 0: the first one."""
-    return "#" + "".join(f"{round(x + share * (y - x)):02x}" for x, y in zip(*map(_channels, (one, other)), strict=True))
+    return "#" + "".join(
+        f"{round(x + share * (y - x)):02x}" for x, y in zip(*map(_channels, (one, other)), strict=True)
+    )
 
 
 def ink_on(colour: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,42 +46,41 @@ def write(ax: Axes, labels: Sequence[Label], obstacles: Sequence[Obstacle]) -> N
     The axes must have their final place and limits: what covers what is decided in pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.patheffects import Normal, Stroke
-    from matplotlib.transforms import Bbox
 
     figure: Any = ax.figure.get_figure(root=True)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    frame = ax.get_window_extent(renderer).get_points()
+    frame = ax.get_window_extent(renderer).get_points() + [[-2], [2]]
     there, weights = _strewn(ax, obstacles)
     taken: list[NDArray[np.float64]] = []
     for label in labels:
         found: list[tuple[float, Any, NDArray[np.float64]]] = []
-        for rank, anchor in enumerate(label.anchors):
-            for place, (far, right, up) in enumerate((far, *side) for far in (1, 2.5, 5) for side in _SIDES):
-                reach = far * label.gap / (1.4 if right and up else 1.0)
-                text = ax.annotate(
-                    label.text,
-                    anchor,
-                    xytext=(right * reach, up * reach),
-                    textcoords="offset points",
-                    ha=_HA[right],
-                    va=_VA[up],
-                    color=label.color,
-                    fontsize=label.size,
-                    fontweight=label.weight,
-                    zorder=9,
-                    path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
-                )
-                box = Bbox(text.get_window_extent(renderer).get_points()).padded(2).get_points()
-                covered = float(weights[((there > box[0]) & (there < box[1])).all(1)].sum())
-                outside = bool((box[0] < frame[0] - 2).any() or (box[1] > frame[1] + 2).any())
-                clash = outside or any(bool((box[0] < b[1]).all() and (box[1] > b[0]).all()) for b in taken)
-                found.append((1e6 * clash + covered + 1.5 * (far - 1) + 0.05 * place + 0.2 * rank, text, box))
+        for effort, text in _tries(ax, label):
+            box = text.get_window_extent(renderer).get_points() + [[-2], [2]]
+            covered = float(weights[((there > box[0]) & (there < box[1])).all(1)].sum())
+            outside = bool((box[0] < frame[0]).any() or (box[1] > frame[1]).any())
+            clash = outside or any(bool((box[0] < b[1]).all() and (box[1] > b[0]).all()) for b in taken)
+            found.append((1e6 * clash + covered + effort, text, box))
         best = min(range(len(found)), key=lambda i: found[i][0])
         for i, (_, text, _) in enumerate(found):
             if i != best:
                 text.remove()
         taken.append(found[best][2])
+
+
+def _tries(ax: Axes, label: Label) -> Iterator[tuple[float, Any]]:
+    """The label's text at every place that comes into question; the worse the place, the larger the number."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
+    look: dict[str, Any] = {"color": label.color, "fontsize": label.size, "fontweight": label.weight, "zorder": 9}
+    for rank, anchor in enumerate(label.anchors):
+        for far in (1, 2.5, 5):
+            for side, (right, up) in enumerate(_SIDES):
+                reach = far * label.gap / (1.4 if right and up else 1.0)
+                place: dict[str, Any] = {"xytext": (right * reach, up * reach), "textcoords": "offset points"}
+                align = {"ha": _HA[right], "va": _VA[up]}
+                text = ax.annotate(label.text, anchor, path_effects=halo, **place, **align, **look)
+                yield 1.5 * (far - 1) + 0.05 * side + 0.2 * rank, text
 
 
 def _strewn(ax: Axes, obstacles: Sequence[Obstacle]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -97,7 +97,7 @@ def _strewn(ax: Axes, obstacles: Sequence[Obstacle]) -> tuple[NDArray[np.float64
 def _along(points: NDArray[np.float64], every: float = 6.0) -> NDArray[np.float64]:
     """Points on a broken line, a few pixels apart."""
     parts = []
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in pairwise(points):
         steps = max(2, int(np.hypot(*(b - a)) / every))
         parts.append(a + np.linspace(0, 1, steps)[:, None] * (b - a))
     return np.concatenate(parts)

@@ -1,5 +1,5 @@
-"""The learning curve: what each iteration of training logged, one small panel per quantity: raw and smoothed, beside the
-validation on the tune split, with a mark on the iteration whose weights were kept.
+"""The learning curve: what each iteration of training logged, raw and smoothed, one small panel per quantity. Beside
+it the validation on the tune split, and a mark on the iteration whose weights were kept.
 
 The names are those of ``train/metrics.jsonl``; a quantity that the run did not log has no panel. Whether the run went
 well is said by the evaluation table, not by this figure.
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from components.core.errors import DataError
 from components.core.files import read_lines, write_text
-from components.reports.files import write_figure
-from components.reports.pareto import POLICY_COLOUR, STYLE
+from components.reports.files import STYLE, write_figure
+from components.reports.pareto import POLICY_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,11 +133,12 @@ def _panel(ax: Axes, rounds: Sequence[Mapping[str, Any]], name: str, panel: Pane
         ax.plot(steps, scale * values, color=RAW, lw=0.9)
         ax.plot(steps, scale * smooth(values, window), color=LINE, lw=1.7)
     when, judged = _series(rounds, panel.validation)
-    ax.plot(when, scale * judged, color=POLICY_COLOUR, lw=1.2, marker="o", ms=3.6, mec="white", mew=0.5, zorder=4)
     if kept is not None:
         ax.axvline(kept, color=POLICY_COLOUR, lw=0.9, ls=(0, (2, 2)), zorder=1)
-        best = judged[when == kept]
-        ax.plot([kept] * len(best), scale * best, "*", ms=12, mfc=POLICY_COLOUR, mec="white", mew=0.7, zorder=5)
+    if len(when):
+        ax.plot(when, scale * judged, color=POLICY_COLOUR, lw=1.2, marker="o", ms=3.6, mec="white", mew=0.5, zorder=4)
+        best = when == kept
+        ax.plot(when[best], scale * judged[best], "*", ms=12, mfc=POLICY_COLOUR, mec="white", mew=0.7, zorder=5)
     ax.set_title(panel.title, fontsize=9.5, color="#222222")
     ax.set_ylabel(panel.unit, fontsize=8.5, color="#555555")
     ax.grid(True)

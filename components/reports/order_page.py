@@ -28,13 +28,11 @@ from components.reports.boards import (
     name_of,
     step_colour,
 )
+from components.reports.pairs import GAP, corner
 from components.reports.views import FULL, View, shift_colour, view_of
 
 Facts = dict[str, Any]
 """What a part of the template is filled with."""
-
-GAP = 0.16
-"""Between the boxes of a sudoku, in cells."""
 
 
 def write(
@@ -94,13 +92,14 @@ def _task(task: str, found: list[Case], columns: Mapping[str, int] | None, extre
 
 def _case(case: Case, columns: Mapping[str, int] | None, steps: int) -> Facts:
     first = next((line for line in reversed(case.prompt.splitlines()) if line.strip()), "prompt")
-    seen = case.learned and view_of(case.learned)
+    learned = case.learned
+    seen = None if learned is None else view_of(learned)
     return {
         "first": first[:90],
         "prompt": case.prompt,
         "gold": str(case.decodes[0].get("gold", "")),
         "decodes": [_board(decode, columns, steps) for decode in case.decodes],
-        "view": _view(seen, columns_of(case.learned, columns)) if case.learned and seen else None,
+        "view": _view(seen, columns_of(learned, columns)) if learned is not None and seen is not None else None,
     }
 
 
@@ -129,10 +128,7 @@ def _view(view: View, columns: int) -> Facts:
     length = len(view.alone)
     across = math.ceil(math.sqrt(length)) if columns == length > 12 else columns
     rows, boxes = math.ceil(length / across), box_of(length - 1, length, across)
-    corners = [
-        (i % across + GAP * box[1] + 0.07, i // across + GAP * box[0] + 0.07)
-        for i, box in ((i, box_of(i, length, across)) for i in range(length))
-    ]
+    corners = [(x + 0.07, y + 0.07) for x, y in (corner(i, length, across) for i in range(length))]
     left = {j for _, j in view.apart}
     cells: list[Facts] = []
     for i, (x, y) in enumerate(corners):
@@ -152,13 +148,13 @@ def _view(view: View, columns: int) -> Facts:
     }
 
 
-def _fine(view: View, i: int, corner: tuple[float, float], across: int, rows: int) -> list[Facts]:
+def _fine(view: View, i: int, place: tuple[float, float], across: int, rows: int) -> list[Facts]:
     """The small board in the place of position i: one path per colour."""
     wide, high = round(0.74 / across, 3), round(0.74 / rows, 3)
     paths: dict[str, str] = {}
     for j, shift in enumerate(view.shift[i]):
         colour = "#9aa1ac" if j == i else shift_colour(round(4 * shift) / 4)
-        x, y = corner[0] + 0.03 + 0.8 * (j % across) / across, corner[1] + 0.03 + 0.8 * (j // across) / rows
+        x, y = place[0] + 0.03 + 0.8 * (j % across) / across, place[1] + 0.03 + 0.8 * (j // across) / rows
         paths[colour] = paths.get(colour, "") + f"M{x:.2f} {y:.2f}h{wide}v{high}h-{wide}z"
     return [{"colour": colour, "d": d} for colour, d in paths.items()]
 

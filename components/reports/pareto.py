@@ -21,7 +21,7 @@ import numpy as np
 from components.core.files import write_text
 from components.evaluation.results import EvalResult
 from components.reports import fronts, labels
-from components.reports.files import write_figure
+from components.reports.files import STYLE, write_figure
 from components.reports.fronts import label_of
 from components.reports.table import points
 
@@ -40,24 +40,6 @@ POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 14, "mew": 0.7},
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#555555", "#F1F2F4"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "grid.color": "#E4E6EA",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 TICKS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 MAIN = 3
 """Panels of the main figure at most."""

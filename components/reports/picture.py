@@ -18,8 +18,8 @@ from components.evaluation.results import POLICIES, EvalResult
 from components.reports import fronts as table
 from components.reports import pairs
 from components.reports.boards import Case, Decode, cases, clues_of, columns_of, glyph, ink_on, last_step, step_colour
-from components.reports.files import write_figure
-from components.reports.pareto import POLICY_COLOUR, STYLE, legend_handles, panel
+from components.reports.files import STYLE, write_figure
+from components.reports.pareto import POLICY_COLOUR, legend_handles, panel
 from components.reports.views import FULL, View, shift_colour, view_of
 
 if TYPE_CHECKING:
@@ -46,12 +46,7 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    found = table.groups(cells)
-    if len(found) != 1:
-        raise DataError(
-            f"the picture was given {len(found)} groups of cells ({', '.join(' / '.join(key) for key in found)}): "
-            "its front belongs to one task on one denoiser and split; pass the cells of one."
-        )
+    _refuse_several(cells)
     before, after = typical_pair(decodes, cells)
     steps, view = max(last_step(before), last_step(after)), view_of(after)
     high = TOP + FRONT if view else TOP + 0.3
@@ -73,6 +68,15 @@ def draw(
             handles=legend_handles(cells), loc="lower center", ncols=4, fontsize=8.5, columnspacing=1.5, borderpad=0.2
         )
         return write_figure(path, figure)
+
+
+def _refuse_several(cells: Sequence[EvalResult]) -> None:
+    found = table.groups(cells)
+    if len(found) != 1:
+        raise DataError(
+            f"The picture was given {len(found)} groups of cells ({', '.join(' / '.join(key) for key in found)}). "
+            "Pass those of one task on one denoiser and split."
+        )
 
 
 def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tuple[Decode, Decode]:
