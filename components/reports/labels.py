@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+_MARGIN = np.array([[-2.0], [2.0]])  # pixels
 _HA, _VA = {1: "left", 0: "center", -1: "right"}, {1: "bottom", 0: "center", -1: "top"}
 
 
@@ -49,13 +50,13 @@ def write(ax: Axes, labels: Sequence[Label], obstacles: Sequence[Obstacle]) -> N
 
     figure: Any = ax.figure.get_figure(root=True)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    frame = ax.get_window_extent(renderer).get_points() + [[-2], [2]]
+    frame = ax.get_window_extent(renderer).get_points() + _MARGIN
     there, weights = _strewn(ax, obstacles)
     taken: list[NDArray[np.float64]] = []
     for label in labels:
         found: list[tuple[float, Any, NDArray[np.float64]]] = []
         for effort, text in _tries(ax, label):
-            box = text.get_window_extent(renderer).get_points() + [[-2], [2]]
+            box = text.get_window_extent(renderer).get_points() + _MARGIN
             covered = float(weights[((there > box[0]) & (there < box[1])).all(1)].sum())
             outside = bool((box[0] < frame[0]).any() or (box[1] > frame[1]).any())
             clash = outside or any(bool((box[0] < b[1]).all() and (box[1] > b[0]).all()) for b in taken)
