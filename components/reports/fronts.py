@@ -114,7 +114,7 @@ def kind_of(family: str) -> str:
     if family not in RULES:
         return "marginal"
     rule = RULES[family]
-    return "pair" if rule.pairs else "marginal" if rule.commits == "several" else "ordered"
+    return "pair" if rule.reads_pairs else "marginal" if rule.commits == "several" else "ordered"
 
 
 def saturation(cells: Iterable[EvalResult], within: float = 0.01) -> float:

@@ -77,7 +77,7 @@ def test_every_rule_has_a_kind_and_those_of_module_dependence_look_at_pairs() ->
         number = rule.low if rule.default is None and not rule.above else rule.default or 0.5
         if not rule.number or rule.admits(number):
             module = type(heuristic(name, number if rule.number else None)).__module__
-            assert rule.pairs == module.endswith(".dependence"), name
+            assert rule.reads_pairs == module.endswith(".dependence"), name
     assert fronts.kind_of("overlap") == "pair" and fronts.kind_of("threshold") == "marginal"
     assert {fronts.kind_of(name) for name in ("random", "confidence", "top_k_random")} == {"ordered"}
     assert {fronts.kind_of(name) for name in RULES} == set(fronts.KINDS)
