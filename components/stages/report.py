@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def report(
     workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
 ) -> dict[str, float]:
-    """P/report: four pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
+    """P/report: five pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
 
     The files of a case that the settings no longer have are not reported.
     """
@@ -45,9 +45,9 @@ def report(
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
     table.write(folder / "table.md", [*test, *elsewhere, *foreign])
-    headroom_page.write(
-        folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
-    )
+    figures = [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
+    headroom_page.write(folder / "headroom.md", figures)
+    headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")
     card.write(folder / "card.md", _facts(workspace, domain), run, test, elsewhere, foreign)
     return {}

@@ -20,7 +20,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from components.core.errors import DataError
 from components.evaluation.results import EvalResult
 from components.policies.rules import RULES, decoders, heuristic
-from components.reports import boards, fronts, learning, order_page, pareto, picture, views
+from components.reports import boards, fronts, headroom, learning, order_page, pareto, picture, views
 from tests.messages import has_remedy
 from tests.unit.test_reports import make_cell, synthetic, synthetic_decodes, synthetic_rounds
 
@@ -114,6 +114,22 @@ def test_names_lie_over_no_other_name_no_policy_and_within_the_panel(figures: li
             assert not any(((star > box[0]) & (star < box[1])).all() for star in stars)
             others = shown[:i] + shown[i + 1 :]
             assert not any((box[0] < other[1]).all() and (box[1] > other[0]).all() for other in others)
+
+
+def test_the_headroom_of_every_case_is_drawn_and_much_of_it_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(headroom, "write_figure", lambda path, figure: drawn.append(figure))
+    order = {"random": 0.34, "surest_first": 0.5, "best_of_random": 0.94, "critical": 1.0}
+    speed = {"at_half": 0.82, "best": 0.875, "critical": 0.0}
+    cases = [{"model": "mini", "task": task, "order": order, "speed": speed} for task in ("n_queens", "many")]
+    headroom.draw(Path("headroom.png"), cases)
+    axes = drawn[0].axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["many · mini", "n queens · mini"]
+    for ax, part, colour in zip(axes, (order, speed), (headroom.MUCH, headroom.LITTLE), strict=True):
+        marks = [line for line in ax.lines if len(np.asarray(line.get_xdata())) == 1]
+        shares = [share for name, share in part.items() if name != "critical"]
+        assert sorted(np.asarray(m.get_xdata()).item() for m in marks) == sorted(100 * s for s in shares * 2)
+        assert {m.get_markeredgecolor() for m in marks} == {colour} and ax.get_xlim() == (0, 100)
 
 
 # ---- the learning curve
