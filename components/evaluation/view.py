@@ -17,7 +17,7 @@ LONGEST = 81
 
 def is_seen(policy: Policy) -> bool:
     """Whether the policy has pair shifts to show."""
-    return isinstance(policy, CoupledPolicy) and policy.shape.pairs and policy.shape.action != "categorical"
+    return isinstance(policy, CoupledPolicy) and policy.shape.pair_shifts and policy.shape.action != "categorical"
 
 
 @torch.no_grad()

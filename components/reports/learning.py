@@ -52,15 +52,15 @@ KEPT_BY = "tune/reward"
 LINE, RAW = "#0072B2", "#B9D3E8"
 
 
-def read_rounds(path: Path) -> list[dict[str, Any]]:
-    """The rounds of a metrics.jsonl by rising ``step``; of a step that was logged twice (a resumed run) the last."""
+def read_iterations(path: Path) -> list[dict[str, Any]]:
+    """Those of a metrics.jsonl by rising ``step``; of a step that was logged twice (a resumed run) the last one."""
     by_step = {int(record["step"]): record for record in read_lines(path) if "step" in record}
     if not by_step:
-        raise DataError(f"{path} holds no round of a training. Run `dvc repro` to make it.")
+        raise DataError(f"{path} holds no iteration of a training. Run `dvc repro` to make it.")
     return [by_step[step] for step in sorted(by_step)]
 
 
-def draw(path: Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
+def draw(path: Path, iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
     """A PNG with one panel per logged quantity, and what its lines mean below.
 
     Errors:
@@ -69,41 +69,41 @@ def draw(path: Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, P
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = _present(rounds, panels)
+    names = _present(iterations, panels)
     across = min(3, len(names))
-    down, kept = math.ceil(len(names) / across), kept_step(rounds)
+    down, kept = math.ceil(len(names) / across), kept_step(iterations)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * across, 2.1 * down + 0.6), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
         for ax in axes[len(names) :]:
             ax.remove()
         for place, name in enumerate(names):
-            _panel(axes[place], rounds, name, panels[name], kept)
+            _panel(axes[place], iterations, name, panels[name], kept)
             if place + across >= len(names):
                 axes[place].set_xlabel("iteration")
                 axes[place].tick_params(labelbottom=True)
-        window = _window(max(len(_series(rounds, name)[0]) for name in names))
+        window = _window(max(len(_series(iterations, name)[0]) for name in names))
         figure.legend(handles=_handles(window, kept), loc="outside lower center", ncols=2 if across < 3 else 4)
         return write_figure(path, figure)
 
 
-def kept_step(rounds: Sequence[Mapping[str, Any]]) -> int | None:
+def kept_step(iterations: Sequence[Mapping[str, Any]]) -> int | None:
     """The iteration whose weights stage train kept; None without a validation."""
-    steps, values = _series(rounds, KEPT_BY)
+    steps, values = _series(iterations, KEPT_BY)
     return int(steps[values.argmax()]) if len(steps) else None
 
 
-def write_csv(path: Path, rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
+def write_csv(path: Path, iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
     """The drawn quantities for DVC's plots: ``step`` and one column per quantity, named as logged, blank if absent.
 
     Errors:
         DataError: none of ``panels`` was logged.
     """
     text = io.StringIO(newline="")
-    columns = ["step", *_present(rounds, panels)]
+    columns = ["step", *_present(iterations, panels)]
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore", restval="")
     writer.writeheader()
-    writer.writerows(rounds)
+    writer.writerows(iterations)
     return write_text(path, text.getvalue())
 
 
@@ -121,18 +121,18 @@ def _window(values: int) -> int:
     return values // 12
 
 
-def _panel(ax: Axes, rounds: Sequence[Mapping[str, Any]], name: str, panel: Panel, kept: int | None) -> None:
+def _panel(ax: Axes, iterations: Sequence[Mapping[str, Any]], name: str, panel: Panel, kept: int | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     scale = 100.0 if panel.unit == "%" else 1.0
-    steps, values = _series(rounds, name)
+    steps, values = _series(iterations, name)
     window = _window(len(values))
     if window < 2:
         ax.plot(steps, scale * values, color=LINE, lw=1.4, marker=".")
     else:
         ax.plot(steps, scale * values, color=RAW, lw=0.9)
         ax.plot(steps, scale * smooth(values, window), color=LINE, lw=1.7)
-    when, judged = _series(rounds, panel.validation)
+    when, judged = _series(iterations, panel.validation)
     if kept is not None:
         ax.axvline(kept, color=POLICY_COLOUR, lw=0.9, ls=(0, (2, 2)), zorder=1)
     if len(when):
@@ -167,18 +167,18 @@ def _handles(window: int, kept: int | None) -> list[Any]:
     return handles
 
 
-def _present(rounds: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel]) -> list[str]:
-    names = [name for name in panels if any(_is_number(record.get(name)) for record in rounds)]
+def _present(iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel]) -> list[str]:
+    names = [name for name in panels if any(_is_number(record.get(name)) for record in iterations)]
     if not names:
         raise DataError(
-            f"{len(rounds)} rounds, and none of {', '.join(panels)} in them: there is no curve to draw; "
+            f"{len(iterations)} iterations, and none of {', '.join(panels)} in them: there is no curve to draw; "
             "give the metrics.jsonl of stage train."
         )
     return names
 
 
-def _series(rounds: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    kept = [(record["step"], record[name]) for record in rounds if _is_number(record.get(name))]
+def _series(iterations: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    kept = [(record["step"], record[name]) for record in iterations if _is_number(record.get(name))]
     both = np.asarray(kept, dtype=np.float64).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 

@@ -27,7 +27,7 @@ def report(
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
-    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
+    iterations = learning.read_iterations(outputs / "train" / "metrics.jsonl")
     test = _tables(workspace, "evaluate", evaluate.tasks)
     elsewhere, foreign = _tables(workspace, "transfer", transfer), _tables(workspace, "ood", ood)
     decodes = [
@@ -39,8 +39,8 @@ def report(
     pareto.draw(folder / "pareto.png", test)
     pareto.draw_all(folder / "pareto-all.png", [*test, *elsewhere, *foreign])
     pareto.write_csv(plots / "pareto.csv", test)
-    learning.draw(folder / "learning.png", rounds)
-    learning.write_csv(plots / "learning.csv", rounds)
+    learning.draw(folder / "learning.png", iterations)
+    learning.write_csv(plots / "learning.csv", iterations)
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
@@ -49,7 +49,7 @@ def report(
     headroom_page.write(folder / "headroom.md", figures)
     headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run, test, elsewhere, foreign)
+    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), test, elsewhere, foreign)
     return {}
 
 

@@ -282,10 +282,10 @@ def test_a_resumed_and_killed_run_reads_as_one(tmp_path):
     lines = [{"step": 1, "reward/mean": 0.1}, {"step": 2, "reward/mean": 0.2}, {"step": 2, "reward/mean": 0.3}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "rew')
-    assert learning.read_rounds(path) == [lines[0], lines[2]]
+    assert learning.read_iterations(path) == [lines[0], lines[2]]
     path.write_text('{"torn\n' + json.dumps(lines[0]) + "\n")
     with pytest.raises(DataError, match="line 1"):
-        learning.read_rounds(path)
+        learning.read_iterations(path)
 
 
 def test_smoothing_keeps_constants_lines_inside_and_bounds():

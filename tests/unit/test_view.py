@@ -60,7 +60,7 @@ def test_the_numbers_are_the_policys_own_whatever_the_row_and_the_temperature() 
 def test_policies_without_pair_shifts_have_none_and_long_canvases_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for policy in (
         heuristic("threshold", 0.9),
-        CoupledPolicy(replace(PLAIN, pairs=False)),
+        CoupledPolicy(replace(PLAIN, pair_shifts=False)),
         CoupledPolicy(replace(PLAIN, action="categorical")),
     ):
         assert not is_seen(policy) and first_views(policy, decoded(policy), [6, 6, 6]) == [None] * 3
