@@ -35,7 +35,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fit:
-    """epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
+    """num_epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
 
     num_epochs: int
     batch: int
@@ -43,25 +43,32 @@ class Fit:
     seed: int
 
 
-def influence(
-    policy: CoupledPolicy,
-    reference: Policy,
-    denoiser: Denoiser,
-    prompts: Prompts,
-    plans: tuple[Probing, Fit],
-    report: Report,
-    folder: Path,
-    key: str,
-) -> None:
-    """Collects labels and trains the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
+@dataclass(frozen=True)
+class Source:
+    """Where labels come from: the frozen model, probed at states of these prompts that the reference visits."""
+
+    reference: Policy
+    denoiser: Denoiser
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Labels and checkpoints of a training that may be killed, in ``folder``. key: names the source."""
+
+    folder: Path
+    key: str
+
+
+def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], report: Report, kept: Kept) -> None:
+    """Collect labels and train the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
-    trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
-    reports the finished epochs once more. key: names everything else that the labels depend on (the frozen
-    model, the prompts, the reference); labels of another key are collected anew.
+    trained on all. Killed and started again it ends at the same bits, and reports the finished epochs once more. Labels
+    of another key are collected anew.
     """
     probing, plan = plans
-    visits = json.dumps([key, asdict(probing), asdict(policy.needs)], sort_keys=True)
+    visits = json.dumps([kept.key, asdict(probing), asdict(policy.needs)], sort_keys=True)
     key = json.dumps([visits, asdict(plan), policy.describe()], sort_keys=True)
     own = probing.chunks if probing.on_policy_from is None else min(probing.on_policy_from, probing.chunks)
     labels: list[Labels] = []
@@ -69,12 +76,12 @@ def influence(
         if first == last:
             continue
         for chunk in range(first, last):
-            make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
+            make = partial(collect, policy, source.reference, source.denoiser, source.prompts, probing, chunk)
             # What the reference alone visits does not depend on how the policy is trained.
-            labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
-        epochs = number * plan.num_epochs
-        later = partial(_later, report, epochs)
-        fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
+            path = kept.folder / f"labels-{chunk:04d}.safetensors"
+            labels.append(stored(path, key if number else visits, make))
+        later = partial(_later, report, number * plan.num_epochs)
+        fit(policy, labels, plan, later, kept.folder / f"fit-{number}.safetensors", key)
 
 
 def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -> None:

@@ -96,26 +96,37 @@ def _backward(
     return losses
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over ``warmup`` of the ``steps``, then a cosine to zero."""
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    seed: int
+
+    def share_at(self, step: int) -> float:
+        """The learning rate at a step over ``learning_rate``."""
+        return min(1.0, (step + 1) / max(self.warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
 def pretrain(
     denoiser: TransformerDenoiser,
     batches: Callable[[int], list[Batch]],
-    steps: int,
-    learning_rate: float,
-    warmup: int,
-    seed: int,
+    schedule: Schedule,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Linear warm-up, then a cosine to zero. ``batches(step)``: one batch per task, their gradients are added up."""
+    """Train in place. ``batches(step)``: one batch per task, their gradients are added up."""
     model = denoiser.model.train().requires_grad_(True)
-    optimizers = optimizers_for(model, learning_rate)
+    optimizers = optimizers_for(model, schedule.learning_rate)
     first = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    for step in range(steps):
-        rate = min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for step in range(schedule.steps):
+        rate = schedule.share_at(step)
         for optimizer, rates in zip(optimizers, first, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        losses = _backward(denoiser, batches(step), list(model.parameters()), (seed, "pretrain", step))
+        losses = _backward(denoiser, batches(step), list(model.parameters()), (schedule.seed, "pretrain", step))
         norm = clip_finite(model, 1.0, sum(losses.values()), f"step {step} of pretraining")
         for optimizer in optimizers:
             optimizer.step()

@@ -21,7 +21,7 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, influence
+from components.trainers.influence import Fit, Kept, Source, influence
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 
 torch.set_num_threads(1)
@@ -199,7 +199,8 @@ def run(
         if epoch == stop:
             raise KeyboardInterrupt
 
-    influence(policy, Quota("confidence", 2), denoiser, prompts_of(), (plan, fit), report, folder, "test")
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy, source, (plan, fit), report, Kept(folder, "test"))
     return policy, figures
 
 
@@ -261,16 +262,9 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
         block_length=None,
         seed=0,
     )
-    influence(
-        policy,
-        Quota("random", 1),
-        key_first.denoiser(),
-        key_first.prompts(14),
-        (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0)),
-        lambda epoch, m: figures.append(m),
-        tmp_path,
-        "key first",
-    )
+    source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    plans = (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0))
+    influence(policy, source, plans, lambda epoch, m: figures.append(m), Kept(tmp_path, "key first"))
     assert figures[-1]["influence/loss"] < figures[0]["influence/loss"]
     assert figures[-1]["influence/held_unexplained"] < 0.1
     assert figures[-1]["influence/unexplained"] < figures[0]["influence/unexplained"]
