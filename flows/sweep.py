@@ -25,7 +25,7 @@ def sweep(
     alphas: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)] = [1.0],  # noqa: B006
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0],  # noqa: B006
     profile: Profile | None = None,
-    rounds: Annotated[int | None, Field(ge=1)] = None,
+    iterations: Annotated[int | None, Field(ge=1)] = None,
     promote: bool = False,
     repository: str = ".",
 ) -> Any:
@@ -35,7 +35,7 @@ def sweep(
         alphas: how much speed counts, one policy each
         seeds: seeds of the training, one policy each
         profile: a profile, of params.yaml or of a file of profiles/. Empty: that of params.yaml
-        rounds: rounds of reinforcement learning. Empty: the profile's own
+        iterations: iterations of reinforcement learning. Empty: the profile's own
         promote: let every policy try the gate
         repository: the checkout to work from, a dot for the one of the machine that runs this
 
@@ -54,7 +54,7 @@ def sweep(
             profile=profile,
             alpha=alpha,
             seed=seed,
-            rounds=rounds,
+            iterations=iterations,
             promote=promote,
             repository=repository,
             return_state=True,

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from components.tracking.store import tracking_uri
 from flows import results, tasks, worktree
 from flows.command_line import run_from_command_line
-from flows.parameters import Alpha, Group, LearningRate, Profile, Prompts, Rounds, Seed
+from flows.parameters import Alpha, Group, Iterations, LearningRate, Profile, Prompts, Seed
 
 
 @flow(name="train-policy")
@@ -25,9 +25,9 @@ def train_policy(
     profile: Profile | None = None,
     seed: Seed = None,
     alpha: Alpha = None,
-    rounds: Rounds = None,
+    iterations: Iterations = None,
     learning_rate: LearningRate = None,
-    prompts_per_round: Prompts = None,
+    prompts_per_iteration: Prompts = None,
     group: Group = None,
     promote: bool = True,
     repository: str = ".",
@@ -38,9 +38,9 @@ def train_policy(
         profile: a profile, of params.yaml or of a file of profiles/. Empty: that of params.yaml
         seed: seed of the training. Empty: the profile's own
         alpha: how much speed counts, reward = correct x speed^alpha. Empty: the profile's own
-        rounds: rounds of reinforcement learning. Empty: the profile's own
+        iterations: iterations of reinforcement learning. Empty: the profile's own
         learning_rate: learning rate of the policy. Empty: the profile's own
-        prompts_per_round: prompts per round. Empty: the profile's own
+        prompts_per_iteration: prompts per iteration. Empty: the profile's own
         group: rollouts per prompt, compared with each other. Empty: the profile's own
         promote: register the policy, and make it champion if it passes the gate
         repository: the checkout to work from, a dot for the one of the machine that runs this

@@ -48,7 +48,7 @@ ONLY_IN = {
     "onnxruntime": {"export"},
     "reasoning_gym": {"tasks"},
     "typer": {"cli"},
-    "pydantic": {"settings", "flows"},
+    "pydantic": {"settings", "stages", "flows"},
 }
 
 
