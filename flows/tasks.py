@@ -14,11 +14,13 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from components.commands.repair import repair
 from components.core.errors import SettingsError, masked
 from components.core.files import flatten, read_json, read_text
 from components.settings import nearest
+from components.stages.common.runfile import FLOW_RUN
 from components.tracking.publish import metrics_files
 from flows import parameters, preflight, worktree
 from flows.process_group import CommandFailed, stream
@@ -167,4 +169,6 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         "DVC_NO_ANALYTICS": "1",
         "ORT_DISABLE_TELEMETRY": "1",
+        # The training's MLflow run names the flow run that it is of.
+        **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }

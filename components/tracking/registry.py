@@ -158,7 +158,7 @@ def broken_champions(client: MlflowClient) -> list[str]:
 
 
 def was_promoted(version: ModelVersion) -> bool:
-    return PROMOTED in version.tags or version.tags.get("gate") == "promoted"
+    return PROMOTED in version.tags
 
 
 def _evidence_path(identity: str) -> str:

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from components.core.files import read_lines
+from components.core.files import flatten, read_lines
 from components.tracking import registry, store
-from components.tracking.publish import stage_figures
+from components.tracking.publish import metrics_files, results
 from tests.clone import ROUNDS, SAVED, Clone, ran
 
 pytestmark = pytest.mark.e2e
@@ -134,8 +134,10 @@ def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> No
 def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    for path in (P / "metrics" / f"evaluate-{GATE}.json", P / "headroom" / "many.json"):
-        assert shown[str(path)]["data"] == json.loads((clone.folder / path).read_text())
+    assert set(shown) == {str(P / "result" / f"{name}.json") for name in (GATE, "gate")}
+    for path, found in shown.items():
+        assert found["data"] == json.loads((clone.folder / path).read_text())
+    assert all(len(line) <= 120 for line in clone.run("dvc", "metrics", "show").splitlines())
     with clone.other_alpha():
         changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
     assert list(changed["params.yaml"]) == ["train.alpha"]
@@ -153,6 +155,33 @@ def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
     assert (
         "learned" in (folder / "table.md").read_text() and "unmasking-policy-tiny" in (folder / "card.md").read_text()
     )
+
+
+def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline, tmp_path: Path) -> None:
+    clone, _ = pipeline
+    shown = clone.run("dvc", "metrics", "show")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    clone.run(*git, "add", "--all")
+    assert set(clone.run("git", "diff", "--cached", "--name-only").split()) == {
+        "dvc.lock",
+        *(str(P / "result" / f"{name}.json") for name in (GATE, "gate")),
+    }
+    clone.run(*git, "commit", "--quiet", "-m", "what the run made")
+    clone.run("git", "clone", "--quiet", ".", str(tmp_path / "fresh"))
+    assert clone.run("dvc", "--cd", str(tmp_path / "fresh"), "metrics", "show") == shown
+    assert not (tmp_path / "fresh" / P / "report").exists()
+
+
+def test_the_run_is_shown_before_any_promotion(pipeline) -> None:
+    clone, _ = pipeline
+    client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
+    run = client.get_run(json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"])
+    assert {name: value for name, value in run.data.metrics.items() if name.startswith("result/")} == results(
+        clone.folder / P
+    )
+    assert GATE in run.data.tags["mlflow.note.content"]
+    shown = {entry.path for folder in ("report", "tables") for entry in client.list_artifacts(run.info.run_id, folder)}
+    assert {"report/card.md", "report/pareto.png", "tables/gate.csv"} <= shown
 
 
 def test_promoting_twice_names_one_version_and_changes_nothing(promoted) -> None:
@@ -207,7 +236,12 @@ def test_the_doctor_is_content(promoted) -> None:
 
 def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline) -> None:
     clone, _ = pipeline
-    logged = set(stage_figures(clone.folder / P))
+    logged = {
+        name
+        for stage, path in metrics_files(clone.folder / P).items()
+        for name, value in flatten(json.loads(path.read_text(encoding="utf-8")), "/", stage)
+        if isinstance(value, int | float)
+    }
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").partition("## Stage figures")[2]
     rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     patterns = {name: re.sub("<[a-z]+>", "[^/]+", name.replace(".", r"\.")) for name in rows}

@@ -100,15 +100,21 @@ def test_publishing_shows_the_whole_run_and_a_second_time_changes_nothing(root):
     assert everything(root) == before
     client = store.connect(store.tracking_uri(root))
     run = client.get_run(run_id)
-    assert run.data.params["train.blocks"] == "[4, 16]"
-    assert run.data.metrics["evaluate/learned/accuracy"] == 0.88
+    assert run.data.params == {"train.seed": "1", "train.alpha": "2.0", "domain.model": "mini-llada"}
+    assert set(run.data.metrics) == {"reward/mean", "policy/entropy", "result/sudoku/accuracy", "result/sudoku/nfe"}
+    assert run.data.metrics["result/sudoku/accuracy"] == 0.88
+    assert run.info.run_name == "tiny alpha=2 seed=1"
+    assert run.data.tags["mlflow.note.content"] == "| sudoku | 88.0 |"
+    assert "learning_rate: 0.0005" in next((root / "mlartifacts").rglob("settings.yaml")).read_text()
     assert len(curves(client, run_id)["reward/mean"]) == 25
     (used,) = run.inputs.dataset_inputs if run.inputs else []
     assert used.dataset.name == "outputs/tiny/data/domain/sudoku/train.jsonl"
-    folders = ("tables", "evaluate/evaluate-sudoku", "report", "train", "plots")
+    folders = ("tables", "metrics", "result", "evaluate/evaluate-sudoku", "report", "train", "plots")
     shown = {entry.path for folder in folders for entry in client.list_artifacts(run_id, folder)}
     assert {
         "tables/gate.csv",
+        "metrics/evaluate-sudoku.json",
+        "result/sudoku.json",
         "evaluate/evaluate-sudoku/decodes.jsonl",
         "report/card.md",
         "plots/learning.csv",
@@ -123,7 +129,7 @@ def test_only_what_changed_is_published_again(root):
     evaluate(outputs, accuracy=0.91)
     assert publish(outputs, root) == run_id
     client = store.connect(store.tracking_uri(root))
-    assert client.get_run(run_id).data.metrics["evaluate/learned/accuracy"] == 0.91
+    assert client.get_run(run_id).data.metrics["result/sudoku/accuracy"] == 0.91
     assert "0.91" in next((root / "mlartifacts").rglob("gate.csv")).read_text()
     assert card.stat().st_mtime_ns == untouched
 
@@ -195,8 +201,9 @@ print(graph.graph.node[0].op_type)
     assert out.endswith("Mul")
     assert "'log_odds_BL': Tensor('float32', (-1, -1))" in out
     tags = versions(store.connect(uri))[0].tags
-    assert {"identity", "commit", "dirty", "dependencies", "lock", "gate.reason", "gate.figures"} <= set(tags)
-    assert tags["gate"] == "promoted"
+    assert {"identity", "commit", "dirty", "lock", "reason", "promoted"} <= set(tags)
+    assert (tags["status"], tags["accuracy"], tags["nfe"]) == ("promoted", "88.0 %", "5.75")
+    assert re.fullmatch(r"\+10\.5 points \[\+\d+\.\d, \+\d+\.\d\]", tags["score"])
 
 
 def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(root):
@@ -206,10 +213,14 @@ def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(
     verdict = promote(worse, root, PICK)
     assert (verdict.promote, verdict.live, verdict.version) == (False, False, "2")
     tags = client.get_model_version("unmasking-policy-tiny", "2").tags
-    assert tags["gate"] == "refused"
-    assert tags["gate.reason"] == verdict.reason
-    assert json.loads(tags["gate.figures"])["gain"] == pytest.approx(-0.06 * SPEED, abs=1e-6)
-    assert client.get_model_version("unmasking-policy-tiny", "2").description == str(verdict)
+    assert (tags["status"], tags["reason"]) == ("refused", verdict.reason) and "promoted" not in tags
+    assert tags["gain"].startswith(f"{-6 * SPEED:+.1f} points [")
+    refused = client.get_model_version("unmasking-policy-tiny", "2")
+    assert refused.description == str(verdict) and refused.description.startswith("refused (version 2): not surely")
+    assert refused.aliases == []
+    run = client.get_run(str(verdict.run_id)).data.tags
+    assert run["verdict"] == verdict.headline
+    assert run["mlflow.note.content"] == f"**{verdict.headline}**\n\n| sudoku | 82.0 |"
     before = everything(root)
     assert promote(worse, root, PICK).reason == verdict.reason
     assert everything(root) == before

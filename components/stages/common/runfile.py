@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from components.core.errors import DataError
 from components.core.files import read_json, read_yaml, write_json
 
 PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxruntime", "mlflow", "dvc", "prefect")
+FLOW_RUN = "UNMASK_FLOW_RUN"  # in the environment of a stage that a flow runs: the flow run's id
 NOT_CONTENT = {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
@@ -34,12 +36,14 @@ def describe_run(
     root = (root or Path.cwd()).resolve()
     hashes = {_relative(path, root): content_hash(path) for path in sorted(dependencies)}
     commit, dirty = code_version(root)
+    flow_run = os.environ.get(FLOW_RUN)
     return {
         "stage": stage,
         "profile": profile,
         "settings": dict(settings),
         "commit": commit,
         "dirty": dirty,
+        **({"flow_run": flow_run} if flow_run else {}),
         "versions": package_versions(),
         "dependencies": hashes,
         "identity": digest({"settings": settings, "dependencies": hashes}),
@@ -101,10 +105,10 @@ def content_hash(path: Path) -> str:
 def code_version(root: Path) -> tuple[str, bool | None]:
     """(commit, whether tracked files differ from it); ("unknown", None) without Git or outside a repository.
 
-    dvc.lock does not count: the pipeline rewrites it after every stage.
+    dvc.lock and what Git keeps of the outputs do not count: the pipeline rewrites them.
     """
     commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!outputs")
     return commit or "unknown", None if commit is None or changes is None else bool(changes)
 
 
