@@ -47,7 +47,7 @@ def show(workspace: Workspace) -> None:
     try:
         publish(workspace.outputs, workspace.root)
     except Exception as error:  # whatever the tracking throws, the report is there
-        log.warning("MLflow did not take the report (%s); `unmask promote` adds it later", first_line(error))
+        log.warning("MLflow did not take the report (%s). Run `unmask promote` to add it later.", first_line(error))
 
 
 def _write_result(workspace: Workspace, decode: Decode, evaluate: Evaluate) -> None:

@@ -227,6 +227,16 @@ def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_po
     assert re.search(r"confidence:2 .* 8\.00 ", said) and re.search(r"forward passes [+-]\d", said)
 
 
+def test_the_documented_ways_from_the_registry_work_as_printed(promoted) -> None:
+    clone, _ = promoted
+    text, decision = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf-8"), re.DOTALL)
+    assert re.search(r"\S \d+ forward passes\n$", clone.run(sys.executable, "-c", text))
+    said = clone.run(sys.executable, "-c", decision + "import sys\nassert 'torch' not in sys.modules\n")
+    state = json.loads((clone.folder / P / "export" / "state.json").read_text())
+    chosen = [int(place) for place in re.findall(r"\d+", said)]
+    assert chosen and all(state["masked_BL"][0][place] for place in chosen)
+
+
 def test_the_doctor_is_content(promoted) -> None:
     clone, _ = promoted
     lines = clone.run("unmask", "doctor").splitlines()

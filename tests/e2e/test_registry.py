@@ -13,10 +13,14 @@ import pytest
 from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, SettingsError
+from components.export import NumpyPolicy
+from components.stages.common.workspace import Workspace
+from components.stages.report import show
 from components.tracking import registry, store
 from components.tracking.abandoned import PROCESS
 from components.tracking.mlflow_tracker import MlflowTracker
 from components.tracking.publish import publish
+from tests.messages import has_remedy
 from tests.outputs import PICK, result, write_prompts
 from tests.registry import (
     curves,
@@ -164,6 +168,48 @@ def test_rounds_that_the_store_missed_are_added_from_the_file(root):
     publish(outputs, root)
     assert [step for step, _ in curves(client, run_id)["reward/mean"]] == list(range(25))
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_report_brings_its_run_into_mlflow_and_a_dead_server_costs_a_warning(root, monkeypatch, caplog):
+    outputs = train(root)
+    workspace = Workspace(root, "tiny")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        show(workspace)
+    assert "MLflow did not take the report" in caplog.text and has_remedy(caplog.text)
+    client = store.connect(store.tracking_uri(root))
+    run_id = json.loads((outputs / "train" / "run.json").read_text())["mlflow_run_id"]
+    assert "result/sudoku/nfe" not in client.get_run(run_id).data.metrics
+    show(workspace)
+    assert client.get_run(run_id).data.metrics["result/sudoku/nfe"] == 5.75
+    assert "report/card.md" in {entry.path for entry in client.list_artifacts(run_id, "report")}
+    assert client.search_registered_models() == [], "a promotion is asked for, not made"
+    before = everything(root)
+    show(workspace)
+    assert everything(root) == before
+
+
+def test_the_verdict_on_other_results_goes_and_the_note_tells_those_that_are_there(root):
+    outputs = train(root)
+    run_id = str(promote(outputs, root, PICK).run_id)
+    client = store.connect(store.tracking_uri(root))
+    assert client.get_run(run_id).data.tags["mlflow.note.content"].startswith("**promoted (version 1): level with")
+    evaluate(outputs, accuracy=0.91)
+    show(Workspace(root, "tiny"))
+    tags = client.get_run(run_id).data.tags
+    assert "verdict" not in tags and tags["mlflow.note.content"] == "| sudoku | 91.0 |"
+
+
+def test_the_champions_example_is_the_state_that_was_decoded_and_it_decides(root):
+    outputs = train(root)
+    promote(outputs, root, PICK)
+    uri = store.tracking_uri(root)
+    fields = registry.champion_example("tiny", uri)
+    kept = json.loads((outputs / "export" / "state.json").read_text())
+    assert {name: value.tolist() for name, value in fields.items()} == kept
+    chosen_BL = NumpyPolicy(registry.load_champion("tiny", uri)).choose(fields)
+    assert chosen_BL.any() and not (chosen_BL & ~fields["masked_BL"]).any()
 
 
 def test_nothing_trained_is_said_in_a_sentence(root):
@@ -320,6 +366,7 @@ def test_two_promotions_at_once_make_one_version(root):
     code = f"""
 from pathlib import Path
 from components.commands.promote import promote
+from tests.messages import has_remedy
 from tests.outputs import PICK
 print(promote(Path("{outputs}"), Path("{root}"), PICK).version)
 """
