@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -170,6 +171,23 @@ def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline, tmp_path:
     clone.run("git", "clone", "--quiet", ".", str(tmp_path / "fresh"))
     assert clone.run("dvc", "--cd", str(tmp_path / "fresh"), "metrics", "show") == shown
     assert not (tmp_path / "fresh" / P / "report").exists()
+
+
+def test_metrics_and_experiments_are_compared_within_120_columns(pipeline) -> None:
+    """The last commit holds the results; those of another trade-off differ."""
+    clone, _ = pipeline
+    (command,) = re.findall(r"`(dvc exp show .*?)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
+    path = clone.folder / P / "result" / "gate.json"
+    before = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(json.dumps(json.loads(before) | {"score": -0.123, "low": -0.234}), encoding="utf-8")
+        with clone.other_alpha():
+            diff, shown = clone.run("dvc", "metrics", "diff"), clone.run(*shlex.split(command))
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert "gate.json" in diff and "-0.123" in diff and f"{GATE}.json" not in diff
+    assert all(name in shown for name in ("score", "low", "train.alpha")) and "components" not in shown
+    assert max(map(len, (diff + shown).splitlines())) <= 120
 
 
 def test_the_run_is_shown_before_any_promotion(pipeline) -> None:

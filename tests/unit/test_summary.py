@@ -56,8 +56,9 @@ def test_what_is_level_is_not_a_loss_of_nothing(tmp_path: Path) -> None:
 def test_a_difference_carries_the_gates_interval() -> None:
     (policy, *_) = table.results(results())
     figures = level(Cell.of_result(policy.cell), [Cell.of_result(r) for r in results()[:2]])
-    assert policy.interval == (figures["score_low"], figures["score_high"])
-    low, high = (table.points(bound) for bound in policy.interval)
+    bounds = figures["score_low"], figures["score_high"]
+    assert policy.interval == bounds
+    low, high = map(table.points, bounds)
     assert f"| +10.5 [{low}, {high}] |" in table.markdown(table.results(results()))
     read_from_csv = table.results([_without_prompts(r) for r in results()])
     assert read_from_csv[0].interval is None and "| +10.5 |" in table.markdown(read_from_csv)
