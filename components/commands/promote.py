@@ -109,18 +109,18 @@ def _judge(
 def _carry_out(
     client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: Mapping[str, Any], outputs: Path
 ) -> gate.Verdict:
-    lock, run_id = outputs.parents[1] / "dvc.lock", str(verdict.run_id)
-    tags = {
-        "commit": str(run["commit"]),
-        "dirty": str(run["dirty"]),
-        "lock": content_hash(lock) if lock.exists() else "none",
-    }
+    lock, run_id, said = outputs.parents[1] / "dvc.lock", str(verdict.run_id), _said(verdict)
+    code = {"commit": str(run["commit"]), "dirty": str(run["dirty"])}
+    tags = {**said, "status": "judged", **code, "lock": content_hash(lock) if lock.exists() else "none"}
     version, _ = registry.register(client, run["profile"], challenger.identity, run_id, tags)
     registry.save_evidence(client, version, challenger, run_id)
     verdict = replace(verdict, version=str(version.version))
     # What is live, or was withdrawn, tells already why.
     if verdict.promote or not (verdict.live or registry.WITHDRAWN in version.tags):
-        registry.set_tags(client, version, _said(verdict, version))
+        if verdict.promote:
+            now = datetime.now(UTC).isoformat("T", "seconds")
+            said[registry.PROMOTED] = version.tags.get(registry.PROMOTED, now)
+        registry.set_tags(client, version, said)
         registry.describe(client, version, str(verdict))
         write_verdict(client, run_id, verdict.headline, outputs)
     elif not has_verdict(client, run_id):  # another training of the same policy
@@ -130,13 +130,10 @@ def _carry_out(
     return verdict
 
 
-def _said(verdict: gate.Verdict, version: ModelVersion) -> dict[str, str]:
+def _said(verdict: gate.Verdict) -> dict[str, str]:
     """The verdict as tags that can be read in the list of versions."""
-    said = {"status": "promoted" if verdict.promote else "refused", "reason": verdict.reason}
-    if verdict.promote:
-        now = datetime.now(UTC).isoformat("T", "seconds")
-        said[registry.PROMOTED] = version.tags.get(registry.PROMOTED, now)
-    if figures := verdict.figures:
+    said, figures = {"status": "promoted" if verdict.promote else "refused"}, verdict.figures
+    said |= {name: gate.points(figures, name).replace(" points", "") for name in ("score", "gain") if name in figures}
+    if figures:
         said |= {"accuracy": f"{100 * figures['accuracy']:.1f} %", "nfe": f"{figures['nfe']:.2f}"}
-        said |= {name: gate.points(figures, name) for name in ("score", "gain") if name in figures}
-    return said
+    return {**said, "reason": verdict.reason}

@@ -60,7 +60,7 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_page(path: Path, found: Mapping[str, Mapping[str, float]]) -> Path:
-    """What ``write`` returned, as Markdown: a row per task, and the gate's score with its interval."""
+    """What ``write`` returned, as Markdown: the gate's score with its interval, and a row per task."""
     rows = [
         f"| {task} | {100 * figures['accuracy']:.1f} | {figures['nfe']:.2f} | {points(figures['above_front'])} |"
         for task, figures in found.items()
@@ -69,5 +69,5 @@ def write_page(path: Path, found: Mapping[str, Mapping[str, float]]) -> Path:
     gate = found[GATE]
     score = interval(gate["score"], gate["low"], gate["high"])
     head = ["| task, test split | accuracy, % | NFE | above the heuristics, points |", "|---|---:|---:|---:|"]
-    last = f"On the gate split, in points above the heuristics: {score} at {gate['gate_nfe']:.2f} forward passes."
-    return write_text(path, "\n".join([*head, *rows, "", last]) + "\n")
+    first = f"On the gate split, in points above the heuristics: {score} at {gate['gate_nfe']:.2f} forward passes."
+    return write_text(path, "\n".join([first, "", *head, *rows]) + "\n")

@@ -186,7 +186,8 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
 
 def run_tags(run: Mapping[str, Any]) -> dict[str, str]:
     """Tags of an MLflow run from what `stages/common/runfile.py` tells of it: profile, commit, dirty, flow_run."""
-    tags = {name: str(run[name]) for name in ("profile", "commit", "dirty", "flow_run") if name in run}
+    said = {name: run.get(name) for name in ("profile", "commit", "dirty", "flow_run")}
+    tags = {name: str(value) for name, value in said.items() if value is not None}
     # The UI's own columns.
     tags["mlflow.source.git.commit"] = str(run.get("commit", "unknown"))
     return tags | {"mlflow.source.name": f"unmask {run.get('stage', '')}", "mlflow.source.type": "LOCAL"}

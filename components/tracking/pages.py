@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from urllib.parse import quote
 
 _LEARNING = "?workflowType=machine_learning"
+_VIEW = "results"
+VIEW = f"mlflow.sharedViewState.{_VIEW}"
+"""Tag of an experiment: how its list of runs looks to who follows the link of ``runs``. See ``view``."""
 
 
 def experiments(server: str) -> str:
@@ -13,8 +18,14 @@ def experiments(server: str) -> str:
 
 
 def runs(server: str, experiment_id: str) -> str:
-    """The runs of an experiment, as a table."""
-    return f"{_root(server)}/experiments/{experiment_id}/runs{_LEARNING}"
+    """The runs of an experiment with their verdicts and results as columns."""
+    return f"{_root(server)}/experiments/{experiment_id}/runs{_LEARNING}&viewStateShareKey={_VIEW}"
+
+
+def view(tag: str, metrics: Iterable[str]) -> str:
+    """The content of tag ``VIEW``: the columns of the list of runs, in this order and wide enough to be read."""
+    widths = {f"tags.`{tag}`": 300} | {f"metrics.`{name}`": 190 for name in metrics}
+    return json.dumps({"selectedColumns": list(widths), "columnOrder": list(widths), "columnWidths": widths})
 
 
 def run(server: str, experiment_id: str, run_id: str) -> str:

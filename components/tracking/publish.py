@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from components.core.errors import DataError
 from components.core.files import read_json, read_lines, read_text
 from components.tracking import mlflow_tracker as entries
-from components.tracking import store
+from components.tracking import pages, store
 from components.tracking.model import log_policy
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def publish(outputs: Path, root: Path) -> str:
         run_id = _training_run(client, outputs, run)
         _complete(client, run_id, outputs, run)
         write_note(client, run_id, outputs)
+        _write_view(client, run_id, outputs)
         _upload(client, run_id, outputs)
         if (outputs / "export" / "policy.onnx").exists():
             log_policy(client, run_id, outputs / "export" / "policy.onnx")
@@ -124,6 +125,18 @@ def write_note(client: MlflowClient, run_id: str, outputs: Path) -> None:
     note = "\n\n".join(part.strip() for part in parts if part)
     if note and tags.get(NOTE) != note:
         client.set_tag(run_id, NOTE, note)
+
+
+def _write_view(client: MlflowClient, run_id: str, outputs: Path) -> None:
+    """The list of runs that `pages.runs` links to has columns for the verdict, the gate's score and speed, and the
+    accuracy on each task."""
+    shown = [
+        name for last in ("score", "gate_nfe", "accuracy") for name in results(outputs) if name.endswith(f"/{last}")
+    ]
+    view = pages.view(VERDICT, shown)
+    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+    if experiment.tags.get(pages.VIEW) != view:
+        client.set_experiment_tag(experiment.experiment_id, pages.VIEW, view)
 
 
 def has_verdict(client: MlflowClient, run_id: str) -> bool:

@@ -99,7 +99,7 @@ def register(
         model_name(profile),
         source,
         run_id=run_id,
-        tags={"identity": identity, **tags},
+        tags={**tags, "identity": identity},  # the list shows them in this order
         model_id=model_id,
         await_creation_for=0,  # it is there when the call returns; waiting only prints that it waits
     )

@@ -38,8 +38,6 @@ ENVIRONMENT = {
 
 
 ARTIFACTS = "mlartifacts"
-KIND = "mlflow.experimentKind"  # without it the UI takes an experiment for one about GenAI
-_LEARNING = "custom_model_development"
 # Every column of MLflow's tables that holds an address of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -195,15 +193,13 @@ def experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=place, tags={KIND: _LEARNING})
+            return client.create_experiment(name, artifact_location=place)
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    if KIND not in found.tags:  # made by MLflow's UI
-        client.set_experiment_tag(found.experiment_id, KIND, _LEARNING)
     return found.experiment_id
 
 

@@ -16,7 +16,7 @@ from components.core.errors import DataError, SettingsError
 from components.export import NumpyPolicy
 from components.stages.common.workspace import Workspace
 from components.stages.report import show
-from components.tracking import registry, store
+from components.tracking import pages, registry, store
 from components.tracking.abandoned import PROCESS
 from components.tracking.mlflow_tracker import MlflowTracker
 from components.tracking.publish import publish
@@ -108,6 +108,8 @@ def test_publishing_shows_the_whole_run_and_a_second_time_changes_nothing(root):
     assert set(run.data.metrics) == {"reward/mean", "policy/entropy", "result/sudoku/accuracy", "result/sudoku/nfe"}
     assert run.data.metrics["result/sudoku/accuracy"] == 0.88
     assert run.info.run_name == "tiny alpha=2 seed=1"
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags[pages.VIEW])
+    assert view["selectedColumns"] == ["tags.`verdict`", "metrics.`result/sudoku/accuracy`"]
     assert run.data.tags["mlflow.note.content"] == "| sudoku | 88.0 |"
     assert "learning_rate: 0.0005" in next((root / "mlartifacts").rglob("settings.yaml")).read_text()
     assert len(curves(client, run_id)["reward/mean"]) == 25
@@ -247,9 +249,10 @@ print(graph.graph.node[0].op_type)
     assert out.endswith("Mul")
     assert "'log_odds_BL': Tensor('float32', (-1, -1))" in out
     tags = versions(store.connect(uri))[0].tags
+    assert list(tags)[:2] == ["status", "score"], "the list of versions shows them in this order"
     assert {"identity", "commit", "dirty", "lock", "reason", "promoted"} <= set(tags)
     assert (tags["status"], tags["accuracy"], tags["nfe"]) == ("promoted", "88.0 %", "5.75")
-    assert re.fullmatch(r"\+10\.5 points \[\+\d+\.\d, \+\d+\.\d\]", tags["score"])
+    assert re.fullmatch(r"\+10\.5 \[\+\d+\.\d, \+\d+\.\d\]", tags["score"])
 
 
 def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(root):
@@ -260,7 +263,7 @@ def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(
     assert (verdict.promote, verdict.live, verdict.version) == (False, False, "2")
     tags = client.get_model_version("unmasking-policy-tiny", "2").tags
     assert (tags["status"], tags["reason"]) == ("refused", verdict.reason) and "promoted" not in tags
-    assert tags["gain"].startswith(f"{-6 * SPEED:+.1f} points [")
+    assert tags["gain"].startswith(f"{-6 * SPEED:+.1f} [")
     refused = client.get_model_version("unmasking-policy-tiny", "2")
     assert refused.description == str(verdict) and refused.description.startswith("refused (version 2): not surely")
     assert refused.aliases == []
