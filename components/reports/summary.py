@@ -7,7 +7,6 @@ from pathlib import Path
 
 from components.core.errors import DataError
 from components.core.files import remove, write_json, write_text
-from components.evaluation.evidence import Cell
 from components.evaluation.gate import level
 from components.evaluation.results import EvalResult
 from components.reports import fronts
@@ -49,8 +48,7 @@ def _task(cells: Sequence[EvalResult], choose: str) -> dict[str, float]:
 
 def _gate(results: Sequence[EvalResult], choose: str) -> dict[str, float]:
     """score with the bounds ``low`` and ``high``, at ``gate_nfe``; a name that no task has is short in DVC's tables."""
-    rules = [Cell.of_result(result) for result in results if not result.is_policy]
-    figures = level(Cell.of_result(_served(results, choose)), rules)
+    figures = level(_served(results, choose), [result for result in results if not result.is_policy])
     names = {"score": "score", "score_low": "low", "score_high": "high", "nfe": "gate_nfe"}
     return _rounded({short: figures[name] for name, short in names.items()})
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.core.files import write_text
-from components.evaluation.evidence import Cell
 from components.evaluation.gate import level
 from components.evaluation.results import EvalResult
 from components.reports import fronts
@@ -57,7 +56,7 @@ def results(cells: Sequence[EvalResult]) -> list[Result]:
 def _interval(cell: EvalResult, rules: tuple[EvalResult, ...]) -> tuple[float, float] | None:
     if not rules or not all(result.correct_P.size for result in (cell, *rules)):
         return None
-    figures = level(Cell.of_result(cell), [Cell.of_result(rule) for rule in rules])
+    figures = level(cell, rules)
     return figures["score_low"], figures["score_high"]
 
 

@@ -88,7 +88,7 @@ def _write(
         folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
     )
     run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run, *found)
+    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), *found)
 
 
 def _tables(workspace: Workspace, group: str, names: Iterable[str]) -> list[EvalResult]:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from components.core.files import flatten, read_lines
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
-from tests.clone import ROUNDS, SAVED, Clone, ran
+from tests.clone import ITERATIONS, SAVED, Clone, ran
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -73,12 +73,12 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
 def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
-    assert facts["round"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
+    assert facts["iteration"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
 
 
 def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
     clone, said = pipeline
-    assert f"resumes after round {SAVED} of {ROUNDS}" in said
+    assert f"resumes after iteration {SAVED} of {ITERATIONS}" in said
     stages = killed[2] + ran(said)
     assert stages.count("train") == 2
     wanted = set(clone.run("dvc", "stage", "list", "--name-only").split())
@@ -96,7 +96,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
     assert one == two and "policy.safetensors" in one
     curves = [read_lines(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
-    assert [row["step"] for row in curves[0]] == list(range(ROUNDS))
+    assert [row["step"] for row in curves[0]] == list(range(ITERATIONS))
     for rows in curves:
         for row in rows:
             for name in [name for name in row if name.startswith("seconds/")]:
@@ -105,7 +105,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     # Not in vain: there was something to learn from, before the kill and after it.
     assert any(row["policy/gradient_norm"] > 0 for row in curves[0][: SAVED + 1])
     assert any(row["policy/gradient_norm"] > 0 for row in curves[0][SAVED + 1 :])
-    assert len({row["policy/entropy"] for row in curves[0]}) == ROUNDS
+    assert len({row["policy/entropy"] for row in curves[0]}) == ITERATIONS
 
 
 def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(killed, promoted) -> None:
@@ -117,7 +117,7 @@ def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a
     assert json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"] == run.info.run_id
     history = client.get_metric_history(run.info.run_id, "reward/mean")
     # Rounds that were in a buffer at the kill came with `unmask promote`, from metrics.jsonl.
-    assert sorted(point.step for point in history) == list(range(ROUNDS)) and run.info.status == "FINISHED"
+    assert sorted(point.step for point in history) == list(range(ITERATIONS)) and run.info.status == "FINISHED"
 
 
 def test_a_second_repro_runs_nothing(pipeline) -> None:
@@ -158,7 +158,7 @@ def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
     )
 
 
-def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline, tmp_path: Path) -> None:
+def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = clone.run("dvc", "metrics", "show")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -173,7 +173,7 @@ def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline, tmp_path:
     assert not (tmp_path / "fresh" / P / "report").exists()
 
 
-def test_metrics_and_experiments_are_compared_within_120_columns(pipeline) -> None:
+def test_metrics_and_experiments_are_compared_within_120_columns(pipeline: tuple[Clone, str]) -> None:
     """The last commit holds the results; those of another trade-off differ."""
     clone, _ = pipeline
     (command,) = re.findall(r"`(dvc exp show .*?)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def test_metrics_and_experiments_are_compared_within_120_columns(pipeline) -> No
     assert max(map(len, (diff + shown).splitlines())) <= 120
 
 
-def test_the_run_is_shown_before_any_promotion(pipeline) -> None:
+def test_the_run_is_shown_before_any_promotion(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
     run = client.get_run(json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"])
@@ -245,7 +245,7 @@ def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_po
     assert re.search(r"confidence:2 .* 8\.00 ", said) and re.search(r"forward passes [+-]\d", said)
 
 
-def test_the_documented_ways_from_the_registry_work_as_printed(promoted) -> None:
+def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, _ = promoted
     text, decision = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf-8"), re.DOTALL)
     assert re.search(r"\S \d+ forward passes\n$", clone.run(sys.executable, "-c", text))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from components.core.errors import DataError
-from components.evaluation.evidence import Cell
 from components.evaluation.gate import level
 from components.evaluation.results import EvalResult
 from components.reports import card, summary, table
@@ -27,7 +26,7 @@ def test_a_file_per_task_and_one_for_the_gate_and_nothing_of_an_earlier_run(tmp_
         "sudoku.json": {"accuracy": 0.88, "nfe": 5.75, "above_front": 0.105},
         "gate.json": found["gate"],
     }
-    figures = level(Cell.of_result(results()[2]), [Cell.of_result(r) for r in results()[:2]])
+    figures = level(results()[2], results()[:2])
     assert found["gate"] == {
         "score": 0.105,
         "low": round(figures["score_low"], 3),
@@ -55,7 +54,7 @@ def test_what_is_level_is_not_a_loss_of_nothing(tmp_path: Path) -> None:
 
 def test_a_difference_carries_the_gates_interval() -> None:
     (policy, *_) = table.results(results())
-    figures = level(Cell.of_result(policy.cell), [Cell.of_result(r) for r in results()[:2]])
+    figures = level(policy.cell, results()[:2])
     bounds = figures["score_low"], figures["score_high"]
     assert policy.interval == bounds
     low, high = map(table.points, bounds)
