@@ -24,7 +24,7 @@ def runs(server: str, experiment_id: str) -> str:
 
 def view(tag: str, metrics: Iterable[str]) -> str:
     """The content of tag ``VIEW``: the columns of the list of runs, in this order and wide enough to be read."""
-    widths = {f"tags.`{tag}`": 300} | {f"metrics.`{name}`": 190 for name in metrics}
+    widths = {f"tags.`{tag}`": 300} | {f"metrics.`{name}`": 165 for name in metrics}
     return json.dumps({"selectedColumns": list(widths), "columnOrder": list(widths), "columnWidths": widths})
 
 
