@@ -72,8 +72,8 @@ class Verdict:
 
 def points(figures: Mapping[str, float], name: str) -> str:
     """`+4.2 points [+2.1, +6.3]` of a figure with its interval."""
-    middle, low, high = (round(100 * figures[name + end], 1) + 0.0 for end in ("", "_low", "_high"))  # no minus zero
-    return f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    middle, low, high = (f"{100 * figures[name + end]:+z.1f}" for end in ("", "_low", "_high"))
+    return f"{middle} points [{low}, {high}]"
 
 
 def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:

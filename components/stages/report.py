@@ -28,7 +28,7 @@ def report(
     transfer: Cases,
     ood: Cases,
 ) -> dict[str, float]:
-    """P/report: three pictures, order.html, card.md, table.md, result.md, headroom.md; P/plots: pareto, learning.csv;
+    """P/report: five pictures, order.html, card.md, table.md, result.md, headroom.md; P/plots: pareto, learning.csv;
     P/result: the few figures that Git keeps. Then MLflow's run of the training shows all of it.
 
     The files of a case that the settings no longer have are not reported.
@@ -66,7 +66,7 @@ def _write(
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
-    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
+    iterations = learning.read_iterations(outputs / "train" / "metrics.jsonl")
     test = _tables(workspace, "evaluate", evaluate.tasks)
     elsewhere, foreign = _tables(workspace, "transfer", transfer), _tables(workspace, "ood", ood)
     decodes = [
@@ -75,18 +75,19 @@ def _write(
         for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl")
     ]
 
-    pareto.draw(folder / "pareto.png", [*test, *elsewhere, *foreign])
+    pareto.draw(folder / "pareto.png", test)
+    pareto.draw_all(folder / "pareto-all.png", [*test, *elsewhere, *foreign])
     pareto.write_csv(plots / "pareto.csv", test)
-    learning.draw(folder / "learning.png", rounds)
-    learning.write_csv(plots / "learning.csv", rounds)
+    learning.draw(folder / "learning.png", iterations)
+    learning.write_csv(plots / "learning.csv", iterations)
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
     found = [table.results(cells) for cells in (test, elsewhere, foreign)]
     table.write(folder / "table.md", [result for group in found for result in group])
-    headroom_page.write(
-        folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
-    )
+    figures = [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
+    headroom_page.write(folder / "headroom.md", figures)
+    headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")
     card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), *found)
 
