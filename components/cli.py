@@ -317,6 +317,24 @@ def compare(
     show_comparison(one, other, prompt, count, choose.value, block)
 
 
+@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lm_eval(context: typer.Context) -> None:
+    """lm-evaluation-harness with a dLLM and a policy as its model `unmask`; the words go to `lm_eval`.
+
+    In: a dLLM, a policy, tasks that generate text. Out: the harness's table, and files with --output_path.
+    Example: unmask lm-eval --model unmask --model_args denoiser=FOLDER,policy=entropy_bound:0.3 --tasks gsm8k
+    """
+    from importlib.util import find_spec
+
+    from components.core.errors import SettingsError
+
+    if find_spec("lm_eval") is None:
+        raise SettingsError("lm-evaluation-harness is not installed. Run `pip install -e '.[lm-eval]'`.")
+    from components.commands.lm_eval_model import run
+
+    run(context.args)
+
+
 @app.command()
 def bench(
     policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; beside those that are always measured")] = None,
