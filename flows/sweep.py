@@ -12,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
 from components.core.errors import SettingsError
+from flows import results
 from flows.command_line import run_from_command_line
 from flows.parameters import Profile
 from flows.train_policy import train_policy
@@ -24,19 +25,19 @@ def sweep(
     alphas: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)] = [1.0],  # noqa: B006
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0],  # noqa: B006
     profile: Profile | None = None,
-    rounds: Annotated[int | None, Field(ge=1)] = None,
+    iterations: Annotated[int | None, Field(ge=1)] = None,
     promote: bool = False,
     repository: str = ".",
-) -> list[dict[str, Any]]:
+) -> Any:
     """Train a policy for every alpha and every seed; a run that fails does not stop the others.
 
     Args:
         alphas: how much speed counts, one policy each
         seeds: seeds of the training, one policy each
-        profile: the profile of params.yaml, or a file of profiles/
-        rounds: rounds of reinforcement learning
+        profile: a profile, of params.yaml or of a file of profiles/. Empty: that of params.yaml
+        iterations: iterations of reinforcement learning. Empty: the profile's own
         promote: let every policy try the gate
-        repository: the checkout to work from
+        repository: the checkout to work from, a dot for the one of the machine that runs this
 
     Returns a row per alpha, seed, task and policy with its accuracy and NFE, and one with a message for a run that
     failed. Raises SettingsError for more than 32 runs.
@@ -53,7 +54,7 @@ def sweep(
             profile=profile,
             alpha=alpha,
             seed=seed,
-            rounds=rounds,
+            iterations=iterations,
             promote=promote,
             repository=repository,
             return_state=True,
@@ -67,7 +68,8 @@ def sweep(
         ]
         rows += found or [row | {"message": state.message}]
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
-    return rows
+    failed = sum("message" in row for row in rows)
+    return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
 
 
 if __name__ == "__main__":

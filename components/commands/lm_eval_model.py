@@ -1,6 +1,6 @@
 """The model `unmask` of lm-evaluation-harness: a frozen dLLM, decoded by a policy.
 
-Importing this module registers it. `unmask lm-eval` runs the harness with it; a harness with plugins (after 0.4.13)
+Importing this module registers it. `unmask lm_eval` runs the harness with it; a harness with plugins (after 0.4.13)
 finds it by the entry point ``lm_eval.models``. The results' "config" contains the mean number of forward passes.
 """
 

@@ -1,7 +1,7 @@
 """One decode laid out for the eye: the canvas as a board, a colour per step, and which prompts are worth showing.
 
 Shared by the decoding-order page and by the README's picture. A decode is one line of ``decodes.jsonl``; nothing is
-decoded again here, and no cell is called wrong, since a puzzle may have other answers than the one on file.
+decoded again here. Which cells are wrong is told by whoever knows the puzzle's rules.
 """
 
 from __future__ import annotations
@@ -119,6 +119,12 @@ def glyph(token: str) -> str:
     if token.strip():
         return token.strip()
     return "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}" if "\n" in token else "\N{OPEN BOX}" if token else ""
+
+
+def framed(cell: str, clue: bool, wrong: bool) -> str:
+    """A cell of a board in three characters: [1] given by the prompt, !1! wrong."""
+    left, right = "!!" if wrong else "[]" if clue else "  "
+    return f"{left}{cell}{right}"
 
 
 def step_colour(step: int, steps: int) -> str:

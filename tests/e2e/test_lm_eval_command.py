@@ -1,4 +1,4 @@
-"""The command line that the README prints: `unmask lm-eval`, offline, in processes of its own."""
+"""The command line that the README prints: `unmask lm_eval`, offline, in processes of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_unmask_lm_eval_prints_the_harness_s_table_and_writes_its_samples(tmp_pa
     words += ["--log_samples", "--output_path", str(tmp_path / "out")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
-        [sys.executable, "-m", "components.cli", "lm-eval", *words],
+        [sys.executable, "-m", "components.cli", "lm_eval", *words],
         env={**os.environ, **offline, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
@@ -54,7 +54,7 @@ def test_unmask_lm_eval_prints_the_harness_s_table_and_writes_its_samples(tmp_pa
 
 
 def test_what_is_wrong_is_one_line_with_a_remedy(tmp_path: Path) -> None:
-    words = ["lm-eval", "--model", "unmask", "--model_args", "denoiser=none", "--tasks", "gsm8k"]
+    words = ["lm_eval", "--model", "unmask", "--model_args", "denoiser=none", "--tasks", "gsm8k"]
     done = subprocess.run(
         [sys.executable, "-m", "components.cli", *words],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},

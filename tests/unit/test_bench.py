@@ -21,6 +21,7 @@ from components.bench.measure import Timed, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
 from components.commands import bench
+from components.commands.resolve import active_profile
 from components.core.types import Observation
 from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -41,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(place: Path) -> dict[str, Any]:
     """What the command prints to stdout: JSON alone. Exports take seconds; the policy stands in for its own."""
-    small = ConfidencePolicy(Shape(width=8, heads=2, inner=8)).eval()
+    small = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=8)).eval()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.chdir(place)
         patch.setattr(bench, "fresh_policies", lambda settings, width: {"profile's": small})
@@ -88,7 +89,7 @@ def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
 
 def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its score alone would leave out the pairs and the greedy loop."""
-    shape = CoupledShape(top_k=3, width=8, heads=2, inner=8, pair=8)
+    shape = CoupledShape(top_k=3, width=8, heads=2, mlp_width=8, pair_width=8)
     policy, asked = CoupledPolicy(shape).eval(), list[str]()
 
     class Watched:
@@ -145,7 +146,7 @@ def test_a_random_dllm_knows_what_its_task_is_written_in(vocabulary: int) -> Non
 
 def test_untrained_policies_are_the_same_ones_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    _, settings = bench.profile()
+    _, settings = active_profile()
     before = torch.get_rng_state()
     one, other = (bench.fresh_policies(settings, 16) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)

@@ -41,7 +41,7 @@ EXEMPT = (
     # A change of these does not change what a stage computes. Settings reach it as params.
     "components/settings",
     "components/tracking",
-    "components/cli.py",
+    "components/cli",
     "components/stages/common/progress.py",
     "components/stages/common/runfile.py",
 )
