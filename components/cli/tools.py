@@ -181,7 +181,7 @@ def bench(
 
 
 def lm_eval(context: typer.Context) -> None:
-    """Run lm-evaluation-harness with a dLLM and a policy as its model.
+    """Run lm-evaluation-harness on a dLLM and a policy.
 
     The words are those of `lm_eval`; the model's name is `unmask`. In: a dLLM, a policy, tasks that generate text.
     Out: the harness's table, and files with --output_path.
