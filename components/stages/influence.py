@@ -61,7 +61,7 @@ def _fitted(
     policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, block_length: int | None
 ) -> tuple[float, list[dict[str, float]]]:
     """Train the policy's shifts: the forwards that probing may take, and the figures of every epoch."""
-    from components.trainers.influence import Fit
+    from components.trainers.influence import Fit, Watcher
     from components.trainers.influence import influence as run
     from components.trainers.probing import Probing, cost
 
@@ -80,13 +80,16 @@ def _fitted(
     print(f"influence: at most {forwards:,.0f} forwards of single rows", flush=True)
     fits = 1 if influence.on_policy_from is None else 2
     epochs: list[dict[str, float]] = []
-    with progress("influence", influence.num_epochs * fits) as tick:
+    with progress("influence", influence.chunks + influence.num_epochs * fits) as tick:
+
+        def probed(states: int) -> None:
+            tick(f"{states} states probed")
 
         def report(epoch: int, metrics: dict[str, float]) -> None:
             epochs.append({"epoch": epoch, **metrics})
             tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
 
-        run(policy, source, (probing, plan), report, kept)
+        run(policy, source, (probing, plan), Watcher(probed, report), kept)
     return float(forwards), epochs
 
 

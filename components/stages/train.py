@@ -243,13 +243,13 @@ def expert_of(train: Train) -> Policy | None:
 
 def _tracker(workspace: Workspace, lines: Path, state: TrainState, begun: RunRecord) -> Tracker:
     from components.tracking import store as tracking_store
-    from components.tracking.mlflow_tracker import MlflowTracker, run_tags
+    from components.tracking.mlflow_tracker import MlflowTracker, run_name, run_tags
     from components.tracking.publish import experiment_name
 
     remote = MlflowTracker.start(
         tracking_store.tracking_uri(workspace.root),
         experiment_name(workspace.profile),
-        f"train-{begun.identity[:8]}",
+        run_name(workspace.profile, begun.settings),
         state.mlflow_run_id,
         run_tags(begun.to_json()),
     )

@@ -60,8 +60,16 @@ class Kept:
     key: str
 
 
-def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], report: Report, kept: Kept) -> None:
-    """Collect labels and train the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
+@dataclass(frozen=True)
+class Watcher:
+    """Callbacks: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each epoch."""
+
+    chunk: Callable[[int], None]
+    epoch: Report
+
+
+def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], watcher: Watcher, kept: Kept) -> None:
+    """Collect labels and train the policy's shifts in place.
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
     trained on all. Killed and started again it ends at the same bits, and reports the finished epochs once more. Labels
@@ -80,7 +88,8 @@ def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit],
             # What the reference alone visits does not depend on how the policy is trained.
             path = kept.folder / f"labels-{chunk:04d}.safetensors"
             labels.append(stored(path, key if number else visits, make))
-        later = partial(_later, report, number * plan.num_epochs)
+            watcher.chunk(len(labels[-1]))
+        later = partial(_later, watcher.epoch, number * plan.num_epochs)
         fit(policy, labels, plan, later, kept.folder / f"fit-{number}.safetensors", key)
 
 

@@ -21,7 +21,7 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, Kept, Source, influence
+from components.trainers.influence import Fit, Kept, Source, Watcher, influence
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 
 torch.set_num_threads(1)
@@ -200,8 +200,27 @@ def run(
             raise KeyboardInterrupt
 
     source = Source(Quota("confidence", 2), denoiser, prompts_of())
-    influence(policy, source, (plan, fit), report, Kept(folder, "test"))
+    influence(policy, source, (plan, fit), Watcher(lambda states: None, report), Kept(folder, "test"))
     return policy, figures
+
+
+def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(denoiser, tmp_path):
+    plan, told = replace(PLAN, on_policy_from=1), list[tuple[str, int]]()
+    files: list[int] = []
+
+    def chunk(states: int) -> None:
+        told.append(("chunk", states))
+        files.append(len(list(tmp_path.glob("labels-*.safetensors"))))
+
+    watcher = Watcher(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy_of(), source, (plan, FIT), watcher, Kept(tmp_path, "test"))
+    epochs = list(range(2 * FIT.num_epochs))
+    kinds = ["chunk", *["epoch"] * FIT.num_epochs, *["chunk"] * (PLAN.chunks - 1), *["epoch"] * FIT.num_epochs]
+    assert [kind for kind, _ in told] == kinds
+    assert [number for kind, number in told if kind == "epoch"] == epochs
+    assert files == list(range(1, PLAN.chunks + 1))
+    assert all(0 < states <= PLAN.states for kind, states in told if kind == "chunk")
 
 
 @pytest.mark.parametrize("stop", [0, 2, 4])
@@ -264,7 +283,8 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
     )
     source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
     plans = (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0))
-    influence(policy, source, plans, lambda epoch, m: figures.append(m), Kept(tmp_path, "key first"))
+    watcher = Watcher(lambda states: None, lambda epoch, m: figures.append(m))
+    influence(policy, source, plans, watcher, Kept(tmp_path, "key first"))
     assert figures[-1]["influence/loss"] < figures[0]["influence/loss"]
     assert figures[-1]["influence/held_unexplained"] < 0.1
     assert figures[-1]["influence/unexplained"] < figures[0]["influence/unexplained"]
