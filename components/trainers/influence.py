@@ -1,7 +1,7 @@
-"""Pair shifts fitted to what probing the frozen model gave (``trainers.probing``).
+"""Fit of pair shifts to the labels of ``trainers.probing``.
 
 The loss is the cross-entropy of sigma(l_j + w_ij) against the soft label sigma(l_j given i), over the probed pairs.
-Figure of merit: the share of the shifts' divergence that is still *unexplained*,
+Figure of merit: the *unexplained* share of the shifts' divergence,
 
     (cross-entropy - the labels' entropy) / (cross-entropy without shifts - the labels' entropy),
 
@@ -98,7 +98,7 @@ def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -
 
 
 def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Sums over the pairs: cross-entropy, the same without shifts, the labels' entropy; and how many pairs."""
+    """Sums over the pairs: cross-entropy, cross-entropy without shifts, entropy of the labels; and the count."""
     obs = labels.observation
     assert obs.log_odds_BL is not None
     _, shift_SLL, _ = policy(obs)
@@ -114,13 +114,13 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
 
 
 def share(fitted: float, without: float, least: float) -> float:
-    """The figure of merit from the sums; 1 where no commit moved anything."""
+    """The figure of merit from the sums; 1 where no commit moved a prediction."""
     return (fitted - least) / (without - least) if without > least else 1.0
 
 
 @torch.no_grad()
 def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
-    """The figure of merit over the held-out states, or over those that are trained on; NaN where there are none."""
+    """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
         for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
@@ -138,7 +138,7 @@ def fit(
     checkpoint: Path | None = None,
     key: str = "",
 ) -> None:
-    """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
+    """Train the policy's shifts in place; resume from ``checkpoint`` where it has the same ``key``."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
@@ -159,7 +159,7 @@ def fit(
 def _epoch(
     policy: CoupledPolicy, optimizer: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
 ) -> dict[str, float]:
-    """Once over all states that are trained on, in batches of one chunk each."""
+    """One pass over the states trained on, in batches of one chunk each."""
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
     batches: list[tuple[Labels, Tensor]] = []
     for chunk in labels:

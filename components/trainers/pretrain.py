@@ -1,4 +1,4 @@
-"""Trains an embedded dLLM with the masked-diffusion objective.
+"""Training of an embedded dLLM with the masked-diffusion objective.
 
 The negative evidence lower bound of a masked diffusion model is, up to the factor L, the mean over a uniform number n
 of masks and a uniform set of that size of the mean cross-entropy at the masked positions (Ou et al. 2024, any-order
@@ -24,7 +24,7 @@ PIECE = 64  # rows whose gradient is computed at a time
 
 
 def mask_some(answer_BL: Tensor, mask_id: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The canvas with a uniform number (1 to L) of uniformly chosen masks per row, and where they are."""
+    """The canvas with a uniform number (1 to L) of uniformly chosen masks per row, and the mask positions."""
     rows, length = answer_BL.shape
     count_B1 = torch.randint(1, length + 1, (rows, 1), generator=source)
     rank_BL = torch.rand(rows, length, generator=source).argsort(-1).argsort(-1)
@@ -56,7 +56,7 @@ class Batch:
     weight: float
 
     def pieces(self) -> list[Batch]:
-        """As few equal pieces as hold at most ``PIECE`` rows; their weights add up to the batch's."""
+        """The fewest equal pieces of at most ``PIECE`` rows; their weights add up to the batch's."""
         parts = -(-len(self.answer_BL) // PIECE)
         split = zip(*(t.tensor_split(parts) for t in (self.prompt_BP, self.attend_BP, self.answer_BL)), strict=True)
         return [Batch(p, a, x, self.weight * len(x) / len(self.answer_BL)) for p, a, x in split]
