@@ -1,4 +1,4 @@
-"""Stage influence: the fresh policy; a coupled one learns how commits move the frozen dLLM's other predictions."""
+"""Stage influence: a fresh policy. A coupled one learns how commits move the frozen dLLM's other predictions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def influence(
 
 
 def _kept(workspace: Workspace, domain: Domain, influence: Influence) -> Kept:
-    """Where labels and checkpoints lie until the stage ends, named after all that they depend on."""
+    """The folder of labels and checkpoints until the stage ends, named after everything that they depend on."""
     from components.trainers.influence import Kept
 
     inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
@@ -60,7 +60,7 @@ def _kept(workspace: Workspace, domain: Domain, influence: Influence) -> Kept:
 def _fitted(
     policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, block_length: int | None
 ) -> tuple[float, list[dict[str, float]]]:
-    """Train the policy's shifts: the forwards that probing may take, and the figures of every epoch."""
+    """Train the policy's shifts. Returns the bound of the probing's forwards, and the figures of every epoch."""
     from components.trainers.influence import Fit, Watcher
     from components.trainers.influence import influence as run
     from components.trainers.probing import Probing, cost

@@ -1,4 +1,4 @@
-"""Stage pretrain: the embedded dLLM of one layout; for a hub model it resolves and records the revision."""
+"""Stage pretrain: trains an embedded dLLM; of a hub model, resolves and records the revision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretrain, model: str) -> dict[str, float]:
-    """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one; source.json describes either."""
+    """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one. source.json describes it."""
     chosen = item_of(models, "models", model)
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "pretrain" / model) as folder:
@@ -61,8 +61,7 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
         return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
     except OSError as error:
         raise CheckpointError(
-            f"the revision of {source} could not be resolved ({error}); results would not say which "
-            f"weights made them; go online, or set models.*.revision"
+            f"the revision of {source} could not be resolved ({error}). Go online, or set models.*.revision."
         ) from error
 
 
@@ -124,7 +123,7 @@ def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id
     """Prompt ids padded on the left, their attention mask, and the answers as canvases."""
     import torch
 
-    # An example of a worded task offers further spellings of its answer.
+    # An example of a worded task has further spellings of its answer.
     pairs = [(x.prompt, text) for x in examples for text in (x.answer, *x.metadata.get("respelled", ()))]
     prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
     width = max(map(len, prompts))
