@@ -105,7 +105,7 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 
 
 class Decode(Section):
-    """How the policy decodes.
+    """Decoding of the policy.
 
     block_length: null for full diffusion. temperature, scale: test-time factors of the policy (tau_pi, beta).
     alpha: the speed exponent to serve, of a policy that is trained for several; else null. choose: in validation and
