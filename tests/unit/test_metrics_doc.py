@@ -18,7 +18,7 @@ from components.trainers.influence import Fit, Watcher, influence
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.probing import Probing
-from components.trainers.reinforce import optimizer_for, reinforce
+from components.trainers.reinforce import Method, optimizer_for, reinforce
 from tests.outputs import result
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,9 @@ def learner() -> ConfidencePolicy:
 def reinforced(task) -> set[str]:
     names, policy = Names(), learner()
     plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
-    reinforce(policy, task.denoiser(), task.prompts(), plan, Objective(signal="dense"), names,
-              optimizer_for(policy, plan))  # fmt: skip
+    method, optimizer = Method(plan, Objective(signal="dense")), optimizer_for(policy, plan)
+    for number, metrics in reinforce(policy, optimizer, task.denoiser(), task.prompts(), method):
+        names(number, metrics)
     assert names.seen[0] == names.seen[1]
     return names.seen[0]
 
