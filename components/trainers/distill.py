@@ -58,7 +58,8 @@ def imitate(
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Trains ``student`` in place; ``report(iteration, metrics)`` after each."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    weights = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
     for number in range(plan.iterations):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))

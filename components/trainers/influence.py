@@ -95,7 +95,7 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
     """Sums over the pairs: cross-entropy, the same without shifts, the labels' entropy; and how many pairs."""
     obs = labels.observation
     assert obs.log_odds_BL is not None
-    _, shift_SLL, _ = policy(obs)
+    shift_SLL = policy.shifts(obs)
     state_M, probe_M, j_M = labels.pairs_SNL.nonzero(as_tuple=True)
     after_M = labels.after_SNL[state_M, probe_M, j_M].to(shift_SLL.dtype)
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
@@ -133,7 +133,8 @@ def fit(
     key: str = "",
 ) -> None:
     """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    policy.shifts.requires_grad_(True)
+    optimizer = torch.optim.AdamW(policy.shifts.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
         facts = checkpoints.facts_of(checkpoint)
@@ -148,6 +149,8 @@ def fit(
         if checkpoint is not None:
             checkpoints.save(checkpoint, policy, optimizer, {"key": key, "history": history})
         report(epoch, metrics)
+    policy.shifts.requires_grad_(False)
+    policy.start_from_shifts()
 
 
 def _epoch(

@@ -22,7 +22,10 @@ from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
 from components.trainers.influence import Fit, Watcher, influence
+from components.trainers.plan import Plan
 from components.trainers.probing import Labels, Probing, collect, cost, stored
+from components.trainers.reinforce import optimizer_for
+from tests.conftest import KeyFirst
 
 torch.set_num_threads(1)
 
@@ -240,9 +243,9 @@ def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_o
     one, _ = run(denoiser, tmp_path)
     two, figures = run(denoiser, tmp_path, fit=replace(FIT, num_epochs=1))
     assert len(figures) == 1
-    assert not torch.equal(one.pairs.out.weight, two.pairs.out.weight)
+    assert not torch.equal(one.shifts.pairs.out.weight, two.shifts.pairs.out.weight)
     three, _ = run(denoiser, tmp_path, plan=replace(PLAN, seed=2))
-    assert not torch.equal(one.pairs.out.weight, three.pairs.out.weight)
+    assert not torch.equal(one.shifts.pairs.out.weight, three.shifts.pairs.out.weight)
 
 
 def test_only_the_shifts_are_trained(denoiser, tmp_path):
@@ -263,8 +266,30 @@ def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(denois
     true_SLL = torch.zeros(*obs.masked_BL.shape, obs.masked_BL.shape[1])
     for s, n, i in [(s, n, int(i)) for s, row in enumerate(labels.place_SN) for n, i in enumerate(row) if i >= 0]:
         true_SLL[s, i] = labels.after_SNL[s, n] - obs.log_odds_BL[s]
-    monkeypatch.setattr(policy, "forward", lambda seen: (None, true_SLL, None))
+    monkeypatch.setattr(policy.shifts, "forward", lambda seen: true_SLL)
     assert trainer.unexplained(policy, [labels], 1000) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_only_probing_trains_the_shifts_and_the_decisions_start_from_their_reader(
+    key_first: KeyFirst, tmp_path: Path
+) -> None:
+    policy = policy_of()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    plan = replace(PLAN, chunks=1, prompts=14, on_policy_from=None)
+    source = (Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    fit = Fit(num_epochs=2, batch=32, learning_rate=1e-2, seed=0)
+    influence(policy, *source, (plan, fit), Watcher(lambda states: None, lambda epoch, m: None), tmp_path, "k")
+    after = policy.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("shifts.pairs"))
+    read = {name for name in after if name.startswith("reader.")}
+    assert read and all(torch.equal(after[name], after[f"shifts.{name}"]) for name in read)
+    assert all(torch.equal(before[name], after[name]) for name in ("bias.weight", "mix.weight", "tau", "cost"))
+
+    trained = {
+        id(p) for group in optimizer_for(policy, Plan(1, 1, 2, 1e-3, 0, None)).param_groups for p in group["params"]
+    }
+    shifts = {id(p) for p in policy.shifts.parameters()}
+    assert trained and trained == {id(p) for p in policy.parameters()} - shifts
 
 
 def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_first, tmp_path):
