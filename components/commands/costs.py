@@ -124,7 +124,7 @@ def memory(settings: Settings) -> float:
 HEAD = """# What the profiles over large dLLMs cost
 
 Arithmetic, not measurement: `python -m components.commands.costs > docs/costs.md`, and a test compares. No profile of
-this page was run by us. Hours are those of **one H100**; rows are independent, so that eight cards need about an eighth.
+this page was run by us. Hours are those of **one H100**; rows are independent: eight cards need about an eighth.
 
 Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per
 canvas position for whatever commits several a step (a public grid of threshold 0.9 in blocks of 32 over a canvas of 256
