@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
 PROMPT = "W.1...4..4..1..3."
 # Without these there is nothing that could be missing.
-NEED_NOTHING = {"prepare", "doctor", "repair", "rollback", "demo"}
+NEED_NOTHING = {"prepare", "doctor", "repair", "rollback", "demo", "lm_eval"}
 WORDS: dict[str, list[str]] = {
     "pretrain": ["pretrain", "--model", "mini-llada"],
     "headroom": ["headroom", "--case", "many"],
