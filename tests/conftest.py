@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pytest
+# Before anything imports ONNX Runtime, MLflow, Prefect or DVC: no test may look anything up.
+for name in ("ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS"):
+    os.environ.setdefault(name, "1")
+for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}.items():
+    os.environ.setdefault(name, value)
+
+import pytest  # noqa: E402
 import torch
 from torch import Tensor
 

@@ -35,6 +35,7 @@ class Rule:
     decodes     False for what only training can use: a target of a loss, a teacher that needs the answer.
     blocks      whether a sweep runs it in shorter blocks too: never, in the main "table" only, or always.
     everywhere  it is swept where only the strongest rules are: transfer, out of domain, headroom.
+    attends     it reads the frozen dLLM's attention, which a cache does not have.
     """
 
     build: Callable[..., Policy]
@@ -50,6 +51,7 @@ class Rule:
     decodes: bool = True
     blocks: Literal["never", "table", "always"] = "never"
     everywhere: bool = False
+    attends: bool = False
 
     @property
     def range(self) -> str:
@@ -115,8 +117,8 @@ RULES: dict[str, Rule] = {
         _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", everywhere=True
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats"),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, everywhere=True),
-    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge"),
+    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, everywhere=True, attends=True),
+    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", attends=True),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
     ),
