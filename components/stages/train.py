@@ -15,7 +15,7 @@ from typing import Any
 
 from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
-from components.core.files import read_lines, replace_whole
+from components.core.files import read_lines, replace_whole, unpacking
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
@@ -139,10 +139,11 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
             if lacking := [name for name in fresh if name not in stored and name != "best_weights"]:
                 raise CheckpointError(f"{saved} lacks {', '.join(lacking)}. Delete it.")
             last = stored["round"]
-            logged = [record["step"] for record in read_lines(lines, needs=("step",))]
+            logged = [record["step"] for record in read_lines(lines, needs=("step",), torn=True)]
             if logged[: last + 1] != list(range(last + 1)):
                 raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
-            return checkpoints.load(saved, policy, optimiser)
+            with unpacking(saved, "Delete it."):
+                return checkpoints.load(saved, policy, optimiser)
         except (CheckpointError, DataError) as error:
             aside = kept.with_name(f"{kept.name}.unreadable")
             replace_whole(kept, aside)

@@ -2,8 +2,8 @@ r"""Read the one number of a short answer exactly, or refuse it.
 
 A number is an integer, a decimal, a fraction (``1/2``, ``\frac12``, ``1 1/2``) or a power of ten (``1e3``,
 ``2 \times 10^3``). Signs and digits of other scripts are normalized. Commas and blanks count only between true groups
-of three digits. Units are ignored: a currency sign, a percent sign, words and ``cm^2``. Whatever else touches the number, bounds
-it ('at least 18') or scales it ('1.2 million') makes the answer unreadable: None, never another number.
+of three digits. Units are ignored: a currency sign, a percent sign, words and ``cm^2``. Whatever else touches the
+number, bounds it ('at least 18') or scales it ('1.2 million') makes the answer unreadable: None, never another number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ SCALES = re.compile(  # anywhere after it
     r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s|"
     r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b"
 )
-AREA = re.compile(r"(?i)(?<![^\W_])((?:[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|meters?|miles?)) ?\^\{?[23]\}?(?!\w)")
+AREA = re.compile(  # a unit to the second or third power
+    r"(?i)(?<![^\W_])((?:[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|meters?|miles?)) ?\^\{?[23]\}?(?!\w)"
+)
 
 
 def spaced(text: str) -> str:

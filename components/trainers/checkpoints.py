@@ -50,9 +50,15 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     facts = facts_of(path)
     with safe_open(path, framework="pt") as stored:
         tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    weights = {n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")}
+    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinite numbers. Delete it.")
+    weights, best = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in ("policy/", "best/")
+    )
     wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != wanted:
+    shapes = [{name: tensor.shape for name, tensor in kept.items()} for kept in (weights, best)]
+    if shapes[0] != wanted or shapes[1] not in ({}, wanted):
         raise CheckpointError(f"{path} holds the weights of another policy. Delete it.")
     policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
@@ -61,5 +67,5 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    facts["best_weights"] = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+    facts["best_weights"] = best
     return facts

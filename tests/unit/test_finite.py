@@ -29,6 +29,7 @@ from components.maths.objectives import group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
@@ -222,6 +223,29 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         with pytest.raises(CheckpointError, match=r"policy\.onnx") as caught:
             opened(path)
         assert has_remedy(str(caught.value)), weight.name
+        weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+@pytest.mark.parametrize("action", ["coupled", "accept"])
+def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
+    """A short example would not reach it."""
+    path, sizes = tmp_path / "policy.onnx", {"positions": 40, "offsets": 9}
+    shape = CoupledShape(top_k=2, width=8, heads=2, inner=8, blocks=1, pair=8, action=action, **sizes)
+    export_policy(CoupledPolicy(shape).eval(), path, {})
+    NumpyPolicy(path)
+    model = onnx.load(path)
+    tables = [w for w in model.graph.initializer if len(w.dims) == 2 and w.dims[0] in (40, 19)]
+    assert sorted(w.dims[0] for w in tables) == [19, 40]
+    for weight in tables:
+        whole = onnx.numpy_helper.to_array(weight)
+        never = {9} if len(whole) == 19 else set[int]()  # the distance of a position from itself
+        for row in set(range(len(whole))) - never:
+            bad = whole.copy()
+            bad[row] = np.nan
+            weight.CopyFrom(onnx.numpy_helper.from_array(bad, weight.name))
+            onnx.save(model, path)
+            with pytest.raises(CheckpointError, match="NaN or infinite"):
+                NumpyPolicy(path)
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 
