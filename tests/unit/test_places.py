@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,16 @@ os.kill(os.getpid(), 9)
     assert states == {gone: "KILLED", foreign: "RUNNING", unnamed: "RUNNING", mine.run_id: "RUNNING"}
     MlflowTracker.start(uri, "x", "again", run_id=gone)  # a resumed training is this process's
     assert client.get_run(gone).info.status == "RUNNING" and abandoned.close(uri) == []
+
+
+def test_a_clock_that_is_put_back_makes_no_living_run_an_abandoned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine says of its start, and so of a process's, moves with the clock."""
+    tag, boot, created = abandoned.this_process()[abandoned.PROCESS], psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot - 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created - 3600)
+    assert not abandoned._is_gone(tag)
+    machine, number, _ = tag.split()
+    assert abandoned._is_gone(f"{machine} {number} 1.00") and not abandoned._is_gone(f"{machine} by hand")
 
 
 # --- the code ---

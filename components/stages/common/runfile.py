@@ -62,7 +62,7 @@ def write_run(
     run: dict[str, Any] = describe_run(stage, profile, settings, dependencies)
     run |= {"metrics": dict(metrics)} | dict(extra or {})
     passed = datetime.now(UTC) - datetime.fromisoformat(run["started"])
-    run.setdefault("seconds", round(passed.total_seconds(), 3))
+    run.setdefault("seconds", max(0.0, round(passed.total_seconds(), 3)))  # the clock may have been put back
     write_json(path, run, sort=False)
     return run
 
