@@ -15,7 +15,7 @@ from fractions import Fraction
 LONGEST = 400  # digits: longer numbers and larger powers of ten are refused
 SIGNS = str.maketrans("−﹣－–‐‑‒˗⁻﹢＋．，％＄⁄∕／＝（）٫٬", "---------++.,%$///=().,")
 UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
-SPACES = re.compile(r"\\[,;: ]|(?<=\d)~(?=\d)|[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+SPACES = re.compile(r"(?<!\\)\\[,;: ]|(?<=\d)~(?=\d)|[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 GROUPS = re.compile(r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+(?! ?/))(?!,?\d)(?! \d)")
 TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\b\s*\{([^{}]*)\}")
 EMPHASIS = re.compile(r"(\*{1,2}|`)([^*`]+)\1")
@@ -34,8 +34,9 @@ BOUNDS = re.compile(  # just before the number
     r"roughly|nearly|almost|around|over|under|above|below|not|minus|negative|half|twice|thrice|double|triple|"
     r"(?:third|quarter|fifth|tenth|root)s?(?= of))(?: of| equal to)?[\s$(]*$"
 )
+MAGNITUDE = r"hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|tn|mn|mio|ml[nd]|mrd"
 SCALES = re.compile(  # anywhere after it
-    r"\b(?:hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|tn|mn|mio|ml[nd]|mrd|k|half|halves|"
+    rf"\b(?:{MAGNITUDE}|k|half|halves|"
     r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s|"
     r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b"
 )
@@ -48,7 +49,7 @@ def spaced(text: str) -> str:
     r"""The text with digits and signs of other scripts made ASCII and thin blanks (``\,``, ``~``) made plain ones."""
     text = "".join(str(int(c)) if c.isdecimal() and not c.isascii() else c for c in text.translate(SIGNS))
     text = UNSEEN.sub("", text)
-    return SPACES.sub(" ", text.replace(r"\!", "").replace("{,}", ","))
+    return SPACES.sub(" ", re.sub(r"\\! ?", "", text).replace("{,}", ","))
 
 
 def joined(text: str) -> str:

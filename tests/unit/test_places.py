@@ -229,6 +229,13 @@ def test_what_a_library_raises_about_a_file_is_a_sentence(error: Exception) -> N
     assert getattr(error, "filename", None) is None or "/x/y" in said
 
 
+@pytest.mark.parametrize("name", ["safetensors_rust", "mlflow.exceptions", "sqlite3", "torch"])
+@pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "database or disk is full"])
+def test_a_full_disk_is_named_whoever_meets_it(name: str, text: str) -> None:
+    kind: Any = type("Failure", (Exception,), {"__module__": name})
+    assert sentence(kind(text)) == "the disk is full. Free space and run the command again; a training resumes."
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError(), ValueError("x")], ids=repr)
 def test_an_error_of_this_program_keeps_its_traceback(error: Exception) -> None:
     assert sentence(error) is None
