@@ -198,6 +198,13 @@ def replace_whole(source: Path, path: Path) -> None:
     os.replace(source, path)
 
 
+def put_aside(who: str, path: Path, error: Exception) -> None:
+    """Rename a file or a folder that cannot be read, and print it: a later run must not end at it again."""
+    aside = path.with_name(f"{path.name}.unreadable")
+    replace_whole(path, aside)
+    print(f"{who}: {' '.join(str(error).split())} It is put aside as {aside}, and made anew.", flush=True)
+
+
 def flatten(nested: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, value) of every leaf of nested mappings, in order; an empty mapping has no leaf."""
     for key, value in nested.items():

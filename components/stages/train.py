@@ -15,7 +15,7 @@ from typing import Any
 
 from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
-from components.core.files import read_lines, replace_whole, unpacking
+from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
@@ -145,9 +145,7 @@ def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
             with unpacking(saved, "Delete it."):
                 return checkpoints.load(saved, policy, optimiser)
         except (CheckpointError, DataError) as error:
-            aside = kept.with_name(f"{kept.name}.unreadable")
-            replace_whole(kept, aside)
-            print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
+            put_aside("train", kept, error)
     return fresh
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError
 from components.core.files import beside
 
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW, the one optimiser here, remembers of a parameter
+
 
 def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
@@ -60,12 +62,17 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     shapes = [{name: tensor.shape for name, tensor in kept.items()} for kept in (weights, best)]
     if shapes[0] != wanted or shapes[1] not in ({}, wanted):
         raise CheckpointError(f"{path} holds the weights of another policy. Delete it.")
-    policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser/"):
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
+    sizes = {index: p.shape for index, p in enumerate(p for g in optimiser.param_groups for p in g["params"])}
+    for index, moments in state.items():
+        fits = all(tensor.shape in ((), sizes.get(index)) for tensor in moments.values())
+        if not fits or set(moments) != MOMENTS:
+            raise CheckpointError(f"{path} holds the state of another optimiser. Delete it.")
+    policy.load_state_dict(weights)
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     facts["best_weights"] = best
     return facts
