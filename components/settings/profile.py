@@ -56,8 +56,8 @@ class Settings(Section):
         layers = self.pretrain.layers if embedded else None
         check_attention(self.policy, self.decode, layers, named | {"sweep.rules": self.sweep.rules})
         check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
-        asked = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
-        for name in dict.fromkeys(asked):
+        decoded = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
+        for name in dict.fromkeys(decoded):
             self._fits(name, tasks[name].length)
         own = {(self.domain.model, name) for name in (*self.domain.tasks, *self.evaluate.tasks)}
         check_letters(self.data, self.models, own | {(case.model, case.task) for case in self.cases.values()})
