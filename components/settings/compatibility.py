@@ -69,7 +69,7 @@ def check_attention(policy: Head, decode: Decode, layers: int | None, rules: Map
 
     layers: of the domain's dLLM; None where only its files say it. rules: the setting that names them -> rules.
     """
-    read = policy.attention if isinstance(policy, Coupled) and policy.pairs else ()
+    read = policy.attention if isinstance(policy, Coupled) and policy.pair_shifts else ()
     if layers is not None and (beyond := [layer for layer in read if not -layers <= layer < layers]):
         raise ValueError(
             f"policy.attention={list(read)}: the dLLM has {layers} layers. Use {-layers} to {layers - 1}, not "
