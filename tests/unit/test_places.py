@@ -136,7 +136,9 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path)
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
-def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["--temp", "--queue"])
+def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path, how: str) -> None:
+    """A queued experiment runs the code of when it was queued, which the workspace has left by then."""
     root = tmp_path / "workspace"
     (root / "components").mkdir(parents=True)
     (root / "components" / "__init__.py").touch()
@@ -158,9 +160,14 @@ def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_s
     run(*dvc, "init", "--quiet")
     run("git", "add", "--all")
     run("git", "commit", "--quiet", "-m", "one")
-    run(*dvc, "exp", "run", "--temp", "--name", "queued")
+    code = root / "components" / "cli.py"
+    code.write_text(SAYS_STORE.replace("the copy", "as queued"), encoding="utf-8")
+    run(*dvc, "exp", "run", how, "--name", "queued")
+    code.write_text(SAYS_STORE, encoding="utf-8")
+    if how == "--queue":
+        run(*dvc, "exp", "run", "--run-all")
     run(*dvc, "exp", "apply", "queued")
-    assert (root / "out.txt").read_text(encoding="utf-8") == f"the copy sqlite:///{root}/mlflow.db"
+    assert (root / "out.txt").read_text(encoding="utf-8") == f"as queued sqlite:///{root}/mlflow.db"
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------
