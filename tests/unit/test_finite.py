@@ -141,7 +141,7 @@ def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first
         "multiplicative",
         lambda score_R, nfe_R, length_R, alpha: score_R * math.nan,
     )
-    with pytest.raises(SettingsError, match="round 0: the loss is nan"):
+    with pytest.raises(SettingsError, match="iteration 0: the loss is nan"):
         train(key_first, policy)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
@@ -166,7 +166,7 @@ def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
     plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=0.1, block_length=None, seed=0)
-    with pytest.raises(SettingsError, match="round 0 of distillation"):
+    with pytest.raises(SettingsError, match="iteration 0 of distillation"):
         imitate(policy, Threshold(0.9), key_first.denoiser(), key_first.prompts(), plan, lambda number, metrics: None)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 

@@ -60,9 +60,9 @@ def test_only_the_gpu_deployments_ask_for_a_gpu() -> None:
 
 def test_a_run_enters_the_checkout_of_its_own_machine(tmp_path: Path, monkeypatch) -> None:
     """The pull step of every deployment is one of ours: Prefect's own would note the folder of whoever deployed."""
-    (step,) = _yaml("prefect.yaml")["kl_coef"]
+    (step,) = _yaml("prefect.yaml")["pull"]
     assert step == {"flows.deploy.enter_checkout": {}}
-    assert not any("kl_coef" in deployment for deployment in DEPLOYMENTS)
+    assert not any("pull" in deployment for deployment in DEPLOYMENTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNMASK_REPOSITORY", raising=False)
     with pytest.raises(SettingsError, match="UNMASK_REPOSITORY"):

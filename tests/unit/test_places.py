@@ -123,12 +123,13 @@ def outside() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cli/__main__.py", "cli.py"])  # now, and in older commits
+def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path, name: str) -> None:
     """A copy made by `dvc exp run --temp`, a Git worktree: `unmask` is installed from elsewhere."""
     copy = tmp_path / "copy"
-    (copy / "components" / "cli").mkdir(parents=True)
+    (copy / "components" / name).parent.mkdir(parents=True)
     (copy / "components" / "__init__.py").touch()
-    (copy / "components" / "cli" / "__main__.py").write_text(FAKE, encoding="utf-8")
+    (copy / "components" / name).write_text(FAKE, encoding="utf-8")
     command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
     run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
     assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
@@ -160,7 +161,7 @@ def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_p
     run(*dvc, "init", "--quiet")
     run("git", "add", "--all")
     run("git", "commit", "--quiet", "-m", "one")
-    code = root / "components" / "cli.py"
+    code = root / "components" / "cli" / "__main__.py"
     code.write_text(SAYS_STORE.replace("the copy", "as queued"), encoding="utf-8")
     run(*dvc, "exp", "run", how, "--name", "queued")
     code.write_text(SAYS_STORE, encoding="utf-8")
