@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
         through(root, settings, patch)
     (root / "params.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
     shutil.rmtree(root / "graph")
-    shutil.copyfile(empty_store, root / "mlflow.db")
+    new_store(empty_store, root)
     return root
 
 
