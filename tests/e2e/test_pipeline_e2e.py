@@ -16,7 +16,6 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
-from components.stages.common.runfile import content_hash
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
@@ -278,36 +277,3 @@ def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipe
     patterns = {name: re.sub("<[a-z]+>", "[^/]+", name.replace(".", r"\.")) for name in rows}
     assert not [name for name in logged if not any(re.fullmatch(p, name) for p in patterns.values())]
     assert not [row for row, p in patterns.items() if not any(re.fullmatch(p, name) for name in logged)]
-
-
-SAYS = '    (workspace.outputs / "train" / "which.txt").write_text("the copy", encoding="utf-8")\n'
-
-
-@pytest.mark.parametrize("how", ["--temp", "--queue"])
-def test_an_experiment_in_a_copy_runs_the_code_of_the_copy_and_keeps_its_run_here(
-    pipeline, tmp_path: Path, how: str
-) -> None:
-    """`dvc exp run` with --temp or --queue; the code is changed back before a queued experiment starts."""
-    clone = pipeline[0].copied(tmp_path / "workspace")
-    for words in (["config", "user.name", "t"], ["config", "user.email", "t@e"], ["add", "dvc.lock"]):
-        clone.run("git", *words)
-    clone.run("git", "commit", "--quiet", "-m", "lock")
-    path, before = clone.folder / "components" / "stages" / "train.py", clone.run("git", "show", "HEAD:params.yaml")
-    code, mark = path.read_text(encoding="utf-8"), '    tracker.finish("FINISHED")\n'
-    assert code.count(mark) == 1
-    path.write_text(code.replace(mark, SAYS + mark), encoding="utf-8")
-    changed = content_hash(path)
-    clone.run("dvc", "exp", "run", how, "--name", "other", "-S", "train.alpha=2.5", "train")
-    path.write_text(code, encoding="utf-8")
-    if how == "--queue":
-        clone.run("dvc", "exp", "run", "--run-all")
-    assert (clone.folder / "params.yaml").read_text(encoding="utf-8") == before
-    clone.run("dvc", "exp", "apply", "other")
-    folder = clone.folder / P / "train"
-    assert (folder / "which.txt").read_text(encoding="utf-8") == "the copy"
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    assert run["settings"]["train"]["alpha"] == 2.5
-    assert run["dependencies"]["components/stages/train.py"] == changed
-    client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
-    kept = client.get_run(run["mlflow_run_id"])
-    assert kept.info.status == "FINISHED" and kept.data.params["train.alpha"] == "2.5"
