@@ -77,13 +77,6 @@ class Clone:
         for words in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "-m", "clone"]):
             subprocess.run(["git", *words], cwd=folder, check=True)
 
-    def copied(self, folder: Path) -> Clone:
-        """The same clone as it is now, elsewhere."""
-        shutil.copytree(self.folder, folder, symlinks=True)
-        copy = object.__new__(Clone)
-        copy.folder = folder
-        return copy
-
     def params(self) -> dict[str, Any]:
         """The settings as they are now."""
         return yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
