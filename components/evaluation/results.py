@@ -110,6 +110,8 @@ class EvalResult:
         return {name: value for name, value in vars(self).items() if name not in PER_PROMPT}
 
 
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float | int | None}  # NaN is null in JSON
+KINDS = {f.name: _KINDS[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT}
 _TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
 COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT}
 
@@ -127,7 +129,10 @@ def read_results(path: Path) -> list[EvalResult]:
         try:
             row.setdefault("seeds_2SP", [])
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
-            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
+            if strange := [name for name, kind in KINDS.items() if not isinstance(row[name], kind)]:
+                raise TypeError(f"{strange[0]}={row[strange[0]]!r}")
+            head = {name: math.nan if row[name] is None else row[name] for name in COLUMNS}
+            results.append(EvalResult(**head, **arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results

@@ -64,6 +64,26 @@ def check_letters(data: Data, models: Mapping[str, Model], decoded: Iterable[tup
             )
 
 
+def check_attention(policy: Head, decode: Decode, layers: int | None, rules: Mapping[str, Iterable[str]]) -> None:
+    """What reads attention finds it: the dLLM has the layers, and decodes without a cache, which shows none.
+
+    layers: of the domain's dLLM; None where only its files say it. rules: the setting that names them -> rules.
+    """
+    read = policy.attention if isinstance(policy, Coupled) and policy.pair_shifts else ()
+    if layers is not None and (beyond := [layer for layer in read if not -layers <= layer < layers]):
+        raise ValueError(
+            f"policy.attention={list(read)}: the dLLM has {layers} layers. Use {-layers} to {layers - 1}, not "
+            f"{beyond[0]}."
+        )
+    readers = {name: where for where, names in rules.items() for name in names if name in RULES and RULES[name].attends}
+    if decode.cache != "none" and (read or readers):
+        where = "policy.attention" if read else f"{next(iter(readers.values()))}={next(iter(readers))}"
+        raise ValueError(
+            f"decode.cache={decode.cache} with {where}, which reads attention; a cache shows none. Use cache: none, or "
+            f"leave that out."
+        )
+
+
 def _knobs(policy: Head, decode: Decode) -> None:
     block = decode.block_length
     if block is not None and policy.shortlist > block:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from components.settings.compatibility import check_learning, check_letters, check_shares
+from components.settings.compatibility import check_attention, check_learning, check_letters, check_shares
 from components.settings.data import Data, Domain, Model, Pretrain
 from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
 from components.settings.policy import Decode, Feature, Policy
@@ -51,6 +51,10 @@ class Settings(Section):
         longest = max(tasks[name].length for name in self.domain.tasks)
         check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
+        embedded = self.models[self.domain.model].source == "embedded"
+        named = {"distill.reference": [self.distill.reference], "train.reference": [self.train.reference]}
+        layers = self.pretrain.layers if embedded else None
+        check_attention(self.policy, self.decode, layers, named | {"sweep.rules": self.sweep.rules})
         check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
         decoded = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
         for name in dict.fromkeys(decoded):

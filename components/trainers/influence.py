@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.core.errors import CheckpointError
+from components.core.files import put_aside
 from components.core.rng import generator
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
@@ -117,11 +119,19 @@ def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: b
     """The figure of merit over the held-out states, or over those that are trained on; NaN where there are none."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
-        for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
+        for index in _batches(chunk.held_S == held, batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
     fitted, without, least = total.tolist()
     return share(fitted, without, least) if count else math.nan
+
+
+def _batches(chosen_S: Tensor, batch: int, source: torch.Generator | None = None) -> list[Tensor]:
+    """The chosen states in batches, shuffled by ``source``; none where nothing is chosen."""
+    index = chosen_S.nonzero().squeeze(1)
+    if source is not None:
+        index = index[torch.randperm(len(index), generator=source)]
+    return list(index.split(batch)) if len(index) else []
 
 
 def fit(
@@ -137,10 +147,13 @@ def fit(
     optimizer = torch.optim.AdamW(policy.shifts.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
-        facts = checkpoints.facts_of(checkpoint)
-        if facts.get("key") == key:
-            checkpoints.load(checkpoint, policy, optimizer)
-            history = facts["history"]
+        try:
+            facts = checkpoints.facts_of(checkpoint)
+            if facts.get("key") == key:
+                checkpoints.load(checkpoint, policy, optimizer)
+                history = list(facts["history"])
+        except (CheckpointError, LookupError, TypeError) as error:
+            put_aside("influence", checkpoint, error)
     for epoch, metrics in enumerate(history):
         report(epoch, metrics)
     for epoch in range(len(history), plan.num_epochs):
@@ -160,8 +173,7 @@ def _epoch(
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
     batches: list[tuple[Labels, Tensor]] = []
     for chunk in labels:
-        mine = (~chunk.held_S).nonzero().squeeze(1)
-        batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
+        batches += [(chunk, part) for part in _batches(~chunk.held_S, plan.batch, source)]
     total, pairs = torch.zeros(3, dtype=torch.float64), 0
     for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
         progress = (epoch + number / len(batches)) / plan.num_epochs

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from components.core.errors import DataError
-from components.core.files import beside
+from components.core.files import beside, put_aside, unpacking
 from components.core.rng import generator, seed_of
 from components.core.types import Canvas, Needs, Observation, Rollout, Steps
 from components.decode import readout
@@ -122,11 +122,16 @@ def collect(
 
 
 def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
-    """The labels in a file; where there is none, or one of another ``key``, those that ``make`` gives, stored."""
+    """The labels in a file; where there is none, or one of another ``key``, those that ``make`` gives, stored. A file
+    that is not whole is put aside: without that every later run would end at it."""
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata().get("key") == key:
-                return _unpacked({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
+        try:
+            with unpacking(path, ""), safe_open(path, framework="pt") as file:
+                said = file.metadata()
+                if said["key"] == key:
+                    return _unpacked({name: file.get_tensor(name) for name in file.keys()}, said)  # noqa: SIM118
+        except (DataError, OSError, SafetensorError) as error:
+            put_aside("influence", path, error)
     labels = make()
     tensors = {f"observation/{name}": t for name, t in labels.observation.tensors().items()}
     tensors |= {"place_SN": labels.place_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
@@ -142,6 +147,8 @@ def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
 
 def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
     facts = json.loads(metadata["facts"])
+    if bad := [name for name, tensor in tensors.items() if bool(tensor.isnan().any())]:
+        raise ValueError(f"{bad[0]} holds NaN")
     seen = {name.removeprefix("observation/"): t for name, t in tensors.items() if name.startswith("observation/")}
     obs = Observation(**seen, canvas_start=facts["canvas_start"], attention_layers=tuple(facts["layers"]))
     return Labels(obs, tensors["place_SN"], tensors["after_SNL"], tensors["held_S"])

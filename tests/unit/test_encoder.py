@@ -104,6 +104,23 @@ def test_without_a_chat_template_the_plain_text_is_the_prompt(tmp_path: Path):
     assert bool(rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("ab 1")], 4, 4)).finished_R.all())
 
 
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("{% for message in messages %}{{ message.content }}", "fails"),
+        ("{{ messages[0].content.nothing.more }}", "fails"),
+        ("{{ raise_exception('system messages only') }}", "system messages only"),
+        ("{{ 1 / 0 }}", "fails"),
+        ("a{{ messages[0].contemt }}b", "leaves the question 'ab 1' out"),
+        ("", "leaves the question"),
+    ],
+)
+def test_a_chat_template_that_is_damaged_is_refused(template: str, word: str):
+    encoder = built()[1]
+    encoder.tokenizer.chat_template = template
+    refused(encoder, "ab 1", "chat template", word)
+
+
 def test_a_masked_model_s_prompt_is_not_ended_before_its_canvas(tmp_path: Path):
     write_masked(tmp_path, "Bert")
     _, encoder = load(tmp_path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from components.core.errors import DataError
@@ -239,6 +243,43 @@ def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser, tmp_path, s
         assert torch.equal(value, again.state_dict()[name]) and torch.equal(value, resumed.state_dict()[name]), name
 
 
+def spoiled(path: Path) -> bytes:
+    """The file with NaN in every tensor of numbers."""
+    with safe_open(path, framework="pt") as file:
+        tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    bad = {name: t * torch.nan if t.is_floating_point() else t for name, t in tensors.items()}
+    return save(bad, said)
+
+
+DAMAGES: dict[str, Callable[[Path], bytes]] = {
+    "empty": lambda path: b"",
+    "cut in the head": lambda path: path.read_bytes()[:50],
+    "cut in the middle": lambda path: path.read_bytes()[: path.stat().st_size // 2],
+    "zeros": lambda path: bytes(path.stat().st_size),
+    "other names": lambda path: path.read_bytes().replace(b"_SN", b"_SM").replace(b"avg_sq", b"avg_sz"),
+    "not a number": spoiled,
+}
+
+
+@pytest.mark.parametrize("file", ["labels-0001.safetensors", "fit-0.safetensors"])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_file_is_put_aside_and_made_anew(
+    denoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, what: str
+) -> None:
+    if denoiser.model.config.model_type != "llama":
+        return
+    whole, figures = run(denoiser, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(denoiser, tmp_path / "killed", stop=1)
+    path = tmp_path / "killed" / file
+    path.write_bytes(DAMAGES[what](path))
+    again, told = run(denoiser, tmp_path / "killed")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"It is put aside as {path}.unreadable" in said
+    assert told == figures
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_old_fit(denoiser, tmp_path):
     one, _ = run(denoiser, tmp_path)
     two, figures = run(denoiser, tmp_path, fit=replace(FIT, num_epochs=1))
@@ -246,6 +287,13 @@ def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_o
     assert not torch.equal(one.shifts.pairs.out.weight, two.shifts.pairs.out.weight)
     three, _ = run(denoiser, tmp_path, plan=replace(PLAN, seed=2))
     assert not torch.equal(one.shifts.pairs.out.weight, three.shifts.pairs.out.weight)
+
+
+@pytest.mark.parametrize("held", [0.0, 1.0])
+def test_chunks_without_a_state_that_is_held_out_or_trained_on_are_left_out(denoiser, tmp_path, held: float) -> None:
+    policy, figures = run(denoiser, tmp_path, replace(PLAN, validation_share=held))
+    assert math.isnan(figures[-1]["influence/held_unexplained"]) == (held == 0.0)
+    assert bool(policy.pairs.out.weight.any()) == (held == 0.0)
 
 
 def test_only_the_shifts_are_trained(denoiser, tmp_path):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from components.core.errors import CheckpointError
+from components.core.errors import CheckpointError, DataError
 from components.core.files import read_json
 from components.core.imports import is_import_path, named
 from components.decode.prompts import Prompts
@@ -26,6 +26,8 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
+    if not all(value is None or isinstance(value, str) for value in pinned.values()):
+        raise DataError(f"{folder / 'source.json'} holds what is no text. Run `dvc repro` to make it.")
     source = pinned["source"] or str(folder)
     if is_import_path(source):
         return _own(source)
