@@ -15,7 +15,7 @@ from components.core.errors import DataError
 from components.core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled")
-"""Families that were trained. Every other family is a rule and counts towards the front."""
+"""Families of trained policies. Every other family is a rule, a point of the front."""
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
 Rule = tuple[str, str, int]
@@ -123,7 +123,7 @@ def write_results(path: Path, results: Iterable[EvalResult]) -> None:
 
 
 def read_results(path: Path) -> list[EvalResult]:
-    """What ``write_results`` wrote. DataError for a file that is missing, or a line that is no result."""
+    """The results of ``write_results``. DataError for a missing file, or a line that is no result."""
     results = []
     for number, row in enumerate(read_lines(path), start=1):
         try:
@@ -156,7 +156,7 @@ def read_table(*paths: Path) -> list[EvalResult]:
             raise DataError(f"{path}: no column {', '.join(missing)}. Run `dvc repro` to make it.")
         results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
+        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run `dvc repro` to make one.")
     return results
 
 

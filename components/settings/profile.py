@@ -1,4 +1,4 @@
-"""The sections together: what no section can check by itself."""
+"""The sections together, and the checks between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from components.settings.training import Distill, Influence, Train
 
 
 class Settings(Section):
-    """params.yaml: the profile's name, which is that of its output folder, and the sections."""
+    """params.yaml: the profile's name, which its output folder has too, and the sections."""
 
     profile: Name
     data: Data
@@ -35,7 +35,7 @@ class Settings(Section):
 
     @property
     def cases(self) -> dict[str, Case]:
-        """Every case of transfer, ood and headroom by its place in the file."""
+        """The cases of transfer, ood and headroom by their path in the file."""
         groups = {"transfer": self.transfer, "ood": self.ood, "headroom.cases": self.headroom.cases}
         return {f"{group}.{name}": case for group, cases in groups.items() for name, case in cases.items()}
 
@@ -88,15 +88,13 @@ class Settings(Section):
         if block is not None and length % block:
             fits = [d for d in range(1, length + 1) if length % d == 0]
             raise ValueError(
-                f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
-                f"{length % block} positions would never be committed; use one of {fits}"
+                f"decode.block_length={block} does not divide the canvas of {length} ({name}). Use one of {fits}."
             )
 
     def _splits(self, policy: Policy) -> None:
         source = self.models[self.domain.model].source
         if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
             raise ValueError(
-                f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
-                f"rotary positions need an even width per head; use heads of which twice the number "
-                f"divides it"
+                f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}: rotary "
+                f"positions need an even width per head. Use a number whose double divides the width."
             )

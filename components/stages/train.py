@@ -1,7 +1,7 @@
 """Stage train: GRPO or UPO from the distilled policy, resumable to the bit.
 
-Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a
-run); identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
+Checkpoints lie in .checkpoints/<profile>/<identity>, outside the stage's outputs, which DVC clears before a run. The
+identity is the hash of settings and dependencies, code included: a training resumes only as the very same one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
 
 
 def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, ending: ExitStack) -> dict[str, float]:
-    """``ending`` gets what gives the MLflow run its final state, however the training ends."""
+    """Train. ``ending`` receives the callback that gives the MLflow run its final state."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
     from components.trainers.reinforce import Method, optimizer_for, reinforce
@@ -94,14 +94,14 @@ class _Training:
     validate: Callable[[LearnedPolicy], dict[str, float]]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Save a fresh state: from here on a killed run goes on in the same MLflow run."""
+        """Save a fresh state, so that a killed training resumes in the same MLflow run."""
         if self.state.mlflow_run_id is None:
             self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
             self.tracker.params(settings)
             self.state.save(self.saved, self.policy, self.optimizer)
 
     def after(self, number: int, metrics: dict[str, float], train: Train) -> None:
-        """Validate and save where it is due, and log."""
+        """Validate, log and save, as often as the settings ask for."""
         last = number + 1 == train.iterations
         if (number + 1) % train.validate_every == 0 or last:
             metrics = metrics | self.validate(self.policy)
@@ -117,7 +117,7 @@ class _Training:
 
 
 def _describe(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> RunRecord:
-    """The run's record; its identity is that of settings, inputs and code."""
+    """The run's record, identified by settings, inputs and code."""
     sections = {"domain": domain, "decode": decode, "train": train}
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     inputs = [
@@ -141,7 +141,7 @@ def _write(workspace: Workspace, policy: LearnedPolicy, lines: Path, record: Run
 def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer) -> TrainState:
     """The state in ``kept``, with policy and optimizer put in place; else that of a fresh training.
 
-    A checkpoint that cannot be read is put aside and named. Without that every later run would end at it.
+    An unreadable checkpoint is put aside with a message; left in place it would end every later run.
     """
     from components.trainers.checkpoints import TrainState, load
 
@@ -161,7 +161,7 @@ def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:
-    """For an ExitStack: FAILED after an error, KILLED after a signal; FINISHED is the training's own word."""
+    """Exit callback: FAILED after an error, KILLED after a signal. The training itself sets FINISHED."""
 
     def leave(kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None:
@@ -225,7 +225,7 @@ def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
 
 
 def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
-    """One policy for several alphas reads which it is asked for; the distilled start does not change."""
+    """Add alpha as an input to a policy for several alphas; its decisions do not change."""
     from components.policies.feature import FeaturePolicy
 
     if train.alphas:
@@ -234,7 +234,7 @@ def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
 
 
 def expert_of(train: Train) -> Policy | None:
-    """The threshold rule that steers, or None."""
+    """The threshold rule that steers some rollouts, or None."""
     from components.policies.heuristics import Threshold
 
     return Threshold(train.expert_threshold) if train.experts else None

@@ -1,7 +1,7 @@
-"""Pair shifts fitted to what probing the frozen model gave (``trainers.probing``).
+"""Fit of pair shifts to the labels of ``trainers.probing``.
 
 The loss is the cross-entropy of sigma(l_j + w_ij) against the soft label sigma(l_j given i), over the probed pairs.
-Figure of merit: the share of the shifts' divergence that is still *unexplained*,
+Figure of merit: the *unexplained* share of the shifts' divergence,
 
     (cross-entropy - the labels' entropy) / (cross-entropy without shifts - the labels' entropy),
 
@@ -37,7 +37,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fit:
-    """epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
+    """num_epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
 
     num_epochs: int
     batch: int
@@ -46,33 +46,39 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where labels come from: the frozen model, probed at states of these prompts that the reference visits."""
+
+    reference: Policy
+    denoiser: Denoiser
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Labels and checkpoints of a training that may be killed, in ``folder``. key: names the source."""
+
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
 class Watcher:
-    """Who is told how far the work is: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each
-    epoch."""
+    """Callbacks: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each epoch."""
 
     chunk: Callable[[int], None]
     epoch: Report
 
 
-def influence(
-    policy: CoupledPolicy,
-    reference: Policy,
-    denoiser: Denoiser,
-    prompts: Prompts,
-    plans: tuple[Probing, Fit],
-    watcher: Watcher,
-    folder: Path,
-    key: str,
-) -> None:
-    """Collects labels and trains the policy's shifts in place.
+def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], watcher: Watcher, kept: Kept) -> None:
+    """Collect labels and train the policy's shifts in place.
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
-    trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
-    reports the finished epochs once more. key: names everything else that the labels depend on (the frozen
-    model, the prompts, the reference); labels of another key are collected anew.
+    trained on all. Killed and started again it ends at the same bits, and reports the finished epochs once more. Labels
+    of another key are collected anew.
     """
     probing, plan = plans
-    visits = json.dumps([key, asdict(probing), asdict(policy.needs)], sort_keys=True)
+    visits = json.dumps([kept.key, asdict(probing), asdict(policy.needs)], sort_keys=True)
     key = json.dumps([visits, asdict(plan), policy.describe()], sort_keys=True)
     own = probing.chunks if probing.on_policy_from is None else min(probing.on_policy_from, probing.chunks)
     labels: list[Labels] = []
@@ -80,13 +86,13 @@ def influence(
         if first == last:
             continue
         for chunk in range(first, last):
-            make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
+            make = partial(collect, policy, source.reference, source.denoiser, source.prompts, probing, chunk)
             # What the reference alone visits does not depend on how the policy is trained.
-            labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
+            path = kept.folder / f"labels-{chunk:04d}.safetensors"
+            labels.append(stored(path, key if number else visits, make))
             watcher.chunk(len(labels[-1]))
-        epochs = number * plan.num_epochs
-        later = partial(_later, watcher.epoch, epochs)
-        fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
+        later = partial(_later, watcher.epoch, number * plan.num_epochs)
+        fit(policy, labels, plan, later, kept.folder / f"fit-{number}.safetensors", key)
 
 
 def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -94,7 +100,7 @@ def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -
 
 
 def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Sums over the pairs: cross-entropy, the same without shifts, the labels' entropy; and how many pairs."""
+    """Sums over the pairs: cross-entropy, cross-entropy without shifts, entropy of the labels; and the count."""
     obs = labels.observation
     assert obs.log_odds_BL is not None
     shift_SLL = policy.shifts(obs)
@@ -110,13 +116,13 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
 
 
 def share(fitted: float, without: float, least: float) -> float:
-    """The figure of merit from the sums; 1 where no commit moved anything."""
+    """The figure of merit from the sums; 1 where no commit moved a prediction."""
     return (fitted - least) / (without - least) if without > least else 1.0
 
 
 @torch.no_grad()
 def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
-    """The figure of merit over the held-out states, or over those that are trained on; NaN where there are none."""
+    """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
         for index in _batches(chunk.held_S == held, batch):
@@ -142,7 +148,7 @@ def fit(
     checkpoint: Path | None = None,
     key: str = "",
 ) -> None:
-    """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
+    """Train the policy's shifts in place; resume from ``checkpoint`` where it has the same ``key``."""
     policy.shifts.requires_grad_(True)
     optimizer = torch.optim.AdamW(policy.shifts.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
@@ -169,7 +175,7 @@ def fit(
 def _epoch(
     policy: CoupledPolicy, optimizer: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
 ) -> dict[str, float]:
-    """Once over all states that are trained on, in batches of one chunk each."""
+    """One pass over the states trained on, in batches of one chunk each."""
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
     batches: list[tuple[Labels, Tensor]] = []
     for chunk in labels:

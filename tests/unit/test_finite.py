@@ -33,7 +33,7 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.pretrain import Batch, pretrain
+from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
 from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
@@ -178,7 +178,7 @@ def test_pretraining_stops_before_a_step_that_is_not_finite():
     prompt_BP = encoder.prompt("ab").expand(2, -1)
     batch = Batch(prompt_BP, torch.ones_like(prompt_BP, dtype=torch.bool), encoder.answer("abc", 4).expand(2, -1), 1.0)
     with pytest.raises(SettingsError, match=r"step 0 of pretraining: .* gradient of lm_head\.weight"):
-        pretrain(denoiser, lambda step: [batch], 2, 0.1, 0, 0, lambda step, metrics: None)
+        pretrain(denoiser, lambda step: [batch], Schedule(2, 0.1, 0, 0), lambda step, metrics: None)
     assert all(torch.equal(before[name], value) for name, value in denoiser.model.state_dict().items())
 
 

@@ -25,7 +25,7 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, Watcher, influence
+from components.trainers.influence import Fit, Kept, Source, Watcher, influence
 from components.trainers.plan import Plan
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 from components.trainers.reinforce import optimizer_for
@@ -206,8 +206,8 @@ def run(
         if epoch == stop:
             raise KeyboardInterrupt
 
-    watcher = Watcher(lambda states: None, report)
-    influence(policy, Quota("confidence", 2), denoiser, prompts_of(), (plan, fit), watcher, folder, "test")
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy, source, (plan, fit), Watcher(lambda states: None, report), Kept(folder, "test"))
     return policy, figures
 
 
@@ -220,7 +220,8 @@ def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(d
         files.append(len(list(tmp_path.glob("labels-*.safetensors"))))
 
     watcher = Watcher(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
-    influence(policy_of(), Quota("confidence", 2), denoiser, prompts_of(), (plan, FIT), watcher, tmp_path, "test")
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy_of(), source, (plan, FIT), watcher, Kept(tmp_path, "test"))
     epochs = list(range(2 * FIT.num_epochs))
     kinds = ["chunk", *["epoch"] * FIT.num_epochs, *["chunk"] * (PLAN.chunks - 1), *["epoch"] * FIT.num_epochs]
     assert [kind for kind, _ in told] == kinds
@@ -324,9 +325,10 @@ def test_only_probing_trains_the_shifts_and_the_decisions_start_from_their_reade
     policy = policy_of()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     plan = replace(PLAN, chunks=1, prompts=14, on_policy_from=None)
-    source = (Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
     fit = Fit(num_epochs=2, batch=32, learning_rate=1e-2, seed=0)
-    influence(policy, *source, (plan, fit), Watcher(lambda states: None, lambda epoch, m: None), tmp_path, "k")
+    watcher = Watcher(lambda states: None, lambda epoch, metrics: None)
+    influence(policy, source, (plan, fit), watcher, Kept(tmp_path, "k"))
     after = policy.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("shifts.pairs"))
     read = {name for name in after if name.startswith("reader.")}
@@ -353,16 +355,10 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
         block_length=None,
         seed=0,
     )
-    influence(
-        policy,
-        Quota("random", 1),
-        key_first.denoiser(),
-        key_first.prompts(14),
-        (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0)),
-        Watcher(lambda states: None, lambda epoch, m: figures.append(m)),
-        tmp_path,
-        "key first",
-    )
+    source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    plans = (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0))
+    watcher = Watcher(lambda states: None, lambda epoch, m: figures.append(m))
+    influence(policy, source, plans, watcher, Kept(tmp_path, "key first"))
     assert figures[-1]["influence/loss"] < figures[0]["influence/loss"]
     assert figures[-1]["influence/held_unexplained"] < 0.1
     assert figures[-1]["influence/unexplained"] < figures[0]["influence/unexplained"]

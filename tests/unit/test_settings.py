@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no alpha": ({"train.alpha": []}, r"alpha=\[\]"),
     "an alpha twice": ({**SPEEDS, "train.alpha": [1.0, 1.0]}, r"alpha=\[1.0, 1.0\]"),
     "a speed that is not asked for": ({"train.alpha": [0.3, 3.0]}, r"decode.alpha=None .*\[0.3, 3.0\]"),
-    "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*give 0.3 to 3"),
+    "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*Use 0.3 to 3"),
     "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \(3.0\)"),
     "speeds at one position per step": (
         {**SPEEDS, "policy.action": "categorical", **ONE},
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reference of ordered draws": (
         {"train.reference": "random", "train.reference_value": 1},
-        "train.reference=random; .*top_k_random",
+        "train.reference=random .*top_k_random",
     ),
     "an exact divergence of too many orders": ({"policy.action": "dpls", "train.kl_coef": 0.1}, r"2\^16"),
     "an exact divergence of steered rows": (
