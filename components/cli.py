@@ -277,7 +277,7 @@ def demo() -> None:
 
 @app.command()
 def decode(
-    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example W.1...4..4..1..3.")],
+    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example W.1...4..4..1..3.")] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help=f"{POLICY}; give several to see them side by side. Rules: {EVERY_RULE}")
     ] = None,
@@ -285,6 +285,7 @@ def decode(
     model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
     choose: Annotated[Choice, typer.Option(help="how a learned policy is drawn from")] = Choice.mode,
     block: Annotated[int | None, typer.Option(min=1, help="block length; by default the profile's own")] = None,
+    canvas: Annotated[str | None, typer.Option(help="text to fill in, [MASK] for each missing token")] = None,
 ) -> None:
     """Decode one prompt and show the canvas filling up, in order.
 
@@ -293,7 +294,7 @@ def decode(
     """
     from components.commands.decode import show_decode
 
-    show_decode(policy or ["confidence"], prompt, length, model, choose.value, block)
+    show_decode(policy or ["confidence"], prompt, length, model, choose.value, block, canvas)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from components.commands.resolve import active_profile, candidate, example_for, open_dllm, task_for
@@ -25,8 +25,8 @@ ANIMATION_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Shown:
-    """One decode to look at. order: the step (0 first) at which each position was committed, -1 if never. correct:
-    None where there is no answer to compare with. columns: cells per row of the board."""
+    """One decode to look at. order: the step (0 first) at which each position was there, -1 if it was given, nfe if it
+    never was. correct: None where there is no answer to compare with. columns: cells per row of the board."""
 
     label: str
     tokens: tuple[str, ...]
@@ -37,7 +37,7 @@ class Shown:
 
     def canvas(self, step: int) -> str:
         """The canvas as one line after so many steps."""
-        return "".join(t if 0 <= when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
+        return "".join(t if when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
 
     @property
     def verdict(self) -> str:
@@ -46,17 +46,30 @@ class Shown:
 
 
 def show_decode(
-    policies: Sequence[str], prompt: str, length: int | None, model: str | None, choose: str, block: int | None = None
+    policies: Sequence[str],
+    prompt: str,
+    length: int | None,
+    model: str | None,
+    choose: str,
+    block: int | None = None,
+    canvas: str | None = None,
 ) -> None:
     """Decodes one prompt by each policy, over the active profile's dLLM or ``model``, and shows how.
 
-    block: block length; the profile's own where it is None. SettingsError, DataError or CheckpointError where a name,
+    block: block length; the profile's own where it is None. canvas: a text to fill in, in place of one of masks alone;
+    the prompt is then any text, and no answer is known. SettingsError, DataError or CheckpointError where a name,
     the prompt or the model cannot be used.
     """
+    from components.tasks.example import Example
+
     workspace, settings = active_profile()
     candidates = [candidate(name, workspace, settings, choose, block) for name in policies]
-    name, task = task_for(settings, prompt)
-    example, known = example_for(workspace, name, task, prompt)
+    if canvas is None:
+        name, task = task_for(settings, prompt)
+        example, known = example_for(workspace, name, task, prompt)
+    else:
+        name = settings.evaluate.gate_task
+        task, example, known = settings.data.tasks[name].build(), Example(name, prompt, "", canvas=canvas), False
     opened = open_dllm(workspace, settings, model)
     display([decode_one(c, opened, task, example, length, known) for c in candidates])
 
@@ -78,18 +91,22 @@ def decode_one(
             f"{denoiser.width}; the policy was trained over another one; decode with that"
         )
     asked = Prompts.of(task, [example], encoder, length)
-    job = asked.job(chosen.block_length)
+    job = replace(asked.job(chosen.block_length), frontier=chosen.frontier)
     how = "sample" if is_random(chosen.family) else chosen.choose
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
     correct = bool(asked.scores(job, done)[1][0]) if known else None
-    ids = done.canvas_RL[0].tolist()
+    ids, given, nfe = done.canvas_RL[0].tolist(), asked.canvases.get(0), int(done.nfe_R[0])
+    order = done.order_RL[0].tolist()
+    for at, when in enumerate(order):
+        if when < 0 and (given is None or int(given[at]) < 0):  # behind an end of the text, or still a mask
+            order[at] = nfe if ids[at] == denoiser.mask_id else nfe - 1
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
     return Shown(
         chosen.setting,
         tokens,
-        tuple(done.order_RL[0].tolist()),
-        int(done.nfe_R[0]),
+        tuple(order),
+        nfe,
         correct,
         BOXES[len(ids)][0] if grid else len(ids),
     )
@@ -161,8 +178,8 @@ def _board(shown: Shown, step: int, steps: int) -> RenderableType:
             text.append("\n" if here[0] == box_of(at - 1, size, shown.columns)[0] else "\n\n")
         elif grid and column and here[1] != box_of(at - 1, size, shown.columns)[1]:
             text.append("  ")
-        there = 0 <= when < step
+        there = when < step
         colour = step_colour(when + 1, steps)
         cell = (f" {glyph(token)} " if grid else token) if there else (f" {HOLE} " if grid else HOLE)
-        text.append(cell, f"{ink_on(colour)} on {colour}" if there else "dim")
+        text.append(cell, f"{ink_on(colour)} on {colour}" if 0 <= when < step else "dim")
     return text

@@ -41,6 +41,8 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     id_V = torch.arange(vocabulary, dtype=logits_NV.dtype, device=logits_NV.device)
     token_N1 = torch.where(logits_NV == top_N1, id_V, float(vocabulary - 1)).amin(-1, keepdim=True).long()
     rest_NV = logits_NV.scatter_(-1, token_N1, NEVER)
+    if needs.late:
+        rest_NV.index_fill_(-1, torch.tensor(needs.late, device=rest_NV.device), NEVER)
     ids_NK = _largest(rest_NV, token_N1, needs.top_k) if needs.top_ids else None
     gap_NV = rest_NV.sub_(top_N1)
     second_N = gap_NV.amax(-1) if "margin" in asked else None

@@ -17,6 +17,7 @@ POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
+OPTIONAL = ("end_of_text",)
 
 
 def _empty() -> NDArray[np.float64]:
@@ -30,8 +31,9 @@ class EvalResult:
     block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
     left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
-    change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
-    seeds_2SP: correct and NFE by seed; empty where there is one seed.
+    change a text. end_of_text: 1 where rows stopped at the end of their text, so that NFE counts no more than that.
+    correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table. seeds_2SP:
+    correct and NFE by seed; empty where there is one seed.
     """
 
     task: str
@@ -55,6 +57,7 @@ class EvalResult:
     workers: int = field(default=0, compare=False)
     rows_in_flight: int = field(default=0, compare=False)
     tokens_per_forward: int = field(default=0, compare=False)
+    end_of_text: int = 0
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
@@ -64,12 +67,12 @@ class EvalResult:
         return self.family in POLICIES
 
     def row(self) -> dict[str, Any]:
-        """The columns of a table: everything but the per-prompt arrays."""
-        return {name: value for name, value in vars(self).items() if name not in PER_PROMPT}
+        """The columns of a table: everything but the per-prompt arrays, and ``OPTIONAL`` ones where they are 0."""
+        return {n: v for n, v in vars(self).items() if n not in PER_PROMPT and (v or n not in OPTIONAL)}
 
 
 _TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
-COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT}
+COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 
 
 def write_results(path: Path, results: Iterable[EvalResult]) -> None:
@@ -85,7 +88,8 @@ def read_results(path: Path) -> list[EvalResult]:
         try:
             row.setdefault("seeds_2SP", [])
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
-            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
+            optional = {name: int(row.get(name, 0)) for name in OPTIONAL}
+            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **optional, **arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results
@@ -115,6 +119,7 @@ def read_table(*paths: Path) -> list[EvalResult]:
 
 def _result(row: dict[str, str], where: str) -> EvalResult:
     try:
-        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()})
+        optional = {name: int(row.get(name) or 0) for name in OPTIONAL}
+        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()}, **optional)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}. Run `dvc repro` to make it.") from error

@@ -106,13 +106,18 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 
 
 class Decode(Section):
-    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta). alpha:
-    the speed exponent that a policy trained for several is asked for; null where it was trained for one. choose: how
-    the policy is decoded when it is judged and served. cache: of keys and values in the frozen dLLM, approximate (see
-    ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets what it learned on.
+    """block_length: null for full diffusion. frontier: only the first so many of the block's masks may be chosen; null:
+    all. end_of_text: a row ends when the end of its text is committed and nothing before it is missing. What is
+    behind costs no forward pass; rules stop there too. temperature, scale: test-time knobs of the policy (tau_pi,
+    beta). alpha: the speed exponent that a policy trained for several is asked for; null where it was trained for one.
+    choose: how the policy is decoded when it is judged and served. cache: of keys and values in the frozen dLLM,
+    approximate (see ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets
+    what it learned on.
     """
 
     block_length: Size | None
+    frontier: Size | None
+    end_of_text: bool
     temperature: Positive
     scale: Positive
     alpha: NonNegative | None

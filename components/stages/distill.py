@@ -19,7 +19,13 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     reference = reference_of(distill.reference, distill.value)
     train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(
-        distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed
+        distill.rounds,
+        distill.prompts,
+        distill.pairs,
+        distill.learning_rate,
+        decode.block_length,
+        distill.seed,
+        decode.frontier,
     )
     losses: list[float] = []
     with progress("distill", distill.rounds) as tick:
@@ -34,7 +40,8 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     # A reference draws: what it does, and not the likeliest thing, is imitated. A rule draws what it always does.
     for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
-        result = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
+        candidate = Candidate("distilled", "", who, decode.block_length, choose, decode.frontier)
+        result = evaluate(denoiser, candidate, tune, [distill.seed])
         figures |= {f"{name}.accuracy": result.accuracy, f"{name}.nfe": result.nfe}
     workspace.metrics("distill", figures)
     return figures

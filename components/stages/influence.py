@@ -45,6 +45,7 @@ def influence(
             influence.held,
             decode.block_length,
             influence.seed,
+            decode.frontier,
         )
         plan = Fit(influence.epochs, influence.batch, influence.learning_rate, influence.seed)
         figures["forwards"] = float(cost(prompts, probing))

@@ -47,4 +47,6 @@ def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
         sweep.block_lengths,
         sweep.rules,
         encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
+        sweep.frontiers,
+        sweep.suppress_eos == "renormalize",
     )

@@ -10,6 +10,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def plan_of(train: Train, decode: Decode):
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
+        frontier=decode.frontier,
     )
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
     goal = Objective(
@@ -258,6 +260,7 @@ def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, d
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
+    jobs = [(alpha, replace(job, frontier=decode.frontier)) for alpha, job in jobs]
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
 
     def judge(policy) -> dict[str, float]:
@@ -267,7 +270,7 @@ def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, d
     def _judged(alpha: float, job: Job, done: Rollout) -> dict[str, float]:
         _, correct_R, dense_R = tune.scores(job, done)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.masks_R, alpha)
         return {
             "tune/reward": float(reward_R.mean()),
             "tune/correct": float(correct_R.mean()),

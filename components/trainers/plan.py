@@ -88,6 +88,7 @@ class Plan:
     temperature: float = 1.0
     anneal: bool = True
     entropy: float | None = None
+    frontier: int | None = None
 
     def temperature_at(self, number: int, before: tuple[float, float] | None = None) -> float:
         """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line; the

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -76,6 +76,7 @@ def collect(
         draw = generator(plan.seed, "reinforce", "alpha", number)
         alpha_P = torch.tensor(objective.alphas)[torch.randint(len(objective.alphas), (len(chosen),), generator=draw)]
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
+    job = replace(job, frontier=plan.frontier)
     options = DecodeOptions(
         seed=seed_of(plan.seed, "reinforce", "rollout", number),
         force=plan.force,
@@ -92,7 +93,7 @@ def collect(
         _, correct_R, dense_R = chosen.scores(job, done)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
-        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[objective.reward](signal_R, done.nfe_R.cpu(), job.masks_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert done.steps is not None
     found = Collected(job, done, done.steps, reward_R, correct_R, dense_R, advantage_R, number=number)
@@ -134,7 +135,7 @@ def update(
     step on a loss or a gradient that is not finite."""
     steps = found.steps
     live_N = _live(found, objective)
-    weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.length_R, objective.weighting)
+    weight_N = objectives.pair_weights(steps.row_N, found.rollout.nfe_R, found.job.masks_R, objective.weighting)
     weight_N = weight_N / objective.keep_steps
     steered_N = (found.job.policy_R > 0)[steps.row_N]
     old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
