@@ -329,7 +329,8 @@ def bench(
     dtype: Annotated[Weights | None, typer.Option(help="of the dLLM's weights; by default the profile's")] = None,
     count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training round at most")] = 128,
     rows: Annotated[int, typer.Option(min=1, help="rows in flight, and the reference loop's batch")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count, at most")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="for all of it; one pair of each is measured anyhow")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout, the tables to stderr")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="log it as a run of the profile's experiment")] = False,
 ) -> None:
@@ -346,7 +347,9 @@ def bench(
     console = Console(stderr=as_json, highlight=False)
     console = console if console.is_terminal else Console(stderr=as_json, highlight=False, width=160)
     found = bench.bench(
-        bench.Request(policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats),
+        bench.Request(
+            policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats, seconds
+        ),
         console.print,
     )
     if as_json:

@@ -243,3 +243,27 @@ def _record(
         obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
     action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
     return Steps(rows_B, obs.step_B, obs, action, policies[0].distribution(obs).log_prob(action))
+
+
+def one_canvas(
+    denoiser: Denoiser, prompt: Tensor, length: int, per_step: int | None, threshold: float = 1.0
+) -> tuple[Tensor, int]:
+    """One canvas as public samplers decode it, and its forward passes: the head and a softmax at every position of the
+    sequence, the confidence of each argmax, then the ``per_step`` largest or, where that is None, those that reach the
+    threshold and the largest. Full diffusion; no other statistic, no noise."""
+    ids_1T = torch.cat([prompt, torch.full((length,), denoiser.mask_id)]).unsqueeze(0).to(denoiser.device)
+    attend_1T, steps = torch.ones_like(ids_1T, dtype=torch.bool), 0
+    canvas_T = torch.arange(ids_1T.shape[1], device=denoiser.device) >= len(prompt)
+    while bool((open_T := (ids_1T[0] == denoiser.mask_id) & canvas_T).any()):
+        hidden_1TD, _ = denoiser.hidden(Canvas(ids_1T, attend_1T, len(prompt)), None)
+        logits_TV = denoiser.logits(hidden_1TD[0])
+        logits_TV[:, denoiser.forbidden_ids] = -torch.inf
+        token_T = logits_TV.argmax(-1)
+        sure_T = logits_TV.softmax(-1).gather(-1, token_T.unsqueeze(-1)).squeeze(-1).masked_fill(~open_T, -torch.inf)
+        if per_step is None:
+            chosen_T = (sure_T >= threshold) | (sure_T == sure_T.max())
+        else:
+            chosen_T = torch.zeros_like(open_T).scatter(0, sure_T.topk(min(per_step, int(open_T.sum()))).indices, True)
+        ids_1T = torch.where(chosen_T & open_T, token_T, ids_1T)
+        steps += 1
+    return ids_1T[0, len(prompt) :], steps
