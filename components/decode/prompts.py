@@ -43,6 +43,13 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def longest(self) -> int:
+        """The longest canvas; of prompts that bring their own, what their tasks take for it."""
+        return max(
+            self.tasks[i].canvas_length if i in self.canvases else length for i, length in enumerate(self.lengths)
+        )
+
     def __add__(self, other: Prompts) -> Prompts:
         return Prompts(
             [*self.tasks, *other.tasks],

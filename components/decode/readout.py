@@ -98,8 +98,8 @@ def _odds(gap_NV: Tensor, second_N: Tensor | None) -> Tensor:
     not given.
 
     Below e^-87 float32 is subnormal, and a CPU takes 16 to 70 times as long for it. All of a vocabulary's subnormal
-    terms are less than e^-75, and are left out where that moves no bit: of s, as the log-odds end at -30; of an entropy,
-    unless its largest term is of that size.
+    terms are less than e^-75, and are left out where that moves no bit: of s, as the log-odds end at -30; of an
+    entropy, unless its largest term is of that size.
     """
     into_NV = gap_NV if second_N is None else None
     small = gap_NV.dtype == torch.float32 and gap_NV.device.type == "cpu"

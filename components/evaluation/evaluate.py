@@ -104,7 +104,7 @@ def _score(
         split=board.split,
         family=candidate.family,
         setting=candidate.setting,
-        block_length=candidate.block_length or max(prompts.lengths),
+        block_length=candidate.block_length or prompts.longest,
         choose=candidate.choose,
         prompts=len(prompts),
         seeds=len(done),
@@ -124,6 +124,7 @@ def _score(
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
+        masks_P=job.masks_R.double().numpy() if prompts.canvases else np.zeros(0),
     )
 
 

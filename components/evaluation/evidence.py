@@ -24,7 +24,8 @@ Rule = tuple[str, str, int]
 class Cell:
     """One decoding rule on the prompts of a split. correct_P in [0, 1], nfe_P >= 1: per prompt, means over seeds.
 
-    seeds_2SP: correct and NFE by decode seed, where there are several: a utility is not linear in the NFE. DataError
+    seeds_2SP: correct and NFE by decode seed, where there are several: a utility is not linear in the NFE. masks_P:
+    positions that were decoded, where prompts bring canvases that are partly filled; None: all of the canvas. DataError
     where a value is outside its range.
     """
 
@@ -35,6 +36,7 @@ class Cell:
     correct_P: np.ndarray
     nfe_P: np.ndarray
     seeds_2SP: np.ndarray | None = None
+    masks_P: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         correct, nfe = self.correct_P, self.nfe_P
@@ -66,30 +68,35 @@ class Cell:
             raise DataError(f"{self}: {name}={value_SP[seed, prompt]:g} of prompt {prompt} {why}. {AGAIN}")
 
     def refuse_slower_than(self, canvas: int) -> None:
-        """DataError where a prompt took more forward passes than its canvas has positions."""
+        """DataError where a prompt took more forward passes than its canvas has positions to decode."""
+        most, why = canvas, f"is more than the canvas of {canvas} has positions"
+        if self.masks_P is not None:
+            most, why = self.masks_P, "is more than its canvas has masks"
         for _, nfe_SP in self._tables():
-            self._refuse("NFE", nfe_SP, nfe_SP <= canvas, f"is more than the canvas of {canvas} has positions")
+            self._refuse("NFE", nfe_SP, nfe_SP <= most, why)
 
     def utility_P(self, canvas: int, alpha: float) -> np.ndarray:
         """correct x speed^alpha per prompt, mean over seeds; speed is that of the training's reward."""
         correct_SP, nfe_SP = self._tables()[-1]
-        return (correct_SP * ((canvas - np.minimum(nfe_SP, canvas) + 1) / canvas) ** alpha).mean(0)
+        most = canvas if self.masks_P is None else self.masks_P
+        return (correct_SP * ((most - np.minimum(nfe_SP, most) + 1) / most) ** alpha).mean(0)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Cell:
         """What `row` made; DataError where it did not."""
         try:
             correct, nfe = np.asarray(row["correct"], float), np.asarray(row["nfe"], float)
-            seeds = np.asarray(row["seeds"], float) if row.get("seeds") else None
+            seeds, masks = (np.asarray(row[name], float) if row.get(name) else None for name in ("seeds", "masks"))
             head = row["family"], str(row["setting"]), int(row["block_length"]), row["choose"]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"a line of results cannot be read ({error!r}). {AGAIN}") from error
-        return cls(*head, correct, nfe, seeds)
+        return cls(*head, correct, nfe, seeds, masks)
 
     @classmethod
     def of_result(cls, result: EvalResult) -> Cell:
         head = (result.family, result.setting, result.block_length, result.choose)
-        return cls(*head, result.correct_P, result.nfe_P, result.seeds_2SP if result.seeds_2SP.size else None)
+        seeds, masks = (a if a.size else None for a in (result.seeds_2SP, result.masks_P))
+        return cls(*head, result.correct_P, result.nfe_P, seeds, masks)
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -101,8 +108,9 @@ class Cell:
 
     def row(self) -> dict[str, Any]:
         head = dict(zip(("family", "setting", "block_length", "choose"), self.key, strict=True))
-        seeds = {} if self.seeds_2SP is None else {"seeds": self.seeds_2SP.tolist()}
-        return head | {"correct": self.correct_P.tolist(), "nfe": self.nfe_P.tolist()} | seeds
+        more = {"seeds": self.seeds_2SP, "masks": self.masks_P}
+        head |= {"correct": self.correct_P.tolist(), "nfe": self.nfe_P.tolist()}
+        return head | {name: value.tolist() for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from components.core.files import read_csv, read_lines, write_csv, write_lines
 POLICIES = ("learned", "distilled")
 """Families that were trained. Every other family is a rule and counts towards the front."""
 
-PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
+PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P")
 OPTIONAL = ("end_of_text",)
 
 
@@ -33,7 +33,8 @@ class EvalResult:
     left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
     change a text. end_of_text: 1 where rows stopped at the end of their text, so that NFE counts no more than that.
     correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table. seeds_2SP:
-    correct and NFE by seed; empty where there is one seed.
+    correct and NFE by seed; empty where there is one seed. masks_P: positions that were decoded; empty where that is
+    all of the canvas.
     """
 
     task: str
@@ -61,6 +62,7 @@ class EvalResult:
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    masks_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
 
     @property
     def is_policy(self) -> bool:
@@ -86,7 +88,7 @@ def read_results(path: Path) -> list[EvalResult]:
     results = []
     for number, row in enumerate(read_lines(path), start=1):
         try:
-            row.setdefault("seeds_2SP", [])
+            row = {"seeds_2SP": [], "masks_P": [], **row}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             optional = {name: int(row.get(name, 0)) for name in OPTIONAL}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **optional, **arrays))

@@ -52,7 +52,7 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     write_table(workspace.outputs / "tables" / f"{case.stem}.csv", results)
     if case.group == "evaluate":
         shown = prompts.take(range(min(SHOWN, len(prompts))))
-        chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(max(prompts.lengths)))
+        chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(prompts.longest))
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
     settings = {"domain": domain, "decode": decode, "sweep": sweep}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from components.commands.decode import HOLE, decode_one, lines
 from components.core.errors import DataError
 from components.core.timer import Timer
+from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers import Encoder, embedded, load
 from components.evaluation.evaluate import Candidate, evaluate
 from components.evaluation.evidence import Cell
+from components.evaluation.results import read_results, write_results
 from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.rules import heuristic
@@ -85,8 +88,6 @@ def test_what_is_given_stays_and_the_gaps_are_filled_as_by_hand(which: str, tmp_
         ids = torch.cat([prompts.ids[prompt], given.where(given >= 0, denoiser.mask_id)]).unsqueeze(0)
         start = len(prompts.ids[prompt])
         while bool((ids[0, start:] == denoiser.mask_id).any()):
-            from components.core.types import Canvas
-
             hidden, _ = denoiser.hidden(Canvas(ids, torch.ones_like(ids).bool(), start), None)
             logits = denoiser.logits(hidden[0, start:]).index_fill(-1, denoiser.forbidden_ids, -torch.inf)
             sure, token = logits.softmax(-1).max(-1)
@@ -118,7 +119,21 @@ def test_an_evaluation_measures_against_the_gaps(tmp_path: Path):
     prompts = Prompts.of(Gaps(), EXAMPLES, encoder)
     result = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [0])
     assert result.nfe_P.tolist() == [2, 1, 4, 8] and result.unfinished == 0
-    Cell.of_result(result).refuse_slower_than(max(prompts.lengths))
+    assert (result.block_length, result.masks_P.tolist()) == (8, [2, 1, 4, 8])
+    write_results(tmp_path / "results.jsonl", [result])
+    (again,) = read_results(tmp_path / "results.jsonl")
+    for cell in (
+        Cell.of_result(result),
+        Cell.of_result(again),
+        Cell.of(json.loads(json.dumps(Cell.of_result(again).row()))),
+    ):
+        cell.refuse_slower_than(8)
+        # One position a step: of M masks the last step is worth 1/M, whatever was given.
+        wanted = [c / m for c, m in zip(result.correct_P, (2, 1, 4, 8), strict=True)]
+        assert cell.utility_P(8, 1.0).tolist() == pytest.approx(wanted)
+        slower = replace(cell, nfe_P=cell.nfe_P + 1)
+        with pytest.raises(DataError, match="NFE=3 of prompt 0"):
+            slower.refuse_slower_than(8)
 
 
 def test_a_reward_counts_the_gaps_and_the_same_prompts_are_learned_from(tmp_path: Path):
