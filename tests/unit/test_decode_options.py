@@ -71,8 +71,8 @@ COSTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["masks", "filled"])
-@pytest.mark.parametrize("end_ids", [(), ENDS, (4,)], ids=str)
-@pytest.mark.parametrize("frontier", [None, 1, 3, 40])
+@pytest.mark.parametrize("end_ids", [(), ENDS], ids=str)
+@pytest.mark.parametrize("frontier", [None, 1, 3])
 def test_a_decode_is_what_a_plain_loop_over_one_row_writes(
     frontier: int | None, end_ids: tuple[int, ...], filled: bool
 ):
@@ -192,8 +192,8 @@ class SmallPolicy:
         return self.policy.distribution(obs)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(refill=False), dict(reuse=False), dict(workers=2)], ids=str)
-@pytest.mark.parametrize("policy", [learned(Shape(**SMALL)), coupled(), Patient()], ids=["learned", "coupled", "drift"])
+@pytest.mark.parametrize("options", [dict(refill=False), dict(workers=2)], ids=str)
+@pytest.mark.parametrize("policy", [learned(Shape(**SMALL)), Patient()], ids=["learned", "drift"])
 @pytest.mark.parametrize("plain, small", [(Table, Small), (Remembering, SmallRemembering)])
 def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(plain, small, policy, options, caplog):
     job = job_of(SIZES, group=3)
@@ -251,7 +251,7 @@ def test_suppressed_ends_are_llada_s_where_renormalized_and_otherwise_not_quite(
     """Over many canvases, with ends that compete for every position. Positions that predict an end tie in LLaDA's
     sampler, so that what comes before the first of them is compared."""
     denoiser, late = Table(sharpness=2.0), (3, 4, 5)
-    prompts = [torch.tensor([2 + i % 8, 2 + i // 8 % 8, 1 + i // 64]) for i in range(192)]
+    prompts = [torch.tensor([2 + i % 8, 2 + i // 8 % 8, 1 + i // 64]) for i in range(96)]
     equal = {}
     for renormalize in (True, False):
         policy = SuppressTokens(heuristic("confidence", 1), late, renormalize)

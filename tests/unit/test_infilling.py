@@ -139,7 +139,7 @@ def test_an_evaluation_measures_against_the_gaps(tmp_path: Path):
 def test_a_reward_counts_the_gaps_and_the_same_prompts_are_learned_from(tmp_path: Path):
     denoiser, encoder = dllm("Bert", tmp_path)
     prompts = Prompts.of(Gaps(), EXAMPLES, encoder)
-    plan = Plan(rounds=1, prompts=4, group=6, learning_rate=1e-2, seed=0, block_length=None, force=False)
+    plan = Plan(rounds=1, prompts=4, group=6, learning_rate=1e-2, seed=0, block_length=None)
     found = collect(learner(), None, None, denoiser, prompts, plan, Objective(alpha=2.0), 0, Timer())
     masks, nfe = found.job.masks_R, found.rollout.nfe_R
     assert sorted(masks.unique().tolist()) == [1, 2, 4, 8] and bool((nfe <= masks).all())
