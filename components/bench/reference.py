@@ -62,7 +62,7 @@ def _lock_step(
         masked_BL &= given_BL < 0
     asked_BL, asked_B = masked_BL, masked_BL.sum(-1)
     block_BL = torch.arange(masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
-    # Blocks that are left behind, which cap "block" does with masks in them; steps in the present one; steps.
+    # Blocks that are left behind, which step_limit "block" does with masks in them; steps in the present one; steps.
     passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
     needs = _needs(policies, options)
     given = {"answer_BL": _answers(job, rows_B, masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
@@ -102,7 +102,7 @@ def _lock_step(
                 masked_BL = _end_texts(canvas_BL, masked_BL, order_BL, job.end_ids)
             ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
             changed_B, step_B, in_block_B = commit_BL.any(-1), step_B + busy_B, in_block_B + 1
-            if options.cap == "block":
+            if options.step_limit == "block":
                 most_B = (asked_BL & (block_BL == present_B1)).sum(-1)
                 passed_B = torch.where(in_block_B >= most_B, present_B1.squeeze(-1) + 1, passed_B)
             left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
@@ -184,7 +184,7 @@ def softmax_statistics(
     return found | {"drift_BLH": drift_BLH}, (log_BLV, drift_BLH)
 
 
-def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict:
+def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict[str, Any]:
     if needs.features == "sequence":
         return {"features_BTD": hidden_BTD, "attend_BT": attend_BT, "canvas_start": start}
     return {"features_BTD": hidden_BTD[:, start:]} if needs.features == "canvas" else {}
@@ -210,7 +210,7 @@ def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tenso
     for number, policy in enumerate(policies):
         distribution = policy.distribution(obs)
         drawn = distribution.mode() if options.choose == "mode" else distribution.sample(noise)
-        action = commit(distribution, drawn, obs.eligible_BL, options.force)
+        action = commit(distribution, drawn, obs.eligible_BL, options.force_commit)
         if rank_BL is None:
             return action
         assert action.committed_BL is not None

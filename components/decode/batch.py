@@ -188,7 +188,7 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
     changed_B = commit_BL.any(-1)
     in_block_B = batch.in_block_B + 1
     exhausted_B = torch.zeros_like(changed_B)
-    if options.cap == "block":
+    if options.step_limit == "block":
         # As many steps as there was something to commit in the block: all of it, but for what was given.
         exhausted_B = in_block_B >= (batch.block_BL & (batch.masked_BL | (batch.order_BL >= 0))).sum(-1)
     block_B = next_block(masked_BL, batch.size_B, batch.block_B + exhausted_B)
@@ -216,7 +216,7 @@ def _ended(canvas_BL: Tensor, masked_BL: Tensor, decoded_BL: Tensor, end_ids: tu
 
 def is_done(batch: DecodeBatch, options: DecodeOptions) -> Tensor:
     done_B = ~batch.masked_BL.any(-1) | (batch.step_B >= batch.asked_B)
-    return done_B | (batch.block_B * batch.size_B >= batch.length_B) if options.cap == "block" else done_B
+    return done_B | (batch.block_B * batch.size_B >= batch.length_B) if options.step_limit == "block" else done_B
 
 
 def retire(batch: DecodeBatch, done_B: Tensor) -> dict[str, Tensor]:

@@ -52,8 +52,8 @@ class Settings(Section):
         check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
         check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
-        asked = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
-        for name in dict.fromkeys(asked):
+        decoded = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
+        for name in dict.fromkeys(decoded):
             self._fits(name, tasks[name].length)
         own = {(self.domain.model, name) for name in (*self.domain.tasks, *self.evaluate.tasks)}
         check_letters(self.data, self.models, own | {(case.model, case.task) for case in self.cases.values()})

@@ -19,16 +19,16 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     reference = reference_of(distill.reference, distill.value)
     train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(
-        distill.rounds,
+        distill.iterations,
         distill.prompts,
-        distill.pairs,
+        distill.micro_batch,
         distill.learning_rate,
         decode.block_length,
         distill.seed,
         decode.frontier,
     )
     losses: list[float] = []
-    with progress("distill", distill.rounds) as tick:
+    with progress("distill", distill.iterations) as tick:
 
         def report(number: int, metrics: dict[str, float]) -> None:
             losses.append(metrics["distill/loss"])

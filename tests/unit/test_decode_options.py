@@ -131,8 +131,8 @@ def test_a_row_gets_as_many_steps_as_it_began_with_masks():
     assert job.masks_R.tolist() == [4]
     from tests.unit.test_rollout import Never, Sometimes
 
-    assert rollout(Table(), Never(), job, DecodeOptions(force=False)).nfe_R.tolist() == [4]
-    capped = rollout(Table(), Sometimes(never), job, DecodeOptions(force=False, cap="block"))
+    assert rollout(Table(), Never(), job, DecodeOptions(force_commit=False)).nfe_R.tolist() == [4]
+    capped = rollout(Table(), Sometimes(never), job, DecodeOptions(force_commit=False, step_limit="block"))
     assert capped.order_RL.tolist() == [[-1, 0, -1, -1, -1, 2, -1, -1]] or capped.order_RL[0, 1] == 0
     assert capped.nfe_R.tolist() == [4]
 
@@ -197,7 +197,7 @@ class SmallPolicy:
 @pytest.mark.parametrize("plain, small", [(Table, Small), (Remembering, SmallRemembering)])
 def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(plain, small, policy, options, caplog):
     job = job_of(SIZES, group=3)
-    base = DecodeOptions(seed=4, force=False, record=True, rows=12, **options)
+    base = DecodeOptions(seed=4, force_commit=False, record=True, rows=12, **options)
     wanted = rollout(plain(), policy, job, base)
     with caplog.at_level(logging.WARNING):
         found = rollout(small(), policy, job, base)
@@ -208,7 +208,7 @@ def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(plain, small
 
 def test_where_the_policy_runs_out_of_memory_halves_decide_in_turn(caplog):
     job, policy = job_of(SIZES, group=3), coupled()
-    base = DecodeOptions(seed=4, force=False, record=True, rows=12)
+    base = DecodeOptions(seed=4, force_commit=False, record=True, rows=12)
     for make in (Table, Remembering):
         assert_same(rollout(make(), SmallPolicy(policy), job, base), rollout(make(), policy, job, base))
     assert "Out of memory with 12 rows" in caplog.text

@@ -19,7 +19,7 @@ from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers import Encoder, embedded, load
 from components.evaluation.evaluate import Candidate, evaluate
-from components.evaluation.evidence import Cell
+from components.evaluation.evidence import check_result, result_json, result_of
 from components.evaluation.results import read_results, write_results
 from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -68,7 +68,7 @@ def dllm(which: str, folder: Path) -> tuple[Any, Encoder]:
 def learner() -> ConfidencePolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5))
+        policy = ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5))
         for weight in policy.parameters():
             weight.data += 0.3 * torch.randn_like(weight)
     return policy.eval()
@@ -122,24 +122,19 @@ def test_an_evaluation_measures_against_the_gaps(tmp_path: Path):
     assert (result.block_length, result.masks_P.tolist()) == (8, [2, 1, 4, 8])
     write_results(tmp_path / "results.jsonl", [result])
     (again,) = read_results(tmp_path / "results.jsonl")
-    for cell in (
-        Cell.of_result(result),
-        Cell.of_result(again),
-        Cell.of(json.loads(json.dumps(Cell.of_result(again).row()))),
-    ):
-        cell.refuse_slower_than(8)
+    for found in (result, again, result_of(json.loads(json.dumps(result_json(again))), "gaps")):
+        check_result(found, 8)
         # One position a step: of M masks the last step is worth 1/M, whatever was given.
         wanted = [c / m for c, m in zip(result.correct_P, (2, 1, 4, 8), strict=True)]
-        assert cell.utility_P(8, 1.0).tolist() == pytest.approx(wanted)
-        slower = replace(cell, nfe_P=cell.nfe_P + 1)
+        assert found.utility_P(8, 1.0).tolist() == pytest.approx(wanted)
         with pytest.raises(DataError, match="NFE=3 of prompt 0"):
-            slower.refuse_slower_than(8)
+            check_result(replace(found, nfe_P=found.nfe_P + 1), 8)
 
 
 def test_a_reward_counts_the_gaps_and_the_same_prompts_are_learned_from(tmp_path: Path):
     denoiser, encoder = dllm("Bert", tmp_path)
     prompts = Prompts.of(Gaps(), EXAMPLES, encoder)
-    plan = Plan(rounds=1, prompts=4, group=6, learning_rate=1e-2, seed=0, block_length=None)
+    plan = Plan(iterations=1, prompts=4, group=6, learning_rate=1e-2, seed=0, block_length=None)
     found = collect(learner(), None, None, denoiser, prompts, plan, Objective(alpha=2.0), 0, Timer())
     masks, nfe = found.job.masks_R, found.rollout.nfe_R
     assert sorted(masks.unique().tolist()) == [1, 2, 4, 8] and bool((nfe <= masks).all())
