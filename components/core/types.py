@@ -89,6 +89,7 @@ class Needs:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attention", tuple(sorted(set(self.attention))))
+        object.__setattr__(self, "late", tuple(sorted(set(self.late))))
         # In one order and hashable, whoever wrote them: a set, a policy's inputs, a JSON list.
         object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
         if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
@@ -111,7 +112,7 @@ class Needs:
             {*self.statistics, *other.statistics},
             self.top_ids or other.top_ids,
             (*self.attention, *other.attention),
-            tuple(sorted({*self.late, *other.late})),
+            (*self.late, *other.late),
         )
 
 
