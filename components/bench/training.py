@@ -43,14 +43,14 @@ def training_round(
     plan: Plan,
     objective: Objective,
     repeats: int,
-    seconds: float | None = None,
+    limit: float | None = None,
 ) -> tuple[Round, Experience]:
     """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; fewer where
-    ``seconds`` are over, but one; and the last one's experience."""
+    ``limit`` seconds are over, but one; and the last one's experience."""
     parts: list[dict[str, float]] = []
     found, begin = None, time.perf_counter()
     for number in range(repeats + 1):
-        if seconds is not None and number > 1 and time.perf_counter() - begin > seconds:
+        if limit is not None and number > 1 and time.perf_counter() - begin > limit:
             break
         student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
         found = collect(student, None, None, denoiser, prompts, plan, objective, number, timer)

@@ -106,7 +106,7 @@ def _odds(gap_NV: Tensor, second_N: Tensor | None) -> Tensor:
     if not small or (second_N is not None and bool((second_N < _SURE).any())):
         return torch.exp(gap_NV, out=into_NV)
     odds_NV = torch.exp(gap_NV.clamp_(min=_SMALLEST), out=into_NV)
-    return torch.nn.functional.threshold_(odds_NV, math.exp(_SMALLEST + 0.01), 0.0)
+    return torch.threshold_(odds_NV, math.exp(_SMALLEST + 0.01), 0.0)
 
 
 def _largest(rest_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:

@@ -133,7 +133,7 @@ def read_results(path: Path) -> list[EvalResult]:
         try:
             row = {"seeds_2SP": [], "masks_P": [], **row}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
-            optional = {name: int(row.get(name, 0)) for name in OPTIONAL}
+            optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **optional, **arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
@@ -164,7 +164,7 @@ def read_table(*paths: Path) -> list[EvalResult]:
 
 def _result(row: dict[str, str], where: str) -> EvalResult:
     try:
-        optional = {name: int(row.get(name) or 0) for name in OPTIONAL}
+        optional: dict[str, Any] = {name: int(row.get(name) or 0) for name in OPTIONAL}
         return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()}, **optional)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}. Run `dvc repro` to make it.") from error
