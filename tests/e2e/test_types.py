@@ -1,4 +1,4 @@
-"""The number of errors that basedpyright finds by its strict rules. It may fall and not rise: lower MOST when it does."""
+"""The number of errors that basedpyright finds by its strict rules may fall and not rise: lower MOST when it does."""
 
 from __future__ import annotations
 

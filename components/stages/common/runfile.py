@@ -11,12 +11,11 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core.errors import DataError
 from components.core.files import read_json, read_yaml, write_json
@@ -25,40 +24,50 @@ PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxrunt
 NOT_CONTENT = {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
-class RunRecord(BaseModel):
-    """The content of run.json. Keys of other versions are ignored.
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json.
 
-    dependencies: content hash by path. identity: hash of settings and dependencies. dirty: None outside Git. seconds,
-    metrics: of a finished stage. policy_hash, prompts_hash, file_hash: what a promotion compares between stages.
+    dependencies: content hash by path. identity: hash of settings and dependencies. dirty: None outside Git. metrics,
+    seconds: of a finished stage. policy_hash, prompts_hash, file_hash: what a promotion compares between stages.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     profile: str
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any]
     commit: str
     dirty: bool | None
-    versions: dict[str, str] = {}
-    dependencies: dict[str, str] = {}
+    versions: Mapping[str, str]
+    dependencies: Mapping[str, str]
     identity: str
     started: str
-    metrics: dict[str, Any] = {}
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
     mlflow_run_id: str | None = None
     policy_hash: str | None = None
     prompts_hash: str | None = None
     file_hash: str | None = None
-    seconds: float = 0.0
 
     def finished(self, metrics: Mapping[str, Any], **facts: str | None) -> RunRecord:
         """The record with its results. facts: ``mlflow_run_id`` and the hashes."""
         passed = datetime.now(UTC) - datetime.fromisoformat(self.started)
-        seconds = round(passed.total_seconds(), 3)
-        return self.model_copy(update={"metrics": dict(metrics), "seconds": seconds, **facts})
+        return replace(self, metrics=dict(metrics), seconds=round(passed.total_seconds(), 3), **facts)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that were set."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """Everything but the facts that the stage does not have."""
+        return {name: value for name, value in vars(self).items() if value is not None or name not in FACTS}
+
+
+FACTS = ("mlflow_run_id", "policy_hash", "prompts_hash", "file_hash")
+TEXTS = ("stage", "profile", "commit", "identity", "started")
+TABLES = ("settings", "versions", "dependencies", "metrics")
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(TEXTS, str),
+    **dict.fromkeys(TABLES, dict),
+    **dict.fromkeys(FACTS, str | None),
+    "dirty": bool | None,
+    "seconds": float | int,
+}
 
 
 def describe_run(
@@ -99,13 +108,12 @@ def code_of(stage: str) -> list[Path]:
 
 
 def read_run(path: Path) -> RunRecord:
-    """DataError if the stage has not run, or the file cannot be read."""
-    needs = ("stage", "profile", "identity", "commit", "dirty", "started", "seconds")
-    try:
-        return RunRecord.model_validate(read_json(path, needs=needs))
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
-        raise DataError(f"{path}: {wrong} is of another type. Run `dvc repro` to make it.") from error
+    """DataError if the stage has not run, or a value is of another type. Keys of other versions are ignored."""
+    stored = read_json(path, needs=(*TEXTS, "dirty", "seconds"))
+    values: dict[str, Any] = {name: {} for name in TABLES} | {name: stored[name] for name in KINDS if name in stored}
+    if wrong := [name for name, value in values.items() if not isinstance(value, KINDS[name])]:
+        raise DataError(f"{path}: {', '.join(wrong)} is of another type. Run `dvc repro` to make it.")
+    return RunRecord(**values)
 
 
 def digest(value: Any) -> str:
