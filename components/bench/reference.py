@@ -176,10 +176,10 @@ def softmax_statistics(
     found = {name: t.where(where_BL.view(*where_BL.shape, *[1] * (t.ndim - 2)), 0) for name, t in found.items()}
     if not needs.drift:
         return found, None
-    log_BLV = log_BLV.masked_fill(~where_BL.unsqueeze(-1), torch.nan)
+    p_BLV, log_BLV = log_BLV.exp(), log_BLV.masked_fill(~where_BL.unsqueeze(-1), torch.nan)
     if past is None:
         past = (torch.full_like(log_BLV, torch.nan), log_BLV.new_full((*where_BL.shape, needs.drift), torch.inf))
-    kl_BL = torch.where(log_BLV.exp() > 0, log_BLV.exp() * (log_BLV - past[0]), 0.0).sum(-1)
+    kl_BL = torch.where(p_BLV > 0, p_BLV * (log_BLV - past[0]), 0.0).sum(-1)
     drift_BLH = torch.cat([kl_BL.nan_to_num(torch.inf).unsqueeze(-1), past[1][..., :-1]], -1)
     return found | {"drift_BLH": drift_BLH}, (log_BLV, drift_BLH)
 
