@@ -18,7 +18,7 @@ from components.commands.resolve import active_profile, candidate
 from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from components.bench.decoding import Case
+    from components.bench.decoding import Case, Comparison
     from components.decode.prompts import Prompts
     from components.denoisers import LoadedDenoiser
     from components.settings import Settings
@@ -62,7 +62,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     show(tables.machine(facts))
     cases, fresh = _cases(request, workspace, settings, denoiser), fresh_policies(settings, denoiser.width)
     clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 2, show)
-    decoded = []
+    decoded: list[Comparison] = []
     for case in cases:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))

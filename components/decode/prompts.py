@@ -27,7 +27,7 @@ class Prompts:
     ids: Sequence[Tensor]
     lengths: Sequence[int]
     encoder: Encoder
-    canvases: Mapping[int, Tensor] = field(default_factory=dict)
+    canvases: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     @staticmethod
     def of(task: Task, examples: Sequence[Example], encoder: Encoder, length: int | None = None) -> Prompts:

@@ -76,10 +76,10 @@ def _winner(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         top_N1 = logits_NV.amax(-1, keepdim=True)
         return top_N1, _first(logits_NV == top_N1)
     whole = vocabulary - vocabulary % _PIECE
-    peak_NC = logits_NV[:, :whole].unflatten(-1, (-1, _PIECE)).amax(-1)
+    peak_NC: Tensor = logits_NV[:, :whole].unflatten(-1, (-1, _PIECE)).amax(-1)
     if whole < vocabulary:
         peak_NC = torch.cat([peak_NC, logits_NV[:, whole:].amax(-1, keepdim=True)], -1)
-    top_N1 = peak_NC.amax(-1, keepdim=True)
+    top_N1: Tensor = peak_NC.amax(-1, keepdim=True)
     id_NM = _first(peak_NC == top_N1) * _PIECE + torch.arange(_PIECE, device=logits_NV.device)
     id_NM = id_NM.clamp_(max=vocabulary - 1)
     return top_N1, id_NM.gather(-1, _first(logits_NV.gather(-1, id_NM) == top_N1))

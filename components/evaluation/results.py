@@ -100,8 +100,9 @@ class EvalResult:
         """
         correct, nfe, seeds = (np.asarray(values, dtype=np.float64) for values in (correct_P, nfe_P, seeds_2SP))
         unknown = ("accuracy_low", "accuracy_high", "dense", "nfe_low", "nfe_high", "tokens_per_second", "unfinished")
+        known: dict[str, Any] = {"denoiser": "", "split": "", **head, **dict.fromkeys(unknown, math.nan)}
         return cls(
-            **{"denoiser": "", "split": "", **head, **dict.fromkeys(unknown, math.nan)},
+            **known,
             prompts=correct.size,
             seeds=seeds.shape[1] if seeds.ndim == 3 else 1,
             accuracy=float(correct.mean()) if correct.size else math.nan,
@@ -129,9 +130,9 @@ def write_results(path: Path, results: Iterable[EvalResult]) -> None:
 def read_results(path: Path) -> list[EvalResult]:
     """What ``write_results`` wrote. DataError for a file that is missing, or a line that is no result."""
     results = []
-    for number, row in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
-            row = {"seeds_2SP": [], "masks_P": [], **row}
+            row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], **line}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **optional, **arrays))
