@@ -16,7 +16,7 @@ from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Experience, collect, optimizer_for, update
+from components.trainers.reinforce import Experience, Method, collect, optimizer_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 
@@ -48,14 +48,14 @@ def training_round(
     """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; fewer where
     ``limit`` seconds are over, but one; and the last one's experience."""
     parts: list[dict[str, float]] = []
-    found, begin = None, time.perf_counter()
+    found, method, begin = None, Method(plan, objective), time.perf_counter()
     for number in range(repeats + 1):
         if limit is not None and number > 1 and time.perf_counter() - begin > limit:
             break
         student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
-        found = collect(student, None, None, denoiser, prompts, plan, objective, number, timer)
+        found = collect(student, denoiser, prompts, method, number, timer)
         with timer("update"):
-            update(student, None, optimizer_for(student, plan), found, plan, objective)
+            update(student, optimizer_for(student, plan), found, method)
         parts.append(timer.seconds)
     assert found is not None
     seconds = {name: statistics.median(p[name] for p in parts[1:]) for name in PARTS}
@@ -111,7 +111,7 @@ def update_throughput(
     )
     best = min(zip(cuts, trial, strict=True), key=lambda pair: median_seconds(pair[1]))[0]
     ours, alone = in_turn(
-        [lambda: update(student, None, optimizer, whole, plan, objective), lambda: bare(cuts[best])],
+        [lambda: update(student, optimizer, whole, Method(plan, objective)), lambda: bare(cuts[best])],
         repeats,
         device,
         seconds and seconds / 2,

@@ -26,7 +26,7 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.rules import heuristic
 from components.tasks.example import MASK, Example, Score, matching, read_examples, write_examples
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import collect
+from components.trainers.reinforce import Method, collect
 from tests.messages import has_remedy
 from tests.unit.test_checkpoints import write_masked
 
@@ -135,7 +135,7 @@ def test_a_reward_counts_the_gaps_and_the_same_prompts_are_learned_from(tmp_path
     denoiser, encoder = dllm("Bert", tmp_path)
     prompts = Prompts.of(Gaps(), EXAMPLES, encoder)
     plan = Plan(iterations=1, prompts=4, group=6, learning_rate=1e-2, seed=0, block_length=None)
-    found = collect(learner(), None, None, denoiser, prompts, plan, Objective(alpha=2.0), 0, Timer())
+    found = collect(learner(), denoiser, prompts, Method(plan, Objective(alpha=2.0)), 0, Timer())
     masks, nfe = found.job.masks_R, found.rollout.nfe_R
     assert sorted(masks.unique().tolist()) == [1, 2, 4, 8] and bool((nfe <= masks).all())
     speed = (masks - nfe + 1) / masks
