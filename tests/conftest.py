@@ -29,6 +29,7 @@ class Letters:
     """Ids of letters and back; what an ``Encoder`` does."""
 
     end_ids: frozenset[int] = frozenset()
+    stop_ids: tuple[int, ...] = ()
 
     def check_length(self, text: str, prompt: int, canvas: int) -> None: ...
 

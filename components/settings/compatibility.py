@@ -26,7 +26,7 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
     _speeds(policy, decode, train)
     if train.divergence != "none":
         # Steered rows are recorded with every mask eligible, whatever the block.
-        _reference(policy, train, length if train.experts else decode.block_length or length)
+        _reference(policy, train, length if train.experts else min(_eligible(decode) or length, length))
     if train.objective == "upo" and policy.action != "categorical":
         raise ValueError(
             f"train.objective=upo with policy.action={policy.action}: paper B draws one position per step. "
@@ -81,12 +81,17 @@ def check_attention(policy: Head, decode: Decode, layers: int | None, rules: Map
         )
 
 
+def _eligible(decode: Decode) -> int | None:
+    """How many positions may be chosen at once; None: as many as the canvas has."""
+    return min((n for n in (decode.block_length, decode.frontier) if n is not None), default=None)
+
+
 def _test_time(policy: Head, decode: Decode) -> None:
-    block = decode.block_length
-    if block is not None and policy.shortlist > block:
+    most = _eligible(decode)
+    if most is not None and policy.shortlist > most:
         raise ValueError(
-            f"policy.shortlist={policy.shortlist} is larger than decode.block_length={block}. "
-            f"Use less than {block}, or 0."
+            f"policy.shortlist={policy.shortlist} is larger than decode.block_length={decode.block_length} or "
+            f"decode.frontier={decode.frontier}. Use less than {most}, or 0."
         )
     if decode.scale != 1 and policy.action != "bernoulli":
         raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_lines
@@ -21,7 +22,7 @@ from components.stages.rules import rule_results, sweep_of
 
 if TYPE_CHECKING:
     from components.decode.prompts import Prompts
-    from components.denoisers import Denoiser, Encoder
+    from components.denoisers import Denoiser
     from components.evaluation.evaluate import Candidate
 
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
@@ -54,7 +55,7 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     write_table(workspace.outputs / "tables" / f"{case.stem}.csv", results)
     if case.group == "evaluate":
         shown = prompts.take(range(min(SHOWN, len(prompts))))
-        chosen = candidates + _rivals(policies, results, sweep, encoder)
+        chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(prompts.longest))
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
     write_run(folder / "run.json", begun.finished(figures, **hashes))
@@ -82,12 +83,13 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
                 continue
             policy.drop_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
-            candidates.append(Candidate(family, choose, policy, decode.block_length, choose))
+            candidates.append(Candidate(family, choose, policy, decode.block_length, choose, decode.frontier))
         if every and not isinstance(policy, FeaturePolicy):
             for alpha in policy.shape.alphas:
                 if alpha != decode.alpha:
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
-                    candidates.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
+                    how = (decode.block_length, decode.choose, decode.frontier)
+                    candidates.append(Candidate(family, f"alpha={alpha:g}", other, *how))
     return candidates
 
 
@@ -110,7 +112,7 @@ def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
 
 
 def _rivals(
-    policies: Sequence[EvalResult], results: Sequence[EvalResult], sweep: Sweep, encoder: Encoder
+    policies: Sequence[EvalResult], results: Sequence[EvalResult], swept: Sequence[Candidate]
 ) -> list[Candidate]:
     """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence."""
     from components.evaluation.evaluate import Candidate
@@ -121,11 +123,8 @@ def _rivals(
     equal = [result for result in rules if result.accuracy >= target]
     chosen = [min(equal, key=lambda result: result.nfe)] if equal else []
     one_by_one = [r for r in rules if (r.family, r.setting) == ("confidence", "1") and r not in chosen]
-    swept = sweep_of(sweep, encoder)
-    return [
-        Candidate(r.family, r.setting, swept.rule(r.family, float(r.setting), None), None, r.choose)
-        for r in [*chosen, *one_by_one]
-    ]
+    whole = {(c.family, c.setting): c for c in swept if c.block_length is None}
+    return [replace(whole[r.family, r.setting], choose=r.choose) for r in [*chosen, *one_by_one]]
 
 
 def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate], task: str) -> list[dict[str, Any]]:
@@ -137,7 +136,7 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
 
     lines = []
     for chosen in candidates:
-        job = prompts.job(chosen.block_length)
+        job = replace(prompts.job(chosen.block_length), frontier=chosen.frontier)
         options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
         decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)

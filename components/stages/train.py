@@ -194,6 +194,7 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
+        frontier=decode.frontier,
     )
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
     goal = Objective(
@@ -273,11 +274,11 @@ def _validated(
     figures: list[dict[str, float]] = []
     for alpha in train.alphas or (train.one_alpha,):
         alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
-        job = tune.job(decode.block_length, alpha_P=alpha_P)
+        job = replace(tune.job(decode.block_length, alpha_P=alpha_P), frontier=decode.frontier)
         decoded = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
         figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
     return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}

@@ -42,6 +42,7 @@ class DistillPlan:
     learning_rate: float
     block_length: int | None
     seed: int
+    frontier: int | None = None
 
 
 def imitation_loss(student: Policy, reference: Policy, observation: Observation, noise: Noise) -> Tensor:
@@ -97,6 +98,7 @@ def _visit(
     if 2 * number >= plan.iterations:
         by_reference_R[::2] = 0
     options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
-    steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps
+    job = replace(job, policy_R=by_reference_R, frontier=plan.frontier)
+    steps = rollout(denoiser, [student, reference], job, options).steps
     assert steps is not None
     return steps

@@ -23,10 +23,11 @@ from components.core.files import beside, put_aside, unpacking
 from components.core.rng import generator, seed_of
 from components.core.types import Canvas, Needs, Observation, Rollout, Steps
 from components.decode import readout
-from components.decode.batch import admit, tokens_per_forward
+from components.decode.batch import admit
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
+from components.decode.refresh import tokens_per_forward
 from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
 
@@ -40,6 +41,7 @@ class Probing:
 
     From chunk ``on_policy_from`` on half of the rows are drawn by the policy itself; never where it is None.
     validation_share: of the prompts, never trained on, for the figure of merit. block_length None: full diffusion.
+    frontier: of the block's masks, so many are eligible; None: all.
     """
 
     chunks: int
@@ -50,6 +52,7 @@ class Probing:
     validation_share: float
     block_length: int | None
     seed: int
+    frontier: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def collect(
     DataError if no visited state has two masks.
     """
     chosen = prompts.take(_drawn(len(prompts), plan, number))
-    job = chosen.job(plan.block_length, answers=reference.needs.answer)
+    job = replace(chosen.job(plan.block_length, answers=reference.needs.answer), frontier=plan.frontier)
     policies: list[Policy] = [reference]
     if plan.on_policy_from is not None and number >= plan.on_policy_from:
         policies = [policy, reference]
@@ -189,10 +192,9 @@ def _places(obs: Observation, probes: int, source: torch.Generator) -> Tensor:
 
 
 def _states(visited: Rollout, steps: Steps, mask_id: int) -> Tensor:
-    """(S, L) the canvases at these steps, with the tokens committed before them."""
-    order_SL, canvas_SL = visited.order_RL[steps.row_N], visited.canvas_RL[steps.row_N]
-    there_SL = (order_SL >= 0) & (order_SL < steps.step_N.unsqueeze(1))
-    return canvas_SL.where(there_SL, mask_id)
+    """(S, L) the canvases at these steps: what was given, and what had been committed before them."""
+    canvas_SL = visited.canvas_RL[steps.row_N]
+    return canvas_SL.where(~steps.observation.masked_BL & (canvas_SL >= 0), mask_id)
 
 
 @torch.no_grad()

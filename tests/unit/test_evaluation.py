@@ -134,3 +134,47 @@ def test_a_result_of_other_types_is_refused_by_its_line(tmp_path: Path, name: st
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=rf"results\.jsonl, line 1 is no result \({name}="):
         read_results(path)
+
+
+def test_a_frontier_is_swept_over_the_whole_canvas_and_every_label_carries_it(key_first):
+    """Rules that are run in blocks, and no others; the cells differ by their settings, and decode as they say."""
+    numbers = {"threshold": [0.5], "factor": [1.0], "confidence": [1]}
+    sweep = Sweep((2, None), numbers, frontiers=(None, 1, 2, 64))
+    cells = [(c.family, c.setting, c.block_length, c.frontier) for c in sweep.candidates(4)]
+    ungated = [("threshold", "0.5", 2, None), ("threshold", "0.5", None, None)]
+    gated = [("threshold", f"0.5, first {w}", None, w) for w in (1, 2)]
+    assert cells[:4] == ungated + gated and cells[-1] == ("confidence", "1", None, None)
+    assert len({cell[:3] for cell in cells}) == len(cells) == 9
+    narrow = [c for c in sweep.candidates(4, wide=False) if c.family == "factor"]
+    assert [c.setting for c in narrow] == ["1"], "in other tables only the strongest are run in blocks"
+    denoiser, prompts = key_first.denoiser(), key_first.prompts()
+    first = next(c for c in sweep.candidates(4) if c.frontier == 1)
+    result, again = (
+        evaluate(denoiser, Candidate("threshold", "", heuristic(name, 1), None, frontier=w), prompts, [0])
+        for name, w in (("threshold", 1), ("left_to_right", None))
+    )
+    found = evaluate(denoiser, first, prompts, [0])
+    assert found.setting == "0.5, first 1" and found.nfe == again.nfe == result.nfe == 4.0
+    assert np.array_equal(found.correct_P, again.correct_P), "one position at a time from the left"
+
+
+def test_a_result_says_that_rows_stopped_at_the_end_of_their_text(key_first, tmp_path):
+    """On file too, and as a column of a table only where they did."""
+    prompts = key_first.prompts()
+    stopping = replace(prompts, encoder=stopped(prompts.encoder))
+    rule = Candidate("left_to_right", "1", heuristic("left_to_right", 1), None)
+    plain, early = (evaluate(key_first.denoiser(), rule, p, [0]) for p in (prompts, stopping))
+    assert (plain.end_of_text, early.end_of_text) == (0, 1) and early.nfe < plain.nfe == 4.0
+    for result in (plain, early):
+        write_results(tmp_path / "results.jsonl", [result])
+        write_table(tmp_path / "table.csv", [result])
+        assert read_results(tmp_path / "results.jsonl") == read_table(tmp_path / "table.csv") == [result]
+        header = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert ("end_of_text" in header) == bool(result.end_of_text)
+
+
+def stopped(encoder):
+    """The letter c ends a text."""
+    found = type(encoder)()
+    found.end_ids, found.stop_ids = frozenset({3}), (3,)
+    return found

@@ -43,6 +43,7 @@ LENGTHS = (8, 4)
 
 class Letters:
     end_ids: frozenset[int] = frozenset()
+    stop_ids: tuple[int, ...] = ()
 
     def prompt(self, text: str) -> Tensor:
         return torch.tensor([ord(c) - 92 for c in text])

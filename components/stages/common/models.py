@@ -18,9 +18,9 @@ from components.stages.common.workspace import Workspace
 
 
 def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
-    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names."""
+    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names; rows stop as ``decode`` says."""
     denoiser, encoder = open_denoiser(workspace, model)
-    return with_cache(denoiser, decode.cache), encoder
+    return with_cache(denoiser, decode.cache), encoder.stopping() if decode.end_of_text else encoder
 
 
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
