@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from components.core.errors import DataError
 from components.core.files import read_csv, read_lines, write_csv, write_lines
 
-POLICIES = ("learned", "distilled")
+POLICIES = ("learned", "distilled", "influence")
 """Families that were trained. Every other family is a rule and counts towards the front."""
 
-PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
+PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "order_2P")
 
 
 def _empty() -> NDArray[np.float64]:
@@ -31,7 +31,8 @@ class EvalResult:
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
     left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
     change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
-    seeds_2SP: correct and NFE by seed; empty where there is one seed.
+    seeds_2SP: correct and NFE by seed; empty where there is one seed. order_2P: AR-ness@1 and Kendall's tau of the order
+    of commits, see ``evaluation.order``.
     """
 
     task: str
@@ -58,6 +59,7 @@ class EvalResult:
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    order_2P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
 
     @property
     def is_policy(self) -> bool:
@@ -83,7 +85,7 @@ def read_results(path: Path) -> list[EvalResult]:
     results = []
     for number, row in enumerate(read_lines(path), start=1):
         try:
-            row.setdefault("seeds_2SP", [])
+            row = {"seeds_2SP": [], "order_2P": []} | row
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
         except (KeyError, TypeError, ValueError) as error:

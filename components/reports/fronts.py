@@ -14,7 +14,7 @@ from components.evaluation.results import POLICIES, EvalResult
 from components.maths.pareto import front_at, upper_hull
 from components.policies.rules import RULES
 
-_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start"}
+_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"}
 
 
 Group = tuple[str, str, str]

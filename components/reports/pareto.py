@@ -42,6 +42,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 OTHER_LOOK: dict[str, Any] = {"color": "#444444", "marker": "h"}
 POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "distilled": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "o", "ms": 6.5, "mew": 1.5},
+    "influence": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "v", "ms": 6.5, "mew": 1.5},
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 13, "mew": 0.7},
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#222222", "#EFEFEF"
@@ -154,7 +155,7 @@ def legend_handles(cells: Sequence[EvalResult]) -> list[Any]:
 
     there = {cell.family for cell in cells}
     handles: list[Any] = []
-    for family in ("learned", "distilled"):
+    for family in fronts.POLICIES:
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
             handles.append(Line2D([], [], ls="none", label=label_of(family), **look))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -39,6 +39,19 @@ class Evaluate(Section):
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     gate_task: Name
+
+
+class Judged(Section):
+    """Policies that evaluations judge beside the trained one at its served setting.
+
+    starts: the stages before the training whose policies are judged too. offsets: of coupled policies, added to tau;
+    above 0 more is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in,
+    on the tasks of section evaluate.
+    """
+
+    starts: tuple[Literal["distilled", "influence"], ...]
+    offsets: tuple[Finite, ...]
+    blocks: tuple[Size, ...]
 
 
 class Case(Section):

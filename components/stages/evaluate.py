@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_lines
 from components.evaluation.results import EvalResult, write_results, write_table
-from components.settings import Decode, Domain, Sweep
+from components.settings import Decode, Domain, Judged, Sweep
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
 from components.stages.common.runfile import content_hash, write_run
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from components.decode.prompts import Prompts
     from components.denoisers import Denoiser, Encoder
     from components.evaluation.evaluate import Candidate
+    from components.policies.store import LearnedPolicy
 
+STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
 
-def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, case: EvalCase) -> dict[str, Any]:
+def evaluate(
+    workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, judged: Judged, case: EvalCase
+) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
     run.json beside the results names the policy and the prompts by hash: a promotion asks whether they are its own.
@@ -41,7 +45,7 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
-    candidates = learned(workspace, decode, denoiser, foreign=case.model != domain.model, every=case.wide)
+    candidates = learned(workspace, decode, judged, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates)) as tick:
         board = Board(case.task, case.model, case.split)
         policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
@@ -54,7 +58,7 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
         chosen = candidates + _rivals(policies, results, sweep, encoder)
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
-    settings = {"domain": domain, "decode": decode, "sweep": sweep}
+    settings = {"domain": domain, "decode": decode, "sweep": sweep, "judged": judged}
     dumped = {name: section.model_dump(mode="json") for name, section in settings.items()}
     used = [trained, data.split(case.split)]
     write_run(folder / "run.json", case.group, workspace.profile, dumped, used, figures, hashes)
@@ -62,12 +66,14 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     return figures
 
 
-def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: bool, every: bool) -> list[Candidate]:
-    """The trained and the distilled policy, by their mode and by sampling.
+def learned(
+    workspace: Workspace, decode: Decode, judged: Judged, denoiser: Denoiser, case: EvalCase, foreign: bool
+) -> list[Candidate]:
+    """The trained policy by its mode and by sampling, and the starts that ``judged`` names by their mode.
 
-    every: a policy that was trained for several alphas also at each that it is not served at. foreign: the dLLM is not
-    the one they were trained over. Its hidden states mean something else: a policy that also reads statistics goes
-    without them, and one that reads nothing else is left out.
+    On a wide case, a policy that was trained for several alphas also at each that it is not served at. foreign: the
+    dLLM is not the one they were trained over. Its hidden states mean something else: a policy that also reads
+    statistics goes without them, and one that reads nothing else is left out.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
@@ -75,8 +81,8 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
     from components.stages.common.models import with_decode_settings
 
     candidates = []
-    for family, stage in (("learned", "train"), ("distilled", "distill")):
-        trained = store.load(workspace.outputs / stage / "policy").to(denoiser.device)
+    for family in ("learned", *judged.starts):
+        trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
             if isinstance(policy, FeaturePolicy):
@@ -84,12 +90,33 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
             policy.drop_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
             candidates.append(Candidate(family, choose, policy, decode.block_length, choose))
-        if every and not isinstance(policy, FeaturePolicy):
+        if case.wide and not isinstance(policy, FeaturePolicy):
             for alpha in policy.shape.alphas:
                 if alpha != decode.alpha:
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
                     candidates.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
+        candidates += _at_other_speeds(family, policy, decode, judged, case.wide)
     return candidates
+
+
+def _at_other_speeds(
+    family: str, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool
+) -> list[Candidate]:
+    """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
+    from components.evaluation.evaluate import Candidate
+    from components.policies.coupled import CoupledPolicy
+
+    offsets = judged.offsets if isinstance(policy, CoupledPolicy) else ()
+    found = []
+    for block in (decode.block_length, *(judged.blocks if wide and family == "learned" else ())):
+        name = "" if block == decode.block_length else f"block={block}"
+        if name:
+            found.append(Candidate(family, name, policy, block))
+        for offset in offsets:
+            moved = copy.copy(policy)
+            moved.offset = offset
+            found.append(Candidate(family, ",".join(filter(None, [name, f"offset={offset:g}"])), moved, block))
+    return found
 
 
 def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
