@@ -99,9 +99,7 @@ def learned(
     return candidates
 
 
-def _at_other_speeds(
-    family: str, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool
-) -> list[Candidate]:
+def _at_other_speeds(family: str, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from components.evaluation.evaluate import Candidate
     from components.policies.coupled import CoupledPolicy
