@@ -43,10 +43,15 @@ POLICIES = ("influence", "distill", "train")
 
 @dataclass(frozen=True)
 class Cell:
-    """An entry of infra/study.yaml. groups: the evaluations that are asked for. text: its whole params.yaml."""
+    """An entry of infra/study.yaml.
+
+    kind: default (the policy of params.yaml, in some seeds), domain, paper or ablation. groups: the evaluations that are asked
+    for. text: its whole params.yaml.
+    """
 
     name: str
     about: str
+    kind: str
     groups: tuple[str, ...]
     text: str
     settings: Settings
@@ -67,15 +72,15 @@ def read_cells(checkout: Path) -> list[Cell]:
     study = YAML(typ="safe").load(worktree.read_at_head(checkout, CELLS))
     cells = []
     for name, entry in study["cells"].items():
-        unknown = set(entry) - {"about", "groups", "take", "set"} | set(entry["groups"]) - set(GROUPS)
+        unknown = set(entry) - {"about", "kind", "groups", "take", "set"} | set(entry["groups"]) - set(GROUPS)
         if unknown:
-            raise SettingsError(f"{CELLS}: cell {name} has {sorted(unknown)}. Use about, groups, take and set.")
+            raise SettingsError(f"{CELLS}: cell {name} has {sorted(unknown)}. Use about, kind, groups, take and set.")
         text = _settings_of(checkout, entry.get("take", {}), {**study["base"], **entry.get("set", {})})
         try:
             settings = parameters.validated(text)
         except SettingsError as error:
             raise SettingsError(f"{CELLS}: cell {name}: {error}") from None
-        cells.append(Cell(name, entry["about"], tuple(entry["groups"]), text, settings))
+        cells.append(Cell(name, entry["about"], entry["kind"], tuple(entry["groups"]), text, settings))
     return cells
 
 
@@ -124,6 +129,7 @@ def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
     about = {
         "cell": cell.name,
         "about": cell.about,
+        "kind": cell.kind,
         "identity": identity_of(checkout, cell),
         "groups": cell.groups,
         "started": started.isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def order_2P(order_PL: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: N802 (the axes' name)
+def order_2P(order_PL: NDArray[np.int64]) -> NDArray[np.float64]:
     """(2, P): AR-ness@1 and tau of each row. order_PL: the step of each position's commit, -1 for none."""
     return np.asarray([(ar_ness(row[row >= 0]), kendall_tau(row[row >= 0])) for row in order_PL], dtype=float).T
 

@@ -31,8 +31,8 @@ class EvalResult:
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
     left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
     change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
-    seeds_2SP: correct and NFE by seed; empty where there is one seed. order_2P: AR-ness@1 and Kendall's tau of the order
-    of commits, see ``evaluation.order``.
+    seeds_2SP: correct and NFE by seed; empty where there is one seed. order_2P: AR-ness@1 and Kendall's tau of the
+    order of commits, see ``evaluation.order``.
     """
 
     task: str

@@ -8,7 +8,7 @@ minus envelope, its paired interval belongs to the promotion gate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +57,14 @@ def results(cells: Sequence[EvalResult]) -> list[Result]:
 
 def markdown(cells: Sequence[EvalResult]) -> str:
     """A GitHub table with one line per result and a sentence under it that says how to read it."""
-    rows = [_row(result) for result in results(cells)]
-    align = ["---" if i in TEXT_COLUMNS else "---:" for i in range(len(HEADINGS))]
-    lines = [_line(HEADINGS), _line(align), *(_line([part.replace("|", "\\|") for part in row]) for row in rows)]
-    return "\n".join(lines) + "\n\n" + _legend(cells) + "\n"
+    return grid(HEADINGS, [_row(result) for result in results(cells)], TEXT_COLUMNS) + "\n" + _legend(cells) + "\n"
+
+
+def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Collection[int]) -> str:
+    """A GitHub table; the columns that are not of text are aligned to the right."""
+    align = ["---" if i in text_columns else "---:" for i in range(len(headings))]
+    lines = [_line(headings), _line(align), *(_line([part.replace("|", "\\|") for part in row]) for row in rows)]
+    return "\n".join(lines) + "\n"
 
 
 def write(path: Path, cells: Sequence[EvalResult]) -> Path:

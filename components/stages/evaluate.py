@@ -104,16 +104,16 @@ def _at_other_speeds(family: str, policy: LearnedPolicy, decode: Decode, judged:
     from components.evaluation.evaluate import Candidate
     from components.policies.coupled import CoupledPolicy
 
-    offsets = judged.offsets if isinstance(policy, CoupledPolicy) else ()
     found = []
     for block in (decode.block_length, *(judged.blocks if wide and family == "learned" else ())):
         name = "" if block == decode.block_length else f"block={block}"
         if name:
             found.append(Candidate(family, name, policy, block))
-        for offset in offsets:
-            moved = copy.copy(policy)
-            moved.offset = offset
-            found.append(Candidate(family, ",".join(filter(None, [name, f"offset={offset:g}"])), moved, block))
+        if isinstance(policy, CoupledPolicy):
+            for offset in judged.offsets:
+                moved = copy.copy(policy)
+                moved.offset = offset
+                found.append(Candidate(family, ",".join(filter(None, [name, f"offset={offset:g}"])), moved, block))
     return found
 
 
