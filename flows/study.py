@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
+from components.commands.bench import processor
 from components.commands.repair import repair
 from components.core.errors import OURS, DataError, SettingsError, masked
 from components.core.files import beside, copy, read_json, write_json
@@ -45,7 +47,7 @@ POLICIES = ("influence", "distill", "train")
 class Cell:
     """An entry of infra/study.yaml.
 
-    kind: default (the policy of params.yaml, in some seeds), domain, paper or ablation. groups: the evaluations that are asked
+    kind: default (the policy of params.yaml, in some seeds), domain, paper or ablation. groups: the evaluations asked
     for. text: its whole params.yaml.
     """
 
@@ -134,6 +136,7 @@ def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
         "groups": cell.groups,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
+        "machine": f"{os.cpu_count()} cores of {processor()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
     }
     _keep(path / "outputs" / cell.settings.profile, checkout / KEPT / cell.name, cell, about)
 
@@ -206,7 +209,10 @@ def main() -> None:
         elif given.report:
             from flows.study_report import report
 
-            report(checkout, cells)
+            kept = checkout / KEPT
+            stale = [c.name for c in cells if (kept / c.name).exists() and not is_done(checkout, c)]
+            for path in report(checkout, kept, cells, stale):
+                print(path.relative_to(checkout))
         else:
             with _alone(checkout):
                 failed = run_cells(checkout, cells)

@@ -1,0 +1,246 @@
+"""docs/results.md from the cells of a study: three sentences, a figure, tables, bars, and how the figures are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.core.files import write_text
+from components.evaluation.curves import curve_at
+from components.evaluation.results import EvalResult
+from components.maths.pareto import front_at
+from components.reports.study import HEADINGS, Runs, Study, best_accuracy, front_row, row, runs
+from components.reports.study_bars import Bar
+from components.reports.table import MINUS, NONE, grid, points
+
+SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+NAMES = {
+    "evaluate-worded_position": "worded_position: sudoku, any completion, spellings by position (trained on)",
+    "evaluate-sudoku_many": "sudoku_many: any completion (trained on)",
+    "evaluate-sudoku_unique": "sudoku_unique: one solution (trained on)",
+    "evaluate-worded_content": "worded_content: spellings by content (trained on in this table)",
+    "transfer-other_dllm": "other dLLM (mini-dream): sudoku_many",
+    "transfer-longer": "other dLLM, canvas 32: two puzzles in one",
+    "ood-wording": "worded_content: spellings by content (never seen)",
+    "ood-related": "latin squares (never seen)",
+    "ood-unrelated": "sorting (never seen)",
+    "ood-queens": "other dLLM: queens (never seen)",
+}
+
+
+def write(path: Path, study: Study, bars: Sequence[Bar], speed: Mapping[str, Any] | None, facts: str) -> Path:
+    """The whole document. facts: a sentence about the machine, the commit, the command and the time."""
+    parts = [
+        "# Results",
+        _opening(study, bars),
+        "![Accuracy against forward passes on every case: the rules' front and the policies' curves.](results.png)",
+        facts,
+        *_main(study),
+        *_equal_speed(study),
+        *_blocks(study),
+        *_ablations(study),
+        *([] if speed is None else _speed(speed)),
+        *_bars(bars),
+        DEFINITIONS,
+    ]
+    return write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _opening(study: Study, bars: Sequence[Bar]) -> str:
+    sentences = []
+    for case, task in (("evaluate-worded_position", "puzzles with several right spellings"),):
+        one = study.learned(case)
+        assert one is not None
+        served = one.by_setting["mode"]
+        accuracy, nfe = float(np.mean([r.accuracy for r in served])), float(np.mean([r.nfe for r in served]))
+        front = float(np.mean([front_at(*one.front, r.nfe) for r in served]))
+        sentences.append(
+            f"On {task}, a coupled policy of {study.first[0].parameters:,} parameters ({len(served)} training seed(s), "
+            f"{served[0].prompts:,} unseen prompts) is right on {100 * accuracy:.0f} % at {nfe:.1f} forward passes, "
+            f"where the best mixture of {len(one.rules)} swept rules is right on {100 * front:.0f} %."
+        )
+    elsewhere = [
+        f"{name} {points(float(np.mean([r.accuracy - front_at(*one.front, r.nfe) for r in one.by_setting['mode']])))}"
+        for case, name in (
+            ("evaluate-sudoku_many", "many-answer sudoku"),
+            ("evaluate-sudoku_unique", "sudoku with one solution"),
+            ("transfer-other_dllm", "another dLLM"),
+            ("transfer-longer", "a canvas twice as long there"),
+            ("ood-related", "latin squares"),
+            ("ood-wording", "spellings by content"),
+        )
+        if (one := study.learned(case)) is not None
+    ]
+    sentences.append(
+        f"The same policy lies this many points above the rules' front at its own speed: {', '.join(elsewhere)}."
+    )
+    held = sum(bar.held for bar in bars)
+    sentences.append(
+        f"Of {len(bars)} bars that were set before, {held} are held; each is listed below with what was seen, and by "
+        "how much it was missed."
+    )
+    return " ".join(sentences)
+
+
+def _main(study: Study) -> list[str]:
+    parts = ["## Every case, full diffusion", READING]
+    for case in study.cases():
+        policies = study.on(case)
+        if not policies:
+            continue
+        best = best_accuracy(policies)
+        lines = [front_row(policies[0], best), *(row(one, "mode", best) for one in policies)]
+        parts += [f"### {NAMES.get(case, case)}", grid(HEADINGS, lines, (0,))]
+    return parts
+
+
+def _equal_speed(study: Study) -> list[str]:
+    """Accuracy at equal forwards: what each part adds."""
+    headings = ("case", "curve", *(f"{nfe:g}" for nfe in SPEEDS))
+    lines = []
+    for case in study.cases():
+        policies = study.on(case)
+        for number, one in enumerate(policies):
+            if number == 0:
+                front = [f"{100 * front_at(*one.front, at):.1f}" for at in SPEEDS]
+                lines.append([case, "rules' front", *front])
+            if len(one.curve()[0]) > 1:
+                lines.append(["", one.label, *(_at(one, at) for at in SPEEDS)])
+    return [
+        "## Accuracy at equal forward passes",
+        "Each policy by its own curve (one trained policy asked for more or less speed), in percent at so many forward "
+        "passes. A dash: the policy was not asked to be that fast. Reinforced minus influence alone is what "
+        "reinforcement adds.",
+        grid(headings, lines, (0, 1)),
+    ]
+
+
+def _at(one: Runs, at: float) -> str:
+    value = curve_at(*one.curve(), at)
+    return NONE if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _blocks(study: Study) -> list[str]:
+    """The policy in shorter blocks against the rules in the same blocks."""
+    lines = []
+    for case in study.cases():
+        one = study.learned(case) or None
+        cell = study.first[0]
+        if one is None or case not in cell.results:
+            continue
+        for policy in cell.results[case]:
+            if policy.family != "learned" or policy.block_length == one.canvas:
+                continue
+            rules = [r for r in one.rules if r.block_length == policy.block_length]
+            lines.append([case, str(policy.block_length), policy.setting, *_against(policy, rules, one.rules)])
+    headings = (
+        "case",
+        "block",
+        "setting",
+        "accuracy, %",
+        "NFE",
+        "rules in the same blocks",
+        "difference",
+        "to all rules",
+    )
+    note = "Semi-autoregressive: block after block from left to right. The first training seed."
+    return ["## Blocks", note, grid(headings, lines, (0, 2))] if lines else []
+
+
+def _against(policy: EvalResult, same: Sequence[EvalResult], every: Sequence[EvalResult]) -> list[str]:
+    fronts = [front_at([r.nfe for r in some], [r.accuracy for r in some], policy.nfe) for some in (same, every)]
+    half = max(policy.accuracy - policy.accuracy_low, policy.accuracy_high - policy.accuracy)
+    return [
+        f"{100 * policy.accuracy:.1f} ± {100 * half:.1f}",
+        f"{policy.nfe:.2f}",
+        f"{100 * fronts[0]:.1f}",
+        points(policy.accuracy - fronts[0]),
+        points(policy.accuracy - fronts[1]),
+    ]
+
+
+def _ablations(study: Study) -> list[str]:
+    """One line a cell: its size, what it knows of pairs, and accuracy @ NFE with the difference on each case."""
+    cells = [study.first[0], *study.kind("ablation")]
+    cases = [case for case in study.cases() if case in study.first[0].results]
+    lines = []
+    for cell in cells:
+        unexplained = cell.metrics["influence"].get("held_unexplained")
+        figures = [cell.about["about"], f"{cell.parameters:,}", NONE if unexplained is None else f"{unexplained:.2f}"]
+        for case in cases:
+            one = runs([cell], case, "learned", "")
+            if one is None:
+                figures.append(NONE)
+                continue
+            served = one.by_setting["mode"][0]
+            gap = served.accuracy - front_at(*one.front, served.nfe)
+            figures.append(f"{100 * served.accuracy:.1f} @ {served.nfe:.2f} ({points(gap)})")
+        lines.append(figures)
+    headings = ("cell", "parameters", "unexplained", *(case.partition("-")[2] for case in cases))
+    note = (
+        "One training seed each. Accuracy in percent @ forward passes, and points above the rules' front there. "
+        "unexplained: share of the pair shifts that the policy does not know after stage influence, on held-out prompts."
+    )
+    return ["## Ablations", note, grid(headings, lines, (0,))] if len(cells) > 1 else []
+
+
+def _speed(speed: Mapping[str, Any]) -> list[str]:
+    lines = [
+        [
+            r["name"], f"{r['parameters']:,}" if r["parameters"] else NONE, f"{100 * r['accuracy']:.1f}",
+            f"{r['nfe']:.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
+            f"{100 * r['policy']:.0f}",
+        ]
+        for r in speed["rows"]
+    ]  # fmt: skip
+    headings = (
+        "decoder",
+        "parameters",
+        "accuracy, %",
+        "NFE",
+        "tokens/s",
+        "time of the first row / own time",
+        "policy, % of time",
+    )
+    note = (
+        f"{speed['prompts']} prompts of {speed['task']}, decoded in turn in one process ({speed['repeats']} counted rounds, "
+        f"{speed['threads']} thread(s)); a ratio is the median of paired rounds, with the lowest and the highest."
+    )
+    return ["## Tokens per second", note, grid(headings, lines, (0,))]
+
+
+def _bars(bars: Sequence[Bar]) -> list[str]:
+    lines = [[bar.asked, bar.seen, bar.verdict] for bar in bars]
+    note = (
+        "Each at the worst place of its range, for each training seed by itself, by the policy's own curve. The range "
+        "ends where the policy's fastest setting is; it is stated."
+    )
+    return ["## The bars", note, grid(("asked", "seen", "verdict"), lines, (0, 1, 2))]
+
+
+READING = (
+    "A policy is decoded by its mode at the setting that it is served at. Intervals are 95 % bootstrap percentiles over "
+    "prompts and training seeds. rules' front: the best mixture of all swept rules, dependence rules and blocks included, "
+    "at the policy's own NFE; difference: accuracy minus front, paired by prompt."
+)
+DEFINITIONS = f"""
+## What the columns mean
+
+- **NFE**: forward passes of the frozen dLLM per prompt. **TPF**: canvas tokens per forward pass.
+- **errors cut**: (policy {MINUS} front) / (1 {MINUS} front) at equal NFE. **forwards saved**: 1 {MINUS} NFE / (NFE at which
+  the front has the policy's accuracy); "not reached" where no mixture of rules ever has it.
+- **AUP**, accuracy under parallelism (Hao AI Lab, UC San Diego; arXiv 2601.07568): the points (TPF rho, accuracy y in
+  percent) of a method sorted by rho, without those more than 5 points below the first; rho_1 y_1 + sum over i of
+  (rho_i {MINUS} rho_(i-1)) (y_i W(y_i) + y_(i-1) W(y_(i-1))) / 2, W(y) = min(exp(3 (y / y_max {MINUS} 1)), 1), y_max the
+  highest accuracy of any method on the task. A policy's points are its settings of one number; the rules' points are
+  the corners of their front. It grows with the range of speeds that a method was asked for.
+- **AR-ness@1**, local (arXiv 2506.20639): the share of commits at the position right after the one committed before.
+  Positions of one step count as committed from left to right, so that a parallel commit of neighbors counts as
+  autoregressive.
+- **tau**: Kendall's tau-b between positions and the steps of their commits, ties (one step) taken out of the
+  denominator; 1 from left to right.
+- Nothing was tuned on these prompts: settings were chosen on the tune split, promotion uses the gate split.
+"""
