@@ -42,16 +42,23 @@ class Evaluate(Section):
 
 
 class Judged(Section):
-    """Policies that evaluations judge beside the trained one at its served setting.
+    """The policies that evaluations judge.
 
-    starts: the stages before the training whose policies are judged too. offsets: of coupled policies, added to tau;
-    above 0 more is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in,
-    on the tasks of section evaluate.
+    offsets: of the trained policy (learned), and of those that it started from (distilled, influence), each where it is
+    named; at its served setting, and as coupled policies at these offsets too. An offset is added to tau: above 0 more
+    is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in, on the tasks of
+    section evaluate.
     """
 
-    starts: tuple[Literal["distilled", "influence"], ...]
-    offsets: tuple[Finite, ...]
+    offsets: dict[Literal["learned", "distilled", "influence"], tuple[Finite, ...]]
     blocks: tuple[Size, ...]
+
+    @field_validator("offsets")
+    @classmethod
+    def _has_the_trained_one(cls, offsets: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        if "learned" not in offsets:
+            raise ValueError(f"{list(offsets)} leaves out the trained policy. Name learned, with [] for no offset.")
+        return offsets
 
 
 class Case(Section):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_lines
-from components.evaluation.results import EvalResult, write_results, write_table
+from components.evaluation.results import POLICIES, EvalResult, write_results, write_table
 from components.settings import Decode, Domain, Judged, Sweep
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
@@ -81,7 +81,7 @@ def learned(
     from components.stages.common.models import with_decode_settings
 
     candidates = []
-    for family in ("learned", *judged.starts):
+    for family in sorted(judged.offsets, key=POLICIES.index):
         trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
@@ -99,7 +99,7 @@ def learned(
     return candidates
 
 
-def _at_other_speeds(family: str, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool) -> list[Candidate]:
+def _at_other_speeds(family: Any, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from components.evaluation.evaluate import Candidate
     from components.policies.coupled import CoupledPolicy
@@ -110,7 +110,7 @@ def _at_other_speeds(family: str, policy: LearnedPolicy, decode: Decode, judged:
         if name:
             found.append(Candidate(family, name, policy, block))
         if isinstance(policy, CoupledPolicy):
-            for offset in judged.offsets:
+            for offset in judged.offsets[family]:
                 moved = copy.copy(policy)
                 moved.offset = offset
                 found.append(Candidate(family, ",".join(filter(None, [name, f"offset={offset:g}"])), moved, block))

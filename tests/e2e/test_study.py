@@ -17,14 +17,15 @@ from components.evaluation.results import read_results
 from tests.clone import Clone, ran
 
 pytestmark = pytest.mark.e2e
+OFFSETS = {"influence": [2.0], "learned": [2.0], "distilled": []}
 STUDY = {
-    "base": {"data.counts.test": 32, "judged": {"starts": ["distilled", "influence"], "offsets": [2.0], "blocks": []}},
+    "base": {"data.counts.test": 32, "judged.offsets": OFFSETS},
     "cells": {
         "one": {
             "about": "the first",
             "kind": "default",
             "groups": ["evaluate"],
-            "set": {"judged": {"starts": ["distilled", "influence"], "offsets": [2.0], "blocks": [4]}},
+            "set": {"judged.blocks": [4]},
         },
         "two": {"about": "another seed", "kind": "default", "groups": ["evaluate", "ood"], "set": {"train.seed": 1}},
     },
@@ -80,7 +81,6 @@ def test_a_killed_study_goes_on_and_what_is_done_is_not_done_again(clone: Clone)
         ("learned", "sample"),
         ("learned", "offset=2"),
         ("distilled", "mode"),
-        ("distilled", "offset=2"),
         ("influence", "mode"),
         ("influence", "offset=2"),
     ]

@@ -152,7 +152,7 @@ train:
   rows: 16
   validate_every: 4
   save_every: 5
-judged: {starts: [distilled], offsets: [], blocks: []}
+judged: {offsets: {learned: [], distilled: []}, blocks: []}
 evaluate: {tasks: [sudoku_many], gate_task: sudoku_many}
 sweep:
   seeds: [0, 1]
