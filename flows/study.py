@@ -136,7 +136,7 @@ def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
         "groups": cell.groups,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
-        "machine": f"{os.cpu_count()} cores of {processor()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
+        "machine": f"{os.cpu_count()} cores of {processor()}, {os.environ.get('OMP_NUM_THREADS', 'all')} used",
     }
     _keep(path / "outputs" / cell.settings.profile, checkout / KEPT / cell.name, cell, about)
 
@@ -151,6 +151,9 @@ def _keep(outputs: Path, folder: Path, cell: Cell, about: Mapping[str, Any]) -> 
         for name in (*stages, *cell.stems):
             copy(outputs / "metrics" / f"{name}.json", part / "metrics" / f"{name}.json")
         copy(outputs / "train" / "run.json", part / "run.json")
+        model, task = cell.settings.domain.model, cell.settings.evaluate.gate_task
+        shutil.copytree(outputs / "pretrain" / model, part / "dllm")
+        shutil.copytree(outputs / "data" / "tasks" / task, part / "data" / task)
         for stage in POLICIES:
             shutil.copytree(outputs / stage / "policy", part / "policies" / stage)
         (part / "params.yaml").write_text(cell.text, encoding="utf-8")
@@ -196,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m flows.study", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cells", help="names of cells, separated by commas; all by default")
     parser.add_argument("--list", action="store_true", help="name the cells, and which are done")
+    parser.add_argument("--speed", action="store_true", help="measure tokens per second of the cells' policies")
     parser.add_argument("--report", action="store_true", help="write docs/results.md from the cells that are done")
     given = parser.parse_args()
     try:
@@ -206,6 +210,11 @@ def main() -> None:
         if given.list:
             for cell in cells:
                 print(f"{'done' if is_done(checkout, cell) else 'open'}  {cell.name:16} {cell.about}")
+        elif given.speed:
+            from flows.study_speed import measure
+
+            with _alone(checkout):
+                print(measure(checkout / KEPT, cells).relative_to(checkout))
         elif given.report:
             from flows.study_report import report
 

@@ -42,8 +42,9 @@ def _facts(there: Sequence[Kept], names: Sequence[str], stale: Sequence[str]) ->
     prompts = sorted({result.prompts for cell in there for results in cell.results.values() for result in results})
     open_cells = [name for name in names if name not in {cell.name for cell in there}]
     parts = [
-        f"Rebuilt by `python -m flows.study && python -m flows.study --speed && python -m flows.study --report`; "
-        f"{len(there)} of {len(names)} cells of infra/study.yaml, {' and '.join(map(str, prompts))} unseen prompts a case,",
+        "Rebuilt by `python -m flows.study && python -m flows.study --speed && python -m flows.study --report`:",
+        f"{len(there)} of {len(names)} cells of infra/study.yaml,",
+        f"{' and '.join(map(str, prompts))} unseen prompts a case,",
         f"commit {', '.join(f'`{c}`' for c in commits)}, {'; '.join(machines)}, {seconds / 60:.0f} minutes in all,",
         f"begun {first[:10]}.",
     ]

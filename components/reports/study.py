@@ -79,8 +79,9 @@ class Runs:
             for results in self.by_setting.values()
             if results[0].choose == "mode" and results[0].block_length == self.canvas
         ]
-        nfe = np.asarray([np.mean([r.nfe for r in results]) for results in chosen])
-        return nfe, np.asarray([np.mean([r.accuracy for r in results]) for results in chosen])
+        nfe = np.asarray([np.mean([r.nfe for r in results]) for results in chosen], dtype=np.float64)
+        accuracy = np.asarray([np.mean([r.accuracy for r in results]) for results in chosen], dtype=np.float64)
+        return nfe, accuracy
 
     @property
     def front(self) -> tuple[list[float], list[float]]:

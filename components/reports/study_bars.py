@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.evaluation.curves import curve_at, error_cut, nfe_for
+from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at, upper_hull
 from components.reports.study import Kept, Runs, Study, runs
 from components.reports.table import MINUS, points
@@ -215,6 +217,11 @@ def _order_alone(cells: Sequence[Kept]) -> Bar | None:
     return Bar(asked, seen, gain >= 0.10, "held" if gain >= 0.10 else missed)
 
 
+def _saved_at(curve: tuple[NDArray[np.float64], NDArray[np.float64]], plain: EvalResult) -> Seen:
+    """Forwards saved at the accuracy of one rule."""
+    return over([plain.accuracy], lambda level: 1 - nfe_for(*curve, level) / plain.nfe)
+
+
 def _never_seen(study: Study) -> list[Bar | None]:
     """Another dLLM and other tasks, nothing trained again."""
     found: list[Bar | None] = []
@@ -234,10 +241,7 @@ def _never_seen(study: Study) -> list[Bar | None]:
     queens = runs(study.first, "ood-queens", "learned", "")
     if queens is not None:
         plain = next(r for r in queens.rules if (r.family, r.setting) == ("confidence", "1"))
-        saved = [
-            over([plain.accuracy], lambda level, s=s: 1 - nfe_for(*queens.curve(s), level) / plain.nfe)
-            for s in _seeds(queens)
-        ]
+        saved = [_saved_at(queens.curve(s), plain) for s in _seeds(queens)]
         asked = "queens: max-confidence's accuracy at 40 % fewer forwards"
         found.append(judged(asked, 0.40, saved, "accuracy {:.2f}"))
     return found

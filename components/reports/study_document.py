@@ -14,7 +14,7 @@ from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at
 from components.reports.study import HEADINGS, Runs, Study, best_accuracy, front_row, row, runs
 from components.reports.study_bars import Bar
-from components.reports.table import MINUS, NONE, grid, points
+from components.reports.table import NONE, grid, points
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 NAMES = {
@@ -182,7 +182,7 @@ def _ablations(study: Study) -> list[str]:
     headings = ("cell", "parameters", "unexplained", *(case.partition("-")[2] for case in cases))
     note = (
         "One training seed each. Accuracy in percent @ forward passes, and points above the rules' front there. "
-        "unexplained: share of the pair shifts that the policy does not know after stage influence, on held-out prompts."
+        "unexplained: share of the pair shifts that the policy does not know after stage influence, on held prompts."
     )
     return ["## Ablations", note, grid(headings, lines, (0,))] if len(cells) > 1 else []
 
@@ -190,24 +190,28 @@ def _ablations(study: Study) -> list[str]:
 def _speed(speed: Mapping[str, Any]) -> list[str]:
     lines = [
         [
-            r["name"], f"{r['parameters']:,}" if r["parameters"] else NONE, f"{100 * r['accuracy']:.1f}",
-            f"{r['nfe']:.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
-            f"{100 * r['policy']:.0f}",
+            one["name"],
+            f"{one['parameters']:,}" if one["parameters"] else NONE,
+            f"{100 * one['accuracy']:.1f}",
+            f"{one['nfe']:.2f}",
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['ratio']:.2f} ({one['low']:.2f} to {one['high']:.2f})",
+            f"{100 * one['policy']:.0f}",
         ]
-        for r in speed["rows"]
-    ]  # fmt: skip
+        for one in speed["rows"]
+    ]
     headings = (
         "decoder",
         "parameters",
         "accuracy, %",
         "NFE",
         "tokens/s",
-        "time of the first row / own time",
+        "times the first row's speed",
         "policy, % of time",
     )
     note = (
-        f"{speed['prompts']} prompts of {speed['task']}, decoded in turn in one process ({speed['repeats']} counted rounds, "
-        f"{speed['threads']} thread(s)); a ratio is the median of paired rounds, with the lowest and the highest."
+        f"{speed['prompts']} prompts of {speed['task']}, decoded in turn in one process, {speed['repeats']} "
+        f"counted rounds, {speed['threads']} thread(s). A ratio is the median of paired rounds, with the lowest and the highest."
     )
     return ["## Tokens per second", note, grid(headings, lines, (0,))]
 
@@ -222,25 +226,25 @@ def _bars(bars: Sequence[Bar]) -> list[str]:
 
 
 READING = (
-    "A policy is decoded by its mode at the setting that it is served at. Intervals are 95 % bootstrap percentiles over "
-    "prompts and training seeds. rules' front: the best mixture of all swept rules, dependence rules and blocks included, "
-    "at the policy's own NFE; difference: accuracy minus front, paired by prompt."
+    "A policy is decoded by its mode at the setting that it is served at. Intervals are 95 % bootstrap percentiles "
+    "over prompts and training seeds. rules' front: the best mixture of all swept rules at the policy's own NFE, "
+    "dependence rules and blocks included. difference: accuracy minus front, paired by prompt."
 )
-DEFINITIONS = f"""
+DEFINITIONS = """
 ## What the columns mean
 
 - **NFE**: forward passes of the frozen dLLM per prompt. **TPF**: canvas tokens per forward pass.
-- **errors cut**: (policy {MINUS} front) / (1 {MINUS} front) at equal NFE. **forwards saved**: 1 {MINUS} NFE / (NFE at which
+- **errors cut**: (policy − front) / (1 − front) at equal NFE. **forwards saved**: 1 − NFE / (the NFE at which
   the front has the policy's accuracy); "not reached" where no mixture of rules ever has it.
 - **AUP**, accuracy under parallelism (Hao AI Lab, UC San Diego; arXiv 2601.07568): the points (TPF rho, accuracy y in
   percent) of a method sorted by rho, without those more than 5 points below the first; rho_1 y_1 + sum over i of
-  (rho_i {MINUS} rho_(i-1)) (y_i W(y_i) + y_(i-1) W(y_(i-1))) / 2, W(y) = min(exp(3 (y / y_max {MINUS} 1)), 1), y_max the
-  highest accuracy of any method on the task. A policy's points are its settings of one number; the rules' points are
-  the corners of their front. It grows with the range of speeds that a method was asked for.
+  (rho_i − rho_(i-1)) (y_i W(y_i) + y_(i-1) W(y_(i-1))) / 2, W(y) = min(exp(3 (y / y_max − 1)), 1), y_max
+  the highest accuracy of any method on the task. A policy's points are its settings of one number; the rules' points
+  are the corners of their front. It grows with the range of speeds that a method was asked for.
 - **AR-ness@1**, local (arXiv 2506.20639): the share of commits at the position right after the one committed before.
   Positions of one step count as committed from left to right, so that a parallel commit of neighbors counts as
   autoregressive.
-- **tau**: Kendall's tau-b between positions and the steps of their commits, ties (one step) taken out of the
+- **tau**: Kendall's tau-b between positions and the steps of their commits, with ties (one step) taken out of the
   denominator; 1 from left to right.
 - Nothing was tuned on these prompts: settings were chosen on the tune split, promotion uses the gate split.
 """

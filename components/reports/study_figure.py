@@ -21,7 +21,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     "distilled start": {"color": "#0072B2", "marker": "o", "ms": 4, "lw": 1.0},
     "influence alone": {"color": "#009E73", "marker": "v", "ms": 4, "lw": 1.0},
 }
-PAPER: dict[str, Any] = {"color": "#444444", "marker": "X", "ms": 7, "ls": "none"}
 
 
 def draw(path: Path, study: Study, columns: int = 3) -> Path:
@@ -75,8 +74,8 @@ def _curve(ax: Axes, one: Runs, name: str | None) -> None:
     if name is None:
         served = one.by_setting["mode"]
         nfe, accuracy = (float(np.mean([getattr(r, field) for r in served])) for field in ("nfe", "accuracy"))
-        marker = PAPER | ({"marker": "P"} if "Top-K" in one.label else {})
-        ax.plot([nfe], [100 * accuracy], label=one.label.partition(",")[0], **marker)
+        shape = "P" if "Top-K" in one.label else "X"
+        ax.plot([nfe], [100 * accuracy], shape, ms=7, color="#444444", label=one.label.partition(",")[0])
         return
     nfe, accuracy = one.curve()
     order = np.argsort(nfe)

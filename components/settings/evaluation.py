@@ -41,6 +41,9 @@ class Evaluate(Section):
     gate_task: Name
 
 
+Family = Literal["learned", "distilled", "influence"]
+
+
 class Judged(Section):
     """The policies that evaluations judge.
 
@@ -50,12 +53,12 @@ class Judged(Section):
     section evaluate.
     """
 
-    offsets: dict[Literal["learned", "distilled", "influence"], tuple[Finite, ...]]
+    offsets: dict[Family, tuple[Finite, ...]]
     blocks: tuple[Size, ...]
 
     @field_validator("offsets")
     @classmethod
-    def _has_the_trained_one(cls, offsets: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    def _has_the_trained_one(cls, offsets: dict[Family, tuple[float, ...]]) -> dict[Family, tuple[float, ...]]:
         if "learned" not in offsets:
             raise ValueError(f"{list(offsets)} leaves out the trained policy. Name learned, with [] for no offset.")
         return offsets

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from components.denoisers import Denoiser, Encoder
     from components.evaluation.evaluate import Candidate
     from components.policies.store import LearnedPolicy
+    from components.settings.evaluation import Family
 
 STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
@@ -99,7 +100,9 @@ def learned(
     return candidates
 
 
-def _at_other_speeds(family: Any, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool) -> list[Candidate]:
+def _at_other_speeds(
+    family: Family, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool
+) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from components.evaluation.evaluate import Candidate
     from components.policies.coupled import CoupledPolicy
