@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,13 +71,18 @@ class Cell:
 
 def read_cells(checkout: Path) -> list[Cell]:
     """The cells as committed, in their order. SettingsError names the cell whose settings cannot work."""
-    study = YAML(typ="safe").load(worktree.read_at_head(checkout, CELLS))
+    return cells_of(lambda name: worktree.read_at_head(checkout, name))
+
+
+def cells_of(text_of: Callable[[str], str]) -> list[Cell]:
+    """The cells of infra/study.yaml. text_of: gives the text of a file by its path in the repository."""
+    study = YAML(typ="safe").load(text_of(CELLS))
     cells = []
     for name, entry in study["cells"].items():
         unknown = set(entry) - {"about", "kind", "groups", "take", "set"} | set(entry["groups"]) - set(GROUPS)
         if unknown:
             raise SettingsError(f"{CELLS}: cell {name} has {sorted(unknown)}. Use about, kind, groups, take and set.")
-        text = _settings_of(checkout, entry.get("take", {}), {**study["base"], **entry.get("set", {})})
+        text = _settings_of(text_of, entry.get("take", {}), {**study["base"], **entry.get("set", {})})
         try:
             settings = parameters.validated(text)
         except SettingsError as error:
@@ -86,11 +91,11 @@ def read_cells(checkout: Path) -> list[Cell]:
     return cells
 
 
-def _settings_of(checkout: Path, take: Mapping[str, Sequence[str]], changes: Mapping[str, Any]) -> str:
-    """params.yaml at HEAD with whole sections of other files, then single values put in by their path."""
-    settings = YAML(typ="safe").load(worktree.read_at_head(checkout, "params.yaml"))
+def _settings_of(text_of: Callable[[str], str], take: Mapping[str, Sequence[str]], changes: Mapping[str, Any]) -> str:
+    """params.yaml with whole sections of other files, then single values put in by their path."""
+    settings = YAML(typ="safe").load(text_of("params.yaml"))
     for file, sections in take.items():
-        other = YAML(typ="safe").load(worktree.read_at_head(checkout, file))
+        other = YAML(typ="safe").load(text_of(file))
         settings |= {section: other[section] for section in sections}
     for path, value in changes.items():
         *above, last = path.split(".")

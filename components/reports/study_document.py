@@ -211,7 +211,7 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
     )
     note = (
         f"{speed['prompts']} prompts of {speed['task']}, decoded in turn in one process, {speed['repeats']} "
-        f"counted rounds, {speed['threads']} thread(s). A ratio is the median of paired rounds, with the lowest and the highest."
+        f"counted rounds, {speed['threads']} thread(s). A ratio is the median of paired rounds (lowest to highest)."
     )
     return ["## Tokens per second", note, grid(headings, lines, (0,))]
 
