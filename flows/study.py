@@ -110,18 +110,18 @@ def _settings_of(text_of: Callable[[str], str], take: Mapping[str, Sequence[str]
     return written.getvalue()
 
 
-def identity_of(checkout: Path, cell: Cell) -> str:
-    """A hash of all that the cell's results depend on: its settings, the code and the graph as committed."""
+def identity_of(source: Path, cell: Cell) -> str:
+    """A hash of all that the cell's results depend on: its settings, the code and the graph at the HEAD of source."""
     from components.stages.common.runfile import digest
 
-    trees = [worktree.tree_at_head(checkout, name) for name in ("components", "dvc.yaml")]
+    trees = [worktree.tree_at_head(source, name) for name in ("components", "dvc.yaml")]
     return digest([cell.text, cell.groups, trees])
 
 
-def is_done(checkout: Path, cell: Cell) -> bool:
-    """Whether the kept results are of this code and these settings."""
+def is_done(checkout: Path, source: Path, cell: Cell) -> bool:
+    """Whether the results kept in the checkout are of these settings and of the code at the HEAD of source."""
     kept = checkout / KEPT / cell.name / "cell.json"
-    return kept.exists() and read_json(kept, needs=("identity",))["identity"] == identity_of(checkout, cell)
+    return kept.exists() and read_json(kept, needs=("identity",))["identity"] == identity_of(source, cell)
 
 
 def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
@@ -137,7 +137,7 @@ def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
         "cell": cell.name,
         "about": cell.about,
         "kind": cell.kind,
-        "identity": identity_of(checkout, cell),
+        "identity": identity_of(path, cell),
         "groups": cell.groups,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
@@ -172,7 +172,7 @@ def run_cells(checkout: Path, cells: Sequence[Cell]) -> list[str]:
         print(f"{line} differs from the last commit and is no part of the study.")
     worktree.open_at_head(checkout, path)
     for number, cell in enumerate(cells, start=1):
-        if is_done(checkout, cell):
+        if is_done(checkout, path, cell):
             print(f"{cell.name} ({number}/{len(cells)}): is done", flush=True)
             continue
         print(f"{cell.name} ({number}/{len(cells)}): {cell.about}", flush=True)
@@ -214,7 +214,7 @@ def main() -> None:
             cells = [_named(cells, name) for name in given.cells.split(",")]
         if given.list:
             for cell in cells:
-                print(f"{'done' if is_done(checkout, cell) else 'open'}  {cell.name:16} {cell.about}")
+                print(f"{'done' if is_done(checkout, checkout, cell) else 'open'}  {cell.name:16} {cell.about}")
         elif given.speed:
             from flows.study_speed import measure
 
@@ -224,7 +224,7 @@ def main() -> None:
             from flows.study_report import report
 
             kept = checkout / KEPT
-            stale = [c.name for c in cells if (kept / c.name).exists() and not is_done(checkout, c)]
+            stale = [c.name for c in cells if (kept / c.name).exists() and not is_done(checkout, checkout, c)]
             for path in report(checkout, kept, cells, stale):
                 print(path.relative_to(checkout))
         else:
