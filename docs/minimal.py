@@ -18,7 +18,7 @@ Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (masked, log-odds)
 
 # Axis letters: B rows (b: unfinished ones) = P prompts x G members, L positions, V tokens, N (row, step) pairs.
 L, V, MASK = 12, 4, -1
-PROMPTS, GROUP, ROUNDS = 32, 8, 150  # per round: 32 prompts, each decoded 8 times
+PROMPTS, GROUP, ITERATIONS = 32, 8, 150  # per iteration: 32 prompts, each decoded 8 times
 ALPHA, CLIP, EPOCHS = 2.0, 0.3, 2
 
 # Positions 0 to 7 are tied in pairs that must differ, as two cells of a sudoku row must. 8 to 11 are free: every token
@@ -112,11 +112,11 @@ def choose_by(policy: BernoulliPolicy, sample: bool, masked_BL: Tensor, log_odds
     return logits_BL, logits_BL.sigmoid() if sample else (logits_BL > 0).float()
 
 
-def train(policy: BernoulliPolicy, rounds: int) -> None:
+def train(policy: BernoulliPolicy, iterations: int) -> None:
     """GRPO: decode groups, compare each decode with its group's mean, make what was better likelier."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
-    for number in range(rounds):
+    for number in range(iterations):
         prompt_BLV = draw_prompts(PROMPTS, 1000 + number).repeat_interleave(GROUP, 0)
         canvas_BL, nfe_B, record = decode(prompt_BLV, partial(choose_by, policy, True), generator)
         reward_PG = reward(canvas_BL, nfe_B).view(PROMPTS, GROUP)
@@ -146,5 +146,5 @@ if __name__ == "__main__":
         show(f"threshold {value}", threshold(value))
     policy = BernoulliPolicy()
     show("policy before", partial(choose_by, policy, False))
-    train(policy, ROUNDS)
+    train(policy, ITERATIONS)
     show("policy after", partial(choose_by, policy, False))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Profile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Seed = Annotated[int | None, Field(ge=0, lt=2**31)]
 Alpha = Annotated[float | None, Field(ge=0, le=100)]
-Rounds = Annotated[int | None, Field(ge=1)]
+Iterations = Annotated[int | None, Field(ge=1)]
 LearningRate = Annotated[float | None, Field(gt=0, le=1)]
 Prompts = Annotated[int | None, Field(ge=1)]
 Group = Annotated[int | None, Field(ge=2)]
@@ -32,9 +32,9 @@ Group = Annotated[int | None, Field(ge=2)]
 PLACES = {
     "seed": ("train", "seed"),
     "alpha": ("train", "alpha"),
-    "rounds": ("train", "rounds"),
+    "iterations": ("train", "iterations"),
     "learning_rate": ("train", "learning_rate"),
-    "prompts_per_round": ("train", "prompts"),
+    "prompts_per_iteration": ("train", "prompts"),
     "group": ("train", "group"),
 }
 

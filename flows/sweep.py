@@ -24,7 +24,7 @@ def sweep(
     alphas: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)] = [1.0],  # noqa: B006
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0],  # noqa: B006
     profile: Profile | None = None,
-    rounds: Annotated[int | None, Field(ge=1)] = None,
+    iterations: Annotated[int | None, Field(ge=1)] = None,
     promote: bool = False,
     repository: str = ".",
 ) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def sweep(
         alphas: how much speed counts, one policy each
         seeds: seeds of the training, one policy each
         profile: the profile of params.yaml, or a file of profiles/
-        rounds: rounds of reinforcement learning
+        iterations: iterations of reinforcement learning
         promote: let every policy try the gate
         repository: the checkout to work from
 
@@ -53,7 +53,7 @@ def sweep(
             profile=profile,
             alpha=alpha,
             seed=seed,
-            rounds=rounds,
+            iterations=iterations,
             promote=promote,
             repository=repository,
             return_state=True,

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 
 from flows import tasks, worktree
 from flows.command_line import run_from_command_line
-from flows.parameters import Alpha, Group, LearningRate, Profile, Prompts, Rounds, Seed
+from flows.parameters import Alpha, Group, Iterations, LearningRate, Profile, Prompts, Seed
 
 
 @flow(name="train-policy")
@@ -23,9 +23,9 @@ def train_policy(
     profile: Profile | None = None,
     seed: Seed = None,
     alpha: Alpha = None,
-    rounds: Rounds = None,
+    iterations: Iterations = None,
     learning_rate: LearningRate = None,
-    prompts_per_round: Prompts = None,
+    prompts_per_iteration: Prompts = None,
     group: Group = None,
     promote: bool = True,
     repository: str = ".",
@@ -36,9 +36,9 @@ def train_policy(
         profile: the profile of params.yaml, or a file of profiles/
         seed: seed of the training
         alpha: how much speed counts: reward = correct x speed^alpha
-        rounds: rounds of reinforcement learning
+        iterations: iterations of reinforcement learning
         learning_rate: learning rate of the policy
-        prompts_per_round: prompts per round
+        prompts_per_iteration: prompts per iteration
         group: rollouts per prompt, compared with each other
         promote: register the policy, and make it champion if it passes the gate
         repository: the checkout to work from

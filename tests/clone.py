@@ -18,29 +18,29 @@ ROOT = Path(__file__).parents[1]
 SWEPT = {"threshold": 0.9, "factor": 0.8, "entropy_bound": 0.3} | dict.fromkeys(
     ("random", "left_to_right", "confidence", "margin", "entropy"), 1
 )
-ROUNDS, SAVED = 6, 1  # rounds of the training; those that a checkpoint comes after, counted from 0
+ITERATIONS, SAVED = 6, 1  # iterations of the training; those that a checkpoint comes after, counted from 0
 
 
 def shrink(params: dict[str, Any]) -> dict[str, Any]:
     """The tiny profile in a minute, one case of each group; the dense score, because a dLLM of twenty steps is never
-    quite right. The policy is judged after rounds 2 and 5 alone, so that the best one was made after the kill."""
+    quite right. The policy is validated after iterations 2 and 5 alone: the best one was made after the kill."""
     gate = params["evaluate"]["gate_task"]
     params["data"]["counts"] = {"pretrain": 200, "train": 64, "tune": 16, "gate": 24, "test": 24}
     params["pretrain"] |= {"width": 32, "layers": 1, "heads": 2, "inner": 32, "steps": 20, "warmup": 2}
     for model in params["models"].values():
         model["rows"] = dict.fromkeys(model["rows"], 8)
     params["headroom"] |= {"prompts": 8, "orders": 4, "cases": {"many": params["headroom"]["cases"]["many"]}}
-    params["policy"] |= {"width": 16, "heads": 2, "inner": 16}
+    params["policy"] |= {"width": 16, "heads": 2, "mlp_width": 16}
     if params["policy"]["kind"] == "coupled":
-        params["policy"]["pair"] = 8
-    params["influence"] |= {"chunks": 2, "prompts": 8, "states": 16, "probes": 4, "epochs": 1}
-    params["distill"] |= {"rounds": 2, "prompts": 8, "pairs": 64}
+        params["policy"]["pair_width"] = 8
+    params["influence"] |= {"chunks": 2, "prompts": 8, "states": 16, "probes": 4, "num_epochs": 1}
+    params["distill"] |= {"iterations": 2, "prompts": 8, "micro_batch": 64}
     params["train"] |= {
         "signal": "dense",
-        "rounds": ROUNDS,
+        "iterations": ITERATIONS,
         "prompts": 4,
         "group": 4,
-        "pairs": 64,
+        "micro_batch": 64,
         "validate_every": 3,
         "save_every": SAVED + 1,
     }

@@ -40,23 +40,22 @@ def evaluate(outputs, accuracy=0.88, **found):
     write_text(outputs / "metrics" / "evaluate.json", json.dumps(figures))
 
 
-def train(root, name="tiny", accuracy=0.88, weight=1.0, rounds=25):
+def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
     """A profile's outputs as the pipeline leaves them, its training tracked in root's store. The profile is `tiny`."""
     outputs = root / "outputs" / name
     write_prompts(outputs)
     used = [outputs / "data" / "domain" / "sudoku" / "train.jsonl"]
     run = describe_run("train", "tiny", SETTINGS, used, root)
     mlflow = MlflowTracker.start(
-        store.tracking_uri(root), experiment_name("tiny"), "train tiny", tags=run_tags(run), every=10
+        store.tracking_uri(root), experiment_name("tiny"), "train tiny", tags=run_tags(run.to_json()), every=10
     )
     tracker = CompositeTracker(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
     tracker.params(SETTINGS)
-    for step in range(rounds):
+    for step in range(iterations):
         entropy = float("nan") if step == 3 else 1 / (step + 1)
         tracker.log({"reward/mean": 1 - 0.9**step, "policy/entropy": entropy}, step)
     tracker.finish("FINISHED")
-    extra = {"mlflow_run_id": tracker.run_id, "started": run["started"]}
-    write_run(outputs / "train" / "run.json", "train", "tiny", SETTINGS, used, {"reward": 0.9}, extra)
+    write_run(outputs / "train" / "run.json", run.finished({"reward": 0.9}, mlflow_run_id=tracker.run_id))
     write_trained(outputs, weight)
     evaluate(outputs, accuracy)
     write_export(outputs, weight)

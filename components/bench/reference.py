@@ -61,7 +61,7 @@ def _lock_step(
         ids_BT[:, start:] = torch.where(masked_BL, given_BL, denoiser.mask_id)
         masked_BL &= given_BL == denoiser.mask_id
     block_BL = torch.arange(masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
-    # Blocks that are left behind, which cap "block" does with masks in them; steps in the present one; steps.
+    # Blocks that are left behind, which step_limit "block" does with masks in them; steps in the present one; steps.
     passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
     needs = _needs(policies, options)
     given = {"answer_BL": _answers(job, rows_B, masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
@@ -97,7 +97,7 @@ def _lock_step(
             ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
             masked_BL, order_BL = masked_BL & ~commit_BL, torch.where(commit_BL, step_B.unsqueeze(1), order_BL)
             changed_B, step_B, in_block_B = commit_BL.any(-1), step_B + busy_B, in_block_B + 1
-            if options.cap == "block":
+            if options.step_limit == "block":
                 passed_B = torch.where(in_block_B >= size_B, present_B1.squeeze(-1) + 1, passed_B)
             left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
             in_block_B = in_block_B.masked_fill(~left_B, 0)
@@ -161,7 +161,7 @@ def softmax_statistics(
     return found | {"drift_BLH": drift_BLH}, (log_BLV, drift_BLH)
 
 
-def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict:
+def _features(hidden_BTD: Tensor, attend_BT: Tensor, start: int, needs: Needs) -> dict[str, Any]:
     if needs.features == "sequence":
         return {"features_BTD": hidden_BTD, "attend_BT": attend_BT, "canvas_start": start}
     return {"features_BTD": hidden_BTD[:, start:]} if needs.features == "canvas" else {}
@@ -187,7 +187,7 @@ def _act(policies: list[Policy], obs: Observation, noise: Noise, policy_B: Tenso
     for number, policy in enumerate(policies):
         distribution = policy.distribution(obs)
         drawn = distribution.mode() if options.choose == "mode" else distribution.sample(noise)
-        action = commit(distribution, drawn, obs.eligible_BL, options.force)
+        action = commit(distribution, drawn, obs.eligible_BL, options.force_commit)
         if rank_BL is None:
             return action
         assert action.committed_BL is not None

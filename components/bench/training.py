@@ -15,7 +15,7 @@ from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Collected, collect, optimiser_for, update
+from components.trainers.reinforce import Experience, collect, optimizer_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 
@@ -37,8 +37,8 @@ class Round:
 
 def training_round(
     policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective, repeats: int
-) -> tuple[Round, Collected]:
-    """``repeats`` rounds from the same weights (a copy of them learns), after one that warms up; and the last one's
+) -> tuple[Round, Experience]:
+    """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; and the last one's
     experience."""
     parts: list[dict[str, float]] = []
     found = None
@@ -46,7 +46,7 @@ def training_round(
         student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
         found = collect(student, None, None, denoiser, prompts, plan, objective, number, timer)
         with timer("update"):
-            update(student, None, optimiser_for(student, plan), found, plan, objective)
+            update(student, None, optimizer_for(student, plan), found, plan, objective)
         parts.append(timer.seconds)
     assert found is not None
     seconds = {name: statistics.median(p[name] for p in parts[1:]) for name in PARTS}
@@ -73,7 +73,7 @@ class Throughput:
 
 def update_throughput(
     policy: LearnedPolicy,
-    found: Collected,
+    found: Experience,
     plan: Plan,
     objective: Objective,
     repeats: int,
@@ -82,8 +82,8 @@ def update_throughput(
     """The update of a round's pairs, all of them given an advantage, beside ``log_prob`` and its gradient alone."""
     student, steps = copy.deepcopy(policy), found.steps
     advantage_R = found.advantage_R.where(found.advantage_R != 0, 0.1)
-    whole = Collected(found.job, found.rollout, steps, found.reward_R, found.correct_R, found.dense_R, advantage_R)
-    optimiser = optimiser_for(student, plan)
+    whole = Experience(found.job, found.rollout, steps, found.reward_R, found.correct_R, found.dense_R, advantage_R)
+    optimizer = optimizer_for(student, plan)
     # The batches are cut beforehand: what is measured is arithmetic.
     pairs, device = len(steps.row_N), steps.row_N.device
     number_N = torch.arange(pairs, device=device)
@@ -99,7 +99,7 @@ def update_throughput(
     trial = in_turn([lambda parts=parts: bare(parts) for parts in cuts.values()], repeats, device)
     best = min(zip(cuts, trial, strict=True), key=lambda pair: median_seconds(pair[1]))[0]
     ours, alone = in_turn(
-        [lambda: update(student, None, optimiser, whole, plan, objective), lambda: bare(cuts[best])], repeats, device
+        [lambda: update(student, None, optimizer, whole, plan, objective), lambda: bare(cuts[best])], repeats, device
     )
-    share = statistics.median(objective.epochs * b.seconds / a.seconds for a, b in zip(ours, alone, strict=True))
-    return Throughput(objective.epochs * pairs / median_seconds(ours), pairs / median_seconds(alone), best, share)
+    share = statistics.median(objective.num_epochs * b.seconds / a.seconds for a, b in zip(ours, alone, strict=True))
+    return Throughput(objective.num_epochs * pairs / median_seconds(ours), pairs / median_seconds(alone), best, share)

@@ -156,7 +156,7 @@ def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser:
     from components.commands.resolve import candidate
     from components.decode.job import DecodeOptions
 
-    legal = DecodeOptions(rows=request.rows, force=False)
+    legal = DecodeOptions(rows=request.rows, force_commit=False)
     cases = [
         Case(f"cold start, {name} policy", policy.to(denoiser.device), legal)
         for name, policy in fresh_policies(settings, denoiser.width).items()
@@ -190,7 +190,7 @@ def _training(
 
     plan, objective = plan_of(settings.train, settings.decode)
     few = max(1, min(plan.prompts, request.count // plan.group))
-    plan = replace(plan, prompts=few, rows=request.rows, block_length=block, experts=0)
+    plan = replace(plan, prompts=few, rollout_rows=request.rows, block_length=block, experts=0)
     distilled = workspace.outputs / "distill" / "policy"
     own = request.random is None and request.model is None and distilled.is_dir()
     policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]

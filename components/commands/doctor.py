@@ -128,6 +128,7 @@ def exactness(root: Path) -> tuple[bool, str]:
     """Mean forward passes and mean score of a random policy on a canvas of 4: enumerated, and sampled by the loop."""
     import torch
 
+    from components.core.types import Canvas
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions, Job
     from components.decode.oracle import enumerate_decoding, follow
@@ -138,13 +139,13 @@ def exactness(root: Path) -> tuple[bool, str]:
     # Logits that depend on what is committed: which positions go together matters for the outcome.
     table = torch.randn(length * words, length * words, generator=torch.Generator().manual_seed(0))
 
-    def formula(canvas):
+    def formula(canvas: Canvas) -> torch.Tensor:
         seen_BX = torch.nn.functional.one_hot(canvas.ids_BT[:, canvas.start :], words).float().flatten(1)
         return (seen_BX @ table).unflatten(1, (length, words))
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        policy = ConfidencePolicy(Shape(width=8, heads=2, inner=8, bias=0.0)).eval()
+        policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=8, bias=0.0)).eval()
         denoiser, prompt = FormulaDenoiser(formula, words), torch.tensor([1])
         lattice = enumerate_decoding(denoiser, prompt, length, None, policy.needs)
         exact = follow(lattice, policy)

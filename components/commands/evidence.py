@@ -15,8 +15,8 @@ from typing import Any
 
 from components.core.errors import CheckpointError, DataError, PromotionRefused
 from components.core.files import read_json
-from components.evaluation.evidence import Cell, Evidence, Rule
-from components.evaluation.results import EvalResult, read_results
+from components.evaluation.evidence import Evidence
+from components.evaluation.results import EvalResult, Rule, read_results
 from components.settings import Settings
 from components.stages.common.runfile import content_hash
 from components.tracking import model
@@ -73,7 +73,7 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     if runs["gate"].get("prompts_hash") != content_hash(gate_file):
         raise PromotionRefused(f"{gate_file} holds other prompts than stage gate decoded. Run `dvc repro gate`.")
     results = [r for r in read_results(outputs / "evaluate" / "gate" / "results.jsonl") if r.task == pick.task]
-    policy = Cell.of_result(_picked(results, pick))
+    policy = _picked(results, pick)
     if policy.correct_P.size != pick.prompts:
         raise DataError(f"{policy.correct_P.size} gate prompts, not {pick.prompts} as asked. Run `dvc repro gate`.")
     evidence = Evidence(
@@ -81,7 +81,7 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
         task=pick.task,
         prompts=_prompts_hash(gate_file, policy.correct_P.size),
         policy=policy,
-        heuristics=tuple(Cell.of_result(r) for r in results if not r.is_policy),
+        heuristics=tuple(r for r in results if not r.is_policy),
         canvas=pick.canvas,
         alpha=pick.alpha,
     )

@@ -8,16 +8,16 @@ again, it ends where it would have ended.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.commands.evidence import Pick, read_evidence
 from components.evaluation import gate
 from components.evaluation.results import EvalResult
-from components.stages.common.runfile import content_hash, read_run
+from components.stages.common.runfile import RunRecord, content_hash, read_run
 from components.tracking import registry, store
 from components.tracking.publish import publish
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Reevaluate = Callable[[Path], EvalResult]
 """The champion's ONNX file -> its result on this gate set."""
-EvaluateChampion = Callable[["ModelVersion"], gate.Cell]
+EvaluateChampion = Callable[["ModelVersion"], EvalResult]
 
 
 def promote(
@@ -48,11 +48,11 @@ def promote(
         if path is not None and not path.exists():
             return gate.decide(challenger, None)
         with store.reading(uri) as client:
-            return _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+            return _judged(client, challenger, run.profile, _evaluator(uri, reevaluate))
     run_id = publish(outputs, root)
     client = store.connect(uri)
     with store.lock(uri, "promote"):
-        verdict = _judged(client, challenger, run["profile"], _evaluator(uri, reevaluate))
+        verdict = _judged(client, challenger, run.profile, _evaluator(uri, reevaluate))
         return _carry_out(client, replace(verdict, run_id=run_id), challenger, run, root)
 
 
@@ -76,9 +76,7 @@ def _judged(
 def _evaluator(uri: str, reevaluate: Reevaluate | None) -> EvaluateChampion | None:
     if reevaluate is None:
         return None
-    return lambda present: gate.Cell.of_result(
-        reevaluate(registry.policy_path(f"models:/{present.name}/{present.version}", uri))
-    )
+    return lambda present: reevaluate(registry.policy_path(f"models:/{present.name}/{present.version}", uri))
 
 
 def _judge(
@@ -91,7 +89,7 @@ def _judge(
     if known is not None and registry.WITHDRAWN in known.tags:
         why = known.tags[registry.WITHDRAWN]
         reason = f"withdrawn ({why}). Run `unmask rollback --version {known.version}` to make it live again"
-        return gate.Verdict(False, reason, gate.judge(challenger))
+        return gate.Verdict(False, reason, gate.measure(challenger))
     if present is None:
         return gate.decide(challenger, None)
     identity = present.tags.get("identity", "")
@@ -103,21 +101,21 @@ def _judge(
         champion = replace(challenger, identity=identity, policy=evaluate_champion(present))
     if champion is None:
         reason = f"no comparison with the champion, version {present.version}: {why_not}. Re-evaluate it"
-        return gate.Verdict(False, reason, gate.judge(challenger))
+        return gate.Verdict(False, reason, gate.measure(challenger))
     return gate.decide(challenger, champion)
 
 
 def _carry_out(
-    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: Mapping[str, Any], root: Path
+    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: RunRecord, root: Path
 ) -> gate.Verdict:
     lock = root / "dvc.lock"
     tags = {
-        "commit": str(run["commit"]),
-        "dirty": str(run["dirty"]),
-        "dependencies": str(run["identity"]),
+        "commit": run.commit,
+        "dirty": str(run.dirty),
+        "dependencies": run.identity,
         "lock": content_hash(lock) if lock.exists() else "none",
     }
-    version, _ = registry.register(client, run["profile"], challenger.identity, str(verdict.run_id), tags)
+    version, _ = registry.register(client, run.profile, challenger.identity, str(verdict.run_id), tags)
     registry.save_evidence(client, version, challenger, str(verdict.run_id))
     verdict = replace(verdict, version=str(version.version))
     # What is live, or was withdrawn, tells already why.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def seed_of(*address: object) -> int:
-    """A 63-bit seed for an address such as ``(run_seed, "rollout", round)``; stable across processes and machines."""
+    """A 63-bit seed for an address such as ``(run_seed, "rollout", iteration)``, the same on every machine."""
     digest = hashlib.blake2b("/".join(map(str, address)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,4 +1,4 @@
-"""Where the time of a decode job or a training round goes."""
+"""Where the time of a decode job or a training iteration goes."""
 
 from __future__ import annotations
 

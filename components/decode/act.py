@@ -61,7 +61,7 @@ def thin(record: Steps, batch: DecodeBatch, keep: float) -> Steps:
 
 def _draw(distribution: ActionDistribution, eligible_BL: Tensor, noise: Noise, options: DecodeOptions) -> Action:
     action = distribution.mode() if options.choose == "mode" else distribution.sample(noise)
-    return commit(distribution, action, eligible_BL, options.force)
+    return commit(distribution, action, eligible_BL, options.force_commit)
 
 
 def _merge(draws: list[tuple[Tensor, Action]], masked_BL: Tensor) -> Action:

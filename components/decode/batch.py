@@ -311,7 +311,7 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
     masked_BL = batch.masked_BL & ~commit_BL
     changed_B = commit_BL.any(-1)
     in_block_B = batch.in_block_B + 1
-    exhausted_B = in_block_B >= batch.size_B if options.cap == "block" else torch.zeros_like(changed_B)
+    exhausted_B = in_block_B >= batch.size_B if options.step_limit == "block" else torch.zeros_like(changed_B)
     block_B = next_block(masked_BL, batch.size_B, batch.block_B + exhausted_B)
     next_B = block_B != batch.block_B
     # A new block without a changed canvas still needs its positions read.
@@ -330,7 +330,7 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
 
 def is_done(batch: DecodeBatch, options: DecodeOptions) -> Tensor:
     done_B = ~batch.masked_BL.any(-1) | (batch.step_B >= batch.length_B)
-    return done_B | (batch.block_B * batch.size_B >= batch.length_B) if options.cap == "block" else done_B
+    return done_B | (batch.block_B * batch.size_B >= batch.length_B) if options.step_limit == "block" else done_B
 
 
 def retire(batch: DecodeBatch, done_B: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """THE decode loop: training, evaluation, serving and the parity tests all run it.
 
 Per-row step counters; blocks in order; a finished row is never touched again. Every step with something eligible
-costs one NFE. A row stops after as many steps as its canvas is long (``cap="canvas"``); with ``cap="block"``, paper
-A's parity switch, a block ends after as many steps as it is long and what is left in it stays masked.
+costs one NFE. A row stops after as many steps as its canvas is long (``step_limit="canvas"``). With paper A's parity
+switch ``step_limit="block"`` a block ends after as many steps as it is long, and what is left in it stays masked.
 
 Fast without changing a decision: finished rows leave and waiting rows take their places; a row whose canvas did not
 change is not sent through a stateless denoiser again; the output head runs only at positions somebody reads; no Python
@@ -81,7 +81,7 @@ def rollout(
 
 def _shares(denoiser: Denoiser, job: Job, options: DecodeOptions, needs: Needs, waiting: int) -> tuple[int, int, int]:
     """How many workers decode the job; rows in flight and positions in a forward, of each."""
-    sizes = memory.count(job, denoiser, needs, options.record, options.keep)
+    sizes = memory.count(job, denoiser, needs, options.record, options.record_share)
     budget = memory.budget(denoiser.device) if options.memory is None else options.memory
     whole, most = sum(job.shape), options.rows or waiting
     wanted = options.workers or workers.count(denoiser.device, min(most, waiting) * whole // WORKER_TOKENS)
@@ -139,7 +139,7 @@ def _run(
             action, record = decide(policies, batch, needs, options)
         with timer("bookkeeping"):
             if record is not None:
-                records.append(thin(record, batch, options.keep))
+                records.append(thin(record, batch, options.record_share))
             batch = advance(batch, action, needs, options)
             done_B = is_done(batch, options)
             if bool(done_B.any()):

@@ -84,11 +84,11 @@ class DecodeOptions:
 
     seed    the run's seed, part of every row's noise address.
     choose  "sample" or "mode".
-    force   commit the best position where a draw is empty (evaluation always; training: empty_draw "forced").
-    cap     "canvas" or "block", see above.
+    force_commit  the best position where a draw is empty (evaluation always; training: train.force_commit).
+    step_limit    "canvas" or "block", see above.
     record  keep every step's observation, action and log-probability.
     needs   what else the recorded observations must hold: of a reference that will be asked about them.
-    keep    share of the steps that is recorded, each with this probability.
+    record_share  share of the steps that is recorded, each with this probability.
     widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
             learn the block order too).
     rows    rows in flight at most; None: as many as are of use.
@@ -101,11 +101,11 @@ class DecodeOptions:
 
     seed: int = 0
     choose: str = "sample"
-    force: bool = True
-    cap: str = "canvas"
+    force_commit: bool = True
+    step_limit: str = "canvas"
     record: bool = False
     needs: Needs = Needs()  # noqa: RUF009 (frozen)
-    keep: float = 1.0
+    record_share: float = 1.0
     steer_all_masks: bool = False
     rows: int | None = None
     workers: int | None = None

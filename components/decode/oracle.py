@@ -1,7 +1,7 @@
 """The decoding of one prompt, enumerated: every canvas that can be met, every set that can be committed there.
 
-For a deterministic, stateless denoiser and a tiny canvas. A state is (canvas, step) and, under ``cap="block"``, the
-block and the steps spent in it: tokens depend on the order, so that the mask set alone would not do. States are made
+For a deterministic, stateless denoiser and a tiny canvas. A state is (canvas, step) and, under ``step_limit="block"``,
+the block and the steps spent in it: tokens depend on the order, so that the mask set is not enough. States are made
 by the decode loop's own functions (``admit``, ``look``, ``observation``, ``advance``, ``is_done``): it cannot drift.
 The lattice does not depend on a policy: a policy puts probabilities on its edges, differentiably, from which follow the
 exact expected reward and its gradient, the exact distribution of final texts, and, over the edges alone, the best that
@@ -51,12 +51,12 @@ class Level:
 @dataclass(frozen=True)
 class Lattice:
     """levels[s] are the states after s steps. ends: every distinct (canvas, steps taken) as the rows of a Rollout, so
-    that it is scored like any other (its order_RL is one of the orders that lead there). force: an empty draw is
+    that it is scored like any other (its order_RL is one of the orders that lead there). force_commit: an empty draw is
     replaced by the distribution's best position."""
 
     levels: list[Level]
     ends: Rollout
-    force: bool
+    force_commit: bool
 
 
 def enumerate_decoding(
@@ -65,8 +65,8 @@ def enumerate_decoding(
     length: int,
     block_length: int | None,
     needs: Needs,
-    force: bool = True,
-    cap: str = "canvas",
+    force_commit: bool = True,
+    step_limit: str = "canvas",
     single: bool = False,
     answer: Tensor | None = None,
 ) -> Lattice:
@@ -83,7 +83,7 @@ def enumerate_decoding(
             f"2^{block_length or length} outcomes; enumerate at most {LIMIT}"
         )
     job = replace(Job.of([prompt], length, block_length or length), answers=None if answer is None else [answer])
-    options, timer = DecodeOptions(force=force, cap=cap), Timer()
+    options, timer = DecodeOptions(force_commit=force_commit, step_limit=step_limit), Timer()
     batch = admit(job, torch.tensor([0]), denoiser, 0)
     levels: list[Level] = []
     retired: list[DecodeBatch] = []
@@ -91,17 +91,17 @@ def enumerate_decoding(
         while len(batch):
             batch, _ = refresh(batch, denoiser, needs, timer, every=True)
             observation = batch.observation(needs, batch.eligible_BL)
-            state_E, commit_EL = _choices(observation.eligible_BL, empty=not force, single=single)
+            state_E, commit_EL = _choices(observation.eligible_BL, empty=not force_commit, single=single)
             children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
             ends_E = is_done(children, options)
-            distinct, place_E = _distinct(children, cap)
+            distinct, place_E = _distinct(children, step_limit)
             over = ends_E[distinct]
             # Endings are numbered through all levels, the next level's states from 0.
             number = torch.where(over, over.cumsum(0) - 1 + sum(map(len, retired)), (~over).cumsum(0) - 1)
             levels.append(Level(observation, state_E, commit_EL, number[place_E], ends_E))
             retired.append(children.keep(distinct[over]))
             batch = children.keep(distinct[~over])
-    return Lattice(levels, _endings(retired), force)
+    return Lattice(levels, _endings(retired), force_commit)
 
 
 def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Tensor]:
@@ -120,10 +120,10 @@ def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Te
     return state_E, torch.cat(per_state)
 
 
-def _distinct(children: DecodeBatch, cap: str) -> tuple[Tensor, Tensor]:
+def _distinct(children: DecodeBatch, step_limit: str) -> tuple[Tensor, Tensor]:
     """One batch row per distinct state, and the state of every row."""
     key_EX = torch.cat([children.ids_BT, children.block_B[:, None]], 1)
-    if cap == "block":
+    if step_limit == "block":
         key_EX = torch.cat([key_EX, children.in_block_B[:, None]], 1)
     states, place_E = key_EX.unique(dim=0, return_inverse=True)
     rows = torch.arange(len(place_E))
@@ -139,7 +139,7 @@ def _endings(retired: list[DecodeBatch]) -> Rollout:
     return Rollout(canvas, order, nfe, ~masked.any(-1), torch.zeros_like(nfe), 0, 0)
 
 
-def edge_probability(distribution: ActionDistribution, level: Level, force: bool) -> Tensor:
+def edge_probability(distribution: ActionDistribution, level: Level, force_commit: bool) -> Tensor:
     """(E,) probability that each edge's set is committed: of an ordered draw over all of its orders, and with
     ``force`` including the empty draw that the best position replaces."""
     repeated = take(distribution, level.state_E)
@@ -149,7 +149,7 @@ def edge_probability(distribution: ActionDistribution, level: Level, force: bool
     else:
         p_E = repeated.log_prob(Action(level.commit_EL)).exp()
         nothing = None
-    if not force:
+    if not force_commit:
         return p_E
     eligible_BL = level.observation.eligible_BL
     empty_B = distribution.log_prob(Action(torch.zeros_like(eligible_BL), nothing)).exp()
@@ -198,11 +198,13 @@ def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
     for level in lattice.levels:
         distribution = policy.distribution(level.observation)
         if choose == "mode":
-            committed_BL = commit(distribution, distribution.mode(), level.observation.eligible_BL, lattice.force)
+            committed_BL = commit(
+                distribution, distribution.mode(), level.observation.eligible_BL, lattice.force_commit
+            )
             assert committed_BL.committed_BL is not None
             p_E = (level.commit_EL == committed_BL.committed_BL[level.state_E]).all(-1).double()
         else:
-            p_E = edge_probability(distribution, level, lattice.force).double()
+            p_E = edge_probability(distribution, level, lattice.force_commit).double()
         total_B = torch.zeros_like(mass).index_add(0, level.state_E, p_E)
         if not torch.allclose(total_B, torch.ones_like(total_B), atol=1e-4):
             raise SettingsError(

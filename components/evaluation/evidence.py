@@ -1,6 +1,6 @@
-"""What a promotion is founded on: results of the policy and of the swept heuristics per prompt, checked when made.
+"""The evidence of a promotion: results per prompt of the policy and of the swept heuristics, checked when it is made.
 
-No files, no registry, numpy alone. What follows from them is in `gate.py`.
+No files, no registry, numpy alone. `gate.py` decides on it.
 """
 
 from __future__ import annotations
@@ -13,96 +13,50 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import DataError
-from components.evaluation.results import EvalResult
+from components.evaluation.results import EvalResult, Rule
 
 AGAIN = "Run `dvc repro gate`, with all rules on the same prompts."
-Rule = tuple[str, str, int]
-"""Family, setting and block length of a rule; the whole canvas is a block, too."""
+HEAD = ("family", "setting", "block_length", "choose")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One decoding rule on the prompts of a split. correct_P in [0, 1], nfe_P >= 1: per prompt, means over seeds.
+def check_result(result: EvalResult, canvas: int) -> None:
+    """DataError where a value per prompt is missing or outside its range; correct is in [0, 1], NFE in [1, canvas]."""
+    correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
+    name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
+    if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
+        raise DataError(
+            f"{name}: {correct.shape} results and {nfe.shape} NFE; the comparison pairs them by prompt. {AGAIN}"
+        )
+    if seeds.shape != (0,) and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
+        raise DataError(f"{name}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
+    for correct_SP, nfe_SP in ((correct[None], nfe[None]), result.by_seed):
+        for what, value_SP, right_SP, why in (
+            ("correct", correct_SP, (correct_SP >= 0) & (correct_SP <= 1), "is not in [0, 1]"),
+            ("NFE", nfe_SP, (nfe_SP >= 1) & (nfe_SP < np.inf), "is not a number of at least 1"),
+            ("NFE", nfe_SP, nfe_SP <= canvas, f"is more than the canvas of {canvas} has positions"),
+        ):
+            if not right_SP.all():  # a NaN is right under no condition
+                seed, prompt = np.argwhere(~right_SP)[0]
+                raise DataError(f"{name}: {what}={value_SP[seed, prompt]:g} of prompt {prompt} {why}. {AGAIN}")
+    if not all(np.allclose(by_SP.mean(0), mean) for by_SP, mean in zip(result.by_seed, (correct, nfe), strict=True)):
+        raise DataError(f"{name}: the means are not those of its results by seed. {AGAIN}")
 
-    seeds_2SP: correct and NFE by decode seed, where there are several: a utility is not linear in the NFE. DataError
-    where a value is outside its range.
-    """
 
-    family: str
-    setting: str
-    block_length: int
-    choose: str
-    correct_P: np.ndarray
-    nfe_P: np.ndarray
-    seeds_2SP: np.ndarray | None = None
+def result_json(result: EvalResult) -> dict[str, Any]:
+    """The rule and its values per prompt."""
+    head = dict(zip(HEAD, result.key, strict=True))
+    seeds = {"seeds": result.seeds_2SP.tolist()} if result.seeds_2SP.size else {}
+    return head | {"correct": result.correct_P.tolist(), "nfe": result.nfe_P.tolist()} | seeds
 
-    def __post_init__(self) -> None:
-        correct, nfe = self.correct_P, self.nfe_P
-        if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
-            raise DataError(
-                f"{self}: {correct.shape} results and {nfe.shape} NFE; the comparison pairs them by prompt. {AGAIN}"
-            )
-        seeds = self.seeds_2SP
-        if seeds is not None and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
-            raise DataError(f"{self}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
-        for correct_SP, nfe_SP in self._tables():
-            self._refuse("correct", correct_SP, (correct_SP >= 0) & (correct_SP <= 1), "is not in [0, 1]")
-            self._refuse("NFE", nfe_SP, (nfe_SP >= 1) & (nfe_SP < np.inf), "is not a number of at least 1")
-        if seeds is not None and not (np.allclose(seeds[0].mean(0), correct) and np.allclose(seeds[1].mean(0), nfe)):
-            raise DataError(f"{self}: the means are not those of its results by seed. {AGAIN}")
 
-    def __str__(self) -> str:
-        return f"{self.family} {self.setting!r} in blocks of {self.block_length}"
-
-    def _tables(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Correct and NFE, (seeds, prompts): the means and, where there are several seeds, each one's."""
-        means = (self.correct_P[None], self.nfe_P[None])
-        return [means] if self.seeds_2SP is None else [means, (self.seeds_2SP[0], self.seeds_2SP[1])]
-
-    def _refuse(self, name: str, value_SP: np.ndarray, right_SP: np.ndarray, why: str) -> None:
-        """DataError unless all are right, which a NaN is under no condition."""
-        if not right_SP.all():
-            seed, prompt = np.argwhere(~right_SP)[0]
-            raise DataError(f"{self}: {name}={value_SP[seed, prompt]:g} of prompt {prompt} {why}. {AGAIN}")
-
-    def refuse_slower_than(self, canvas: int) -> None:
-        """DataError where a prompt took more forward passes than its canvas has positions."""
-        for _, nfe_SP in self._tables():
-            self._refuse("NFE", nfe_SP, nfe_SP <= canvas, f"is more than the canvas of {canvas} has positions")
-
-    def utility_P(self, canvas: int, alpha: float) -> np.ndarray:
-        """correct x speed^alpha per prompt, mean over seeds; speed is that of the training's reward."""
-        correct_SP, nfe_SP = self._tables()[-1]
-        return (correct_SP * ((canvas - np.minimum(nfe_SP, canvas) + 1) / canvas) ** alpha).mean(0)
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Cell:
-        """What `row` made; DataError where it did not."""
-        try:
-            correct, nfe = np.asarray(row["correct"], float), np.asarray(row["nfe"], float)
-            seeds = np.asarray(row["seeds"], float) if row.get("seeds") else None
-            head = row["family"], str(row["setting"]), int(row["block_length"]), row["choose"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"a line of results cannot be read ({error!r}). {AGAIN}") from error
-        return cls(*head, correct, nfe, seeds)
-
-    @classmethod
-    def of_result(cls, result: EvalResult) -> Cell:
-        head = (result.family, result.setting, result.block_length, result.choose)
-        return cls(*head, result.correct_P, result.nfe_P, result.seeds_2SP if result.seeds_2SP.size else None)
-
-    @property
-    def key(self) -> tuple[str, str, int, str]:
-        return (self.family, self.setting, self.block_length, self.choose)
-
-    @property
-    def rule(self) -> Rule:
-        return self.key[:3]
-
-    def row(self) -> dict[str, Any]:
-        head = dict(zip(("family", "setting", "block_length", "choose"), self.key, strict=True))
-        seeds = {} if self.seeds_2SP is None else {"seeds": self.seeds_2SP.tolist()}
-        return head | {"correct": self.correct_P.tolist(), "nfe": self.nfe_P.tolist()} | seeds
+def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
+    """The result that ``result_json`` stored. DataError where it did not."""
+    try:
+        head = {"task": task, "family": row["family"], "setting": str(row["setting"]), "choose": row["choose"]}
+        head |= {"block_length": int(row["block_length"])}
+        return EvalResult.of_prompts(head, row["correct"], row["nfe"], row.get("seeds") or ())
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"a line of results cannot be read ({error!r}). {AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -117,22 +71,22 @@ class Evidence:
     identity: str
     task: str
     prompts: str
-    policy: Cell
-    heuristics: tuple[Cell, ...]
+    policy: EvalResult
+    heuristics: tuple[EvalResult, ...]
     canvas: int
     alpha: float
 
     def __post_init__(self) -> None:
-        cells = (self.policy, *self.heuristics)
-        counts = sorted({cell.correct_P.size for cell in cells})
+        results = (self.policy, *self.heuristics)
+        counts = sorted({result.correct_P.size for result in results})
         if not self.heuristics or len(counts) > 1:
             raise DataError(
-                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per cell {counts}; the policy is "
+                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per result {counts}; the policy is "
                 f"compared with a sweep on the same prompts. {AGAIN}"
             )
-        for cell in cells:
-            cell.refuse_slower_than(self.canvas)
-        twice = sorted(key for key, count in Counter(cell.key for cell in self.heuristics).items() if count > 1)
+        for result in results:
+            check_result(result, self.canvas)
+        twice = sorted(key for key, count in Counter(rule.key for rule in self.heuristics).items() if count > 1)
         if twice:
             raise DataError(f"gate on {self.task!r}: the rule {twice[0]} is there twice. {AGAIN}")
         if not 0 <= self.alpha < np.inf:
@@ -140,7 +94,7 @@ class Evidence:
 
     def refuse_gaps(self, rules: Collection[Rule]) -> None:
         """DataError where a rule of ``rules``, which the settings ask for, was not evaluated."""
-        have = {cell.rule for cell in self.heuristics}
+        have = {result.rule for result in self.heuristics}
         if missing := sorted(rule for rule in rules if rule not in have):
             family, setting, block = missing[0]
             raise DataError(
@@ -149,10 +103,9 @@ class Evidence:
             )
 
     def to_json(self) -> dict[str, Any]:
-        cells = [cell.row() for cell in self.heuristics]
         head = {"identity": self.identity, "task": self.task, "prompts": self.prompts}
         head |= {"canvas": self.canvas, "alpha": self.alpha}
-        return head | {"policy": self.policy.row(), "heuristics": cells}
+        return head | {"policy": result_json(self.policy), "heuristics": [result_json(r) for r in self.heuristics]}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Evidence:
@@ -162,4 +115,5 @@ class Evidence:
             policy, rows = stored["policy"], list(stored["heuristics"])
         except (KeyError, TypeError) as error:
             raise DataError(f"stored evidence lacks {error}. {AGAIN}") from error
-        return cls(**head, policy=Cell.of(policy), heuristics=tuple(map(Cell.of, rows)))
+        task = str(head["task"])
+        return cls(**head, policy=result_of(policy, task), heuristics=tuple(result_of(row, task) for row in rows))

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import DataError
-from components.evaluation.evidence import Cell, Evidence
-from components.evaluation.results import POLICIES
+from components.evaluation.evidence import Evidence
+from components.evaluation.results import POLICIES, EvalResult
 from components.maths.pareto import envelope_rows, front_at
 
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
@@ -43,7 +43,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Verdict:
-    """promote: the alias should move. live: the policy is the champion, now or already. figures: see `judge`."""
+    """promote: the alias should move. live: the policy is the champion, now or already. figures: see `measure`."""
 
     promote: bool
     reason: str
@@ -80,12 +80,12 @@ def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
     return front_at(*zip(*cells, strict=True), at=nfe)
 
 
-def scores(policies: Sequence[Cell], heuristics: Sequence[Cell], weights_RP: np.ndarray) -> np.ndarray:
+def scores(policies: Sequence[EvalResult], heuristics: Sequence[EvalResult], weights_RP: np.ndarray) -> np.ndarray:
     """Accuracy minus envelope of each policy, (policies, R), when prompts count with `weights_RP` (rows sum to 1)."""
-    correct_CP = np.stack([cell.correct_P for cell in heuristics])
-    nfe_CP = np.stack([cell.nfe_P for cell in heuristics])
-    nfe_RC, accuracy_RC = weights_RP @ nfe_CP.T, weights_RP @ correct_CP.T
-    reached = [envelope_rows(nfe_RC, accuracy_RC, weights_RP @ policy.nfe_P) for policy in policies]
+    correct_HP = np.stack([rule.correct_P for rule in heuristics])
+    nfe_HP = np.stack([rule.nfe_P for rule in heuristics])
+    nfe_RH, accuracy_RH = weights_RP @ nfe_HP.T, weights_RP @ correct_HP.T
+    reached = [envelope_rows(nfe_RH, accuracy_RH, weights_RP @ policy.nfe_P) for policy in policies]
     return np.stack([weights_RP @ policy.correct_P - r for policy, r in zip(policies, reached, strict=True)])
 
 
@@ -94,7 +94,7 @@ def resample(prompts: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
 
 
-def judge(
+def measure(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
     """accuracy, nfe, envelope, score and, with a champion, utility and gain: middle, `_low` and `_high` of a 95 %
@@ -125,8 +125,8 @@ def incomparable(challenger: Evidence, champion: Evidence) -> str | None:
         return f"the champion was evaluated on a canvas of {champion.canvas}, not {challenger.canvas}"
     if challenger.policy.correct_P.size != champion.policy.correct_P.size:
         return "the champion was evaluated on another number of prompts"
-    theirs = {cell.key: cell for cell in champion.heuristics}
-    shared = [(cell, theirs[cell.key]) for cell in challenger.heuristics if cell.key in theirs]
+    theirs = {rule.key: rule for rule in champion.heuristics}
+    shared = [(rule, theirs[rule.key]) for rule in challenger.heuristics if rule.key in theirs]
     if not shared:
         return "the champion was compared with a sweep that has no rule in common with this one"
     for ours, other in shared:
@@ -144,9 +144,9 @@ def decide(
     is NaN is above nothing.
     """
     if champion is not None and challenger.identity == champion.identity:
-        return Verdict(False, "this policy is the champion", judge(challenger, None, resamples, seed), live=True)
+        return Verdict(False, "this policy is the champion", measure(challenger, None, resamples, seed), live=True)
     why_not = incomparable(challenger, champion) if champion else None
-    figures = judge(challenger, None if why_not else champion, resamples, seed)
+    figures = measure(challenger, None if why_not else champion, resamples, seed)
     if not figures["score_low"] > -slack:
         bounds = f"lower bound {100 * figures['score_low']:+.1f} points, must be above {-100 * slack:+.1f}"
         return Verdict(False, f"not level with the heuristics at its own speed: {bounds}", figures)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ POLICIES = ("learned", "distilled", "influence")
 """Families that were trained. Every other family is a rule and counts towards the front."""
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "order_2P")
+Rule = tuple[str, str, int]
+"""Family, setting and block length of a rule; the whole canvas is a block, too."""
 
 
 def _empty() -> NDArray[np.float64]:
@@ -64,6 +67,45 @@ class EvalResult:
     @property
     def is_policy(self) -> bool:
         return self.family in POLICIES
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        return (self.family, self.setting, self.block_length, self.choose)
+
+    @property
+    def rule(self) -> Rule:
+        return self.key[:3]
+
+    @property
+    def by_seed(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Correct and NFE, (seeds, prompts)."""
+        if self.seeds_2SP.size:
+            return self.seeds_2SP[0], self.seeds_2SP[1]
+        return self.correct_P[None], self.nfe_P[None]
+
+    def utility_P(self, canvas: int, alpha: float) -> NDArray[np.float64]:
+        """correct x speed^alpha per prompt, mean over seeds; speed is that of the training's reward."""
+        correct_SP, nfe_SP = self.by_seed
+        return (correct_SP * ((canvas - np.minimum(nfe_SP, canvas) + 1) / canvas) ** alpha).mean(0)
+
+    @classmethod
+    def of_prompts(cls, head: Mapping[str, Any], correct_P: Any, nfe_P: Any, seeds_2SP: Any = ()) -> EvalResult:
+        """A result from its figures per prompt. What needs more than them is NaN.
+
+        head: task, family, setting, block_length, choose; denoiser and split where they are known.
+        """
+        correct, nfe, seeds = (np.asarray(values, dtype=np.float64) for values in (correct_P, nfe_P, seeds_2SP))
+        unknown = ("accuracy_low", "accuracy_high", "dense", "nfe_low", "nfe_high", "tokens_per_second", "unfinished")
+        return cls(
+            **{"denoiser": "", "split": "", **head, **dict.fromkeys(unknown, math.nan)},
+            prompts=correct.size,
+            seeds=seeds.shape[1] if seeds.ndim == 3 else 1,
+            accuracy=float(correct.mean()) if correct.size else math.nan,
+            nfe=float(nfe.mean()) if nfe.size else math.nan,
+            correct_P=correct,
+            nfe_P=nfe,
+            seeds_2SP=seeds,
+        )
 
     def row(self) -> dict[str, Any]:
         """The columns of a table: everything but the per-prompt arrays."""

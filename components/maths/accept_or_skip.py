@@ -22,7 +22,7 @@ from torch import Tensor
 from components.core.rng import Noise
 from components.core.types import Action
 from components.maths.coupling import Path, few, first_utilities, over, utilities_along
-from components.maths.distributions import ActionDistribution, _p_log, _same_kind, take
+from components.maths.distributions import ActionDistribution, p_log, same_kind, take
 from components.maths.masked import masked_argmax, one_hot
 
 EXACT_LIMIT = 10
@@ -93,15 +93,15 @@ class AcceptOrSkip:
     def entropy(self) -> Tensor:
         narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
         log_BO = narrow._outcomes()
-        return -_p_log(log_BO, log_BO).sum(-1)
+        return -p_log(log_BO, log_BO).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
         """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
-        _same_kind(self, other)
+        same_kind(self, other)
         assert isinstance(other, AcceptOrSkip)
         narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
         log_BO = narrow._outcomes()
-        return _p_log(log_BO, log_BO - other._outcomes()).sum(-1)
+        return p_log(log_BO, log_BO - other._outcomes()).sum(-1)
 
     def _outcomes(self) -> Tensor:
         """(B, 2^L) log-probability of every set there is, possible or not."""

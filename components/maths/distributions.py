@@ -58,7 +58,7 @@ def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Ten
     return target.kl(policy) + target.entropy()
 
 
-def _same_kind(one: object, other: object) -> None:
+def same_kind(one: object, other: object) -> None:
     if type(one) is not type(other):
         raise TypeError(
             f"kl of {type(one).__name__} to {type(other).__name__}: their outcomes are not the same set; compare two "
@@ -108,16 +108,16 @@ class Bernoulli:
 
     def entropy(self) -> Tensor:
         log_p_BL, log_q_BL = self._log_probs()
-        return -(_p_log(log_p_BL, log_p_BL) + _p_log(log_q_BL, log_q_BL)).sum(-1)
+        return -(p_log(log_p_BL, log_p_BL) + p_log(log_q_BL, log_q_BL)).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        _same_kind(self, other)
+        same_kind(self, other)
         assert isinstance(other, Bernoulli)
         (log_p_BL, log_q_BL), (log_p2_BL, log_q2_BL) = self._log_probs(), other._log_probs()
-        return (_p_log(log_p_BL, log_p_BL - log_p2_BL) + _p_log(log_q_BL, log_q_BL - log_q2_BL)).sum(-1)
+        return (p_log(log_p_BL, log_p_BL - log_p2_BL) + p_log(log_q_BL, log_q_BL - log_q2_BL)).sum(-1)
 
 
-def _p_log(log_p: Tensor, value: Tensor) -> Tensor:
+def p_log(log_p: Tensor, value: Tensor) -> Tensor:
     """p * value with 0 * anything = 0."""
     p = log_p.exp()
     return p * value.masked_fill(p == 0, 0.0)
@@ -156,15 +156,15 @@ class Categorical:
 
     def entropy(self) -> Tensor:
         log_BL = self.log_probs_BL
-        return -_p_log(log_BL, log_BL).sum(-1)
+        return -p_log(log_BL, log_BL).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
         """Also valid against a reference with other candidates: +inf where it forbids what this one may draw."""
-        _same_kind(self, other)
+        same_kind(self, other)
         assert isinstance(other, Categorical)
         log_BL, log2_BL = self.log_probs_BL, other.log_probs_BL
         both_BL = self.eligible_BL & other.eligible_BL
-        return _p_log(log_BL, (log_BL - log2_BL).masked_fill(~both_BL, torch.inf)).sum(-1)
+        return p_log(log_BL, (log_BL - log2_BL).masked_fill(~both_BL, torch.inf)).sum(-1)
 
 
 @dataclass(frozen=True)

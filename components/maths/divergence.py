@@ -19,7 +19,7 @@ from torch import Tensor
 from components.core.types import Action
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
-from components.maths.distributions import ActionDistribution, Deterministic, _same_kind, cross_entropy
+from components.maths.distributions import ActionDistribution, Deterministic, cross_entropy, same_kind
 from components.maths.plackett_luce import DPLS
 
 
@@ -48,7 +48,7 @@ def divergence(
     if kind == "ce" or isinstance(reference, Deterministic):
         return cross_entropy(reference, policy)
     if isinstance(policy, CoupledPlackettLuce | AcceptOrSkip) or (isinstance(policy, DPLS) and not learns):
-        _same_kind(policy, reference)
+        same_kind(policy, reference)
         return _estimate(reference, draw)
     return policy.kl(reference)
 

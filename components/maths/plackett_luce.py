@@ -17,7 +17,7 @@ from torch import Tensor
 
 from components.core.rng import Noise
 from components.core.types import Action
-from components.maths.distributions import ActionDistribution, _p_log, _same_kind
+from components.maths.distributions import ActionDistribution, p_log, same_kind
 from components.maths.masked import masked_argmax, masked_log_softmax, masked_logsumexp, rank_of, sort_eligible
 
 EXACT_LIMIT = 12
@@ -89,7 +89,7 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
                 term = -log_p
             else:
                 term = log_p - masked_log_softmax(other_Bk1[:, columns], ok_Bk1[:, columns])
-            total_B = _p_log(log_p, term.masked_fill(~ok_Bk1[:, columns], 0.0)).sum(-1)
+            total_B = p_log(log_p, term.masked_fill(~ok_Bk1[:, columns], 0.0)).sum(-1)
             for column, item in enumerate(items):
                 # An ineligible item is never picked: its probability is 0.
                 total_B = total_B + log_p[:, column].exp() * value(left & ~(1 << item))
@@ -133,7 +133,7 @@ class PlackettLuce:
         return self._exact(None)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        _same_kind(self, other)
+        same_kind(self, other)
         assert isinstance(other, PlackettLuce)
         return self._exact(other.logits_BL)
 
@@ -200,6 +200,6 @@ class DPLS:
         return _exact("DPLS", self._z_BL, None, self.eligible_BL, None)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        _same_kind(self, other)
+        same_kind(self, other)
         assert isinstance(other, DPLS)
         return _exact("DPLS", self._z_BL, other._z_BL, self.eligible_BL, None)

@@ -42,7 +42,7 @@ class Shape:
     features: int = 0
     width: int = 64
     heads: int = 2
-    inner: int = 256
+    mlp_width: int = 256
     period: float = 1.0
     bias: float = -2.0
     where: str = "masked"
@@ -71,7 +71,7 @@ class Shape:
             )
 
 
-PAPER = Shape(inputs=("confidence",), width=128, heads=2, inner=512, where="all", rounded=True)
+PAPER = Shape(inputs=("confidence",), width=128, heads=2, mlp_width=512, where="all", rounded=True)
 
 
 def sinusoid(value_B: Tensor, width: int, period: float) -> Tensor:
@@ -109,12 +109,12 @@ class Block(nn.Module):
     """LayerNorm, AdaLN, attention, gate; LayerNorm, AdaLN, feed-forward, gate. The gate is 1 + alpha, so that the
     zero-initialised modulation leaves an ordinary pre-norm block."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -154,7 +154,7 @@ class ConfidencePolicy(nn.Module):
         self.stem = nn.Linear(len([i for i in shape.inputs if i != "top"]) + shape.top_k, width)
         self.bit = nn.Embedding(2, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.block = Block(width, shape.heads, shape.inner)
+        self.block = Block(width, shape.heads, shape.mlp_width)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1)
         nn.init.constant_(self.head.bias, shape.bias)

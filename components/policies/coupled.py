@@ -35,8 +35,8 @@ _ODDS = 1 / 8  # brings log-odds of +-30 to a few units
 class CoupledShape:
     """What fixes the policy's parameters; stored beside its weights.
 
-    top_k: probabilities per position, and ids that two positions are compared by. width, heads, inner, blocks: of the
-    block over positions. pair: width of the pair head. pairs: False leaves the shifts out.
+    top_k: probabilities per position, and ids that two positions are compared by. width, heads, mlp_width, blocks: of
+    the block over positions. pair_width: of the pair head. pair_shifts: False leaves the shifts out.
 
     attention: layers of the frozen model whose attention is read, negative ones from the last. offsets: relative
     offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
@@ -50,10 +50,10 @@ class CoupledShape:
     top_k: int = 8
     width: int = 32
     heads: int = 4
-    inner: int = 64
+    mlp_width: int = 64
     blocks: int = 1
-    pair: int = 32
-    pairs: bool = True
+    pair_width: int = 32
+    pair_shifts: bool = True
     attention: tuple[int, ...] = ()
     offsets: int = 0
     positions: int = 0
@@ -70,9 +70,9 @@ class CoupledShape:
             raise SettingsError(f"policy action {self.action!r} is unknown. Choose from {ACTIONS}.")
         if self.width % self.heads:
             raise SettingsError(f"policy width {self.width} does not split into {self.heads} heads. Use a multiple.")
-        if min(self.top_k, self.blocks, self.pair) < 1:
+        if min(self.top_k, self.blocks, self.pair_width) < 1:
             raise SettingsError(
-                f"coupled policy with top_k={self.top_k}, blocks={self.blocks} and pair={self.pair}. "
+                f"coupled policy with top_k={self.top_k}, blocks={self.blocks} and pair_width={self.pair_width}. "
                 f"Use at least 1 of each."
             )
         if not 0 < self.mix < 1 or self.kappa <= 0:
@@ -107,10 +107,10 @@ class CoupledPolicy(nn.Module):
         if shape.features:
             self.features = nn.Linear(shape.features, width, bias=False)
             nn.init.zeros_(self.features.weight)
-        self.blocks = nn.ModuleList(Mixer(width, shape.heads, shape.inner) for _ in range(shape.blocks))
+        self.blocks = nn.ModuleList(Mixer(width, shape.heads, shape.mlp_width) for _ in range(shape.blocks))
         self.norm = nn.LayerNorm(width)
-        if shape.pairs:
-            self.pairs = Pairs(width, shape.heads, shape.pair, shape.top_k, shape.attention, shape.offsets)
+        if shape.pair_shifts:
+            self.pairs = Pairs(width, shape.heads, shape.pair_width, shape.top_k, shape.attention, shape.offsets)
         self.bias, self.mix = nn.Linear(width, 1), nn.Linear(width, 1)
         for layer, start in ((self.bias, 0.0), (self.mix, math.log(shape.mix / (1 - shape.mix)))):
             nn.init.zeros_(layer.weight)
@@ -143,7 +143,7 @@ class CoupledPolicy(nn.Module):
             features,
             statistics=("log_odds", "entropy"),
             top_ids=True,
-            attention=self.shape.attention if self.shape.pairs else (),
+            attention=self.shape.attention if self.shape.pair_shifts else (),
         )
 
     def _positions(self, obs: Observation) -> tuple[Tensor, Tensor]:
@@ -183,7 +183,7 @@ class CoupledPolicy(nn.Module):
         either position is not masked; mix_BL, the joint probability's share of the risk."""
         x_BLW, odds_BL = self._positions(obs)
         bias_BL, mix_BL = self.bias(x_BLW).squeeze(-1), torch.sigmoid(self.mix(x_BLW).squeeze(-1))
-        if self.shape.pairs:
+        if self.shape.pair_shifts:
             return bias_BL, self.pairs(x_BLW, obs, odds_BL), mix_BL
         return bias_BL, torch.zeros_like(odds_BL.unsqueeze(2) * odds_BL.unsqueeze(1)), mix_BL
 

@@ -29,14 +29,14 @@ FLAGS = 2  # masked, in the current block
 class FeatureShape:
     """What fixes the policy's parameters; stored beside its weights.
 
-    features: width of the frozen model's hidden states, and of the block. inner: of its gated feed-forward. hidden:
+    features: width of the frozen model's hidden states, and of the block. mlp_width: of its gated feed-forward. hidden:
     layers of the MLP. top_k: probabilities beside the block's output. shortlist: draw among the most confident so many
     positions, 0 for all.
     """
 
     features: int
     heads: int = 4
-    inner: int = 256
+    mlp_width: int = 256
     hidden: int = 3
     top_k: int = 8
     shortlist: int = 0
@@ -64,13 +64,13 @@ class FeatureShape:
 class GatedBlock(nn.Module):
     """A block of the frozen model's kind: RMSNorm, attention, RMSNorm, SwiGLU; no bias. LLaDA's own, at its width."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm_1, self.norm_2 = nn.RMSNorm(width, 1e-5), nn.RMSNorm(width, 1e-5)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate, self.up = nn.Linear(width, mlp_width, bias=False), nn.Linear(width, mlp_width, bias=False)
+        self.down = nn.Linear(mlp_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, attend_B1TT: Tensor) -> Tensor:
         h = self.norm_1(x_BTD)
@@ -94,7 +94,7 @@ class FeaturePolicy(nn.Module):
         self.shape, self.temperature, self.scale, self.speed = shape, temperature, 1.0, 1.0
         self.denoiser = ""
         width = shape.features + shape.top_k + FLAGS
-        self.block = GatedBlock(shape.features, shape.heads, shape.inner)
+        self.block = GatedBlock(shape.features, shape.heads, shape.mlp_width)
         self.norm = nn.RMSNorm(shape.features, 1e-5)
         layers = [(nn.Linear(width, width, bias=False), nn.LayerNorm(width), nn.SiLU()) for _ in range(shape.hidden)]
         self.layers = nn.Sequential(*(part for layer in layers for part in layer))

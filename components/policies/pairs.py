@@ -16,12 +16,12 @@ _FLOOR = 1e-4  # of attention, before its logarithm
 class Mixer(nn.Module):
     """A pre-norm block over positions: attention, then feed-forward. It has no positions of its own."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
 
     def forward(self, x_BLW: Tensor, attend_B1LL: Tensor) -> Tensor:
         h = self.norm_1(x_BLW)
@@ -35,22 +35,22 @@ class Mixer(nn.Module):
 class Pairs(nn.Module):
     """The shift of every pair (i, j), from both positions and from what is known of the two together.
 
-    width, heads: of the positions that are compared. pair: width of the comparison. The others: see ``CoupledShape``.
+    width, heads: of the positions that are compared. pair_width: of the comparison. The others: see ``CoupledShape``.
     """
 
     def __init__(
-        self, width: int, heads: int, pair: int, top_k: int, attention: tuple[int, ...] = (), offsets: int = 0
+        self, width: int, heads: int, pair_width: int, top_k: int, attention: tuple[int, ...] = (), offsets: int = 0
     ) -> None:
         super().__init__()
         self.heads, self.top_k, self.attention, self.reach = heads, top_k, attention, offsets
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.left, self.right = nn.Linear(width, pair), nn.Linear(width, pair, bias=False)
+        self.left, self.right = nn.Linear(width, pair_width), nn.Linear(width, pair_width, bias=False)
         # Per head q.k; both log-odds; overlap, same token, either's probability of the other's token; attention.
-        self.known = nn.Linear(heads + 6 + 2 * len(attention), pair, bias=False)
+        self.known = nn.Linear(heads + 6 + 2 * len(attention), pair_width, bias=False)
         if offsets:
-            self.offset = nn.Embedding(2 * offsets + 1, pair)
+            self.offset = nn.Embedding(2 * offsets + 1, pair_width)
             nn.init.normal_(self.offset.weight, std=0.1)
-        self.out = nn.Linear(pair, 1)
+        self.out = nn.Linear(pair_width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

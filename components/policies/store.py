@@ -19,6 +19,7 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 
 LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
 FILES = ("policy.json", "policy.safetensors")
+FORMER = {"inner": "mlp_width", "pair": "pair_width", "pairs": "pair_shifts"}  # fields of shapes in older files
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
@@ -29,7 +30,9 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
             f"known are {sorted(KINDS)}"
         )
     try:
-        policy = KINDS[described["kind"]](described["shape"])
+        stored: dict[str, Any] = described["shape"]
+        shape: dict[str, Any] = {FORMER.get(name, name): value for name, value in stored.items()}
+        policy = KINDS[described["kind"]](shape)
     except (TypeError, KeyError, AttributeError) as error:  # a field that this version has not, or one that it lacks
         raise CheckpointError(
             f"a {described['kind']} policy with the shape {described['shape']} is not of this version ({error}). "

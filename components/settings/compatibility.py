@@ -46,12 +46,12 @@ def check_shares(weights: Mapping[str, int], counts: Mapping[str, int]) -> None:
                 )
 
 
-def check_letters(data: Data, models: Mapping[str, Model], asked: Iterable[tuple[str, str]]) -> None:
+def check_letters(data: Data, models: Mapping[str, Model], decoded: Iterable[tuple[str, str]]) -> None:
     """An embedded dLLM writes in the letters of the tasks that it is trained on, and in no others.
 
-    asked: (dLLM, task) of all that is decoded.
+    decoded: (dLLM, task) of all that is decoded.
     """
-    for which, name in sorted(asked):
+    for which, name in sorted(decoded):
         model = models[which]
         if model.source != "embedded" or data.tasks[name].params.get("execute"):
             continue
@@ -97,15 +97,15 @@ def _drawable(where: str, policy: Head, rule: str, value: float | None) -> None:
 
 
 def _reference(policy: Head, train: Train, eligible: int) -> None:
-    """What the pull is measured from must be a law over the same draws, and forbid none that the policy makes."""
+    """What the divergence is measured from must be a law over the same draws, and forbid none that the policy makes."""
     rule, value = train.reference, train.reference_value
     if rule == "distilled":
-        exact = train.pull > 0 or train.divergence == "ce"
+        exact = train.kl_coef > 0 or train.divergence == "ce"
         if policy.action == "dpls" and exact and eligible > EXACT_LIMIT:
             raise ValueError(
-                f"train.pull={train.pull} ({train.divergence}) of dpls over {eligible} open positions; "
+                f"train.kl_coef={train.kl_coef} ({train.divergence}) of dpls over {eligible} open positions; "
                 f"the exact divergence has 2^{eligible} terms; use {'experts: 0, ' * (train.experts > 0)}blocks of at "
-                f"most {EXACT_LIMIT}, pull: 0.0 with kl, or divergence: none"
+                f"most {EXACT_LIMIT}, kl_coef: 0.0 with kl, or divergence: none"
             )
         # Its KL is estimated from what the policy itself draws (components.maths.divergence); this is a sum over what
         # the reference may draw.

@@ -10,18 +10,18 @@ from components.settings.section import Count, Finite, Natural, NonNegative, Pos
 
 
 class Confidence(Section):
-    """Paper A's policy, see ``components.policies.confidence.Shape``; features: whether the frozen model's hidden
-    states are read."""
+    """Paper A's policy, see ``components.policies.confidence.Shape``; hidden_states: whether the frozen
+    model's are read."""
 
     kind: Literal["confidence"]
     inputs: Annotated[
         tuple[Literal["confidence", "log_odds", "entropy", "margin", "bound", "top"], ...], Field(min_length=1)
     ]
     top_k: Natural
-    features: bool
+    hidden_states: bool
     width: Size
     heads: Size
-    inner: Size
+    mlp_width: Size
     period: Positive
     bias: Finite
     where: Literal["eligible", "masked", "all"]
@@ -55,7 +55,7 @@ class Feature(Section):
 
     kind: Literal["feature"]
     heads: Size
-    inner: Size
+    mlp_width: Size
     hidden: Size
     top_k: Count
     shortlist: Natural
@@ -68,22 +68,22 @@ class Feature(Section):
 class Coupled(Section):
     """Our policy, see ``components.policies.coupled.CoupledShape``: it sees pairs of positions.
 
-    positions: longest canvas whose absolute positions are read, 0 for none. features: whether the frozen model's hidden
-    states are read. pairs: false leaves the shifts out.
+    positions: longest canvas whose absolute positions are read, 0 for none. hidden_states: whether the frozen
+    model's are read. pair_shifts: false leaves the shifts out.
     """
 
     kind: Literal["coupled"]
     top_k: Count
     width: Size
     heads: Size
-    inner: Size
+    mlp_width: Size
     blocks: Size
-    pair: Size
-    pairs: bool
+    pair_width: Size
+    pair_shifts: bool
     attention: tuple[int, ...]
     offsets: Natural
     positions: Natural
-    features: bool
+    hidden_states: bool
     action: Literal["accept", "coupled", "categorical"]
     kappa: Positive
     tau: Finite
@@ -108,7 +108,7 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 class Decode(Section):
     """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta). alpha:
     the speed exponent that a policy trained for several is asked for; null where it was trained for one. choose: how
-    the policy is decoded when it is judged and served. cache: of keys and values in the frozen dLLM, approximate (see
+    the policy is decoded in validation and serving. cache: of keys and values in the frozen dLLM, approximate (see
     ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets what it learned on.
     """
 

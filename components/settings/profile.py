@@ -53,8 +53,8 @@ class Settings(Section):
         check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
         check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
-        asked = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
-        for name in dict.fromkeys(asked):
+        decoded = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
+        for name in dict.fromkeys(decoded):
             self._fits("decode.block_length", self.decode.block_length, name)
         for name in self.evaluate.tasks:
             for number, block in enumerate(self.judged.blocks):

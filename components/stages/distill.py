@@ -19,10 +19,15 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     reference = reference_of(distill.reference, distill.value)
     train = domain_prompts(workspace, domain, encoder, ["train"])
     plan = DistillPlan(
-        distill.rounds, distill.prompts, distill.pairs, distill.learning_rate, decode.block_length, distill.seed
+        distill.iterations,
+        distill.prompts,
+        distill.micro_batch,
+        distill.learning_rate,
+        decode.block_length,
+        distill.seed,
     )
     losses: list[float] = []
-    with progress("distill", distill.rounds) as tick:
+    with progress("distill", distill.iterations) as tick:
 
         def report(number: int, metrics: dict[str, float]) -> None:
             losses.append(metrics["distill/loss"])

@@ -15,7 +15,7 @@ from components.evaluation.results import POLICIES, EvalResult, write_results, w
 from components.settings import Decode, Domain, Judged, Sweep
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
-from components.stages.common.runfile import content_hash, write_run
+from components.stages.common.runfile import content_hash, describe_run, write_run
 from components.stages.common.workspace import Workspace
 from components.stages.rules import rule_results, sweep_of
 
@@ -44,6 +44,10 @@ def evaluate(
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
+    sections = {"domain": domain, "decode": decode, "sweep": sweep, "judged": judged}
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    used = [trained, data.split(case.split)]
+    begun = describe_run(case.group, workspace.profile, settings, used, workspace.root)
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, judged, denoiser, case, foreign=case.model != domain.model)
@@ -59,10 +63,7 @@ def evaluate(
         chosen = candidates + _rivals(policies, results, sweep, encoder)
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
-    settings = {"domain": domain, "decode": decode, "sweep": sweep, "judged": judged}
-    dumped = {name: section.model_dump(mode="json") for name, section in settings.items()}
-    used = [trained, data.split(case.split)]
-    write_run(folder / "run.json", case.group, workspace.profile, dumped, used, figures, hashes)
+    write_run(folder / "run.json", begun.finished(figures, **hashes))
     workspace.metrics(case.stem, figures)
     return figures
 
@@ -165,8 +166,8 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
     lines = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length)
-        done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
-        texts, correct_R, _ = prompts.scores(job, done)
+        decoded = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
+        texts, correct_R, _ = prompts.scores(job, decoded)
         for i, example in enumerate(prompts.examples):
             length = prompts.lengths[i]
             line = {
@@ -177,10 +178,10 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
                 "text": texts[i],
                 "gold": example.answer,
                 "correct": float(correct_R[i]),
-                "nfe": int(done.nfe_R[i]),
+                "nfe": int(decoded.nfe_R[i]),
                 "canvas_length": length,
-                "order": done.order_RL[i, :length].tolist(),
-                "tokens": [prompts.encoder.token(t) for t in done.canvas_RL[i, :length].tolist()],
+                "order": decoded.order_RL[i, :length].tolist(),
+                "tokens": [prompts.encoder.token(t) for t in decoded.canvas_RL[i, :length].tolist()],
             }
             lines.append(line)
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from components.core.files import beside
 from components.settings import Decode, Domain
 from components.stages.common.progress import progress
-from components.stages.common.runfile import content_hash, read_run, write_run
+from components.stages.common.runfile import content_hash, describe_run, read_run, write_run
 from components.stages.common.workspace import Workspace
 
 
@@ -22,20 +22,21 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
     trained = workspace.outputs / "train" / "policy"
     policy = with_decode_settings(store.load(trained), decode)
     run = read_run(workspace.outputs / "train" / "run.json")
+    settings = {"decode": decode.model_dump(mode="json"), "domain": domain.model_dump(mode="json")}
+    begun = describe_run("export", workspace.profile, settings, [trained], workspace.root)
     path = workspace.outputs / "export" / "policy.onnx"
-    said = {"training": run["identity"], "profile": workspace.profile, "policy_hash": store.content_hash(trained)}
-    said |= {"block_length": str(decode.block_length or ""), "choose": decode.choose}
+    facts = {"training": run.identity, "profile": workspace.profile, "policy_hash": store.content_hash(trained)}
+    facts |= {"block_length": str(decode.block_length or ""), "choose": decode.choose}
     if decode.alpha is not None:
-        said["alpha"] = str(decode.alpha)
+        facts["alpha"] = str(decode.alpha)
     denoiser, encoder = open_denoiser(workspace, domain.model)
-    asked = domain_prompts(workspace, domain, encoder, ["test", "gate"], share=False)
-    with beside(path) as part, progress("export parity", 4 * len(asked)) as tick:
-        export_policy(policy, part, said)
-        decoding = Decoding(denoiser, asked, decode.block_length, progress=lambda count: tick("", count))
+    prompts = domain_prompts(workspace, domain, encoder, ["test", "gate"], share=False)
+    with beside(path) as part, progress("export parity", 4 * len(prompts)) as tick:
+        export_policy(policy, part, facts)
+        decoding = Decoding(denoiser, prompts, decode.block_length, progress=lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(part), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
-    settings = {"decode": decode.model_dump(mode="json"), "domain": domain.model_dump(mode="json")}
-    hashes = {"policy_hash": said["policy_hash"], "file_hash": content_hash(path)}
-    write_run(path.with_name("run.json"), "export", workspace.profile, settings, [trained], figures, hashes)
+    hashes = {"policy_hash": facts["policy_hash"], "file_hash": content_hash(path)}
+    write_run(path.with_name("run.json"), begun.finished(figures, **hashes))
     workspace.metrics("export", figures)
     return figures

@@ -34,19 +34,19 @@ def influence(
     fresh.denoiser = fingerprint_of(denoiser)
     figures: dict[str, float] = {"parameters": float(sum(p.numel() for p in fresh.parameters()))}
     epochs: list[dict[str, float]] = []
-    if isinstance(fresh, CoupledPolicy) and fresh.shape.pairs:
+    if isinstance(fresh, CoupledPolicy) and fresh.shape.pair_shifts:
         prompts = domain_prompts(workspace, domain, encoder, ["train"])
         probing = Probing(
             influence.chunks,
             influence.prompts,
             influence.states,
             influence.probes,
-            influence.own_from,
-            influence.held,
+            influence.on_policy_from,
+            influence.validation_share,
             decode.block_length,
             influence.seed,
         )
-        plan = Fit(influence.epochs, influence.batch, influence.learning_rate, influence.seed)
+        plan = Fit(influence.num_epochs, influence.batch, influence.learning_rate, influence.seed)
         figures["forwards"] = float(cost(prompts, probing))
         print(f"influence: at most {figures['forwards']:,.0f} forwards of single rows", flush=True)
         inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
@@ -59,9 +59,9 @@ def influence(
             ]
         )
         kept = workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}"
-        rounds = 1 if influence.own_from is None else 2
+        rounds = 1 if influence.on_policy_from is None else 2
         reference = reference_of(influence.reference, influence.value)
-        with progress("influence", influence.epochs * rounds) as tick:
+        with progress("influence", influence.num_epochs * rounds) as tick:
 
             def report(epoch: int, metrics: dict[str, float]) -> None:
                 epochs.append({"epoch": epoch, **metrics})
@@ -85,12 +85,12 @@ def fresh_policy(policy: Policy, width: int, seed: int) -> LearnedPolicy:
     from components.policies.coupled import CoupledPolicy, CoupledShape
     from components.policies.feature import FeaturePolicy, FeatureShape
 
-    chosen: dict[str, Any] = policy.model_dump(exclude={"kind"})
+    read = isinstance(policy, Feature) or policy.hidden_states
+    chosen: dict[str, Any] = policy.model_dump(exclude={"kind", "hidden_states"}) | {"features": width if read else 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy"))
         if isinstance(policy, Feature):
-            return FeaturePolicy(FeatureShape(features=width, **chosen))
-        chosen["features"] = width if policy.features else 0
+            return FeaturePolicy(FeatureShape(**chosen))
         if isinstance(policy, Coupled):
             return CoupledPolicy(CoupledShape(**chosen))
         return ConfidencePolicy(Shape(**chosen))

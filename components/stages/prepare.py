@@ -26,8 +26,8 @@ def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domai
             task = settings.build()
             # A split that a data set does not have (test files without a train file) is an empty file.
             has = task.splits if isinstance(task, TextTask) else tuple(counts)
-            asked = {split: count if split in has else 0 for split, count in counts.items()}
-            splits = collect_all(task, asked, data.seed)
+            wanted = {split: count if split in has else 0 for split, count in counts.items()}
+            splits = collect_all(task, wanted, data.seed)
             _write(folder / "tasks" / name, settings, splits, ("tune", "gate", "test"))
             if name in domain.tasks:
                 _write(folder / "domain" / name, settings, splits, ("train", "tune", "gate", "test"))

@@ -48,7 +48,7 @@ def report(
         folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
     )
     run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run, test, elsewhere, foreign)
+    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), test, elsewhere, foreign)
     return {}
 
 

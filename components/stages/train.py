@@ -10,8 +10,9 @@ import copy
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
@@ -19,9 +20,15 @@ from components.core.files import read_lines, replace_whole
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
-from components.stages.common.runfile import code_of, describe_run, write_run
+from components.stages.common.runfile import RunRecord, code_of, describe_run, write_run
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
+
+if TYPE_CHECKING:
+    import torch
+
+    from components.policies.store import LearnedPolicy
+    from components.trainers.checkpoints import TrainState
 
 
 def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
@@ -34,8 +41,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     """``ending``: gets what gives the MLflow run its final state, however the training ends."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
-    from components.trainers import checkpoints
-    from components.trainers.reinforce import optimiser_for, reinforce
+    from components.trainers.reinforce import optimizer_for, reinforce
 
     settings = {
         name: value.model_dump(mode="json") for name, value in dict(domain=domain, decode=decode, train=train).items()
@@ -45,9 +51,8 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
         workspace.outputs / "pretrain" / domain.model,
         workspace.outputs / "distill" / "policy",
     ]
-    code = code_of("train")
-    begun = describe_run("train", workspace.profile, settings, [*inputs, *code], workspace.root)
-    kept = workspace.root / ".checkpoints" / workspace.profile / begun["identity"]
+    begun = describe_run("train", workspace.profile, settings, [*inputs, *code_of("train")], workspace.root)
+    kept = workspace.root / ".checkpoints" / workspace.profile / begun.identity
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
 
     denoiser, encoder = open_cached(workspace, domain.model, decode)
@@ -55,34 +60,35 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     reference = reference_for(train, policy)
     add_alpha_input(policy, train)
     plan, objective = plan_of(train, decode)
-    optimiser = optimiser_for(policy, plan)
-    facts = _resumed(kept, policy, optimiser)
-    if facts["round"] >= 0:
-        print(f"train: resumes after round {facts['round']} of {plan.rounds}", flush=True)
-    tracker = _tracker(workspace, lines, facts, begun)
+    optimizer = optimizer_for(policy, plan)
+    state = _resumed(kept, policy, optimizer)
+    if state.iteration >= 0:
+        print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
+    tracker = _tracker(workspace, lines, state, begun)
     ending.push(_final_state(tracker))
-    if facts["mlflow_run_id"] is None:
-        facts["mlflow_run_id"] = tracker.run_id
+    if state.mlflow_run_id is None:
+        state = replace(state, mlflow_run_id=tracker.run_id)
         tracker.params(settings)
-        checkpoints.save(saved, policy, optimiser, facts)  # from here on a killed run goes on in the same MLflow run
+        state.save(saved, policy, optimizer)  # from here on a killed run goes on in the same MLflow run
 
-    judge = _judge(workspace, domain, decode, train, denoiser, encoder)
+    validate = _validator(workspace, domain, decode, train, denoiser, encoder)
     prompts = domain_prompts(workspace, domain, encoder, ["train"])
-    with progress("train", plan.rounds - facts["round"] - 1) as tick:
+    with progress("train", plan.iterations - state.iteration - 1) as tick:
 
         def after(number: int, metrics: dict[str, float]) -> None:
-            last = number + 1 == plan.rounds
+            nonlocal state
+            last = number + 1 == plan.iterations
             if (number + 1) % train.validate_every == 0 or last:
-                metrics = metrics | judge(policy)
+                metrics = metrics | validate(policy)
                 reward = metrics["tune/reward"]
-                if facts["best_reward"] is None or reward > facts["best_reward"]:
-                    facts["best_reward"] = reward
-                    facts["best_weights"] = {n: t.detach().clone() for n, t in policy.state_dict().items()}
+                if state.best_reward is None or reward > state.best_reward:
+                    weights = {n: t.detach().clone() for n, t in policy.state_dict().items()}
+                    state = replace(state, best_reward=reward, best_weights=weights)
             tracker.log(metrics, number)
             if (number + 1) % train.save_every == 0 or last:
-                facts["round"] = number
-                facts["before"] = metrics["decode/temperature"], metrics["decode/entropy"]
-                checkpoints.save(saved, policy, optimiser, facts)
+                seen = metrics["decode/temperature"], metrics["decode/entropy"]
+                state = replace(state, iteration=number, before=seen)
+                state.save(saved, policy, optimizer)
             tick(
                 f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
                 f"NFE {metrics['decode/nfe']:.2f}"
@@ -95,59 +101,46 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
             plan,
             objective,
             after,
-            optimiser,
-            facts["round"] + 1,
+            optimizer,
+            state.iteration + 1,
             reference,
             expert_of(train),
-            facts["before"],
+            state.before,
         )
-    policy.load_state_dict(facts["best_weights"])
+    policy.load_state_dict(dict(state.best_weights))
     store.save(policy, workspace.outputs / "train" / "policy")
     copy_file(lines, workspace.outputs / "train" / "metrics.jsonl")
-    figures = judge(policy)
-    write_run(
-        workspace.outputs / "train" / "run.json",
-        "train",
-        workspace.profile,
-        settings,
-        [*inputs, *code],
-        figures,
-        {
-            "started": begun["started"],
-            "mlflow_run_id": tracker.run_id,
-            "policy_hash": store.content_hash(workspace.outputs / "train" / "policy"),
-        },
-    )
+    figures = validate(policy)
+    trained = store.content_hash(workspace.outputs / "train" / "policy")
+    record = begun.finished(figures, mlflow_run_id=tracker.run_id, policy_hash=trained)
+    write_run(workspace.outputs / "train" / "run.json", record)
     tracker.finish("FINISHED")
     workspace.metrics("train", figures)
     shutil.rmtree(kept, ignore_errors=True)
     return figures
 
 
-def _resumed(kept: Path, policy: Any, optimiser: Any) -> dict[str, Any]:
-    """The facts of the checkpoint in ``kept``, with policy and optimiser put in place; else those of a fresh training.
+def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer) -> TrainState:
+    """The state in ``kept``, with policy and optimizer put in place; else that of a fresh training.
 
     A checkpoint that cannot be read is put aside and named. Without that every later run would end at it.
     """
-    from components.trainers import checkpoints
+    from components.trainers.checkpoints import TrainState, load
 
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
-    fresh = {"round": -1, "before": None, "best_reward": None, "best_weights": {}, "mlflow_run_id": None}
     if saved.exists():
         try:
-            stored = checkpoints.facts_of(saved)
-            if lacking := [name for name in fresh if name not in stored and name != "best_weights"]:
-                raise CheckpointError(f"{saved} lacks {', '.join(lacking)}. Delete it.")
-            last = stored["round"]
+            state = TrainState.read(saved)
+            last = state.iteration
             logged = [record["step"] for record in read_lines(lines, needs=("step",))]
             if logged[: last + 1] != list(range(last + 1)):
-                raise CheckpointError(f"{lines} lacks rounds before {last + 1}. Delete it.")
-            return checkpoints.load(saved, policy, optimiser)
+                raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
+            return replace(state, best_weights=load(saved, policy, optimizer))
         except (CheckpointError, DataError) as error:
             aside = kept.with_name(f"{kept.name}.unreadable")
             replace_whole(kept, aside)
             print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
-    return fresh
+    return TrainState()
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:
@@ -166,7 +159,7 @@ def plan_of(train: Train, decode: Decode):
     from components.trainers.plan import Objective, Plan
 
     plan = Plan(
-        train.rounds,
+        train.iterations,
         train.prompts,
         train.group,
         train.learning_rate,
@@ -175,12 +168,12 @@ def plan_of(train: Train, decode: Decode):
         experts=train.experts,
         expert_block=train.expert_block,
         warmup=train.warmup,
-        floor=train.floor,
+        min_lr_ratio=train.min_lr_ratio,
         weight_decay=train.weight_decay,
         clip_norm=train.clip_norm,
-        force=train.empty_draw == "forced",
-        cap=train.cap,
-        rows=train.rows,
+        force_commit=train.force_commit,
+        step_limit=train.step_limit,
+        rollout_rows=train.rollout_rows,
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
@@ -191,21 +184,20 @@ def plan_of(train: Train, decode: Decode):
         alphas=train.alphas,
         reward=train.reward,
         signal=train.signal,
-        clip=train.clip,
-        epochs=train.epochs,
+        clip_eps=train.clip_eps,
+        num_epochs=train.num_epochs,
         weighting=train.weighting,
         normalize_advantage=train.normalize_advantage,
-        pull=train.pull,
-        pairs=train.pairs,
-        keep_steps=train.keep_steps,
+        kl_coef=train.kl_coef,
+        micro_batch=train.micro_batch,
+        record_share=train.record_share,
         **divergence,
     )
     return plan, goal
 
 
 def reference_for(train: Train, distilled):
-    """What the pull, and policy/kl in the figures, are measured from: the distilled policy as it is now, a rule, or
-    nothing."""
+    """The policy that the divergence is measured from: the distilled one as it is now, a rule, or None."""
     from components.stages.common.models import reference_of
 
     if train.divergence == "none":
@@ -228,7 +220,7 @@ def expert_of(train: Train):
     return Threshold(train.expert_threshold) if train.experts else None
 
 
-def _tracker(workspace: Workspace, lines: Path, facts: dict[str, Any], begun: dict[str, Any]) -> Tracker:
+def _tracker(workspace: Workspace, lines: Path, state: TrainState, begun: RunRecord) -> Tracker:
     from components.tracking import store as tracking_store
     from components.tracking.mlflow_tracker import MlflowTracker, run_tags
     from components.tracking.publish import experiment_name
@@ -236,15 +228,15 @@ def _tracker(workspace: Workspace, lines: Path, facts: dict[str, Any], begun: di
     remote = MlflowTracker.start(
         tracking_store.tracking_uri(workspace.root),
         experiment_name(workspace.profile),
-        f"train-{begun['identity'][:8]}",
-        facts["mlflow_run_id"],
-        run_tags(begun),
+        f"train-{begun.identity[:8]}",
+        state.mlflow_run_id,
+        run_tags(begun.to_json()),
     )
-    return CompositeTracker(JsonlTracker(lines, facts["round"]), remote)
+    return CompositeTracker(JsonlTracker(lines, state.iteration), remote)
 
 
-def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
-    """``judge(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
+def _validator(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
+    """``validate(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
     that is trained for several alphas the mean over them."""
     import torch
 
@@ -258,20 +250,20 @@ def _judge(workspace: Workspace, domain: Domain, decode: Decode, train: Train, d
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
     jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
-    options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rows)
+    options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
 
-    def judge(policy) -> dict[str, float]:
-        figures = [_judged(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
+    def validate(policy) -> dict[str, float]:
+        figures = [_measured(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
         return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
 
-    def _judged(alpha: float, job: Job, done: Rollout) -> dict[str, float]:
-        _, correct_R, dense_R = tune.scores(job, done)
+    def _measured(alpha: float, job: Job, decoded: Rollout) -> dict[str, float]:
+        _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, done.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
         return {
             "tune/reward": float(reward_R.mean()),
             "tune/correct": float(correct_R.mean()),
-            "tune/nfe": float(done.nfe_R.float().mean()),
+            "tune/nfe": float(decoded.nfe_R.float().mean()),
         }
 
-    return judge
+    return validate

@@ -1,11 +1,13 @@
-"""Atomic checkpoints without pickle: one safetensors file that holds policy, optimiser and what a resume must know.
+"""Atomic checkpoints without pickle: one safetensors file with the policy, its optimizer and where a training stands.
 
-Randomness needs no state: every draw is addressed by (seed, round, row, step), see ``rng``.
+Randomness needs no state: every draw is addressed by (seed, iteration, row, step), see ``rng``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,24 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError
 from components.core.files import beside
 
+NO_WEIGHTS: Mapping[str, Tensor] = {}
 
-def save(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """facts: JSON values (round, best score, MLflow run id), and tensors under ``best_weights``.
 
-    The file appears whole or not at all.
-    """
+def save(
+    path: Path,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    best_weights: Mapping[str, Tensor] = NO_WEIGHTS,
+) -> None:
+    """facts: JSON values. best_weights: of the best policy so far. The file appears whole or not at all."""
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
-    tensors |= {f"best/{name}": value for name, value in facts.get("best_weights", {}).items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    metadata = {"facts": json.dumps({k: v for k, v in facts.items() if k != "best_weights"})}
+    tensors |= {f"best/{name}": value for name, value in best_weights.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     with beside(path) as part:
-        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, part, metadata=metadata)
+        whole = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
+        save_file(whole, part, metadata={"facts": json.dumps(dict(facts))})
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -42,12 +49,12 @@ def facts_of(path: Path) -> dict[str, Any]:
     return facts
 
 
-def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts policy and optimiser back in place; the facts, with the best policy's weights under ``best_weights``.
+def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put policy and optimizer back in place; the best policy's weights.
 
-    CheckpointError if the file is not whole; policy and optimiser are then as they were.
+    CheckpointError if the file is not whole; policy and optimizer are then as they were.
     """
-    facts = facts_of(path)
+    facts_of(path)
     with safe_open(path, framework="pt") as stored:
         tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     weights = {n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")}
@@ -57,9 +64,39 @@ def load(path: Path, policy: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimiser/"):
+        if name.startswith("optimizer/"):
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    facts["best_weights"] = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
-    return facts
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a training stands.
+
+    iteration: the last one that counts, -1 before the first. before: "decode/temperature" and "decode/entropy" of that
+    iteration. best_reward, best_weights: of the best validation. mlflow_run_id: the run that a resumed training uses.
+    """
+
+    iteration: int = -1
+    before: tuple[float, float] | None = None
+    best_reward: float | None = None
+    mlflow_run_id: str | None = None
+    best_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        save(path, policy, optimizer, {name: getattr(self, name) for name in FACTS}, self.best_weights)
+
+    @classmethod
+    def read(cls, path: Path) -> TrainState:
+        """The state without the weights. CheckpointError if the file is not whole or lacks a fact."""
+        facts = facts_of(path)
+        if lacking := [name for name in FACTS if name not in facts]:
+            raise CheckpointError(f"{path} lacks {', '.join(lacking)}. Delete it.")
+        if facts["before"] is not None:
+            facts["before"] = tuple(facts["before"])
+        return cls(**{name: facts[name] for name in FACTS})
+
+
+FACTS = tuple(f.name for f in fields(TrainState) if f.name != "best_weights")

@@ -1,9 +1,9 @@
 """Imitation of a reference policy by exact likelihood, on the states that reference and student visit.
 
 A deterministic rule is imitated by cross-entropy, -log pi(its action); a stochastic one of the same kind by the closed
-form of KL(reference || student), of another kind by the cross-entropy of its draws. From half of the rounds on, half of
-the rows are drawn by the student while the reference says what it would have done there (DAgger, Ross et al. 2011), so
-that the student also knows the states that its own mistakes lead to.
+form of KL(reference || student), of another kind by the cross-entropy of its draws. From half of the iterations on,
+the student draws half of the rows and imitates the reference there too (DAgger, Ross et al. 2011): so it also learns
+from the states that its own mistakes lead to.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from components.trainers.clipping import clip_finite
 
 @dataclass(frozen=True)
 class DistillPlan:
-    """rounds: batches of ``prompts`` decoded canvases; each is used for one optimiser step per ``pairs`` (row, step)
-    pairs. learning_rate falls by a cosine to zero."""
+    """iterations: batches of ``prompts`` decoded canvases; each is used for one optimizer step per ``micro_batch``
+    (row, step) pairs. learning_rate falls by a cosine to zero."""
 
-    rounds: int
+    iterations: int
     prompts: int
-    pairs: int
+    micro_batch: int
     learning_rate: float
     block_length: int | None
     seed: int
@@ -57,15 +57,15 @@ def imitate(
     plan: DistillPlan,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Trains ``student`` in place; ``report(round, metrics)`` after each round."""
-    optimiser = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    for number in range(plan.rounds):
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * number / plan.rounds))
+    """Trains ``student`` in place; ``report(iteration, metrics)`` after each."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    for number in range(plan.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))
         steps = _visit(student, reference, denoiser, prompts, plan, number)
         losses = []
         order = torch.randperm(len(steps.row_N), generator=generator(plan.seed, "distil", "order", number))
-        for chosen in order.split(plan.pairs):
+        for chosen in order.split(plan.micro_batch):
             part = steps.pairs(chosen)
             noise = Noise(part.row_N + number * len(order), part.step_N)
             loss = imitation_loss(student, reference, part.observation, noise).mean()
@@ -75,10 +75,10 @@ def imitate(
                     f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
                     f"position per step), or a rule that commits what it can"
                 )
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            clip_finite(student, 1.0, float(loss.detach()), f"round {number} of distillation")
-            optimiser.step()
+            clip_finite(student, 1.0, float(loss.detach()), f"iteration {number} of distillation")
+            optimizer.step()
             losses.append(float(loss.detach()))
         report(number, {"distill/loss": sum(losses) / len(losses), "distill/pairs": float(len(order))})
 
@@ -86,12 +86,12 @@ def imitate(
 def _visit(
     student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: DistillPlan, number: int
 ) -> Steps:
-    """The states of one round: by the reference, from half of the rounds on by the student too."""
+    """The states of one iteration: by the reference, from half of the iterations on by the student too."""
     source = generator(plan.seed, "distil", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
     job = chosen.job(plan.block_length, answers=reference.needs.answer)
     by_reference_R = torch.ones_like(job.policy_R)
-    if 2 * number >= plan.rounds:
+    if 2 * number >= plan.iterations:
         by_reference_R[::2] = 0
     options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
     steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps

@@ -37,7 +37,7 @@ Report = Callable[[int, dict[str, float]], None]
 class Fit:
     """epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
 
-    epochs: int
+    num_epochs: int
     batch: int
     learning_rate: float
     seed: int
@@ -55,15 +55,15 @@ def influence(
 ) -> None:
     """Collects labels and trains the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
 
-    With ``own_from`` there are two rounds: the policy that the first ones gave visits the later chunks, and is then
+    With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
     trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
-    reports the epochs that were done once more. key: names everything else that the labels depend on (the frozen
+    reports the finished epochs once more. key: names everything else that the labels depend on (the frozen
     model, the prompts, the reference); labels of another key are collected anew.
     """
     probing, plan = plans
     visits = json.dumps([key, asdict(probing), asdict(policy.needs)], sort_keys=True)
     key = json.dumps([visits, asdict(plan), policy.describe()], sort_keys=True)
-    own = probing.chunks if probing.own_from is None else min(probing.own_from, probing.chunks)
+    own = probing.chunks if probing.on_policy_from is None else min(probing.on_policy_from, probing.chunks)
     labels: list[Labels] = []
     for number, (first, last) in enumerate([(0, own), (own, probing.chunks)]):
         if first == last:
@@ -72,7 +72,7 @@ def influence(
             make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
             # What the reference alone visits does not depend on how the policy is trained.
             labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
-        epochs = number * plan.epochs
+        epochs = number * plan.num_epochs
         later = partial(_later, report, epochs)
         fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
 
@@ -91,15 +91,15 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
     shift_M = shift_SLL[state_M, labels.place_SN[state_M, probe_M], j_M]
     target_M = torch.sigmoid(after_M)
-    made, without, least = (
+    fitted, without, least = (
         F.binary_cross_entropy_with_logits(x, target_M, reduction="sum") for x in (now_M + shift_M, now_M, after_M)
     )
-    return made, without, least, len(j_M)
+    return fitted, without, least, len(j_M)
 
 
-def share(made: float, without: float, least: float) -> float:
+def share(fitted: float, without: float, least: float) -> float:
     """The figure of merit from the sums; 1 where no commit moved anything."""
-    return (made - least) / (without - least) if without > least else 1.0
+    return (fitted - least) / (without - least) if without > least else 1.0
 
 
 @torch.no_grad()
@@ -110,8 +110,8 @@ def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: b
         for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
-    made, without, least = total.tolist()
-    return share(made, without, least) if count else math.nan
+    fitted, without, least = total.tolist()
+    return share(fitted, without, least) if count else math.nan
 
 
 def fit(
@@ -123,22 +123,25 @@ def fit(
     key: str = "",
 ) -> None:
     """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
-    if checkpoint is not None and checkpoint.exists() and checkpoints.facts_of(checkpoint).get("key") == key:
-        history = checkpoints.load(checkpoint, policy, optimiser)["history"]
+    if checkpoint is not None and checkpoint.exists():
+        facts = checkpoints.facts_of(checkpoint)
+        if facts.get("key") == key:
+            checkpoints.load(checkpoint, policy, optimizer)
+            history = facts["history"]
     for epoch, metrics in enumerate(history):
         report(epoch, metrics)
-    for epoch in range(len(history), plan.epochs):
-        metrics = _epoch(policy, optimiser, labels, plan, epoch)
+    for epoch in range(len(history), plan.num_epochs):
+        metrics = _epoch(policy, optimizer, labels, plan, epoch)
         history.append(metrics)
         if checkpoint is not None:
-            checkpoints.save(checkpoint, policy, optimiser, {"key": key, "history": history})
+            checkpoints.save(checkpoint, policy, optimizer, {"key": key, "history": history})
         report(epoch, metrics)
 
 
 def _epoch(
-    policy: CoupledPolicy, optimiser: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
+    policy: CoupledPolicy, optimizer: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
 ) -> dict[str, float]:
     """Once over all states that are trained on, in batches of one chunk each."""
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
@@ -148,21 +151,21 @@ def _epoch(
         batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
     total, pairs = torch.zeros(3, dtype=torch.float64), 0
     for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
-        done = (epoch + number / len(batches)) / plan.epochs
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        progress = (epoch + number / len(batches)) / plan.num_epochs
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         chunk, part = batches[b]
         *sums, count = losses(policy, chunk.rows(part).to(device))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = sums[0] / max(count, 1)
         loss.backward()
         clip_finite(policy, 1.0, float(loss.detach()), f"epoch {epoch} of the influence fit")
-        optimiser.step()
+        optimizer.step()
         total, pairs = total + torch.stack([x.detach() for x in sums]).double().cpu(), pairs + count
-    made, without, least = total.tolist()
+    fitted, without, least = total.tolist()
     return {
-        "influence/loss": made / max(pairs, 1),
-        "influence/unexplained": share(made, without, least),
+        "influence/loss": fitted / max(pairs, 1),
+        "influence/unexplained": share(fitted, without, least),
         "influence/held_unexplained": unexplained(policy, labels, plan.batch),
         "influence/pairs": float(pairs),
     }

@@ -11,33 +11,33 @@ from components.trainers.rewards import REWARDS
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised, and by how much per round.
+    """What is maximised, and by how much per iteration.
 
     alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
     alphas           each group draws one of them in place of alpha: for a policy that is conditioned on it.
-    clip             epsilon of the surrogate. epochs: optimiser steps per round (mu).
+    clip_eps         of the clipped ratio. num_epochs: optimizer steps per iteration (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
     normalize_advantage  divide the advantage by the group's standard deviation.
-    pull             weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) per
+    kl_coef          weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) per
                      step, in closed form or, of a coupled draw, estimated without bias (``maths.divergence``); "ce":
                      the cross-entropy from the reference to the policy. Both leave out the effect of today's action
                      on the states visited later (the KL to go).
-    pairs            (row, step) pairs per forward of the policy; gradients are added up over them.
-    keep_steps       share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
+    micro_batch      (row, step) pairs per forward of the policy; gradients are added up over them.
+    record_share     share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
                      2: stored features of long canvases are large), 1.0 for all.
     """
 
     alpha: float = 1.0
     reward: str = "multiplicative"
     signal: str = "correct"
-    clip: float = 0.5
-    epochs: int = 2
+    clip_eps: float = 0.5
+    num_epochs: int = 2
     weighting: str = "constant"
     normalize_advantage: bool = False
-    pull: float = 0.0
+    kl_coef: float = 0.0
     divergence: str = "kl"
-    pairs: int = 1024
-    keep_steps: float = 1.0
+    micro_batch: int = 1024
+    record_share: float = 1.0
     alphas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,9 +47,9 @@ class Objective:
                     f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
                     f"use one of {', '.join(known)}"
                 )
-        if not 0 < self.keep_steps <= 1 or self.epochs < 1:
+        if not 0 < self.record_share <= 1 or self.num_epochs < 1:
             raise SettingsError(
-                f"objective with keep_steps={self.keep_steps} and epochs={self.epochs}; there would be "
+                f"objective with record_share={self.record_share} and num_epochs={self.num_epochs}; there would be "
                 f"no update; use a share in (0, 1] and at least one epoch"
             )
 
@@ -67,10 +67,11 @@ COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
 
 @dataclass(frozen=True)
 class Plan:
-    """rounds of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
-    ``expert_block``). The learning rate rises over ``warmup`` rounds and falls by a cosine to ``floor`` of it."""
+    """iterations of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
+    ``expert_block``). The learning rate rises over ``warmup`` iterations and falls by a cosine to
+    ``min_lr_ratio`` of it. force_commit, step_limit: see ``DecodeOptions``. rollout_rows: in flight at most."""
 
-    rounds: int
+    iterations: int
     prompts: int
     group: int
     learning_rate: float
@@ -79,24 +80,25 @@ class Plan:
     experts: int = 0
     expert_block: int | None = None
     warmup: int = 5
-    floor: float = 0.1
+    min_lr_ratio: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    force: bool = True
-    cap: str = "canvas"
-    rows: int = 512
+    force_commit: bool = True
+    step_limit: str = "canvas"
+    rollout_rows: int = 512
     temperature: float = 1.0
     anneal: bool = True
     entropy: float | None = None
 
     def temperature_at(self, number: int, before: tuple[float, float] | None = None) -> float:
-        """Of the rollouts of a round and of their likelihood, over the policy's own: down to 1 in a straight line; the
-        same throughout (UPO samples at .8); or, to hold ``entropy`` nats per step, warmer than in the round ``before``
-        (its temperature and the entropy seen there) where that was too sure, and cooler where it was not."""
+        """Sampling temperature of an iteration, a factor on the policy's own.
+
+        ``entropy`` set: adapted to hold that many nats per step, from the iteration ``before`` (its temperature and its
+        entropy). Else ``anneal``: linear decay to 1. Else constant, as UPO samples at .8."""
         if self.entropy is not None:
             if before is None:
                 return self.temperature
             temperature, seen = before
             short = max(-1.0, min(1.0, 1 - seen / self.entropy))
             return max(COOLEST, min(WARMEST, temperature * math.exp(0.2 * short)))
-        return 1 + (self.temperature - 1) * (1 - number / self.rounds) if self.anneal else self.temperature
+        return 1 + (self.temperature - 1) * (1 - number / self.iterations) if self.anneal else self.temperature

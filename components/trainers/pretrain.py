@@ -62,7 +62,7 @@ class Batch:
         return [Batch(p, a, x, self.weight * len(x) / len(self.answer_BL)) for p, a, x in split]
 
 
-def optimisers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms. Measured on 4x4 sudoku, loss
     after 200 steps of 128: AdamW alone .52, this .25 (.31 and .30 at half and twice the rate)."""
     inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
@@ -75,7 +75,10 @@ def optimisers_for(model: torch.nn.Module, learning_rate: float) -> list[torch.o
 
 
 def _backward(
-    denoiser: TransformerDenoiser, batches: list[Batch], parameters: list[torch.nn.Parameter], address: tuple
+    denoiser: TransformerDenoiser,
+    batches: list[Batch],
+    parameters: list[torch.nn.Parameter],
+    address: tuple[object, ...],
 ) -> dict[str, float]:
     """Adds the batches' gradients to the parameters'; the loss of each. Pieces of the batches run side by side: which
     pieces there are, what is drawn for them and the order of the sums do not depend on the number of workers."""
@@ -104,17 +107,17 @@ def pretrain(
 ) -> None:
     """Linear warm-up, then a cosine to zero. ``batches(step)``: one batch per task, their gradients are added up."""
     model = denoiser.model.train().requires_grad_(True)
-    optimisers = optimisers_for(model, learning_rate)
-    first = [[group["lr"] for group in o.param_groups] for o in optimisers]
+    optimizers = optimizers_for(model, learning_rate)
+    first = [[group["lr"] for group in o.param_groups] for o in optimizers]
     for step in range(steps):
         rate = min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for optimiser, rates in zip(optimisers, first, strict=True):
-            optimiser.zero_grad(set_to_none=True)
-            for group, base in zip(optimiser.param_groups, rates, strict=True):
+        for optimizer, rates in zip(optimizers, first, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
         losses = _backward(denoiser, batches(step), list(model.parameters()), (seed, "pretrain", step))
         norm = clip_finite(model, 1.0, sum(losses.values()), f"step {step} of pretraining")
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
         report(step, losses | {"gradient_norm": norm})
     denoiser.model.eval().requires_grad_(False)

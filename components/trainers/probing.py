@@ -38,16 +38,16 @@ class Probing:
     """Chunks of ``prompts`` decoded canvases. Of each chunk ``states`` states are probed at most, and of each state
     ``probes`` positions at most (drawn where there are more).
 
-    From chunk ``own_from`` on half of the rows are drawn by the policy itself; never where it is None.
-    held: share of the prompts that is never trained on, for the figure of merit. block_length None: full diffusion.
+    From chunk ``on_policy_from`` on half of the rows are drawn by the policy itself; never where it is None.
+    validation_share: of the prompts, never trained on, for the figure of merit. block_length None: full diffusion.
     """
 
     chunks: int
     prompts: int
     states: int
     probes: int
-    own_from: int | None
-    held: float
+    on_policy_from: int | None
+    validation_share: float
     block_length: int | None
     seed: int
 
@@ -101,7 +101,7 @@ def collect(
     chosen = prompts.take(_drawn(len(prompts), plan, number))
     job = chosen.job(plan.block_length, answers=reference.needs.answer)
     policies: list[Policy] = [reference]
-    if plan.own_from is not None and number >= plan.own_from:
+    if plan.on_policy_from is not None and number >= plan.on_policy_from:
         policies = [policy, reference]
         by_reference_R = torch.ones_like(job.policy_R)
         by_reference_R[::2] = 0
@@ -113,7 +113,7 @@ def collect(
     steps = _some(visited.steps, plan.states, generator(plan.seed, "influence", "states", number))
     place_SN = _places(steps.observation, plan.probes, generator(plan.seed, "influence", "probes", number))
     after_SNL = _probe(denoiser, job, steps, _states(visited, steps, denoiser.mask_id), place_SN)
-    held_R = torch.tensor([seed_of(plan.seed, "held", x.uid) < plan.held * 2**63 for x in chosen.examples])[
+    held_R = torch.tensor([seed_of(plan.seed, "held", x.uid) < plan.validation_share * 2**63 for x in chosen.examples])[
         job.prompt_R
     ]
     return Labels(steps.observation, place_SN, after_SNL, held_R.to(steps.row_N.device)[steps.row_N]).to(

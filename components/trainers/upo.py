@@ -32,31 +32,31 @@ class Preset:
     taught: bool
 
 
-def preset(name: str, features: int, heads: int = 4, inner: int = 256, keep_steps: float = 1.0) -> Preset:
-    """For hidden states of width ``features`` (LLaDA-8B: 4096, heads 32, inner 12288). keep_steps: share of the steps
-    that is stored and learned from (Algorithm 2), for long canvases."""
+def preset(name: str, features: int, heads: int = 4, mlp_width: int = 256, record_share: float = 1.0) -> Preset:
+    """For hidden states of width ``features`` (LLaDA-8B: 4096, heads 32, mlp_width 12288). record_share: share of
+    the steps that is stored and learned from (Algorithm 2), for long canvases."""
     found = PRESETS[name]
-    shape = replace(found.shape, features=features, heads=heads, inner=inner)
-    return replace(found, shape=shape, objective=replace(found.objective, keep_steps=keep_steps))
+    shape = replace(found.shape, features=features, heads=heads, mlp_width=mlp_width)
+    return replace(found, shape=shape, objective=replace(found.objective, record_share=record_share))
 
 
-# 3,500 optimiser steps of 16 epochs on 24 prompts x 6 members; the learning rate is constant after .056 of them.
+# 3,500 optimizer steps of 16 epochs on 24 prompts x 6 members; the learning rate is constant after .056 of them.
 _PLAN = Plan(
-    rounds=219,
+    iterations=219,
     prompts=24,
     group=6,
     learning_rate=3e-6,
     seed=0,
     block_length=None,
     warmup=12,
-    floor=1.0,
+    min_lr_ratio=1.0,
     weight_decay=0.1,
     clip_norm=0.2,
     temperature=0.8,
     anneal=False,
 )
-_OBJECTIVE = Objective(alpha=0.0, signal="dense", clip=0.5, epochs=16, weighting="constant", pull=1e-4)
-_SHAPE = FeatureShape(features=4096, heads=32, inner=12288)
+_OBJECTIVE = Objective(alpha=0.0, signal="dense", clip_eps=0.5, num_epochs=16, weighting="constant", kl_coef=1e-4)
+_SHAPE = FeatureShape(features=4096, heads=32, mlp_width=12288)
 
 PRESETS = {
     "max_confidence": Preset(_SHAPE, replace(_OBJECTIVE, divergence="ce"), _PLAN, MaxConfidence(), taught=True),

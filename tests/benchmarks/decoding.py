@@ -24,12 +24,12 @@ DISTILLED = "distilled from entropy_bound:1"
 
 def cases(denoiser: Any, encoder: Any, task: Any, settings: Any, rows: int, only: str) -> Iterator[Case]:
     """Near a cold start with legal empty draws (the profile's shape and the published one), distilled, the rules."""
-    legal, mode = DecodeOptions(rows=rows, force=False), DecodeOptions(rows=rows, choose="mode")
+    legal, mode = DecodeOptions(rows=rows, force_commit=False), DecodeOptions(rows=rows, choose="mode")
     for name, policy in fresh_policies(settings, denoiser.width).items():
         yield Case(f"cold start, {name} policy", policy, legal)
     if only in DISTILLED:
         student = fresh_policies(settings, denoiser.width)["profile's"].train()
-        plan = DistillPlan(rounds=16, prompts=8, pairs=64, learning_rate=0.002, block_length=None, seed=0)
+        plan = DistillPlan(iterations=16, prompts=8, micro_batch=64, learning_rate=0.002, block_length=None, seed=0)
         imitate(
             student, EntropyBound(GAMMA), denoiser, random_prompts(task, encoder, 64, seed=1), plan, lambda *_: None
         )

@@ -26,8 +26,8 @@ def main() -> None:
     console.print(tables.machine(machine(denoiser, place.root)))
     prompts = random_prompts(task, encoder, want.prompts)
     plan, objective = plan_of(settings.train, settings.decode)
-    plan = replace(plan, prompts=want.prompts, group=8, experts=0, rows=64, block_length=None)
-    objective = replace(objective, epochs=2)
+    plan = replace(plan, prompts=want.prompts, group=8, experts=0, rollout_rows=64, block_length=None)
+    objective = replace(objective, num_epochs=2)
     for name, policy in fresh_policies(settings, denoiser.width).items():
         found, experience = training_round(policy, denoiser, prompts, plan, objective, want.repeats)
         speed = update_throughput(policy, experience, plan, objective, want.repeats)

@@ -275,10 +275,10 @@ def test_parameters_out_of_bounds_and_settings_that_cannot_work_make_nothing(toy
     with pytest.raises(ParameterTypeError, match="alpha"):
         train_policy(repository=str(toy), alpha=-1)
     params = (toy / "params.yaml").read_text()
-    (toy / "params.yaml").write_text(params.replace("rounds:", "runds:"))
+    (toy / "params.yaml").write_text(params.replace("iterations:", "itrations:"))
     _commit(toy)
     run = _run(_created(repository=str(toy)))
-    assert run.state and run.state.is_failed() and "runds is not a setting" in str(run.state.message)
+    assert run.state and run.state.is_failed() and "itrations is not a setting" in str(run.state.message)
     assert not _ran(toy) and not _worktrees(toy)
 
 

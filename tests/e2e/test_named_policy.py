@@ -34,10 +34,10 @@ POLICY = {
     "kind": "confidence",
     "inputs": ["log_odds", "entropy"],
     "top_k": 0,
-    "features": False,
+    "hidden_states": False,
     "width": 8,
     "heads": 1,
-    "inner": 8,
+    "mlp_width": 8,
     "period": 100.0,
     "bias": -2.0,
     "where": "masked",
@@ -53,8 +53,15 @@ def toy(**decode: Any) -> Settings:
     raw["pretrain"] |= {"width": 16, "heads": 2}
     raw["domain"]["tasks"] = {"sudoku_many": 1}
     raw["policy"] = POLICY
-    raw["distill"] |= {"rounds": 1, "prompts": 4, "pairs": 64}
-    raw["train"] |= {"signal": "dense", "rounds": 1, "prompts": 2, "group": 2, "validate_every": 1, "alpha": [0.3, 5.0]}
+    raw["distill"] |= {"iterations": 1, "prompts": 4, "micro_batch": 64}
+    raw["train"] |= {
+        "signal": "dense",
+        "iterations": 1,
+        "prompts": 2,
+        "group": 2,
+        "validate_every": 1,
+        "alpha": [0.3, 5.0],
+    }
     raw["evaluate"] = {"tasks": ["sudoku_many"], "gate_task": "sudoku_many"}
     raw["decode"] |= {"alpha": 5.0} | decode
     return Settings.model_validate(raw)
@@ -73,7 +80,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         run_id = "none"
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
+    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
     settings, made = toy(), Workspace(tmp_path, "tiny")
     run(made, settings, "prepare")
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from components.core.files import read_lines
 from components.tracking import registry, store
 from components.tracking.publish import stage_figures
-from tests.clone import ROUNDS, SAVED, Clone, ran
+from tests.clone import ITERATIONS, SAVED, Clone, ran
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -72,12 +72,12 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
 def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
-    assert facts["round"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
+    assert facts["iteration"] == SAVED and [row["step"] for row in read_lines(lines)] == list(range(KILLED + 1))
 
 
 def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
     clone, said = pipeline
-    assert f"resumes after round {SAVED} of {ROUNDS}" in said
+    assert f"resumes after iteration {SAVED} of {ITERATIONS}" in said
     stages = killed[2] + ran(said)
     assert stages.count("train") == 2
     wanted = set(clone.run("dvc", "stage", "list", "--name-only").split())
@@ -95,7 +95,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     one, two = ({f.name: f.read_bytes() for f in (c.folder / P / "train" / "policy").iterdir()} for c in (clone, other))
     assert one == two and "policy.safetensors" in one
     curves = [read_lines(c.folder / P / "train" / "metrics.jsonl") for c in (clone, other)]
-    assert [row["step"] for row in curves[0]] == list(range(ROUNDS))
+    assert [row["step"] for row in curves[0]] == list(range(ITERATIONS))
     for rows in curves:
         for row in rows:
             for name in [name for name in row if name.startswith("seconds/")]:
@@ -104,7 +104,7 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     # Not in vain: there was something to learn from, before the kill and after it.
     assert any(row["policy/gradient_norm"] > 0 for row in curves[0][: SAVED + 1])
     assert any(row["policy/gradient_norm"] > 0 for row in curves[0][SAVED + 1 :])
-    assert len({row["policy/entropy"] for row in curves[0]}) == ROUNDS
+    assert len({row["policy/entropy"] for row in curves[0]}) == ITERATIONS
 
 
 def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(killed, promoted) -> None:
@@ -116,7 +116,7 @@ def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a
     assert json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"] == run.info.run_id
     history = client.get_metric_history(run.info.run_id, "reward/mean")
     # Rounds that were in a buffer at the kill came with `unmask promote`, from metrics.jsonl.
-    assert sorted(point.step for point in history) == list(range(ROUNDS)) and run.info.status == "FINISHED"
+    assert sorted(point.step for point in history) == list(range(ITERATIONS)) and run.info.status == "FINISHED"
 
 
 def test_a_second_repro_runs_nothing(pipeline) -> None:

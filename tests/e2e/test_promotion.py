@@ -57,7 +57,7 @@ def trained(empty_store, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         new_store(empty_store, folder)
-        train(folder, rounds=3)
+        train(folder, iterations=3)
     return folder
 
 
@@ -167,7 +167,7 @@ promote(Path("{here}/outputs/tiny"), Path("{here}"), PICK)
 
 def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(here, tmp_path, monkeypatch):
     promote(here / "outputs" / "tiny", here, PICK)
-    promote(train(here, "better", 0.95, 3.0, rounds=3), here, PICK)
+    promote(train(here, "better", 0.95, 3.0, iterations=3), here, PICK)
     rollback(here, "tiny")
     rollback(here, "tiny", 2)
     with monkeypatch.context() as patch:
@@ -206,7 +206,7 @@ def test_a_champion_that_is_lost_for_good_stands_in_nobodys_way(here):
     promote(here / "outputs" / "tiny", here, PICK)
     client = store.connect(store.tracking_uri(here))
     shutil.rmtree(model_file(client, "1").parent)
-    weaker = train(here, "weaker", 0.82, 3.0, rounds=3)
+    weaker = train(here, "weaker", 0.82, 3.0, iterations=3)
     for dry_run in (True, False):
         verdict = promote(weaker, here, PICK, dry_run)
         assert verdict.promote
@@ -263,7 +263,7 @@ def test_a_moved_repository_keeps_its_champion_and_the_old_folder_stays_away(her
     verdict = promote(moved / "outputs" / "tiny", moved, PICK)
     assert (verdict.live, verdict.promote, verdict.version) == (True, False, "1")
     assert_live(moved)
-    assert promote(train(moved, "better", 0.95, 3.0, rounds=3), moved, PICK).promote
+    assert promote(train(moved, "better", 0.95, 3.0, iterations=3), moved, PICK).promote
     assert not here.exists()
     with closing(sqlite3.connect(moved / "mlflow.db")) as connection:
         assert not [row for row in connection.iterdump() if str(here) in row]
@@ -274,7 +274,7 @@ def test_a_copy_never_touches_the_original(here, tmp_path):
     promote(here / "outputs" / "tiny", here, PICK)
     before = everything(here)
     copy = Path(shutil.copytree(here, tmp_path / "copy"))
-    assert promote(train(copy, "better", 0.95, 3.0, rounds=3), copy, PICK).promote
+    assert promote(train(copy, "better", 0.95, 3.0, iterations=3), copy, PICK).promote
     assert_live(copy, 3.0, "2")
     assert everything(here) == before
     assert_live(here)
@@ -307,7 +307,7 @@ def test_a_purged_run_of_the_champion_ends_nothing_in_a_traceback(here):
     purge = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", str(run_id)]
     done = subprocess.run(purge, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    challenger = train(here, "better", 0.95, 3.0, rounds=3)
+    challenger = train(here, "better", 0.95, 3.0, iterations=3)
     for dry_run in (True, False):
         verdict = promote(challenger, here, PICK, dry_run)
         assert not verdict.promote and "its results were not kept. Re-evaluate it" in verdict.reason
@@ -329,7 +329,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 
 def test_a_dry_run_and_a_reference_need_no_write_access(here):
     promote(here / "outputs" / "tiny", here, PICK)
-    better = train(here, "better", 0.95, 3.0, rounds=3)
+    better = train(here, "better", 0.95, 3.0, iterations=3)
     # What a reader finds where the last writer is gone: neither -wal nor -shm, and no right to make them.
     with closing(sqlite3.connect(here / "mlflow.db")) as connection:
         connection.execute("pragma wal_checkpoint(truncate)")

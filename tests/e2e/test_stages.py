@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e
 RAW: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
 QUOTAS = ("random", "left_to_right", "confidence", "margin", "entropy")
-HEAD = {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
+HEAD = {"kind": "feature", "heads": 2, "mlp_width": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
 
 
 def toy(**changes: Any) -> Settings:
@@ -55,9 +55,9 @@ def toy(**changes: Any) -> Settings:
     raw["pretrain"] |= {"width": 16, "heads": 2}
     raw["headroom"] = {"prompts": 2, "orders": 2, "cases": {"many": raw["headroom"]["cases"]["many"]}}
     raw["domain"]["tasks"] = {"sudoku_many": 1}
-    raw["policy"] |= {"width": 8, "heads": 1, "inner": 8}
-    raw["distill"] |= {"rounds": 2, "prompts": 4, "pairs": 64}
-    raw["train"] |= {"signal": "dense", "rounds": 2, "prompts": 3, "group": 3, "validate_every": 2, "save_every": 2}
+    raw["policy"] |= {"width": 8, "heads": 1, "mlp_width": 8}
+    raw["distill"] |= {"iterations": 2, "prompts": 4, "micro_batch": 64}
+    raw["train"] |= {"signal": "dense", "iterations": 2, "prompts": 3, "group": 3, "validate_every": 2, "save_every": 2}
     raw["sweep"] |= {
         "block_lengths": [None],
         "rules": {"threshold": [0.9]} | {name: [1, 4] if name == "confidence" else [1] for name in QUOTAS},
@@ -113,7 +113,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     class Unwatched(JsonlTracker):
         run_id = "none"
 
-    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, facts, begun: Unwatched(lines, facts["round"]))
+    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
 
     def run(stage: str, function: Callable[..., Any], **given: Any) -> None:
         wanted = inspect.signature(function).parameters
@@ -168,10 +168,10 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
             train={
                 "objective": "upo",
                 "alpha": 0.0,
-                "pull": 0.1,
+                "kl_coef": 0.1,
                 "reference": "top_k_random",
                 "reference_value": 3,
-                "keep_steps": 0.5,
+                "record_share": 0.5,
                 "temperature": 0.8,
                 "anneal": False,
             },

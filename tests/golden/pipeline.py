@@ -93,10 +93,10 @@ policy:
   kind: confidence
   inputs: [log_odds, entropy, margin, bound]
   top_k: 0
-  features: true
+  hidden_states: true
   width: 16
   heads: 2
-  inner: 16
+  mlp_width: 16
   period: 100.0
   bias: -2.0
   where: masked
@@ -111,19 +111,20 @@ influence:
   prompts: 8
   states: 8
   probes: 8
-  own_from: null
-  held: 0.2
-  epochs: 1
+  on_policy_from: null
+  validation_share: 0.2
+  num_epochs: 1
   batch: 8
   learning_rate: 0.003
-distill: {seed: 2, reference: entropy_bound, value: 0.4, rounds: 10, prompts: 8, pairs: 64, learning_rate: 0.005}
+distill:
+  {seed: 2, reference: entropy_bound, value: 0.4, iterations: 10, prompts: 8, micro_batch: 64, learning_rate: 0.005}
 train:
   seed: 4
   objective: grpo
   alpha: 1.0
   reward: multiplicative
   signal: dense
-  rounds: 10
+  iterations: 10
   prompts: 4
   group: 4
   experts: 0
@@ -131,25 +132,25 @@ train:
   expert_block: null
   learning_rate: 0.001
   warmup: 2
-  floor: 0.1
+  min_lr_ratio: 0.1
   weight_decay: 0.0
-  clip: 0.5
+  clip_eps: 0.5
   clip_norm: 1.0
-  epochs: 2
+  num_epochs: 2
   weighting: constant
   normalize_advantage: false
   reference: distilled
   reference_value: null
   divergence: kl
-  pull: 0.0
-  keep_steps: 1.0
+  kl_coef: 0.0
+  record_share: 1.0
   temperature: 2.0
   anneal: false
   entropy: 0.2
-  empty_draw: forced
-  cap: canvas
-  pairs: 64
-  rows: 16
+  force_commit: true
+  step_limit: canvas
+  micro_batch: 64
+  rollout_rows: 16
   validate_every: 4
   save_every: 5
 judged: {offsets: {learned: [], distilled: []}, blocks: []}
@@ -171,7 +172,13 @@ QUICK = {"factor": [0.8]} | {name: [2] for name in ("random", "left_to_right", "
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "bernoulli": {},
     "dpls": {
-        "policy": {"action": "dpls", "inputs": ["confidence", "top"], "top_k": 2, "features": False, "where": "all"},
+        "policy": {
+            "action": "dpls",
+            "inputs": ["confidence", "top"],
+            "top_k": 2,
+            "hidden_states": False,
+            "where": "all",
+        },
         "decode": {"block_length": 4, "choose": "sample", "cache": "dual", "alpha": 3.0},
         "distill": {"reference": "threshold", "value": 0.8},
         "train": {
@@ -184,21 +191,21 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "temperature": 1.5,
             "anneal": True,
             "entropy": None,
-            "empty_draw": "legal",
-            "cap": "block",
+            "force_commit": False,
+            "step_limit": "block",
         },
         "sweep": {"block_lengths": [4], "rules": QUICK},
     },
     "feature": {
-        "policy": {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
+        "policy": {"kind": "feature", "heads": 2, "mlp_width": 16, "hidden": 1, "top_k": 3, "shortlist": 3},
         "distill": {"reference": "top_k_random", "value": 3},
         "train": {
             "objective": "upo",
             "alpha": 0.0,
-            "pull": 0.1,
+            "kl_coef": 0.1,
             "reference": "top_k_random",
             "reference_value": 3,
-            "keep_steps": 0.5,
+            "record_share": 0.5,
             "temperature": 0.8,
             "entropy": None,
         },

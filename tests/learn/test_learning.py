@@ -22,7 +22,7 @@ from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import optimiser_for, reinforce
+from components.trainers.reinforce import optimizer_for, reinforce
 from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def trained(
         plan,
         objective,
         after,
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
         reference=reference,
     )
     return rewards
@@ -71,14 +71,14 @@ def trained(
 
 def confidence_policy(seed: int, **knobs: Any) -> ConfidencePolicy:
     torch.manual_seed(seed)
-    return ConfidencePolicy(Shape(width=32, inner=64, bias=-1.0, **knobs))
+    return ConfidencePolicy(Shape(width=32, mlp_width=64, bias=-1.0, **knobs))
 
 
 def test_one_policy_learns_a_speed_for_each_alpha(key_first):
     """Trained for both, asked for either. A quarter right at once is worth more than all right in two steps where speed
     counts (alpha = 8: .25 against .75^8), and less where it does not (0)."""
     policy = confidence_policy(0, alphas=(0.0, 8.0))
-    plan = Plan(rounds=80, prompts=12, group=8, learning_rate=5e-3, seed=0, block_length=None, force=False)
+    plan = Plan(iterations=80, prompts=12, group=8, learning_rate=5e-3, seed=0, block_length=None, force_commit=False)
     trained(policy, key_first, plan, Objective(alphas=(0.0, 8.0), signal="dense"))
     prompts, denoiser, steps = key_first.prompts(), key_first.denoiser(), []
     for policy.speed, best_steps in ((0.0, 2.0), (8.0, 1.0)):
@@ -93,7 +93,7 @@ def test_one_policy_learns_a_speed_for_each_alpha(key_first):
 
 def feature_policy(seed: int, shortlist: int = 0) -> FeaturePolicy:
     torch.manual_seed(seed)
-    return FeaturePolicy(FeatureShape(WORDS, heads=2, inner=32, top_k=4, shortlist=shortlist))
+    return FeaturePolicy(FeatureShape(WORDS, heads=2, mlp_width=32, top_k=4, shortlist=shortlist))
 
 
 def test_the_task_is_one_that_confidence_gets_wrong(key_first):
@@ -109,7 +109,7 @@ def test_paper_a_learns_the_best_order_and_its_speed(key_first, seed):
     """Bernoulli, alpha = 1: the key alone, then everything else at once. Decoded greedily it is the best that can be
     done; drawn, within 2 % of it."""
     policy = confidence_policy(seed)
-    plan = Plan(rounds=60, prompts=8, group=8, learning_rate=3e-3, seed=seed, block_length=None, force=False)
+    plan = Plan(iterations=60, prompts=8, group=8, learning_rate=3e-3, seed=seed, block_length=None, force_commit=False)
     rewards = trained(policy, key_first, plan, Objective(alpha=1.0, weighting="constant"))
     assert rewards[0] < 0.2
     for choose in ("mode", "sample"):
@@ -122,8 +122,8 @@ def test_paper_b_learns_the_best_order(key_first, seed):
     """Categorical over the most confident positions, pulled to the uniform reference: the key comes first."""
     policy = feature_policy(seed, shortlist=4)
     assert values(key_first, policy, 0.0, "sample", single=True)[0] == pytest.approx(1 / 4)
-    plan = Plan(rounds=60, prompts=8, group=6, learning_rate=3e-3, seed=seed, block_length=None)
-    objective = Objective(alpha=0.0, weighting="constant", pull=1e-3, divergence="kl", epochs=4)
+    plan = Plan(iterations=60, prompts=8, group=6, learning_rate=3e-3, seed=seed, block_length=None)
+    objective = Objective(alpha=0.0, weighting="constant", kl_coef=1e-3, divergence="kl", num_epochs=4)
     trained(policy, key_first, plan, objective, TopKRandom(4))
     for choose in ("mode", "sample"):
         found, possible = values(key_first, policy, 0.0, choose, single=True)
@@ -132,7 +132,7 @@ def test_paper_b_learns_the_best_order(key_first, seed):
 
 def taught(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
-    plan = DistillPlan(rounds, prompts=12, pairs=64, learning_rate=1e-2, block_length=None, seed=seed)
+    plan = DistillPlan(rounds, prompts=12, micro_batch=64, learning_rate=1e-2, block_length=None, seed=seed)
     imitate(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
     return losses
 
@@ -194,8 +194,8 @@ def test_upo_improves_on_its_reference_and_comes_nearer_to_the_data(many_texts, 
     reward, divergence = judged(reference)
     assert divergence == pytest.approx(-math.log(hit), abs=1e-5)
     assert judged(policy) == pytest.approx((reward, divergence), abs=1e-4)  # it starts as the reference
-    plan = Plan(rounds=60, prompts=1, group=64, learning_rate=3e-3, seed=seed, block_length=None)
-    trained(policy, task, plan, Objective(alpha=0.0, weighting="constant", pull=0.2, epochs=4), reference)
+    plan = Plan(iterations=60, prompts=1, group=64, learning_rate=3e-3, seed=seed, block_length=None)
+    trained(policy, task, plan, Objective(alpha=0.0, weighting="constant", kl_coef=0.2, num_epochs=4), reference)
     better, nearer = judged(policy)
     assert better > reward + 0.1
     assert nearer < divergence - 0.1

@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(place: Path) -> dict[str, Any]:
     """What the command prints to stdout: JSON alone. Exports take seconds; the policy stands in for its own."""
-    small = ConfidencePolicy(Shape(width=8, heads=2, inner=8)).eval()
+    small = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=8)).eval()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.chdir(place)
         patch.setattr(bench, "fresh_policies", lambda settings, width: {"profile's": small})
@@ -88,7 +88,7 @@ def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
 
 def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its score alone would leave out the pairs and the greedy loop."""
-    shape = CoupledShape(top_k=3, width=8, heads=2, inner=8, pair=8)
+    shape = CoupledShape(top_k=3, width=8, heads=2, mlp_width=8, pair_width=8)
     policy, asked = CoupledPolicy(shape).eval(), list[str]()
 
     class Watched:

@@ -54,7 +54,7 @@ def job_of(block: int | None = None) -> Job:
 def learned(**shape) -> ConfidencePolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = ConfidencePolicy(Shape(width=8, heads=2, inner=16, bias=-1.0, **shape)).double()
+        policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16, bias=-1.0, **shape)).double()
         for weight in policy.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
     return policy.eval()
@@ -143,7 +143,7 @@ def test_one_layer_s_keys_and_values_are_never_stale(kind: str, layout: str):
 def test_a_cached_row_decodes_alone_as_in_company_and_as_in_the_plain_loop(kind: str, layout: str):
     denoiser, job = CachedDenoiser(transformer(layout), kind), job_of()
     for policy in (learned(where="all"), heuristic("entropy_bound", 0.7)):
-        base = DecodeOptions(seed=6, force=False)
+        base = DecodeOptions(seed=6, force_commit=False)
         wanted = reference_rollout(denoiser, policy, job, base)
         for switches in (dict(rows=3), dict(rows=4, tokens=20), dict(rows=2, refill=False), dict(rows=1)):
             found = rollout(denoiser, policy, job, replace(base, **switches))

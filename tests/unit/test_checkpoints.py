@@ -29,7 +29,7 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
 from components.tasks.example import Example, Score
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import optimiser_for, reinforce
+from components.trainers.reinforce import optimizer_for, reinforce
 from tests.unit.test_denoisers import (
     DREAM_CONFIG,
     HEADS,
@@ -375,9 +375,9 @@ def test_a_masked_language_model_trains_a_policy_that_reads_its_hidden_states(tm
     task = FreeText()
     prompts = Prompts.of(task, [task.sample(i, 0) for i in range(8)], encoder)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    policy = ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=0.0, features=denoiser.width))
+    policy = ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=0.0, features=denoiser.width))
     policy.denoiser = denoiser.fingerprint
-    plan = Plan(rounds=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=0)
+    plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=0)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     seen: list[dict[str, float]] = []
     reinforce(
@@ -387,7 +387,7 @@ def test_a_masked_language_model_trains_a_policy_that_reads_its_hidden_states(tm
         plan,
         Objective(signal="dense"),
         lambda number, metrics: seen.append(metrics),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
     )
     assert len(seen) == 2 and seen[0]["reward/mixed_groups"] > 0
     assert not torch.equal(before["features.weight"], policy.features.weight)

@@ -350,7 +350,7 @@ def test_each_fault_of_a_policy_has_its_sentence(kind: type):
 
 def learned(**knobs: Any) -> ConfidencePolicy:
     torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=0.0, **knobs)).eval()
+    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=0.0, **knobs)).eval()
 
 
 SOUND = {
@@ -370,11 +370,11 @@ SOUND = {
     "categorical": learned(action="categorical", inputs=("top",), top_k=3),
     "features": learned(features=8),
     "alphas": learned(alphas=(1.0, 3.0)),
-    "paper": ConfidencePolicy(replace(PAPER, width=16, inner=16, bias=0.0)).eval(),
-    "feature": FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3)).eval(),
+    "paper": ConfidencePolicy(replace(PAPER, width=16, mlp_width=16, bias=0.0)).eval(),
+    "feature": FeaturePolicy(FeatureShape(8, heads=2, mlp_width=16, top_k=3)).eval(),
     "coupled": CoupledPolicy(CoupledShape(top_k=4, width=16, heads=2, attention=(-1,))).eval(),
     "coupled, one at a time": CoupledPolicy(CoupledShape(top_k=4, width=16, heads=2, action="categorical")).eval(),
-    "shortlist": FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2)).eval(),
+    "shortlist": FeaturePolicy(FeatureShape(8, heads=2, mlp_width=16, top_k=3, shortlist=2)).eval(),
 }
 
 

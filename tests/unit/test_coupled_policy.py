@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -24,13 +24,13 @@ from components.policies.pairs import shared
 
 torch.set_num_threads(1)
 
-PLAIN = CoupledShape(top_k=4, width=16, heads=2, inner=16, pair=12)
+PLAIN = CoupledShape(top_k=4, width=16, heads=2, mlp_width=16, pair_width=12)
 RICH = replace(PLAIN, attention=(-1, 0), offsets=3, positions=300, features=8, alphas=(1.0, 4.0))
 
 
 def policy_of(shape: CoupledShape, trained: bool = True) -> CoupledPolicy:
     """A policy; trained: all of its weights, those that start at zero included, are random and large enough."""
-    source = generator("coupled", repr(shape))
+    source = generator("coupled", *astuple(shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = CoupledPolicy(shape).eval().requires_grad_(False)
@@ -76,7 +76,7 @@ def test_an_untrained_policy_decides_on_log_odds_alone(shape):
 
 
 def test_without_pairs_there_are_no_shifts_no_pair_parameters_and_no_attention():
-    policy = policy_of(replace(RICH, pairs=False))
+    policy = policy_of(replace(RICH, pair_shifts=False))
     assert bool((policy(observed(policy))[1] == 0).all())
     assert not any(name.startswith("pairs.") for name, _ in policy.named_parameters())
     assert policy.needs.attention == ()

@@ -45,10 +45,10 @@ from components.tasks.example import Example
 from components.tracking.model import identity
 
 WIDTH = 16  # of the denoiser, hence of the features
-CALLER = {"commit": "0123abc", "training": '{"rounds": 3}'}
+CALLER = {"commit": "0123abc", "training": '{"iterations": 3}'}
 
 
-SMALL: dict[str, Any] = dict(width=16, heads=2, inner=32)
+SMALL: dict[str, Any] = dict(width=16, heads=2, mlp_width=32)
 CASES = {
     "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
     "dpls": lambda: ConfidencePolicy(
@@ -56,10 +56,10 @@ CASES = {
         speed=2.5,
     ),
     "categorical": lambda: FeaturePolicy(
-        FeatureShape(WIDTH, heads=2, inner=32, hidden=2, top_k=3, shortlist=2), temperature=0.5
+        FeatureShape(WIDTH, heads=2, mlp_width=32, hidden=2, top_k=3, shortlist=2), temperature=0.5
     ),
     "coupled": lambda: CoupledPolicy(
-        CoupledShape(3, pair=8, attention=(-1,), offsets=2, features=WIDTH, kappa=0.7, tau=-0.3, **SMALL),
+        CoupledShape(3, pair_width=8, attention=(-1,), offsets=2, features=WIDTH, kappa=0.7, tau=-0.3, **SMALL),
         temperature=0.8,
         offset=-0.1,
     ),

@@ -41,11 +41,11 @@ from components.tasks.example import Example
 torch.set_num_threads(1)
 
 WIDTH = 16
-PLAIN = CoupledShape(top_k=3, width=16, heads=2, inner=16, pair=8, kappa=0.8, tau=-0.5, cost=1.5)
+PLAIN = CoupledShape(top_k=3, width=16, heads=2, mlp_width=16, pair_width=8, kappa=0.8, tau=-0.5, cost=1.5)
 SHAPES = {
     "marginals": PLAIN,
     "everything": replace(PLAIN, attention=(-1, 0), offsets=3, positions=300, features=WIDTH, alphas=(1.0, 4.0)),
-    "no pairs": replace(PLAIN, pairs=False, positions=300),
+    "no pairs": replace(PLAIN, pair_shifts=False, positions=300),
     "accept or skip": replace(PLAIN, action="accept", attention=(-1,), offsets=2),
     "one position": replace(PLAIN, action="categorical", attention=(-1,), offsets=2),
 }

@@ -33,19 +33,19 @@ from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
-from components.trainers.reinforce import optimiser_for, reinforce
+from components.trainers.reinforce import optimizer_for, reinforce
 from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)
 
 BAD = {"NaN": math.nan, "infinite": math.inf}
-PLAN = Plan(rounds=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
+PLAN = Plan(iterations=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
 
 
 def learner(features: int = 0) -> ConfidencePolicy:
     torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5, features=features))
+    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, features=features))
 
 
 def snapshot(policy: torch.nn.Module) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ def train(key_first, policy: ConfidencePolicy) -> None:
         PLAN,
         Objective(signal="dense"),
         lambda number, metrics: None,
-        optimiser_for(policy, PLAN),
+        optimizer_for(policy, PLAN),
     )
 
 
@@ -170,7 +170,7 @@ def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
     policy = learner()
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
-    plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=0.1, block_length=None, seed=0)
+    plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=0.1, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="round 0 of distillation"):
         imitate(policy, Threshold(0.9), key_first.denoiser(), key_first.prompts(), plan, lambda number, metrics: None)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
@@ -285,7 +285,7 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
         plan,
         Objective(),
         lambda number, metrics: seen.update(metrics),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
     )
     assert seen["reward/mixed_groups"] == 0
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())

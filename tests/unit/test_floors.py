@@ -45,7 +45,7 @@ ONLY_IN = {
     "onnxruntime": {"export"},
     "reasoning_gym": {"tasks"},
     "typer": {"cli"},
-    "pydantic": {"settings", "flows"},
+    "pydantic": {"settings", "stages", "flows"},
 }
 
 

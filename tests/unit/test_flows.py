@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PARAMS = """\
 # the scale
 profile: tiny
-train: {seed: 0, alpha: 1.0, rounds: 3, learning_rate: 5.0e-4, prompts: 32, group: 8}  # rewards
+train: {seed: 0, alpha: 1.0, iterations: 3, learning_rate: 5.0e-4, prompts: 32, group: 8}  # rewards
 evaluate: {tasks: [sudoku]}
 """
 BAD = [
@@ -38,13 +38,13 @@ BAD = [
     ("seed", 1.5),
     ("alpha", -1),
     ("alpha", "fast"),
-    ("rounds", 0),
+    ("iterations", 0),
     ("learning_rate", 0),
     ("learning_rate", 2),
-    ("prompts_per_round", 0),
+    ("prompts_per_iteration", 0),
     ("group", 1),
 ]
-GIVEN = {"seed": 3, "alpha": 2.5, "rounds": 7, "learning_rate": 1e-4, "prompts_per_round": 16, "group": 4}
+GIVEN = {"seed": 3, "alpha": 2.5, "iterations": 7, "learning_rate": 1e-4, "prompts_per_iteration": 16, "group": 4}
 
 
 # --- parameters ---------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_the_page_shows_the_reports_table_and_every_number_of_every_stage(tmp_pa
     (tmp_path / "report").mkdir()
     (tmp_path / "metrics").mkdir()
     (tmp_path / "report" / "table.md").write_text("| policy | accuracy |\n|---|---|\n| learned | 0.9 |\n")
-    (tmp_path / "metrics" / "train.json").write_text('{"reward": {"mean": 0.75}, "rounds": 3}')
+    (tmp_path / "metrics" / "train.json").write_text('{"reward": {"mean": 0.75}, "iterations": 3}')
     (tmp_path / "metrics" / "ood-far.json").write_text('{"accuracy": 0.5}')
     (tmp_path / "headroom").mkdir()
     (tmp_path / "headroom" / "many.json").write_text('{"task": "sudoku", "order": {"headroom": 0.25}}')
@@ -289,7 +289,7 @@ def test_the_page_shows_the_reports_table_and_every_number_of_every_stage(tmp_pa
     for line in (
         "| learned | 0.9 |",
         "| train | reward/mean | 0.75 |",
-        "| train | rounds | 3 |",
+        "| train | iterations | 3 |",
         "| ood-far | accuracy | 0.5 |",
         "| headroom-many | order/headroom | 0.25 |",
     ):

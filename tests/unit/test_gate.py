@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from components.core.errors import DataError
 from components.evaluation import gate
-from components.evaluation.evidence import Cell, Evidence
-from components.evaluation.gate import decide, envelope, judge, resample, scores
+from components.evaluation.evidence import Evidence, check_result, result_json, result_of
+from components.evaluation.gate import decide, envelope, measure, resample, scores
+from components.evaluation.results import EvalResult
 from components.trainers.rewards import multiplicative
 from tests.messages import has_remedy
 
@@ -47,16 +48,21 @@ def _turns_up(a, b, c):
     return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
 
 
+def result(family, setting, correct_P, nfe_P, seeds_2SP=()):
+    head = dict(task="sudoku", family=family, setting=setting, block_length=16, choose="mode")
+    return EvalResult.of_prompts(head, correct_P, nfe_P, seeds_2SP)
+
+
 def cell(family, setting, nfe, accuracy, rng, prompts=PROMPTS):
     """A rule that is right on each prompt with this chance and takes about this many passes."""
     spread = rng.integers(-1, 2, prompts)
-    return Cell(family, setting, 16, "mode", (rng.random(prompts) < accuracy).astype(float), nfe + spread)
+    return result(family, setting, (rng.random(prompts) < accuracy).astype(float), nfe + spread)
 
 
 def exact(family, setting, nfe, accuracy, at=0.0, prompts=PROMPTS):
     """A rule that is right on exactly this share of prompts, the ones from `at` on."""
     correct = np.roll(np.arange(prompts) < round(accuracy * prompts), round(at * prompts)).astype(float)
-    return Cell(family, setting, 16, "mode", correct, np.full(prompts, float(nfe)))
+    return result(family, setting, correct, np.full(prompts, float(nfe)))
 
 
 def evidence(accuracy, nfe=5.75, identity="new", prompts="p1", at=0.0, alpha=ALPHA):
@@ -123,24 +129,24 @@ def test_the_interval_covers_the_true_score_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         sweep = tuple(cell("threshold", name, *point, rng, 200) for name, point in HEURISTICS.items())
         policy = cell("learned", "", 5.75, 0.83, rng, 200)
-        found = judge(Evidence("a", "t", "p", policy, sweep, CANVAS, ALPHA), resamples=300)
+        found = measure(Evidence("a", "t", "p", policy, sweep, CANVAS, ALPHA), resamples=300)
         inside += found["score_low"] <= truth <= found["score_high"]
     assert 0.90 <= inside / 200 <= 0.99
 
 
 def test_pairing_is_what_makes_a_small_gain_visible():
     champion, challenger = evidence(0.85, identity="old"), evidence(0.88)
-    assert judge(challenger, champion)["gain_low"] > 0  # right wherever the champion is, and on 3 % more
+    assert measure(challenger, champion)["gain_low"] > 0  # right wherever the champion is, and on 3 % more
     moved = evidence(0.88, at=0.4)  # as accurate, but right on other prompts
-    assert judge(moved, champion)["gain_low"] < 0
-    assert judge(moved, champion)["gain"] == pytest.approx(judge(challenger, champion)["gain"])
+    assert measure(moved, champion)["gain_low"] < 0
+    assert measure(moved, champion)["gain"] == pytest.approx(measure(challenger, champion)["gain"])
 
 
 def test_against_the_champion_counts_what_the_reward_counts_and_not_the_distance_to_the_envelope():
     """At 5.0 passes rules are bad (.65). A policy there is 15 points above them and still of less use at alpha 0."""
     champion, challenger = evidence(0.85, nfe=5.75, identity="old"), evidence(0.80, nfe=5.0, alpha=0.0)
-    figures = judge(challenger, champion)
-    assert figures["score"] == pytest.approx(0.15) and judge(champion)["score"] == pytest.approx(0.075)
+    figures = measure(challenger, champion)
+    assert figures["score"] == pytest.approx(0.15) and measure(champion)["score"] == pytest.approx(0.075)
     assert figures["gain"] == pytest.approx(-0.05)
     assert not decide(challenger, champion).promote
     assert decide(replace(champion, alpha=0.0), challenger).promote
@@ -156,18 +162,20 @@ def test_a_slower_and_more_accurate_policy_wins_where_speed_counts_little(alpha,
 def test_the_utility_is_the_reward_that_training_maximizes(rows, alpha):
     correct, nfe = (np.array(column, float) for column in zip(*rows, strict=True))
     reward = multiplicative(torch.tensor(correct), torch.tensor(nfe), torch.full((len(nfe),), CANVAS), alpha)
-    assert Cell("learned", "", 16, "mode", correct, nfe).utility_P(CANVAS, alpha) == pytest.approx(reward.numpy())
+    assert result("learned", "", correct, nfe).utility_P(CANVAS, alpha) == pytest.approx(reward.numpy())
 
 
 def test_several_seeds_are_averaged_after_the_utility_and_not_before():
     seeds = np.array([[[1.0], [0.0]], [[1.0], [16.0]]])  # right at once, or wrong after 16 passes
-    policy = Cell("learned", "", 16, "sample", np.array([0.5]), np.array([8.5]), seeds)
-    assert policy.utility_P(CANVAS, 1.0) == pytest.approx([0.5])
-    assert Cell.of(json.loads(json.dumps(policy.row()))).utility_P(CANVAS, 1.0) == pytest.approx([0.5])
+    policy = result("learned", "", np.array([0.5]), np.array([8.5]), seeds)
+    assert policy.seeds == 2 and policy.utility_P(CANVAS, 1.0) == pytest.approx([0.5])
+    again = result_of(json.loads(json.dumps(result_json(policy))), "sudoku")
+    assert again.utility_P(CANVAS, 1.0) == pytest.approx([0.5]) and again == policy
+    check_result(policy, CANVAS)
     with pytest.raises(DataError, match="by seed"):
-        replace(policy, seeds_2SP=seeds[:, :, :0])
+        check_result(replace(policy, seeds_2SP=seeds[:, :, :0]), CANVAS)
     with pytest.raises(DataError, match="the means are not"):
-        replace(policy, correct_P=np.array([0.9]))
+        check_result(replace(policy, correct_P=np.array([0.9])), CANVAS)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +202,7 @@ def test_decisions(challenger, champion, promote, live, reason):
 @pytest.mark.parametrize(("low", "promote"), [(-0.011, False), (-0.009, True)])
 def test_up_to_one_point_below_the_envelope_is_forgiven(low, promote):
     """A policy and a rule that are right on the same prompts: every resample has the same score."""
-    rule = Cell("threshold", "0.9", 16, "mode", np.full(1000, 0.8), np.full(1000, 5.0))
+    rule = result("threshold", "0.9", np.full(1000, 0.8), np.full(1000, 5.0))
     policy = replace(rule, family="learned", correct_P=np.full(1000, 0.8 + low))
     verdict = decide(Evidence("new", "t", "p", policy, (rule,), CANVAS, ALPHA), None)
     assert verdict.figures["score_low"] == pytest.approx(low)
@@ -213,11 +221,11 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
     found = evidence(0.8)
     again = Evidence.of(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
-    assert judge(again) == judge(found)
-    with pytest.raises(DataError, match="prompts per cell"):
+    assert measure(again) == measure(found)
+    with pytest.raises(DataError, match="prompts per result"):
         replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
     with pytest.raises(DataError, match="pairs them by prompt"):
-        Cell.of(found.policy.row() | {"nfe": [1.0]})
+        replace(found, policy=result_of(result_json(found.policy) | {"nfe": [1.0]}, "sudoku"))
 
 
 # what is no evidence
@@ -229,7 +237,7 @@ def spoiled(name, value):
     found = evidence(0.88).policy
     values = getattr(found, name).copy()
     values[7] = value
-    return lambda: replace(found, **{name: values})
+    return replace(found, **{name: values})
 
 
 @pytest.mark.parametrize(
@@ -247,12 +255,12 @@ def spoiled(name, value):
 )
 def test_a_value_outside_its_range_is_refused_by_name(name, value, said):
     with pytest.raises(DataError, match=re.escape(said)) as refused:
-        spoiled(name, value)()
+        replace(evidence(0.88), policy=spoiled(name, value))
     assert has_remedy(str(refused.value))
 
 
 def test_more_passes_than_positions_are_refused_in_the_policy_and_in_every_rule():
-    slow = spoiled("nfe_P", CANVAS + 1.0)()
+    slow = spoiled("nfe_P", CANVAS + 1.0)
     found = evidence(0.88)
     with pytest.raises(DataError, match=r"learned .* NFE=17 of prompt 7 is more than the canvas of 16"):
         replace(found, policy=slow)
@@ -270,9 +278,9 @@ def test_a_bound_that_is_nan_passes_no_condition(monkeypatch):
     """Whatever makes it NaN: the gate does not ask where it comes from."""
     champion, challenger = evidence(0.5, identity="old"), evidence(0.88)
     for name in ("score_low", "gain_low"):
-        good = judge(challenger, champion)
+        good = measure(challenger, champion)
         assert decide(challenger, champion).promote
-        monkeypatch.setattr(gate, "judge", lambda *_, name=name, good=good: good | {name: NAN})
+        monkeypatch.setattr(gate, "measure", lambda *_, name=name, good=good: good | {name: NAN})
         assert not decide(challenger, champion).promote
         monkeypatch.undo()
     assert not decide(challenger, None, slack=NAN).promote

@@ -26,9 +26,11 @@ from components.trainers.probing import Labels, Probing, collect, cost, stored
 
 torch.set_num_threads(1)
 
-SHAPE = CoupledShape(top_k=4, width=16, heads=2, inner=16, pair=16)
-PLAN = Probing(chunks=2, prompts=6, states=20, probes=8, own_from=None, held=0.3, block_length=4, seed=1)
-FIT = Fit(epochs=3, batch=8, learning_rate=1e-2, seed=1)
+SHAPE = CoupledShape(top_k=4, width=16, heads=2, mlp_width=16, pair_width=16)
+PLAN = Probing(
+    chunks=2, prompts=6, states=20, probes=8, on_policy_from=None, validation_share=0.3, block_length=4, seed=1
+)
+FIT = Fit(num_epochs=3, batch=8, learning_rate=1e-2, seed=1)
 LENGTHS = (8, 4)
 
 
@@ -68,9 +70,9 @@ def by_hand(denoiser, prompt: Tensor, canvas_L: Tensor, token_L: Tensor) -> Tens
     return torch.logit(logits_LV.softmax(-1).gather(1, token_L[:, None]).squeeze(1))
 
 
-@pytest.mark.parametrize("own_from", [None, 0])
-def test_labels_are_those_of_one_probe_after_another(denoiser, own_from):
-    prompts, plan = prompts_of(), replace(PLAN, own_from=own_from)
+@pytest.mark.parametrize("on_policy_from", [None, 0])
+def test_labels_are_those_of_one_probe_after_another(denoiser, on_policy_from):
+    prompts, plan = prompts_of(), replace(PLAN, on_policy_from=on_policy_from)
     seen: list[tuple[Any, Any, Any]] = []
     real = probing._probe
     with pytest.MonkeyPatch.context() as patch:
@@ -152,12 +154,12 @@ def test_every_prompt_comes_once_before_any_comes_again():
 
 
 def test_a_prompt_is_held_out_whole_or_not_at_all(denoiser):
-    plan, prompts, rule = replace(PLAN, prompts=1, held=0.5), prompts_of(20), Quota("confidence", 1)
+    plan, prompts, rule = replace(PLAN, prompts=1, validation_share=0.5), prompts_of(20), Quota("confidence", 1)
     held = [
         collect(policy_of(), rule, denoiser, prompts, plan, number).held_S.unique().tolist() for number in range(20)
     ]
     assert all(len(one) == 1 for one in held) and 3 < sum(one[0] for one in held) < 17
-    assert not collect(policy_of(), rule, denoiser, prompts, replace(PLAN, held=0.0), 0).held_S.any()
+    assert not collect(policy_of(), rule, denoiser, prompts, replace(PLAN, validation_share=0.0), 0).held_S.any()
 
 
 def test_states_without_a_pair_are_refused(denoiser):
@@ -203,10 +205,10 @@ def run(
 
 @pytest.mark.parametrize("stop", [0, 2, 4])
 def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser, tmp_path, stop):
-    plan = replace(PLAN, own_from=1)
+    plan = replace(PLAN, on_policy_from=1)
     whole, figures = run(denoiser, tmp_path / "whole", plan)
     again, same = run(denoiser, tmp_path / "again", plan)
-    assert figures == same and len(figures) == 2 * FIT.epochs
+    assert figures == same and len(figures) == 2 * FIT.num_epochs
     with pytest.raises(KeyboardInterrupt):
         run(denoiser, tmp_path / "killed", plan, stop=stop)
     resumed, told = run(denoiser, tmp_path / "killed", plan)
@@ -217,7 +219,7 @@ def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser, tmp_path, s
 
 def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_old_fit(denoiser, tmp_path):
     one, _ = run(denoiser, tmp_path)
-    two, figures = run(denoiser, tmp_path, fit=replace(FIT, epochs=1))
+    two, figures = run(denoiser, tmp_path, fit=replace(FIT, num_epochs=1))
     assert len(figures) == 1
     assert not torch.equal(one.pairs.out.weight, two.pairs.out.weight)
     three, _ = run(denoiser, tmp_path, plan=replace(PLAN, seed=2))
@@ -232,7 +234,9 @@ def test_only_the_shifts_are_trained(denoiser, tmp_path):
 
 
 def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(denoiser, monkeypatch):
-    labels = collect(policy_of(), Quota("confidence", 1), denoiser, prompts_of(), replace(PLAN, held=1.0), 0)
+    labels = collect(
+        policy_of(), Quota("confidence", 1), denoiser, prompts_of(), replace(PLAN, validation_share=1.0), 0
+    )
     policy = policy_of()
     assert trainer.unexplained(policy, [labels], 8) == pytest.approx(1.0)
     obs = labels.observation
@@ -247,13 +251,22 @@ def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(denois
 def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_first, tmp_path):
     """The key decides every other position: a probe of it moves all of them, and nothing else moves anything."""
     policy, figures = policy_of(), []
-    plan = Probing(chunks=2, prompts=56, states=200, probes=4, own_from=None, held=0.25, block_length=None, seed=0)
+    plan = Probing(
+        chunks=2,
+        prompts=56,
+        states=200,
+        probes=4,
+        on_policy_from=None,
+        validation_share=0.25,
+        block_length=None,
+        seed=0,
+    )
     influence(
         policy,
         Quota("random", 1),
         key_first.denoiser(),
         key_first.prompts(14),
-        (plan, Fit(epochs=30, batch=32, learning_rate=1e-2, seed=0)),
+        (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0)),
         lambda epoch, m: figures.append(m),
         tmp_path,
         "key first",

@@ -66,8 +66,8 @@ def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser
 
 
 def test_a_recorded_step_takes_no_more_than_is_counted_and_not_far_less(denoiser):
-    job, policy = job_of(40), ConfidencePolicy(Shape(width=8, heads=2, inner=16, features=16)).eval()
-    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force=False)).steps
+    job, policy = job_of(40), ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16, features=16)).eval()
+    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force_commit=False)).steps
     assert steps is not None
     held = [*steps.observation.tensors().values(), steps.action.drawn_BL, steps.row_N, steps.step_N, steps.log_prob_N]
     kept = sum(t.nbytes for t in held) / len(steps.row_N)
@@ -123,7 +123,7 @@ def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
 
 
 @pytest.mark.parametrize(
-    "policy", [Threshold(0.3), Klass(0.2, 5.0), ConfidencePolicy(Shape(width=8, heads=2, inner=16))]
+    "policy", [Threshold(0.3), Klass(0.2, 5.0), ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16))]
 )
 def test_any_budget_decodes_the_same(denoiser, policy, monkeypatch):
     job = job_of(12)

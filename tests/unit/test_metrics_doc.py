@@ -16,7 +16,7 @@ from components.trainers.influence import Fit, influence
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.probing import Probing
-from components.trainers.reinforce import optimiser_for, reinforce
+from components.trainers.reinforce import optimizer_for, reinforce
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,14 +40,14 @@ def documented(section: str) -> set[str]:
 
 def learner() -> ConfidencePolicy:
     torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5))
+    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5))
 
 
 def reinforced(task) -> set[str]:
     names, policy = Names(), learner()
-    plan = Plan(rounds=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
+    plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
     reinforce(policy, task.denoiser(), task.prompts(), plan, Objective(signal="dense"), names,
-              optimiser_for(policy, plan))  # fmt: skip
+              optimizer_for(policy, plan))  # fmt: skip
     assert names.seen[0] == names.seen[1]
     return names.seen[0]
 
@@ -61,7 +61,7 @@ def distilled(task) -> set[str]:
 def probed(task, folder: Path) -> set[str]:
     names = Names()
     torch.manual_seed(0)
-    policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, inner=8, pair=8))
+    policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, mlp_width=8, pair_width=8))
     plans = (Probing(1, 8, 16, 4, None, 0.3, None, 0), Fit(1, 8, 1e-3, 0))
     influence(policy, Threshold(0.9), task.denoiser(), task.prompts(), plans, names, folder, "key")
     return names.seen[0]

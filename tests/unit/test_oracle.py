@@ -65,7 +65,7 @@ def scrambled(length: int, seed: int = 0) -> FormulaDenoiser:
 def learner(action: str = "bernoulli", seed: int = 0, **knobs) -> ConfidencePolicy:
     """A small policy in float64, far from its zero initialisation."""
     torch.manual_seed(seed)
-    policy = ConfidencePolicy(Shape(width=8, heads=1, inner=8, bias=-0.3, action=action), **knobs).double()
+    policy = ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8, bias=-0.3, action=action), **knobs).double()
     for weight in policy.parameters():
         weight.data += 0.4 * torch.randn_like(weight)
     return policy
@@ -95,7 +95,9 @@ class TopK:
 def coupled_learner(seed: int = 0, **knobs) -> CoupledPolicy:
     """The same of the coupled policy: shifts, mixture and bias all count."""
     torch.manual_seed(seed)
-    policy = CoupledPolicy(CoupledShape(top_k=3, width=4, heads=1, inner=4, pair=4, kappa=0.6, cost=0.8), **knobs)
+    policy = CoupledPolicy(
+        CoupledShape(top_k=3, width=4, heads=1, mlp_width=4, pair_width=4, kappa=0.6, cost=0.8), **knobs
+    )
     for weight in policy.double().parameters():
         weight.data += 0.4 * torch.randn_like(weight)
     return policy
@@ -190,7 +192,7 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
             if chance == 0:
                 continue
             committed = drawn.drawn_BL[row].clone()
-            if not committed.any() and lattice.force:
+            if not committed.any() and lattice.force_commit:
                 committed[int(one.fallback_B[0])] = True
             edge = edges[tuple(committed.tolist())]
             now = [*steps, (depth, state, drawn.rows(torch.tensor([row])))]
@@ -202,10 +204,14 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
     return list(walk(0, 0, [], 1.0))
 
 
-@pytest.mark.parametrize(("force", "cap", "block"), [(True, "canvas", 3), (False, "canvas", 3), (False, "block", 3)])
+@pytest.mark.parametrize(
+    ("force_commit", "step_limit", "block"), [(True, "canvas", 3), (False, "canvas", 3), (False, "block", 3)]
+)
 @every_policy
-def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force, cap, block):
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, block, NEEDS, force=force, cap=cap)
+def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force_commit, step_limit, block):
+    lattice = enumerate_decoding(
+        scrambled(3), PROMPT, 3, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+    )
     exact, every = follow(lattice, POLICIES[name]), paths(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
     assert sum(p.p for p in every) == pytest.approx(1, abs=near)
@@ -219,17 +225,19 @@ def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force
 
 
 @pytest.mark.parametrize(("length", "block"), [(4, 4), (4, 2), (4, 1), (3, 3)])
-@pytest.mark.parametrize(("force", "cap"), [(True, "canvas"), (False, "canvas"), (False, "block")])
+@pytest.mark.parametrize(("force_commit", "step_limit"), [(True, "canvas"), (False, "canvas"), (False, "block")])
 @every_policy
-def test_mass_is_conserved(name, length, block, force, cap):
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, block, NEEDS, force=force, cap=cap)
+def test_mass_is_conserved(name, length, block, force_commit, step_limit):
+    lattice = enumerate_decoding(
+        scrambled(length), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+    )
     exact = follow(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
     assert exact.mass_N.sum().item() == pytest.approx(1, abs=near)
     for before, after in itertools.pairwise(exact.state_mass):
         assert after.sum().item() <= before.sum().item() + near  # what ended does not come back
     assert sum(p.item() for p in text_distribution(lattice, exact).values()) == pytest.approx(1, abs=near)
-    if force:
+    if force_commit:
         assert bool(lattice.ends.finished_R.all())
     assert int(lattice.ends.nfe_R.max()) <= length
 
@@ -245,15 +253,20 @@ def test_the_same_masks_hold_different_tokens():
     assert states[2] > len(sets[2])
 
 
-@pytest.mark.parametrize(("force", "cap", "block"), [(True, "canvas", 4), (False, "canvas", 2), (False, "block", 2)])
+@pytest.mark.parametrize(
+    ("force_commit", "step_limit", "block"), [(True, "canvas", 4), (False, "canvas", 2), (False, "block", 2)]
+)
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "coupled", "accept", "random"])
-def test_rollouts_follow_the_oracle(name, force, cap, block):
+def test_rollouts_follow_the_oracle(name, force_commit, step_limit, block):
     """Sampled rollouts end where the oracle says, as often as it says, and their mean reward is the exact one."""
     rows, denoiser, policy = 1500, scrambled(4), POLICIES[name]
-    lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force=force, cap=cap)
+    lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force_commit=force_commit, step_limit=step_limit)
     exact = follow(lattice, policy)
     done = rollout(
-        denoiser, policy, Job.of([PROMPT], 4, block, group=rows), DecodeOptions(seed=5, force=force, cap=cap)
+        denoiser,
+        policy,
+        Job.of([PROMPT], 4, block, group=rows),
+        DecodeOptions(seed=5, force_commit=force_commit, step_limit=step_limit),
     )
     known = {
         (tuple(c), n): i
@@ -284,11 +297,11 @@ def test_greedy_decoding_is_one_path(name):
     "name",
     ["bernoulli", "bernoulli, scaled", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"],
 )
-@pytest.mark.parametrize("force", [True, False])
-def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force):
+@pytest.mark.parametrize("force_commit", [True, False])
+def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force_commit):
     denoiser, policy = scrambled(4), POLICIES[name]
     job = Job.of([PROMPT, PROMPT[:1]], 4, 2, group=20)
-    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force=force, rows=7)).steps
+    steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force_commit=force_commit, rows=7)).steps
     assert steps is not None
     again = policy.distribution(steps.observation).log_prob(steps.action)
     assert torch.allclose(again, steps.log_prob_N, atol=1e-12)
@@ -425,7 +438,7 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "block", "force", "cap"),
+    ("name", "length", "block", "force_commit", "step_limit"),
     [
         ("bernoulli", 4, 2, True, "canvas"),
         ("dpls", 4, 2, True, "canvas"),
@@ -435,26 +448,28 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
         ("bernoulli", 2, 1, False, "block"),  # as in paper A's release: a block may be left unfinished
     ],
 )
-def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length, block, force, cap):
+def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length, block, force_commit, step_limit):
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(length, seed=4), PROMPT, length, block, NEEDS, force=force, cap=cap)
-    assert bool(lattice.ends.finished_R.all()) is (cap == "canvas")
+    lattice = enumerate_decoding(
+        scrambled(length, seed=4), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+    )
+    assert bool(lattice.ends.finished_R.all()) is (step_limit == "canvas")
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
     wanted = (1 - 1 / 2) / length * flat_gradient(exact, policy)
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, 2), lattice, CONSTANT), wanted)
 
 
-@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("force_commit", [True, False])
 @pytest.mark.parametrize(("size", "length"), [(2, 3), (3, 2)])
 @pytest.mark.parametrize(
     "name", ["bernoulli", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"]
 )
-def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force):
+def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force_commit):
     """With ratio 1 and constant weighting: (1 - 1/G) / L times autograd of the exact expected reward."""
-    if name in ("bernoulli", "accept") and not force and length == 3:
+    if name in ("bernoulli", "accept") and not force_commit and length == 3:
         length = 2  # trajectories with empty steps are many
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force=force)
+    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force_commit=force_commit)
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
     wanted = (1 - 1 / size) / length * flat_gradient(exact, policy)
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
@@ -520,7 +535,7 @@ def test_the_clipped_surrogate_off_policy(name, weighting, normalize_advantage):
     wanted = flat_gradient(
         by_hand(groups, new_N, groups.part.log_prob_N, reward_R, per_row, clip, normalize_advantage), policy
     )
-    objective = Objective(weighting=weighting, clip=clip, normalize_advantage=normalize_advantage)
+    objective = Objective(weighting=weighting, clip_eps=clip, normalize_advantage=normalize_advantage)
     found = mean_gradient(policy, None, groups, lattice, objective)
     assert_same(found, wanted)
 
@@ -595,15 +610,15 @@ PULLS = [
 )
 def test_the_pull_is_the_divergence_of_each_visited_state(name, reference, divergence):
     """sum over states of P(state) divergence / L; its gradient leaves out how the weights move P(state)."""
-    policy, pull, length = POLICIES[name], 0.3, 3
+    policy, kl_coef, length = POLICIES[name], 0.3, 3
     lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
     exact = follow(lattice, policy)
     rule = isinstance(reference, Threshold)
     values = per_state_divergence(lattice, policy, reference, "ce" if rule else divergence)
     visited = sum((m.detach() * v).sum() for m, v in zip(exact.state_mass, values, strict=True))
     gain = flat_gradient(exact.expected(reward_of(lattice.ends)), policy)
-    wanted = (1 - 1 / 2) / length * gain - pull / length * flat_gradient(torch.as_tensor(visited), policy)
-    objective = Objective(weighting="constant", pull=pull, divergence=divergence)
+    wanted = (1 - 1 / 2) / length * gain - kl_coef / length * flat_gradient(torch.as_tensor(visited), policy)
+    objective = Objective(weighting="constant", kl_coef=kl_coef, divergence=divergence)
     assert_same(mean_gradient(policy, reference, all_groups(lattice, policy, 2), lattice, objective), wanted)
 
 
@@ -622,8 +637,8 @@ def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name
         steered = best_first(expert, lattice) if experts else None
         groups = all_groups(lattice, older, 2, steered)
         one, none = (
-            mean_gradient(policy, reference, groups, lattice, replace(CONSTANT, pull=pull), experts)
-            for pull in (1.0, 0.0)
+            mean_gradient(policy, reference, groups, lattice, replace(CONSTANT, kl_coef=kl_coef), experts)
+            for kl_coef in (1.0, 0.0)
         )
         assert_same(none - one, wanted / 3 * 2 / (2 + experts))
 
@@ -649,7 +664,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
     """The chain rule: sum over states of P(state) KL(state) = KL between the two laws of trajectories. (Where an empty
     draw is legal: the two may replace it by different positions.)"""
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
-    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force=False)
+    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force_commit=False)
     theirs = {str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps]): p.p for p in paths(lattice, reference)}
     between = sum(
         p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
@@ -667,10 +682,10 @@ def test_each_switch_drops_exactly_its_term():
     lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS)
     groups = all_groups(lattice, policy, 2)
     plain = mean_gradient(policy, None, groups, lattice, CONSTANT)
-    assert torch.equal(mean_gradient(policy, None, groups, lattice, replace(CONSTANT, clip=1e-3)), plain)
+    assert torch.equal(mean_gradient(policy, None, groups, lattice, replace(CONSTANT, clip_eps=1e-3)), plain)
     assert torch.equal(mean_gradient(policy, reference, groups, lattice, CONSTANT), plain)
-    pulled = replace(CONSTANT, pull=0.5)
-    twice = replace(CONSTANT, pull=1.0)
+    pulled = replace(CONSTANT, kl_coef=0.5)
+    twice = replace(CONSTANT, kl_coef=1.0)
     once = mean_gradient(policy, reference, groups, lattice, pulled) - plain
     assert torch.allclose(mean_gradient(policy, reference, groups, lattice, twice) - plain, 2 * once, atol=1e-12)
     itself = mean_gradient(policy, policy, groups, lattice, pulled)

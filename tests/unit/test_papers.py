@@ -42,7 +42,7 @@ def settings(pasted: dict[str, Any], **changes: dict[str, Any]) -> Settings:
         ("paper", {}),
         ("full", {"decode": {"block_length": None}}),
         ("dpls", {"policy": {"action": "dpls"}}),
-        ("steered", {"decode": {"block_length": None}, "train": {"experts": 1, "expert_block": 32, "clip": 0.2}}),
+        ("steered", {"decode": {"block_length": None}, "train": {"experts": 1, "expert_block": 32, "clip_eps": 0.2}}),
     ],
 )
 def test_paper_a_from_params_yaml_is_its_preset(name: str, changes: dict[str, Any]) -> None:
@@ -70,9 +70,9 @@ def test_paper_b_from_params_yaml_is_its_preset(
         PAPER_B,
         policy={"shortlist": shortlist},
         distill={"reference": rule, "value": value},
-        train={"reference": rule, "reference_value": value, "divergence": divergence, "keep_steps": 0.25},
+        train={"reference": rule, "reference_value": value, "divergence": divergence, "record_share": 0.25},
     )
-    wanted = upo.preset(name, 4096, heads=32, inner=12288, keep_steps=0.25)
+    wanted = upo.preset(name, 4096, heads=32, mlp_width=12288, record_share=0.25)
     assert plan_of(found.train, found.decode) == (wanted.plan, wanted.objective)
     assert isinstance(found.policy, Feature)
     assert FeatureShape(features=4096, **found.policy.model_dump(exclude={"kind"})) == wanted.shape

@@ -323,7 +323,7 @@ def test_a_policy_of_a_newer_version_or_cut_off_is_a_sentence(tmp_path: Path) ->
     from components.policies import store as policies
     from components.policies.confidence import ConfidencePolicy, Shape
 
-    policies.save(ConfidencePolicy(Shape(width=8, heads=1, inner=8)), tmp_path / "whole")
+    policies.save(ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8)), tmp_path / "whole")
     described = files.read_json(tmp_path / "whole" / "policy.json")
     newer = {**described, "shape": {**described["shape"], "momentum": 3}}
     older = {**described, "shape": {k: v for k, v in described["shape"].items() if k != "inputs"}}

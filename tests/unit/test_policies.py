@@ -18,6 +18,7 @@ from components.maths.distributions import Bernoulli, Categorical
 from components.maths.plackett_luce import DPLS
 from components.policies import store
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape, entropy_before, rotate, sinusoid
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
 from components.policies.teacher import Teacher
@@ -25,7 +26,7 @@ from components.trainers import upo
 
 torch.set_num_threads(1)
 
-RICH = Shape(inputs=("log_odds", "entropy", "margin", "top"), top_k=3, features=8, width=16, heads=2, inner=32)
+RICH = Shape(inputs=("log_odds", "entropy", "margin", "top"), top_k=3, features=8, width=16, heads=2, mlp_width=32)
 
 
 def observe(rows: int = 4, length: int = 6, seed: int = 0, prompt: int = 2) -> Observation:
@@ -66,13 +67,13 @@ def stirred(policy: nn.Module, seed: int = 3) -> Any:
 
 SHAPES = {
     "paper": PAPER,
-    "default": Shape(width=16, inner=32),
+    "default": Shape(width=16, mlp_width=32),
     "rich": RICH,
     "long period": replace(RICH, period=10000.0, where="eligible"),
     "conditioned": replace(RICH, alphas=(0.3, 9.0), where="all"),
-    "bound": Shape(inputs=("bound", "entropy"), width=16, inner=32),
-    "feature": FeatureShape(8, heads=2, inner=16, top_k=2),
-    "feature, shortlist": FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2),
+    "bound": Shape(inputs=("bound", "entropy"), width=16, mlp_width=32),
+    "feature": FeatureShape(8, heads=2, mlp_width=16, top_k=2),
+    "feature, shortlist": FeatureShape(8, heads=2, mlp_width=16, top_k=3, shortlist=2),
 }
 every_shape = pytest.mark.parametrize("name", SHAPES)
 
@@ -154,7 +155,7 @@ def test_frozen_features_enter_through_a_zero_initialised_projection():
 def test_the_zero_initialised_block_is_an_ordinary_pre_norm_block():
     """Gates are 1 + alpha: with the modulation at zero neither time nor mask bit counts, and both halves are open."""
     torch.manual_seed(0)
-    policy = ConfidencePolicy(Shape(width=16, inner=32)).double()
+    policy = ConfidencePolicy(Shape(width=16, mlp_width=32)).double()
     block, x = policy.block, torch.randn(2, 5, 16, dtype=torch.float64)
     h = block.norm_1(x)
     q, k, v = (f(h).view(2, 5, 2, 8).transpose(1, 2) for f in (block.query, block.key, block.value))
@@ -283,10 +284,10 @@ def test_the_feature_head_reads_the_prompt_and_other_positions():
 def test_a_fresh_feature_head_is_uniform_over_its_candidates():
     """The Top-K realisation starts as its own reference; KL to it is 0."""
     obs = observe()
-    fresh = FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3, shortlist=2)).double()
+    fresh = FeaturePolicy(FeatureShape(8, heads=2, mlp_width=16, top_k=3, shortlist=2)).double()
     reference = TopKRandom(2).distribution(obs)
     assert torch.allclose(fresh.distribution(obs).kl(reference), torch.zeros(4, dtype=torch.float64), atol=1e-7)
-    everywhere = FeaturePolicy(FeatureShape(8, heads=2, inner=16, top_k=3)).double().distribution(obs)
+    everywhere = FeaturePolicy(FeatureShape(8, heads=2, mlp_width=16, top_k=3)).double().distribution(obs)
     assert isinstance(everywhere, Categorical)
     count = obs.eligible_BL.sum(-1, keepdim=True).double()
     assert torch.allclose(everywhere.log_probs_BL.exp(), obs.eligible_BL / count.clamp(min=1))
@@ -369,6 +370,18 @@ def test_a_broken_folder_is_refused(tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(described | {"shape": described["shape"] | {"width": 32}}))
     with pytest.raises(CheckpointError, match="no whole policy"):
         store.load(tmp_path)
+
+
+def test_a_policy_stored_under_the_former_names_of_its_shape_is_read(tmp_path):
+    """policy.json of older runs has inner, pair and pairs."""
+    policy = CoupledPolicy(CoupledShape(top_k=3, width=8, heads=2, mlp_width=12, pair_width=6, pair_shifts=False))
+    store.save(policy, tmp_path)
+    described = json.loads((tmp_path / "policy.json").read_text(encoding="utf-8"))
+    names = {new: old for old, new in store.FORMER.items()}
+    described["shape"] = {names.get(name, name): value for name, value in described["shape"].items()}
+    assert {"inner", "pair", "pairs"} <= set(described["shape"])
+    (tmp_path / "policy.json").write_text(json.dumps(described), encoding="utf-8")
+    assert store.load(tmp_path).shape == policy.shape
 
 
 @pytest.mark.parametrize(

@@ -27,34 +27,34 @@ from components.policies.teacher import Teacher
 from components.trainers import grpo, upo
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Collected, collect, optimiser_for, reinforce, update
+from components.trainers.reinforce import Experience, collect, optimizer_for, reinforce, update
 
 torch.set_num_threads(1)
 
-PLAN = Plan(rounds=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
+PLAN = Plan(iterations=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
 
 
 def learner(seed: int = 0, **knobs: Any) -> ConfidencePolicy:
     torch.manual_seed(seed)
-    return ConfidencePolicy(Shape(width=16, heads=1, inner=16, bias=-0.5, **knobs))
+    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, **knobs))
 
 
 def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
     torch.manual_seed(seed)
-    return FeaturePolicy(FeatureShape(16, heads=2, inner=16, top_k=3, shortlist=shortlist))
+    return FeaturePolicy(FeatureShape(16, heads=2, mlp_width=16, top_k=3, shortlist=shortlist))
 
 
 def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
     """Far from its zero initialisation, so that shifts and mixture count."""
     torch.manual_seed(seed)
-    policy = CoupledPolicy(CoupledShape(**dict(top_k=3, width=8, heads=2, inner=8, pair=6, tau=-1.0) | shape))
+    policy = CoupledPolicy(CoupledShape(**dict(top_k=3, width=8, heads=2, mlp_width=8, pair_width=6, tau=-1.0) | shape))
     with torch.no_grad():
         for weight in policy.parameters():
             weight += 0.3 * torch.randn_like(weight)
     return policy
 
 
-def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Collected:  # noqa: B008
+def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Experience:  # noqa: B008
     return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Timer())
 
 
@@ -68,43 +68,43 @@ def snapshot(policy) -> dict[str, torch.Tensor]:
     ids=lambda p: type(p).__name__,
 )
 def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
-    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
     old = snapshot(policy)
-    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert torch.allclose(again, found.steps.log_prob_N, atol=1e-6)
-    once = update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1))
+    again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert torch.allclose(again, experience.steps.log_prob_N, atol=1e-6)
+    once = update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
     assert once["policy/clipped"] == 0
-    moved = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert not torch.allclose(moved, found.steps.log_prob_N, atol=1e-6)
+    moved = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert not torch.allclose(moved, experience.steps.log_prob_N, atol=1e-6)
     assert any(not torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
 def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_first):
     policy = learner()
-    found = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
-    assert torch.equal(found.advantage_R, group_advantages(found.reward_R, found.job.prompt_R))
-    before = (found.advantage_R[found.steps.row_N] * found.steps.log_prob_N).sum()
-    update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1))
-    after = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    assert (found.advantage_R[found.steps.row_N] * after).sum() > before
+    experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
+    assert torch.equal(experience.advantage_R, group_advantages(experience.reward_R, experience.job.prompt_R))
+    before = (experience.advantage_R[experience.steps.row_N] * experience.steps.log_prob_N).sum()
+    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
+    after = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    assert (experience.advantage_R[experience.steps.row_N] * after).sum() > before
 
 
 def test_groups_that_agree_teach_nothing(key_first):
     policy = learner()
-    found = gathered(key_first, policy)
-    found.advantage_R = torch.zeros_like(found.advantage_R)
+    experience = gathered(key_first, policy)
+    experience.advantage_R = torch.zeros_like(experience.advantage_R)
     old = snapshot(policy)
-    update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective())
+    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective())
     assert all(torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
 def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
     """Gradients are added up over pieces of any size."""
-    found = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
+    experience = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
     results = []
     for pairs in (5, 10_000):
         policy = learner()
-        update(policy, None, optimiser_for(policy, PLAN), found, PLAN, Objective(epochs=1, pairs=pairs))
+        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1, micro_batch=pairs))
         results.append(snapshot(policy))
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
 
@@ -120,7 +120,7 @@ def test_training_is_a_function_of_its_seed(key_first):
             PLAN,
             Objective(signal="dense"),
             lambda _, m: None,
-            optimiser_for(policy, PLAN),
+            optimizer_for(policy, PLAN),
         )
         results.append(snapshot(policy))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -129,7 +129,7 @@ def test_training_is_a_function_of_its_seed(key_first):
 def test_stored_steps_are_a_share_of_all(key_first):
     """Half of them; rewards and decoded texts are those of the whole."""
     policy, plan = learner(), replace(PLAN, prompts=12, group=16)
-    whole, half = (gathered(key_first, policy, plan, Objective(keep_steps=share)) for share in (1.0, 0.5))
+    whole, half = (gathered(key_first, policy, plan, Objective(record_share=share)) for share in (1.0, 0.5))
     assert torch.equal(whole.reward_R, half.reward_R)
     every, kept = (set(zip(x.steps.row_N.tolist(), x.steps.step_N.tolist(), strict=True)) for x in (whole, half))
     assert kept < every
@@ -150,9 +150,12 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
         """What plain gradient descent of rate 1 takes off the weights."""
         policy, reference = kind().double(), kind(1).double()
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
-        objective = Objective(epochs=1, pull=1.0, weighting=weighting, keep_steps=share)
-        found, descent = replace(whole, steps=whole.steps.pairs(kept_N)), torch.optim.SGD(policy.parameters(), lr=1.0)
-        update(policy, reference, descent, found, replace(plan, clip_norm=math.inf), objective)
+        objective = Objective(num_epochs=1, kl_coef=1.0, weighting=weighting, record_share=share)
+        experience, descent = (
+            replace(whole, steps=whole.steps.pairs(kept_N)),
+            torch.optim.SGD(policy.parameters(), lr=1.0),
+        )
+        update(policy, reference, descent, experience, replace(plan, clip_norm=math.inf), objective)
         return before - torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
 
     every = torch.tensor(list(itertools.product([False, True], repeat=count)))
@@ -165,30 +168,30 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
 
 def test_what_the_reference_reads_is_recorded(key_first):
     """A learner that reads three numbers per position, pulled to one that reads the whole sequence, or the answer."""
-    for reference in (head(), ConfidencePolicy(replace(PAPER, width=16, inner=16)), Teacher()):
-        found = gathered(key_first, learner(), reference=reference)
-        assert reference.distribution(found.steps.observation).entropy().shape == found.steps.row_N.shape
-    taught = Objective(pull=0.1, divergence="ce")
+    for reference in (head(), ConfidencePolicy(replace(PAPER, width=16, mlp_width=16)), Teacher()):
+        experience = gathered(key_first, learner(), reference=reference)
+        assert reference.distribution(experience.steps.observation).entropy().shape == experience.steps.row_N.shape
+    taught = Objective(kl_coef=0.1, divergence="ce")
     policy = learner()
-    found = gathered(key_first, policy, objective=taught, reference=Teacher())
-    assert found.steps.observation.answer_BL is not None
-    assert math.isfinite(update(policy, Teacher(), optimiser_for(policy, PLAN), found, PLAN, taught)["policy/kl"])
+    experience = gathered(key_first, policy, objective=taught, reference=Teacher())
+    assert experience.steps.observation.answer_BL is not None
+    assert math.isfinite(update(policy, Teacher(), optimizer_for(policy, PLAN), experience, PLAN, taught)["policy/kl"])
 
 
 def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first):
     """Steered rows: any block length, all masks eligible in what is recorded, a behaviour of their own."""
     plan = replace(PLAN, block_length=None, experts=1, expert_block=1)
     expert = Quota("left_to_right", 1)
-    found = gathered(key_first, learner(), plan, Objective(signal="dense"), expert=expert)
-    steered = found.job.policy_R == 1
+    experience = gathered(key_first, learner(), plan, Objective(signal="dense"), expert=expert)
+    steered = experience.job.policy_R == 1
     assert int(steered.sum()) == plan.prompts and len(steered) == plan.prompts * (plan.group + 1)
-    assert torch.equal(found.rollout.order_RL[steered], torch.arange(4).expand(plan.prompts, 4))
-    pairs = steered[found.steps.row_N]
-    seen = found.steps.observation
+    assert torch.equal(experience.rollout.order_RL[steered], torch.arange(4).expand(plan.prompts, 4))
+    pairs = steered[experience.steps.row_N]
+    seen = experience.steps.observation
     assert torch.equal(seen.eligible_BL[pairs], seen.masked_BL[pairs])
-    assert bool((found.steps.log_prob_N[pairs] > -torch.inf).all())
-    assert found.metrics["reward/mean"] == pytest.approx(float(found.reward_R[~steered].mean()))
-    update(learner(), None, optimiser_for(learner(), plan), found, plan, Objective())
+    assert bool((experience.steps.log_prob_N[pairs] > -torch.inf).all())
+    assert experience.metrics["reward/mean"] == pytest.approx(float(experience.reward_R[~steered].mean()))
+    update(learner(), None, optimizer_for(learner(), plan), experience, plan, Objective())
 
 
 def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
@@ -199,15 +202,15 @@ def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
 def test_one_training_for_every_speed(key_first):
     """Each group draws its alpha; its members are asked for, recorded with, and rewarded by the same one."""
     alphas, plan = (0.0, 3.0), replace(PLAN, prompts=12)
-    found = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
-    alpha_R = found.job.alpha_R
+    experience = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
+    alpha_R = experience.job.alpha_R
     assert alpha_R is not None and set(alpha_R.tolist()) == set(alphas)
     for prompt in range(plan.prompts):
-        assert len(set(alpha_R[found.job.prompt_R == prompt].tolist())) == 1
-    assert found.steps.observation.alpha_B is not None
-    assert torch.equal(found.steps.observation.alpha_B, alpha_R[found.steps.row_N])
-    speed = (4 - found.rollout.nfe_R + 1) / 4
-    assert torch.allclose(found.reward_R, found.dense_R * speed**alpha_R)
+        assert len(set(alpha_R[experience.job.prompt_R == prompt].tolist())) == 1
+    assert experience.steps.observation.alpha_B is not None
+    assert torch.equal(experience.steps.observation.alpha_B, alpha_R[experience.steps.row_N])
+    speed = (4 - experience.rollout.nfe_R + 1) / 4
+    assert torch.allclose(experience.reward_R, experience.dense_R * speed**alpha_R)
     again = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
     assert again.job.alpha_R is not None and torch.equal(again.job.alpha_R, alpha_R)
 
@@ -217,9 +220,9 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
     results = []
     for objective in (Objective(alpha=2.0, signal="dense"), Objective(alphas=(2.0,), signal="dense")):
         policy = learner()
-        found = gathered(key_first, policy, objective=objective)
-        update(policy, None, optimiser_for(policy, PLAN), found, PLAN, objective)
-        results.append((found, snapshot(policy)))
+        experience = gathered(key_first, policy, objective=objective)
+        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, objective)
+        results.append((experience, snapshot(policy)))
     (one, ours), (other, theirs) = results
     assert torch.equal(one.rollout.canvas_RL, other.rollout.canvas_RL) and torch.equal(one.reward_R, other.reward_R)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -229,9 +232,9 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
 def test_an_expert_s_commits_are_recorded_best_first(key_first, policy):
     """An ordered policy is steered to the expert's own order of preference, not to that of the positions."""
     plan = replace(PLAN, block_length=None, experts=1)
-    found = gathered(key_first, policy, plan, expert=Threshold(0.5))
-    steps = found.steps
-    steered = (found.job.policy_R == 1)[steps.row_N]
+    experience = gathered(key_first, policy, plan, expert=Threshold(0.5))
+    steps = experience.steps
+    steered = (experience.job.policy_R == 1)[steps.row_N]
     seen, action = steps.observation, steps.action
     confidence_BL, rank_BL = seen.confidence_BL, action.rank_BL
     assert confidence_BL is not None and rank_BL is not None
@@ -259,7 +262,7 @@ def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first)
 
 
 def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
-    plan = DistillPlan(rounds=1, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+    plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
         imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
 
@@ -268,14 +271,14 @@ def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
 def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, block_length):
     """All switches together; what is recorded is what is computed again, and every parameter learns."""
     plan = replace(PLAN, prompts=12, experts=1, expert_block=1, block_length=block_length)
-    objective = Objective(alpha=0.5, signal="dense", keep_steps=0.7, pull=0.1, epochs=2)
+    objective = Objective(alpha=0.5, signal="dense", record_share=0.7, kl_coef=0.1, num_epochs=2)
     policy, reference = coupled(features=16, alphas=(0.0, 2.0)), coupled(1, features=16, alphas=(0.0, 2.0))
-    found = gathered(key_first, policy, plan, replace(objective, alphas=(0.0, 2.0)), reference, Threshold(0.5))
-    again = policy.distribution(found.steps.observation).log_prob(found.steps.action)
-    torch.testing.assert_close(again, found.steps.log_prob_N, atol=1e-5, rtol=1e-5)
+    experience = gathered(key_first, policy, plan, replace(objective, alphas=(0.0, 2.0)), reference, Threshold(0.5))
+    again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
+    torch.testing.assert_close(again, experience.steps.log_prob_N, atol=1e-5, rtol=1e-5)
     assert bool(again.isfinite().all())
     old = snapshot(policy)
-    seen = update(policy, reference, optimiser_for(policy, plan), found, plan, objective)
+    seen = update(policy, reference, optimizer_for(policy, plan), experience, plan, objective)
     assert all(math.isfinite(value) for value in seen.values()) and seen["policy/kl"] != 0
     still = {name for name, value in policy.state_dict().items() if torch.equal(old[name], value)}
     # The first pick is free and the second ends a block of two: no risk is ever paid there.
@@ -287,17 +290,17 @@ def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, b
 def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
     """Its reference is a rule, its reward has no speed; one position per step where the action says so."""
     policy = coupled(**shape)
-    objective = Objective(alpha=0.0, signal="dense", pull=1e-2, divergence="ce", clip=0.2)
+    objective = Objective(alpha=0.0, signal="dense", kl_coef=1e-2, divergence="ce", clip_eps=0.2)
     rule = Quota("confidence", 1)
-    found = gathered(key_first, policy, objective=objective, reference=rule)
+    experience = gathered(key_first, policy, objective=objective, reference=rule)
     if shape:
-        assert bool((found.rollout.nfe_R == 4).all())
-    target = rule.distribution(found.steps.observation)
-    before = -target.kl(policy.distribution(found.steps.observation)).mean()
-    strong = replace(objective, pull=100.0)
-    seen = update(policy, rule, optimiser_for(policy, PLAN), found, PLAN, strong)
+        assert bool((experience.rollout.nfe_R == 4).all())
+    target = rule.distribution(experience.steps.observation)
+    before = -target.kl(policy.distribution(experience.steps.observation)).mean()
+    strong = replace(objective, kl_coef=100.0)
+    seen = update(policy, rule, optimizer_for(policy, PLAN), experience, PLAN, strong)
     assert math.isfinite(seen["policy/kl"])
-    assert -target.kl(policy.distribution(found.steps.observation)).mean() > before
+    assert -target.kl(policy.distribution(experience.steps.observation)).mean() > before
 
 
 def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
@@ -312,8 +315,8 @@ def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
     own_n = policy.log_prob(action)
     with pytest.raises(ValueError, match="too many"):
         policy.kl(other)
-    found = divergence(policy, other, Draw(action, own_n, own_n, own_n > 0), "kl", learns=True)
-    torch.testing.assert_close(found, own_n - other.log_prob(action))
+    experience = divergence(policy, other, Draw(action, own_n, own_n, own_n > 0), "kl", learns=True)
+    torch.testing.assert_close(experience, own_n - other.log_prob(action))
     assert torch.equal(entropy(policy, own_n), -own_n)
 
 
@@ -324,9 +327,9 @@ def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
         {"signal": "both"},
         {"weighting": "step"},
         {"divergence": "js"},
-        {"keep_steps": 0.0},
-        {"keep_steps": 1.5},
-        {"epochs": 0},
+        {"record_share": 0.0},
+        {"record_share": 1.5},
+        {"num_epochs": 0},
     ],
 )
 def test_an_objective_that_cannot_work_is_refused(wrong):
@@ -342,7 +345,7 @@ def test_paper_a_s_preset_has_the_published_hyperparameters():
     assert sum(p.numel() for p in ConfidencePolicy(chosen.shape).parameters()) == 331_265
     assert (chosen.shape.bias, chosen.shape.period, chosen.shape.where) == (-2.0, 1.0, "all")
     o, p = chosen.objective, chosen.plan
-    assert (o.alpha, o.reward, o.clip, o.epochs, o.weighting, o.normalize_advantage, o.pull) == (
+    assert (o.alpha, o.reward, o.clip_eps, o.num_epochs, o.weighting, o.normalize_advantage, o.kl_coef) == (
         10,
         "multiplicative",
         0.5,
@@ -351,11 +354,11 @@ def test_paper_a_s_preset_has_the_published_hyperparameters():
         False,
         0,
     )
-    assert (p.prompts * p.group, p.group, p.block_length, p.force, p.cap) == (128, 8, 32, False, "block")
-    assert (p.learning_rate, p.warmup, p.floor, p.weight_decay, p.clip_norm) == (3e-5, 100, 0.0, 0.1, 0.2)
-    assert p.rounds == math.ceil(14_973 / p.prompts)
+    assert (p.prompts * p.group, p.group, p.block_length, p.force_commit, p.step_limit) == (128, 8, 32, False, "block")
+    assert (p.learning_rate, p.warmup, p.min_lr_ratio, p.weight_decay, p.clip_norm) == (3e-5, 100, 0.0, 0.1, 0.2)
+    assert p.iterations == math.ceil(14_973 / p.prompts)
     steered = grpo.preset("steered", 1.0)
-    assert (steered.objective.clip, steered.plan.experts, steered.plan.expert_block) == (0.2, 1, 32)
+    assert (steered.objective.clip_eps, steered.plan.experts, steered.plan.expert_block) == (0.2, 1, 32)
     assert steered.plan.block_length is None and steered.expert == Threshold(0.9)
     assert grpo.preset("dpls", 1.0).shape.action == "dpls"
     assert grpo.preset("default", 1.0, features=16).shape.features == 16
@@ -367,20 +370,27 @@ def test_paper_b_s_presets_have_the_published_hyperparameters():
         ("softmax_confidence", SoftmaxConfidence(0.05), "kl", 0, True),
         ("top_k", TopKRandom(5), "kl", 5, False),
     ):
-        chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.25)
+        chosen = upo.preset(name, features=16, heads=2, mlp_width=8, record_share=0.25)
         assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, measure, taught)
         assert (chosen.shape.shortlist, chosen.shape.top_k, chosen.shape.hidden) == (shortlist, 8, 3)
         o, p = chosen.objective, chosen.plan
-        assert (o.clip, o.epochs, o.pull, o.weighting, o.alpha, o.keep_steps) == (0.5, 16, 1e-4, "constant", 0.0, 0.25)
-        assert (p.group, p.learning_rate, p.weight_decay, p.clip_norm, p.floor) == (6, 3e-6, 0.1, 0.2, 1.0)
-        assert (p.temperature_at(0), p.temperature_at(p.rounds - 1)) == (0.8, 0.8)
+        assert (o.clip_eps, o.num_epochs, o.kl_coef, o.weighting, o.alpha, o.record_share) == (
+            0.5,
+            16,
+            1e-4,
+            "constant",
+            0.0,
+            0.25,
+        )
+        assert (p.group, p.learning_rate, p.weight_decay, p.clip_norm, p.min_lr_ratio) == (6, 3e-6, 0.1, 0.2, 1.0)
+        assert (p.temperature_at(0), p.temperature_at(p.iterations - 1)) == (0.8, 0.8)
 
 
 @pytest.mark.parametrize("name", ["paper", "full", "steered", "dpls", "default"])
 def test_paper_a_s_presets_run(key_first, name):
     chosen = grpo.preset(name, 1.0)
-    plan = replace(chosen.plan, rounds=1, prompts=3, group=2, block_length=2, expert_block=None)
-    policy = ConfidencePolicy(replace(chosen.shape, width=16, inner=16))
+    plan = replace(chosen.plan, iterations=1, prompts=3, group=2, block_length=2, expert_block=None)
+    policy = ConfidencePolicy(replace(chosen.shape, width=16, mlp_width=16))
     seen: list[dict[str, float]] = []
     reinforce(
         policy,
@@ -389,7 +399,7 @@ def test_paper_a_s_presets_run(key_first, name):
         plan,
         chosen.objective,
         lambda _, m: seen.append(m),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
         expert=chosen.expert,
     )
     assert all(math.isfinite(value) for value in seen[0].values())
@@ -397,11 +407,11 @@ def test_paper_a_s_presets_run(key_first, name):
 
 @pytest.mark.parametrize("name", ["max_confidence", "softmax_confidence", "top_k"])
 def test_paper_b_s_presets_run(key_first, name):
-    chosen = upo.preset(name, features=16, heads=2, inner=8, keep_steps=0.5)
-    plan = replace(chosen.plan, rounds=1, prompts=3)
+    chosen = upo.preset(name, features=16, heads=2, mlp_width=8, record_share=0.5)
+    plan = replace(chosen.plan, iterations=1, prompts=3)
     policy = FeaturePolicy(chosen.shape)
     if chosen.taught:
-        first = DistillPlan(rounds=2, prompts=4, pairs=64, learning_rate=1e-3, block_length=None, seed=0)
+        first = DistillPlan(iterations=2, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
         imitate(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
     seen: list[dict[str, float]] = []
     reinforce(
@@ -411,7 +421,7 @@ def test_paper_b_s_presets_run(key_first, name):
         plan,
         chosen.objective,
         lambda _, m: seen.append(m),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
         reference=chosen.reference,
     )
     assert all(math.isfinite(value) for value in seen[0].values())
@@ -420,7 +430,7 @@ def test_paper_b_s_presets_run(key_first, name):
 
 
 def test_the_temperature_falls_or_stays_or_holds_an_entropy():
-    plan = Plan(rounds=10, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, temperature=3.0)
+    plan = Plan(iterations=10, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, temperature=3.0)
     assert [plan.temperature_at(n) for n in (0, 5)] == [3.0, 2.0]
     assert replace(plan, anneal=False).temperature_at(5, (2.0, 0.1)) == 3.0
     held = replace(plan, entropy=0.4)
@@ -438,16 +448,16 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
     with torch.no_grad():
         policy.head.weight.mul_(30)
         policy.head.bias.zero_()
-    plan = Plan(rounds=40, prompts=16, group=8, learning_rate=0.0, seed=3, block_length=None, entropy=1.4)
+    plan = Plan(iterations=40, prompts=16, group=8, learning_rate=0.0, seed=3, block_length=None, entropy=1.4)
     seen: list[dict[str, float]] = []
     reinforce(
         policy,
         key_first.denoiser(),
         key_first.prompts(),
         plan,
-        Objective(epochs=1),
+        Objective(num_epochs=1),
         lambda _, m: seen.append(m),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
     )
     assert seen[0]["decode/temperature"] == 1.0 and seen[0]["decode/entropy"] < 1.2
     assert sum(m["decode/entropy"] for m in seen[-8:]) / 8 == pytest.approx(1.4, abs=0.15)
@@ -459,9 +469,9 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
         key_first.denoiser(),
         key_first.prompts(),
         plan,
-        Objective(epochs=1),
+        Objective(num_epochs=1),
         lambda _, m: again.append(m),
-        optimiser_for(policy, plan),
+        optimizer_for(policy, plan),
         first=35,
         before=before,
     )
@@ -472,17 +482,19 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
 def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
     rates: list[float] = []
     for floor in (0.0, 1.0):
-        plan = Plan(rounds=4, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, warmup=2, floor=floor)
+        plan = Plan(
+            iterations=4, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, warmup=2, min_lr_ratio=floor
+        )
         policy = learner()
-        optimiser = optimiser_for(policy, plan)
+        optimizer = optimizer_for(policy, plan)
         reinforce(
             policy,
             key_first.denoiser(),
             key_first.prompts(),
             plan,
-            Objective(epochs=1),
-            lambda _, m, o=optimiser: rates.append(o.param_groups[0]["lr"]),
-            optimiser,
+            Objective(num_epochs=1),
+            lambda _, m, o=optimizer: rates.append(o.param_groups[0]["lr"]),
+            optimizer,
         )
     assert rates[4:] == [0.5, 1.0, 1.0, 1.0]
     assert rates[:4] == pytest.approx([0.5, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2])

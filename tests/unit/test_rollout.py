@@ -184,7 +184,9 @@ def paper_b(width: int, shortlist: int) -> FeaturePolicy:
     """A random feature policy in float64, its last layer away from zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = FeaturePolicy(FeatureShape(width, heads=2, inner=16, hidden=1, top_k=4, shortlist=shortlist)).double()
+        policy = FeaturePolicy(
+            FeatureShape(width, heads=2, mlp_width=16, hidden=1, top_k=4, shortlist=shortlist)
+        ).double()
         policy.head.weight.data.normal_()
     return policy.eval()
 
@@ -193,7 +195,7 @@ def coupled(width: int = 0, **shape) -> CoupledPolicy:
     """A random coupled policy in float64, its shifts and its mixture away from where they start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = dict(top_k=4, width=8, heads=2, inner=8, pair=6, tau=-0.5, features=width) | shape
+        small = dict(top_k=4, width=8, heads=2, mlp_width=8, pair_width=6, tau=-0.5, features=width) | shape
         policy = CoupledPolicy(CoupledShape(**small)).double()
         for weight in policy.parameters():
             weight.data += 0.3 * torch.randn_like(weight)
@@ -217,7 +219,7 @@ class Accepting:
         return AcceptOrSkip(**vars(self.policy.distribution(obs)))
 
 
-SMALL = dict(width=8, heads=2, inner=16)
+SMALL = dict(width=8, heads=2, mlp_width=16)
 POLICIES: dict[str, Callable[[int], Policy]] = {
     **{
         name: lambda width, n=name, v=value: heuristic(n, v)
@@ -426,7 +428,7 @@ def test_engine_decides_what_the_reference_decides_over_transformers(which: str,
     denoiser, job = DENOISERS[which](), job_of(MIXED, group=2)
     # A table shows no attention, so that this policy is not among those that are decoded with anything.
     make = {"coupled_attention": lambda width: coupled(width, attention=(-1, 0))} | POLICIES
-    policy, base = make[name](denoiser.width), DecodeOptions(seed=5, force=False, record=True)
+    policy, base = make[name](denoiser.width), DecodeOptions(seed=5, force_commit=False, record=True)
     wanted = reference_rollout(denoiser, policy, job, base)
     for switches in SWITCHES[-2:]:
         # transformers' RMSNorm goes through float32 even in a float64 model
@@ -443,8 +445,8 @@ def situations(draw):
     options = DecodeOptions(
         seed=draw(st.integers(0, 99)),
         choose=draw(st.sampled_from(["sample", "mode"])),
-        force=draw(st.booleans()),
-        cap=draw(st.sampled_from(["canvas", "block"])),
+        force_commit=draw(st.booleans()),
+        step_limit=draw(st.sampled_from(["canvas", "block"])),
         record=True,
         steer_all_masks=experts > 0 and draw(st.booleans()),
         rows=draw(st.integers(1, 9)),
@@ -475,8 +477,8 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
         options = replace(options, rows=None, memory=room * (sizes.row + sizes.forward(sum(job.shape))))
     found = rollout(denoiser, policies, job, options)
     assert_same(found, wanted)
-    assert_lawful(found, job, options.force and options.cap == "canvas")
-    if options.cap == "canvas":
+    assert_lawful(found, job, options.force_commit and options.step_limit == "canvas")
+    if options.step_limit == "canvas":
         assert_blocks_in_order(found, job)
     if options.reuse and denoiser.stateless:
         assert found.useful == found.forwards
@@ -486,7 +488,7 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
 @pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b", "coupled"])
 def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
     denoiser, job = Table(), job_of(MIXED, group=3)
-    policy, options = POLICIES[name](denoiser.width), DecodeOptions(seed=8, force=False, record=True, rows=4)
+    policy, options = POLICIES[name](denoiser.width), DecodeOptions(seed=8, force_commit=False, record=True, rows=4)
     changes = (dict(keep=1.0), dict(keep=0.5), dict(keep=0.5, rows=2, refill=False))
     whole, half, other = (rollout(denoiser, policy, job, replace(options, **change)) for change in changes)
     assert whole.steps is not None and half.steps is not None
@@ -503,7 +505,7 @@ def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(na
 def test_no_canvas_is_asked_about_twice_and_no_finished_one_at_all():
     denoiser, job = Table(), job_of([(4, 8, 8), (5, 8, 4), (6, 6, 2)], group=1)
     policy = learned(Shape(**SMALL))
-    done = rollout(denoiser, policy, job, DecodeOptions(seed=3, force=False, record=True, rows=2))
+    done = rollout(denoiser, policy, job, DecodeOptions(seed=3, force_commit=False, record=True, rows=2))
     assert len(denoiser.asked) == done.forwards == done.useful == len(set(denoiser.asked))
     assert all(MASK in ids for ids in denoiser.asked)
     empty = ~done.steps.action.committed_BL.any(1)
@@ -515,7 +517,7 @@ def test_no_canvas_is_asked_about_twice_and_no_finished_one_at_all():
 
 def test_a_stateful_denoiser_is_asked_at_every_step_of_every_row():
     denoiser, job = Remembering(), job_of(MIXED, group=2)
-    done = rollout(denoiser, learned(Shape(**SMALL)), job, DecodeOptions(force=False, rows=4))
+    done = rollout(denoiser, learned(Shape(**SMALL)), job, DecodeOptions(force_commit=False, rows=4))
     assert done.forwards == done.useful == int(done.nfe_R.sum()) == len(denoiser.asked)
 
 
@@ -610,7 +612,7 @@ def test_a_forced_commit_is_not_recorded_as_drawn():
 
 def test_a_row_that_never_draws_gives_up_after_as_many_steps_as_its_canvas_is_long():
     job = job_of(MIXED, group=1)
-    done = rollout(Table(), Never(), job, DecodeOptions(force=False))
+    done = rollout(Table(), Never(), job, DecodeOptions(force_commit=False))
     assert torch.equal(done.nfe_R, job.length_R)
     assert not bool(done.finished_R.any())
     assert done.forwards == len(job)
@@ -620,7 +622,7 @@ def test_paper_a_s_cap_leaves_a_block_after_as_many_steps_as_it_is_long():
     """One position in every second step: half of each block stays masked."""
     job = job_of([(3, 8, 4)], group=1)
     policy = Sometimes(heuristic("left_to_right", 1))
-    done = rollout(Table(), policy, job, DecodeOptions(force=False, cap="block"))
+    done = rollout(Table(), policy, job, DecodeOptions(force_commit=False, step_limit="block"))
     assert done.order_RL.tolist() == [[0, 2, -1, -1, 4, 6, -1, -1]]
     assert done.nfe_R.tolist() == [8]
 

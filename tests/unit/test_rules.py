@@ -186,7 +186,7 @@ def test_a_new_rule_is_a_reference_of_the_trainings(added: str) -> None:
             settings_with({}, **{"reference": added, "value": 0.5, **wrong})
     with pytest.raises(ValueError, match="several positions"):
         raw = copy.deepcopy(TINY)
-        raw["policy"] = {"kind": "feature", "heads": 2, "inner": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
+        raw["policy"] = {"kind": "feature", "heads": 2, "mlp_width": 16, "hidden": 1, "top_k": 3, "shortlist": 3}
         raw["distill"] |= {"reference": added, "value": 0.5}
         Settings.model_validate(raw)
 

@@ -97,9 +97,9 @@ def test_settings_are_frozen() -> None:
         read(FILE).train.alpha = 2.0  # pyright: ignore
 
 
-HEAD = {"kind": "feature", "heads": 4, "inner": 64, "hidden": 3, "top_k": 8, "shortlist": 0}
+HEAD = {"kind": "feature", "heads": 4, "mlp_width": 64, "hidden": 3, "top_k": 8, "shortlist": 0}
 SHORT, ONE = {**HEAD, "shortlist": 5}, {"distill.reference": "confidence", "distill.value": 1}
-UPO = {"policy": HEAD, **ONE, "train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1}
+UPO = {"policy": HEAD, **ONE, "train.objective": "upo", "train.alpha": 0.0, "train.kl_coef": 0.1}
 SPEEDS = {"train.alpha": [0.3, 3.0], "decode.alpha": 1.0}
 EIGHT = {"kind": "number_sorting", "params": {"numbers": 8}, "canvas": None}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -151,11 +151,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a rule without its number": ({"distill.value": None}, "value=None: entropy_bound"),
     "a number for a teacher": ({"distill.reference": "teacher"}, "value=0.4: teacher"),
     "a number for the distilled policy": ({"train.reference_value": 1.0}, "reference_value=1.0: distilled"),
-    "a pull to nothing": ({"train.divergence": "none", "train.pull": 0.1}, "pull=0.1 .*divergence=none"),
-    "upo without a pull": ({**UPO, "train.pull": 0.0}, "objective=upo .*pull=0.0"),
+    "a pull to nothing": ({"train.divergence": "none", "train.kl_coef": 0.1}, "kl_coef=0.1 .*divergence=none"),
+    "upo without a pull": ({**UPO, "train.kl_coef": 0.0}, "objective=upo .*kl_coef=0.0"),
     "upo for speed": ({**UPO, "train.alpha": 1.0}, "objective=upo .*alpha=1.0"),
     "upo of many positions": (
-        {"train.objective": "upo", "train.alpha": 0.0, "train.pull": 0.1},
+        {"train.objective": "upo", "train.alpha": 0.0, "train.kl_coef": 0.1},
         "objective=upo .*bernoulli",
     ),
     "kl to a rule that forbids": ({**UPO, "train.reference": "max_confidence"}, "kl to max_confidence"),
@@ -171,9 +171,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"train.reference": "random", "train.reference_value": 1},
         "train.reference=random; .*top_k_random",
     ),
-    "an exact divergence of too many orders": ({"policy.action": "dpls", "train.pull": 0.1}, r"2\^16"),
+    "an exact divergence of too many orders": ({"policy.action": "dpls", "train.kl_coef": 0.1}, r"2\^16"),
     "an exact divergence of steered rows": (
-        {"policy.action": "dpls", "train.pull": 0.1, "decode.block_length": 4, "train.experts": 1},
+        {"policy.action": "dpls", "train.kl_coef": 0.1, "decode.block_length": 4, "train.experts": 1},
         r"2\^16.*experts: 0",
     ),
     "an unknown task of the domain": ({"domain.tasks": {"sudoku_may": 1}}, "'sudoku_may' .*did you mean sudoku_many"),
@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a width that heads do not split": ({"policy.width": 66}, "width=66 with heads=2"),
     "a dLLM width that heads do not split": ({"pretrain.width": 100, "pretrain.heads": 3}, "width=100 with heads=3"),
     "no seed": ({"sweep.seeds": []}, r"sweep.seeds=\[\]"),
-    "no rounds": ({"train.rounds": 0}, "train.rounds=0"),
+    "no iterations": ({"train.iterations": 0}, "train.iterations=0"),
     "a group of one": ({"train.group": 1}, "train.group=1"),
     "a word for a number": ({"train.group": "many"}, "train.group='many'"),
     "an unknown reference": ({"distill.reference": "treshold"}, "distill.reference: 'treshold'.*mean threshold"),
@@ -248,9 +248,9 @@ ALLOWED: dict[str, dict[str, Any]] = {
         "train.reference_value": 5,
     },
     "upo by paper A's network": {**UPO, "policy": {**RAW["policy"], "action": "categorical"}},
-    "a threshold as reference": {"train.reference": "threshold", "train.reference_value": 0.9, "train.pull": 0.1},
+    "a threshold as reference": {"train.reference": "threshold", "train.reference_value": 0.9, "train.kl_coef": 0.1},
     "a teacher first": {"distill.reference": "teacher", "distill.value": None},
-    "ordered draws in small blocks": {"policy.action": "dpls", "train.pull": 0.1, "decode.block_length": 4},
+    "ordered draws in small blocks": {"policy.action": "dpls", "train.kl_coef": 0.1, "decode.block_length": 4},
 }
 
 
@@ -265,19 +265,28 @@ def test_the_limit_of_exact_orders_is_the_library_s() -> None:
 
 
 COUPLED = dict(
-    kind="coupled", top_k=4, width=8, heads=2, inner=8, blocks=1, pair=8, pairs=True, attention=[], offsets=0
+    kind="coupled",
+    top_k=4,
+    width=8,
+    heads=2,
+    mlp_width=8,
+    blocks=1,
+    pair_width=8,
+    pair_shifts=True,
+    attention=[],
+    offsets=0,
 )
-COUPLED |= dict(positions=0, features=False, action="coupled", kappa=1.0, tau=0.0, cost=5.0, mix=0.9)
+COUPLED |= dict(positions=0, hidden_states=False, action="coupled", kappa=1.0, tau=0.0, cost=5.0, mix=0.9)
 
 
 @pytest.mark.parametrize(
-    ("block", "kind", "pull", "refused"), [(None, "ce", 0.0, True), (4, "ce", 0.1, False), (None, "kl", 0.1, False)]
+    ("block", "kind", "kl_coef", "refused"), [(None, "ce", 0.0, True), (4, "ce", 0.1, False), (None, "kl", 0.1, False)]
 )
 def test_what_a_coupled_draw_may_be_pulled_to(
-    tmp_path: Path, block: int | None, kind: str, pull: float, refused: bool
+    tmp_path: Path, block: int | None, kind: str, kl_coef: float, refused: bool
 ) -> None:
     """Its KL is estimated over any number of positions; the cross-entropy to its start would be a sum over orders."""
-    changes = {"policy": COUPLED, "decode.block_length": block, "train.divergence": kind, "train.pull": pull}
+    changes = {"policy": COUPLED, "decode.block_length": block, "train.divergence": kind, "train.kl_coef": kl_coef}
     changes |= {"train.reference": "distilled", "train.experts": 0}
     if not refused:
         read(write(tmp_path, changes))
@@ -290,7 +299,7 @@ def test_what_a_coupled_draw_may_be_pulled_to(
     ("path", "near"),
     [
         ("policy.widht", "width"),
-        ("train.runds", "rounds"),
+        ("train.iteration", "iterations"),
         ("trane", "train"),
         ("data.tasks.sudoku_many.parms", "params"),
         ("models.mini-llada.sauce", "source"),
@@ -339,7 +348,7 @@ def test_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_every_wrong_value_is_named_at_once_a_line_each(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
-        read(write(tmp_path, {"train.alpha": -1, "train.rounds": 0, "distill.runds": 3}))
+        read(write(tmp_path, {"train.alpha": -1, "train.iterations": 0, "distill.runds": 3}))
     lines = str(refused.value).splitlines()
     assert len(lines) == 3
     for line in lines:

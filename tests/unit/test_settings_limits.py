@@ -121,9 +121,9 @@ def test_a_number_is_what_dvc_reads(tmp_path: Path, written: str, value: float) 
     from dvc.utils.serialize import load_yaml
 
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace("rounds: 110\n", f"rounds: {written}\n", 1), encoding="utf-8")
-    assert load_yaml(path)["train"]["rounds"] == value
-    assert read(path).train.rounds == value
+    path.write_text(TEXT.replace("iterations: 110\n", f"iterations: {written}\n", 1), encoding="utf-8")
+    assert load_yaml(path)["train"]["iterations"] == value
+    assert read(path).train.iterations == value
 
 
 @pytest.mark.parametrize("word", ["yes", "on", "No"])
@@ -140,7 +140,7 @@ def test_a_word_is_no_truth_value(tmp_path: Path, word: str) -> None:
     ("text", "named"),
     [
         (TEXT.replace("profile: confidence\n", "profile: confidence\nprofile: gpu\n", 1), 'duplicate key "profile"'),
-        (TEXT.replace("  rounds: 110\n", "  rounds: 110\n  rounds: 7\n"), 'duplicate key "rounds"'),
+        (TEXT.replace("  iterations: 110\n", "  iterations: 110\n  iterations: 7\n"), 'duplicate key "iterations"'),
         (TEXT.encode("utf-16"), "is not UTF-8"),
         (("# Größe\n" + TEXT).encode("latin-1"), "is not UTF-8"),
         (b"profile: \x00", "is not YAML 1.2"),

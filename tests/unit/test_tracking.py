@@ -211,7 +211,7 @@ def test_the_identity_of_a_run_is_its_settings_and_the_content_it_depends_on(tmp
     (code / "a.py").write_text("a")
 
     def identity(settings):
-        return runfile.describe_run("train", "tiny", settings, [code])["identity"]
+        return runfile.describe_run("train", "tiny", settings, [code], tmp_path).identity
 
     first = identity({"lr": 1, "alpha": 2})
     (code / "__pycache__" / "a.pyc").write_text("compiled")
@@ -226,22 +226,28 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monk
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sudoku.train.jsonl").write_text("{}\n")
     dependencies = [Path("data/sudoku.train.jsonl")]
-    begun = runfile.describe_run("train", "tiny", {"lr": 1}, dependencies)
-    extra = {"mlflow_run_id": "r1", "started": "2026-11-01T12:00:00+00:00"}
-    written = runfile.write_run(
-        tmp_path / "out" / "run.json", "train", "tiny", {"lr": 1}, dependencies, {"reward": 0.5}, extra
-    )
-    assert runfile.read_run(tmp_path / "out" / "run.json") == written
-    assert written["identity"] == begun["identity"]
-    assert written["seconds"] > 0
-    assert written["started"] == extra["started"]
-    assert list(written["dependencies"]) == ["data/sudoku.train.jsonl"]
-    tags = run_tags(written)
+    begun = runfile.describe_run("train", "tiny", {"lr": 1}, dependencies, tmp_path)
+    begun = replace(begun, started="2026-11-01T12:00:00+00:00")
+    written, path = begun.finished({"reward": 0.5}, mlflow_run_id="r1"), tmp_path / "out" / "run.json"
+    runfile.write_run(path, written)
+    assert runfile.read_run(path) == written
+    assert (written.identity, written.started) == (begun.identity, begun.started)
+    assert written.seconds > 0 and written.policy_hash is None
+    assert list(written.dependencies) == ["data/sudoku.train.jsonl"]
+    tags = run_tags(written.to_json())
     assert tags["dependency.data/sudoku.train.jsonl"] == runfile.content_hash(dependencies[0])
     with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
         runfile.read_run(tmp_path / "nowhere.json")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert "policy_hash" not in stored
+    path.write_text(json.dumps(stored | {"a key of another version": 1}), encoding="utf-8")
+    assert runfile.read_run(path) == written
+    for broken, said in (({"seconds": "long"}, "seconds is of"), ({"commit": None}, "commit is of another type")):
+        path.write_text(json.dumps(stored | broken), encoding="utf-8")
+        with pytest.raises(DataError, match=rf"{said}.*Run `dvc repro`"):
+            runfile.read_run(path)
 
 
 def git(root, *arguments):

@@ -17,6 +17,7 @@ from components.stages.common.alone import alone
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import JsonlTracker
 from components.trainers import checkpoints
+from components.trainers.checkpoints import TrainState
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
@@ -25,24 +26,23 @@ ROOT = Path(__file__).parents[2]
 def fresh(seed: int = 0) -> tuple[ConfidencePolicy, torch.optim.Optimizer]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = ConfidencePolicy(Shape(width=8, heads=1, inner=8))
+        policy = ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8))
     return policy, torch.optim.AdamW(policy.parameters())
 
 
 def stepped(seed: int = 0) -> tuple[ConfidencePolicy, torch.optim.Optimizer]:
-    policy, optimiser = fresh(seed)
+    policy, optimizer = fresh(seed)
     sum(p.square().sum() for p in policy.parameters()).backward()  # type: ignore[union-attr]
-    optimiser.step()
-    return policy, optimiser
+    optimizer.step()
+    return policy, optimizer
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """A checkpoint after round 1 with its metrics."""
+    """A checkpoint after iteration 1 with its metrics."""
     folder = tmp_path / "identity"
-    policy, optimiser = stepped()
-    facts = {"round": 1, "before": [1.0, 0.5], "best_reward": 0.5, "mlflow_run_id": "r1", "best_weights": {}}
-    checkpoints.save(folder / "state.safetensors", policy, optimiser, facts)
+    policy, optimizer = stepped()
+    TrainState(1, (1.0, 0.5), 0.5, "r1").save(folder / "state.safetensors", policy, optimizer)
     tracker = JsonlTracker(folder / "metrics.jsonl")
     for step in range(3):
         tracker.log({"reward/mean": 0.1}, step)
@@ -59,9 +59,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_whole_checkpoint_is_taken_up(kept: Path) -> None:
-    policy, optimiser = fresh(1)
-    assert training._resumed(kept, policy, optimiser)["round"] == 1
-    assert same(weights(policy), weights(stepped()[0])) and optimiser.state_dict()["state"]
+    policy, optimizer = fresh(1)
+    assert training._resumed(kept, policy, optimizer) == TrainState(1, (1.0, 0.5), 0.5, "r1")
+    assert same(weights(policy), weights(stepped()[0])) and optimizer.state_dict()["state"]
 
 
 def cut(share: float) -> Any:
@@ -73,14 +73,13 @@ def cut(share: float) -> Any:
 
 
 def another_policy(folder: Path) -> None:
-    policy = ConfidencePolicy(Shape(width=16, heads=1, inner=8))
-    facts = {"round": 1, "before": None, "best_reward": None, "mlflow_run_id": None}
-    checkpoints.save(folder / "state.safetensors", policy, torch.optim.AdamW(policy.parameters()), facts)
+    policy = ConfidencePolicy(Shape(width=16, heads=1, mlp_width=8))
+    TrainState(1).save(folder / "state.safetensors", policy, torch.optim.AdamW(policy.parameters()))
 
 
 def no_facts(folder: Path) -> None:
-    policy, optimiser = fresh()
-    checkpoints.save(folder / "state.safetensors", policy, optimiser, {"round": 1})
+    policy, optimizer = fresh()
+    checkpoints.save(folder / "state.safetensors", policy, optimizer, {"iteration": 1})
 
 
 DAMAGES = {
@@ -104,15 +103,14 @@ def test_an_unreadable_checkpoint_is_put_aside_and_said_and_training_begins_anew
     kept: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     DAMAGES[what](kept)
-    policy, optimiser = fresh(1)
+    policy, optimizer = fresh(1)
     before = weights(policy)
-    facts = training._resumed(kept, policy, optimiser)
-    assert facts["round"] == -1 and facts["mlflow_run_id"] is None
-    assert same(before, weights(policy)) and not optimiser.state_dict()["state"]
+    assert training._resumed(kept, policy, optimizer) == TrainState()
+    assert same(before, weights(policy)) and not optimizer.state_dict()["state"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and f"put aside as {kept}.unreadable" in said
     assert not kept.exists() and kept.with_name("identity.unreadable").exists()
-    assert training._resumed(kept, policy, optimiser)["round"] == -1  # and nothing is in the way of the next
+    assert training._resumed(kept, policy, optimizer) == TrainState()  # and nothing is in the way of the next
 
 
 def test_two_trainings_of_a_checkout_take_turns_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,48 +24,77 @@ PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxrunt
 NOT_CONTENT = {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
-def describe_run(
-    stage: str, profile: str, settings: Mapping[str, Any], dependencies: Iterable[Path], root: Path | None = None
-) -> dict[str, Any]:
-    """What is known before the stage works: everything of run.json but metrics and duration.
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json.
 
-    root: the repository (default: the current folder); dependencies are named relative to it. DataError if one is
-    missing.
+    dependencies: content hash by path. identity: hash of settings and dependencies. dirty: None outside Git. metrics,
+    seconds: of a finished stage. policy_hash, prompts_hash, file_hash: what a promotion compares between stages.
     """
-    root = (root or Path.cwd()).resolve()
+
+    stage: str
+    profile: str
+    settings: Mapping[str, Any]
+    commit: str
+    dirty: bool | None
+    versions: Mapping[str, str]
+    dependencies: Mapping[str, str]
+    identity: str
+    started: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    mlflow_run_id: str | None = None
+    policy_hash: str | None = None
+    prompts_hash: str | None = None
+    file_hash: str | None = None
+
+    def finished(self, metrics: Mapping[str, Any], **facts: str | None) -> RunRecord:
+        """The record with its results. facts: ``mlflow_run_id`` and the hashes."""
+        passed = datetime.now(UTC) - datetime.fromisoformat(self.started)
+        return replace(self, metrics=dict(metrics), seconds=round(passed.total_seconds(), 3), **facts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the facts that the stage does not have."""
+        return {name: value for name, value in vars(self).items() if value is not None or name not in FACTS}
+
+
+FACTS = ("mlflow_run_id", "policy_hash", "prompts_hash", "file_hash")
+TEXTS = ("stage", "profile", "commit", "identity", "started")
+TABLES = ("settings", "versions", "dependencies", "metrics")
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(TEXTS, str),
+    **dict.fromkeys(TABLES, dict),
+    **dict.fromkeys(FACTS, str | None),
+    "dirty": bool | None,
+    "seconds": float | int,
+}
+
+
+def describe_run(
+    stage: str, profile: str, settings: Mapping[str, Any], dependencies: Iterable[Path], root: Path
+) -> RunRecord:
+    """The record of a stage that begins. root: the repository; dependencies are named relative to it.
+
+    DataError if a dependency is missing.
+    """
+    root = root.resolve()
     hashes = {_relative(path, root): content_hash(path) for path in sorted(dependencies)}
     commit, dirty = code_version(root)
-    return {
-        "stage": stage,
-        "profile": profile,
-        "settings": dict(settings),
-        "commit": commit,
-        "dirty": dirty,
-        "versions": package_versions(),
-        "dependencies": hashes,
-        "identity": digest({"settings": settings, "dependencies": hashes}),
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
+    return RunRecord(
+        stage=stage,
+        profile=profile,
+        settings=dict(settings),
+        commit=commit,
+        dirty=dirty,
+        versions=package_versions(),
+        dependencies=hashes,
+        identity=digest({"settings": settings, "dependencies": hashes}),
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
 
 
-def write_run(
-    path: Path,
-    stage: str,
-    profile: str,
-    settings: Mapping[str, Any],
-    dependencies: Iterable[Path],
-    metrics: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Writes run.json and returns it. `extra` is added and wins, e.g. mlflow_run_id, or `started` and `commit` as
-    `describe_run` gave them at the start; `seconds` counts from `started`.
-    """
-    run: dict[str, Any] = describe_run(stage, profile, settings, dependencies)
-    run |= {"metrics": dict(metrics)} | dict(extra or {})
-    passed = datetime.now(UTC) - datetime.fromisoformat(run["started"])
-    run.setdefault("seconds", round(passed.total_seconds(), 3))
-    write_json(path, run, sort=False)
-    return run
+def write_run(path: Path, record: RunRecord) -> None:
+    write_json(path, record.to_json(), sort=False)
 
 
 def code_of(stage: str) -> list[Path]:
@@ -77,9 +107,13 @@ def code_of(stage: str) -> list[Path]:
     return [repository / dep for dep in graph["stages"][stage]["deps"] if dep.startswith("components/")]
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """DataError if the stage has not run."""
-    return read_json(path, needs=("stage", "profile", "identity", "commit", "dirty", "started", "seconds"))
+def read_run(path: Path) -> RunRecord:
+    """DataError if the stage has not run, or a value is of another type. Keys of other versions are ignored."""
+    stored = read_json(path, needs=(*TEXTS, "dirty", "seconds"))
+    values: dict[str, Any] = {name: {} for name in TABLES} | {name: stored[name] for name in KINDS if name in stored}
+    if wrong := [name for name, value in values.items() if not isinstance(value, KINDS[name])]:
+        raise DataError(f"{path}: {', '.join(wrong)} is of another type. Run `dvc repro` to make it.")
+    return RunRecord(**values)
 
 
 def digest(value: Any) -> str:
@@ -110,21 +144,21 @@ def code_version(root: Path) -> tuple[str, bool | None]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        finished = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return finished.stdout.strip()
 
 
 def package_versions() -> dict[str, str]:
     """Python's and those of the main packages that are installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _relative(path: Path, root: Path) -> str:
