@@ -41,6 +41,7 @@ CELLS = "infra/study.yaml"
 KEPT = Path("outputs") / "study"
 GROUPS = ("evaluate", "transfer", "ood")
 POLICIES = ("influence", "distill", "train")
+STAGES = ("prepare", "pretrain", *POLICIES, "rules")
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,14 @@ def _settings_of(text_of: Callable[[str], str], take: Mapping[str, Sequence[str]
 
 
 def identity_of(source: Path, cell: Cell) -> str:
-    """A hash of all that the cell's results depend on: its settings, the code and the graph at the HEAD of source."""
+    """A hash of all that the cell's results depend on: its settings, and the stages and their code at source's HEAD."""
     from components.stages.common.runfile import digest
 
-    trees = [worktree.tree_at_head(source, name) for name in ("components", "dvc.yaml")]
-    return digest([cell.text, cell.groups, trees])
+    graph = YAML(typ="safe").load(worktree.read_at_head(source, "dvc.yaml"))["stages"]
+    stages = {name: graph[name] for name in (*STAGES, *cell.groups)}
+    paths = {dep for stage in stages.values() for dep in stage.get("do", stage)["deps"]}
+    code = {path: worktree.tree_at_head(source, path) for path in paths if path.startswith("components/")}
+    return digest([cell.text, cell.groups, stages, code])
 
 
 def is_done(checkout: Path, source: Path, cell: Cell) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.files import read_json, read_yaml
-from components.evaluation.curves import aup, difference, error_cut, mean_interval, nfe_for
 from components.evaluation.results import EvalResult, read_results
 from components.reports import fronts
+from components.reports.curves import aup, difference, error_cut, mean_interval, nfe_for
 from components.reports.table import MINUS, NONE, points
 
 RESAMPLES = 1000
@@ -90,16 +90,23 @@ class Runs:
 
 
 def runs(cells: Sequence[Kept], case: str, family: str, label: str) -> Runs | None:
-    """The policy of ``family`` on the case, over the cells; None where none of them has it."""
-    having = [cell.results[case] for cell in cells if case in cell.results]
+    """The policy of ``family`` on the case, over the cells that judged it; None where none of them did.
+
+    A setting that only some of them were asked for has no mean over all, and is left out.
+    """
+    having = [
+        (results, own)
+        for cell in cells
+        if (results := cell.results.get(case)) and (own := [r for r in results if r.family == family])
+    ]
     found: dict[str, list[EvalResult]] = {}
-    for results in having:
-        for result in results:
-            if result.family == family:
-                found.setdefault(result.setting, []).append(result)
-    # A setting that only some of the cells were asked for has no mean over all of them.
-    found = {setting: results for setting, results in found.items() if len(results) == len(having)} if having else {}
-    return Runs(label, found, [r for r in having[0] if not r.is_policy]) if found else None
+    for _, own in having:
+        for result in own:
+            found.setdefault(result.setting, []).append(result)
+    if not having:
+        return None
+    whole = {setting: results for setting, results in found.items() if len(results) == len(having)}
+    return Runs(label, whole, [r for r in having[0][0] if not r.is_policy])
 
 
 class Study:

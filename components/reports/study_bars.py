@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from components.evaluation.curves import curve_at, error_cut, nfe_for
 from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at, upper_hull
+from components.reports.curves import curve_at, error_cut, nfe_for
 from components.reports.study import Kept, Runs, Study, runs
 from components.reports.table import MINUS, points
 

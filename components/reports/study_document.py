@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from components.core.files import write_text
-from components.evaluation.curves import curve_at
 from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at
+from components.reports.curves import curve_at
 from components.reports.study import HEADINGS, Runs, Study, best_accuracy, front_row, row, runs
 from components.reports.study_bars import Bar
 from components.reports.table import NONE, grid, points
@@ -28,6 +28,17 @@ NAMES = {
     "ood-related": "latin squares (never seen)",
     "ood-unrelated": "sorting (never seen)",
     "ood-queens": "other dLLM: queens (never seen)",
+}
+
+SHORT = {
+    "evaluate-sudoku_many": "many-answer sudoku",
+    "evaluate-sudoku_unique": "sudoku with one solution",
+    "transfer-other_dllm": "another dLLM",
+    "transfer-longer": "a canvas twice as long there",
+    "ood-related": "latin squares",
+    "ood-wording": "spellings by content",
+    "ood-unrelated": "sorting",
+    "ood-queens": "queens",
 }
 
 
@@ -50,39 +61,32 @@ def write(path: Path, study: Study, bars: Sequence[Bar], speed: Mapping[str, Any
 
 
 def _opening(study: Study, bars: Sequence[Bar]) -> str:
-    sentences = []
-    for case, task in (("evaluate-worded_position", "puzzles with several right spellings"),):
-        one = study.learned(case)
-        assert one is not None
-        served = one.by_setting["mode"]
-        accuracy, nfe = float(np.mean([r.accuracy for r in served])), float(np.mean([r.nfe for r in served]))
-        front = float(np.mean([front_at(*one.front, r.nfe) for r in served]))
-        sentences.append(
-            f"On {task}, a coupled policy of {study.first[0].parameters:,} parameters ({len(served)} training seed(s), "
-            f"{served[0].prompts:,} unseen prompts) is right on {100 * accuracy:.0f} % at {nfe:.1f} forward passes, "
-            f"where the best mixture of {len(one.rules)} swept rules is right on {100 * front:.0f} %."
-        )
-    elsewhere = [
-        f"{name} {points(float(np.mean([r.accuracy - front_at(*one.front, r.nfe) for r in one.by_setting['mode']])))}"
-        for case, name in (
-            ("evaluate-sudoku_many", "many-answer sudoku"),
-            ("evaluate-sudoku_unique", "sudoku with one solution"),
-            ("transfer-other_dllm", "another dLLM"),
-            ("transfer-longer", "a canvas twice as long there"),
-            ("ood-related", "latin squares"),
-            ("ood-wording", "spellings by content"),
-        )
-        if (one := study.learned(case)) is not None
+    """Three sentences: the main task, every other case, the bars."""
+    case = next(case for case in study.cases() if study.learned(case) is not None)
+    one = study.learned(case)
+    assert one is not None
+    served = one.by_setting["mode"]
+    accuracy, nfe = (float(np.mean([getattr(r, name) for r in served])) for name in ("accuracy", "nfe"))
+    seeds = f"{len(served)} training seed{'s' if len(served) > 1 else ''}"
+    others = [
+        f"{name} {points(float(np.mean([_above(other, r) for r in other.by_setting['mode']])))}"
+        for case, name in SHORT.items()
+        if (other := study.learned(case)) is not None
     ]
-    sentences.append(
-        f"The same policy lies this many points above the rules' front at its own speed: {', '.join(elsewhere)}."
-    )
     held = sum(bar.held for bar in bars)
-    sentences.append(
-        f"Of {len(bars)} bars that were set before, {held} are held; each is listed below with what was seen, and by "
-        "how much it was missed."
+    return (
+        f"On {NAMES.get(case, case).partition(' (')[0].partition(': ')[0]}, a coupled policy of "
+        f"{study.first[0].parameters:,} parameters ({seeds}, {served[0].prompts:,} unseen prompts) is right on "
+        f"{100 * accuracy:.0f} % at {nfe:.1f} forward passes, where the best mixture of {len(one.rules)} swept rules "
+        f"is right on {100 * (accuracy - float(np.mean([_above(one, r) for r in served]))):.0f} %. At its own speed it "
+        f"lies this many points above the rules: {', '.join(others)}. Of {len(bars)} bars that were set before, {held} "
+        f"are held; each is listed below with what was seen, and by how much it was missed."
     )
-    return " ".join(sentences)
+
+
+def _above(one: Runs, result: EvalResult) -> float:
+    """Accuracy above the rules' front at the result's own NFE."""
+    return result.accuracy - front_at(*one.front, result.nfe)
 
 
 def _main(study: Study) -> list[str]:
@@ -165,19 +169,20 @@ def _against(policy: EvalResult, same: Sequence[EvalResult], every: Sequence[Eva
 def _ablations(study: Study) -> list[str]:
     """One line a cell: its size, what it knows of pairs, and accuracy @ NFE with the difference on each case."""
     cells = [study.first[0], *study.kind("ablation")]
-    cases = [case for case in study.cases() if case in study.first[0].results]
+    cases = [case for case in study.cases() if study.learned(case) is not None]
+    # The first seed's other cases may be another cell's.
+    first = [next(cell for cell in study.first if case in cell.results) for case in cases]
     lines = []
     for cell in cells:
         unexplained = cell.metrics["influence"].get("held_unexplained")
         figures = [cell.about["about"], f"{cell.parameters:,}", NONE if unexplained is None else f"{unexplained:.2f}"]
-        for case in cases:
-            one = runs([cell], case, "learned", "")
+        for case, owner in zip(cases, first, strict=True):
+            one = runs([owner if cell is study.first[0] else cell], case, "learned", "")
             if one is None:
                 figures.append(NONE)
                 continue
             served = one.by_setting["mode"][0]
-            gap = served.accuracy - front_at(*one.front, served.nfe)
-            figures.append(f"{100 * served.accuracy:.1f} @ {served.nfe:.2f} ({points(gap)})")
+            figures.append(f"{100 * served.accuracy:.1f} @ {served.nfe:.2f} ({points(_above(one, served))})")
         lines.append(figures)
     headings = ("cell", "parameters", "unexplained", *(case.partition("-")[2] for case in cases))
     note = (

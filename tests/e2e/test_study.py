@@ -92,6 +92,12 @@ def test_a_killed_study_goes_on_and_what_is_done_is_not_done_again(clone: Clone)
     cell = read_json(kept / "two" / "cell.json")
     assert cell["about"] == "another seed" and cell["groups"] == ["evaluate", "ood"]
 
+    assert clone.run(*COMMAND, "--speed").strip() == "outputs/study/speed.json"
+    assert clone.run(*COMMAND, "--report").split() == ["docs/results.md", "docs/results.png"]
+    text = (clone.folder / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "2 of 2 cells" in text and "2 training seeds" in text and "## Tokens per second" in text
+    assert cell["machine"] in text and clone.run("git", "rev-parse", "--short=7", "HEAD").strip() in text
+
 
 def test_a_cell_of_other_settings_is_open_again_and_a_broken_one_stops_no_other(clone: Clone) -> None:
     """Runs after the test above, in the same clone."""

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from components.evaluation.curves import aup, curve_at, difference, error_cut, mean_interval, nfe_for
 from components.evaluation.evaluate import Candidate, evaluate
 from components.evaluation.order import ar_ness, kendall_tau, order_2P
 from components.evaluation.results import read_results, write_results
 from components.policies.rules import heuristic
+from components.reports.curves import aup, curve_at, difference, error_cut, mean_interval, nfe_for
 from tests.outputs import result
 
 ORDERS = [

@@ -89,7 +89,7 @@ def row_of(family: str, setting: str, accuracy: float, nfe: float, task: str) ->
 
 def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "default", dllm: int = 0) -> None:
     """A finished cell: rules at .5 @ 2 and .9 @ 8, a policy ``gain`` above them, influence alone on them."""
-    for task in TASKS:
+    for task in TASKS if name != "elsewhere" else ("latin_square",):
         rules = [row_of("threshold", "0.5", 0.5, 2, task), row_of("confidence", "1", 0.9, 8, task)]
         policies = [
             row_of("learned", "mode", 0.6 + gain, 3.5, task),
@@ -98,6 +98,8 @@ def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "defau
             row_of("influence", "mode", 0.6, 3.5, task),
             row_of("influence", "offset=4", 0.5, 2, task),
         ]
+        if name == "seed-0":
+            policies.append(row_of("distilled", "mode", 0.7, 4, task))
         blocks = [replace(p, block_length=4, setting="block=4") for p in policies[:1]]
         blocks += [replace(row_of("confidence", "1", 0.95, 3.5, task), block_length=4)]
         write_results(folder / name / "results" / f"evaluate-{task}.jsonl", [*policies, *blocks, *rules])
@@ -115,7 +117,8 @@ def study(tmp_path: Path) -> Study:
     keep(tmp_path, "seed-0", 0.35)
     keep(tmp_path, "seed-1", 0.25, seed=1)
     keep(tmp_path, "small", 0.1, kind="ablation")
-    return Study([read_kept(tmp_path / name) for name in ("seed-0", "seed-1", "small")])
+    keep(tmp_path, "elsewhere", 0.2)
+    return Study([read_kept(tmp_path / name) for name in ("seed-0", "seed-1", "small", "elsewhere")])
 
 
 def test_seeds_are_one_line_and_its_figures_are_theirs(study: Study) -> None:
@@ -126,6 +129,9 @@ def test_seeds_are_one_line_and_its_figures_are_theirs(study: Study) -> None:
     assert figures["seeds"] == "2" and figures["NFE"] == "3.50" and figures["TPF"] == "4.57"
     # The rules' front at 3.5: a quarter of the way from .5 to .9, but blocks of 4 are right on .95 there.
     assert figures["rules' front there, %"] == "95.0" and figures["difference"].startswith("−5.0 [")
+    start = runs(study.first, "evaluate-sudoku_many", "distilled", "its start")  # which one seed alone judged
+    assert start is not None and [r.accuracy for r in start.by_setting["mode"]] == [0.7]
+    assert runs(study.first, "ood-queens", "learned", "") is None
     assert figures["AR-ness@1"] == "0.25" and figures["tau"] == "−0.50"
 
 
@@ -166,6 +172,8 @@ def test_the_document_has_every_part_and_the_figure_is_drawn(study: Study, tmp_p
     assert len(re.findall(r"[.:] (?=[A-Z])|\.$", opening)) == 3, opening
     for part in ("results.png", "Run here.", "## Blocks", "## Ablations", "## Tokens per second", "## The bars", "AUP"):
         assert part in text
+    (ablated,) = [line for line in text.splitlines() if line.startswith("| cell seed-0 |")]
+    assert ablated.count("@") == 4  # the three tasks, and the one of cell elsewhere
     assert "cell small" in text and "nan" not in text
     assert all(bar.asked in text for bar in found) and len(found) > 5
     assert study_figure.draw(tmp_path / "results.png", study).stat().st_size > 10_000

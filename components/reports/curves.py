@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.evaluation.evidence import Cell
 from components.evaluation.gate import resample, scores
 from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at, upper_hull
@@ -44,10 +43,9 @@ def difference(policies: Sequence[EvalResult], rules: Sequence[EvalResult], resa
 
     95 % percentile bootstrap: prompts are drawn, the same for the policies and the rules, and training seeds.
     """
-    cells, swept = [Cell.of_result(p) for p in policies], [Cell.of_result(r) for r in rules]
-    prompts, seeds = cells[0].correct_P.size, len(cells)
-    middle = scores(cells, swept, np.full((1, prompts), 1 / prompts)).mean()
-    drawn_SR = scores(cells, swept, resample(prompts, resamples, 0))
+    prompts, seeds = policies[0].correct_P.size, len(policies)
+    middle = scores(policies, rules, np.full((1, prompts), 1 / prompts)).mean()
+    drawn_SR = scores(policies, rules, resample(prompts, resamples, 0))
     weight_RS = resample(seeds, resamples, 1)
     low, high = np.quantile((weight_RS.T * drawn_SR).sum(0), (0.025, 0.975))
     return float(middle), float(low), float(high)
