@@ -27,6 +27,21 @@ HEADINGS = (
 )  # fmt: skip
 
 
+NAMES = {
+    "evaluate-worded_position": "worded_position: sudoku, any completion, spellings by position (trained on)",
+    "evaluate-sudoku_many": "sudoku_many: any completion (trained on)",
+    "evaluate-sudoku_unique": "sudoku_unique: one solution (trained on)",
+    "evaluate-worded_content": "worded_content: spellings by content (trained on in this table)",
+    "transfer-other_dllm": "other dLLM (mini-dream): sudoku_many",
+    "transfer-longer": "other dLLM, canvas 32: two puzzles in one",
+    "ood-wording": "worded_content: spellings by content (never seen)",
+    "ood-related": "latin squares (never seen)",
+    "ood-unrelated": "sorting (never seen)",
+    "ood-queens": "other dLLM: queens (never seen)",
+}
+"""The cases in the order of the document."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A finished cell: what cell.json, run.json and params.yaml say of it, and its results by case."""
@@ -128,8 +143,9 @@ class Study:
         return self.default[min(self.default)]
 
     def cases(self) -> list[str]:
-        """Every case in the order of the first cell, then the others'."""
-        return list(dict.fromkeys(case for cell in self.cells for case in cell.results))
+        """Every case: those that have a name in their order, then the others."""
+        found = list(dict.fromkeys(case for cell in self.cells for case in cell.results))
+        return [case for case in NAMES if case in found] + [case for case in found if case not in NAMES]
 
     def learned(self, case: str) -> Runs | None:
         return runs(self.first, case, "learned", "coupled, reinforced")

@@ -12,24 +12,11 @@ from components.core.files import write_text
 from components.evaluation.results import EvalResult
 from components.maths.pareto import front_at
 from components.reports.curves import curve_at
-from components.reports.study import HEADINGS, Runs, Study, best_accuracy, front_row, row, runs
+from components.reports.study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
 from components.reports.study_bars import Bar
 from components.reports.table import NONE, grid, points
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
-NAMES = {
-    "evaluate-worded_position": "worded_position: sudoku, any completion, spellings by position (trained on)",
-    "evaluate-sudoku_many": "sudoku_many: any completion (trained on)",
-    "evaluate-sudoku_unique": "sudoku_unique: one solution (trained on)",
-    "evaluate-worded_content": "worded_content: spellings by content (trained on in this table)",
-    "transfer-other_dllm": "other dLLM (mini-dream): sudoku_many",
-    "transfer-longer": "other dLLM, canvas 32: two puzzles in one",
-    "ood-wording": "worded_content: spellings by content (never seen)",
-    "ood-related": "latin squares (never seen)",
-    "ood-unrelated": "sorting (never seen)",
-    "ood-queens": "other dLLM: queens (never seen)",
-}
-
 SHORT = {
     "evaluate-sudoku_many": "many-answer sudoku",
     "evaluate-sudoku_unique": "sudoku with one solution",
