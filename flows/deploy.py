@@ -41,6 +41,19 @@ def deploy(checkout: Path, api: str, environment: Mapping[str, str]) -> None:
             )
 
 
+def enter_checkout() -> dict[str, str]:
+    """The pull step of every deployment: the checkout of the machine that the run lands on, whoever deployed it.
+
+    UNMASK_REPOSITORY names it; else it is the folder that the worker starts the run in.
+    """
+    folder = Path(os.environ.get("UNMASK_REPOSITORY", "."))
+    if not (folder / "dvc.yaml").exists():
+        raise SettingsError(
+            f"{folder.resolve()} is no checkout of this project. Set UNMASK_REPOSITORY, or start the worker in one."
+        )
+    return {"directory": str(folder.resolve())}
+
+
 def ask(api: str, method: str, path: str, body: Any = None) -> Any:
     """One call of Prefect's REST API; None if nobody answers or the answer is an error."""
     data = None if body is None else json.dumps(body).encode()

@@ -70,6 +70,11 @@ def profile_of(text: str) -> str:
     return str(settings.get("profile", "")) if isinstance(settings, Mapping) else ""
 
 
+def active(checkout: Path) -> "Settings":
+    """The settings that are active in the checkout, committed or not."""
+    return validated((checkout / "params.yaml").read_text(encoding="utf-8"))
+
+
 def validated(text: str) -> "Settings":
     """What the text of a settings file stands for. Raises SettingsError if it cannot work."""
     from components.settings import read

@@ -7,20 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from components.core.errors import CheckpointError, SettingsError
+from components.core.imports import is_import_path
+from components.settings import Settings
+from components.settings.data import Model
 
 
-def check_device(profile: str, environment: Mapping[str, str]) -> None:
-    """Raise SettingsError if a GPU is asked for, by UNMASK_DEVICE or by the profile, and there is none."""
-    device = environment.get("UNMASK_DEVICE") or ("cuda" if profile == "gpu" else "cpu")
+def pretrained(settings: Settings) -> list[Model]:
+    """The dLLMs that are neither embedded nor a user's own function: checkpoints, of real size as a rule."""
+    return [m for m in settings.models.values() if m.source != "embedded" and not is_import_path(m.source)]
+
+
+def check_device(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Raise SettingsError if a GPU is asked for, by UNMASK_DEVICE or by the dLLMs' size, and there is none."""
+    device = environment.get("UNMASK_DEVICE") or ("cuda" if pretrained(settings) else "cpu")
     if not device.startswith("cuda"):
         return
     import torch
 
     if not torch.cuda.is_available():
+        why = f"model {pretrained(settings)[0].source!r}" if pretrained(settings) else f"UNMASK_DEVICE={device}"
         raise SettingsError(
-            f"device={device!r} is asked for, and torch {torch.__version__} sees no GPU on this machine: profile "
-            f"{profile!r} decodes with a model that would take days on a CPU; start the run on a machine with a GPU, "
-            "or run the deployment train-policy/cpu"
+            f"device={device!r} is needed for {why}, and torch {torch.__version__} sees no GPU on this machine. Start "
+            "the run on a machine with a GPU, run the deployment train-policy/cpu, or set UNMASK_DEVICE=cpu."
         )
 
 

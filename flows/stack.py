@@ -26,6 +26,7 @@ from components.core.errors import DataError, SettingsError
 from components.core.files import read_json, write_text
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
+from flows.results import UI
 
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
@@ -52,12 +53,14 @@ class Stack:
             "DO_NOT_TRACK": "true",
             "ORT_DISABLE_TELEMETRY": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            UI: f"http://127.0.0.1:{self.ports['mlflow']}",
         }
 
     def private(self) -> dict[str, str]:
         """What only the services get. Without job execution off, MLflow starts 8 more processes for nobody's jobs."""
         return {
             "PREFECT_HOME": str(self.folder / "prefect"),
+            "UNMASK_REPOSITORY": str(self.checkout),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "3",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -106,7 +109,7 @@ class Stack:
             _refuse_taken_port(name, self.ports[name])
         # A shell may have SIGINT ignored, and children inherit that: a worker would then not stop when told to.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with self.log(name).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=self.checkout,
@@ -126,11 +129,15 @@ class Stack:
             if ready():
                 return
             time.sleep(0.25)
-        log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
+        end_of_log = self.log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
         raise RuntimeError(
-            f"{name} did not come up: the stack is of no use without it; see {self.folder / name}.log, which ends\n  "
-            + "\n  ".join(log)
+            f"{name} did not come up: the stack is of no use without it; see {self.log(name)}, which ends\n  "
+            + "\n  ".join(end_of_log)
         )
+
+    def log(self, name: str) -> Path:
+        """Where the output of a service goes."""
+        return self.folder / f"{name}.log"
 
 
 def up(stack: Stack) -> None:
@@ -161,8 +168,16 @@ def up(stack: Stack) -> None:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
     write_text(stack.folder / "env", exports)
     status(stack)
-    print(f"\nin your shell:  source {stack.folder / 'env'}")
-    print("then:           prefect deployment run train-policy/cpu --watch")
+    print("\n" + "\n".join(next_steps(stack)))
+
+
+def next_steps(stack: Stack) -> list[str]:
+    """What to type after `up`. `--watch` shows states alone; the log of a run is in that of its worker."""
+    return [
+        f"in your shell:  source {stack.folder / 'env'}",
+        "then:           prefect deployment run train-policy/cpu --watch",
+        f"its log:        tail -f {stack.log('worker-cpu')}",
+    ]
 
 
 def down(stack: Stack) -> None:

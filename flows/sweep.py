@@ -12,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
 from components.core.errors import SettingsError
+from flows import results
 from flows.command_line import run_from_command_line
 from flows.parameters import Profile
 from flows.train_policy import train_policy
@@ -27,16 +28,16 @@ def sweep(
     iterations: Annotated[int | None, Field(ge=1)] = None,
     promote: bool = False,
     repository: str = ".",
-) -> list[dict[str, Any]]:
+) -> Any:
     """Train a policy for every alpha and every seed; a run that fails does not stop the others.
 
     Args:
         alphas: how much speed counts, one policy each
         seeds: seeds of the training, one policy each
-        profile: the profile of params.yaml, or a file of profiles/
-        iterations: iterations of reinforcement learning
+        profile: a profile, of params.yaml or of a file of profiles/. Empty: that of params.yaml
+        iterations: iterations of reinforcement learning. Empty: the profile's own
         promote: let every policy try the gate
-        repository: the checkout to work from
+        repository: the checkout to work from, a dot for the one of the machine that runs this
 
     Returns a row per alpha, seed, task and policy with its accuracy and NFE, and one with a message for a run that
     failed. Raises SettingsError for more than 32 runs.
@@ -67,7 +68,8 @@ def sweep(
         ]
         rows += found or [row | {"message": state.message}]
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
-    return rows
+    failed = sum("message" in row for row in rows)
+    return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,41 @@
-"""What a flow does, one Prefect task each: look before leaping, open the worktree, run one DVC stage, show, promote.
+"""What a flow does, one Prefect task each: look before leaping, open the worktree, run one DVC stage, promote.
 
-Left out: the order of it all (train_policy.py). Nothing is cached here: what is up to date is DVC's question.
+Left out: the order of it all (train_policy.py), what is shown of it (results.py). Nothing is cached here: what is up to
+date is DVC's question.
 """
 
-import base64
 import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
 
 from components.commands.repair import repair
 from components.core.errors import SettingsError, masked
-from components.core.files import flatten, read_json, read_text
-from components.settings import nearest
-from components.tracking.publish import metrics_files
-from flows import parameters, preflight, worktree
+from components.core.files import read_text
+from components.settings import Settings, nearest
+from flows import parameters, preflight, results, worktree
 from flows.process_group import CommandFailed, stream
 
 
 @task(task_run_name="preflight")
-def check(source: Path, given: Mapping[str, Any]) -> tuple[str, str]:
-    """The run's params.yaml and its profile: merged, checked as a whole, and found able to run on this machine.
+def check(source: Path, given: Mapping[str, Any]) -> tuple[str, Settings]:
+    """The run's params.yaml and what it means: merged, checked as a whole, and found able to run on this machine.
 
     `source`: the checkout, or the worktree of a run that is tried again. No retries: the answer would be the same.
     """
     text = parameters.merge(settings_of(source, given.get("profile")), given)
     settings = parameters.validated(text)
-    preflight.check_device(settings.profile, os.environ)
-    for model in settings.models.values():
-        if model.source != "embedded":
-            preflight.check_model(model.source, model.revision)
-    return text, settings.profile
+    preflight.check_device(settings, os.environ)
+    for model in preflight.pretrained(settings):
+        preflight.check_model(model.source, model.revision)
+    return text, settings
 
 
 def settings_of(source: Path, profile: str | None) -> str:
@@ -64,8 +63,8 @@ def settings_of(source: Path, profile: str | None) -> str:
 
 
 @task(task_run_name="worktree")
-def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
-    """Make or take up the run's worktree, write its params.yaml, and name its stages in order."""
+def open_worktree(checkout: Path, path: Path, params: str) -> dict[str, list[str]]:
+    """Make or take up the run's worktree and write its params.yaml. Returns its stages in order, with their needs."""
     log = get_run_logger()
     if left_behind := worktree.not_carried_over(checkout):
         log.warning(
@@ -77,42 +76,36 @@ def open_worktree(checkout: Path, path: Path, params: str) -> list[str]:
     taken_up = worktree.open_worktree(checkout, path)
     log.info("%s worktree %s", "taking up" if taken_up else "made", path)
     (path / "params.yaml").write_text(params, encoding="utf-8")
-    return worktree.stages_in_order(path)
+    return worktree.graph_of(path)
 
 
 @task(task_run_name="{stage}", retries=1, retry_delay_seconds=2)
-def run_stage(stage: str, path: Path, checkout: Path) -> None:
+def run_stage(stage: str, path: Path, checkout: Path, profile: str) -> str:
     """One stage of the DVC graph; skipped by DVC if it is up to date. Its output goes to the flow's log as it comes.
 
-    One retry: training goes on from its last checkpoint, and what fails twice is not bad luck.
+    One retry: training goes on from its last checkpoint, and what fails twice is not bad luck. Returns, and logs, one
+    line with what came of it.
     """
     for line in repair(path):
         get_run_logger().warning("%s", line)
+    begin = time.monotonic()
     command = worktree.dvc("--wait-for-lock", "repro", "--single-item", stage)
-    _follow(command, path, checkout)
+    ran = any(line.startswith("Running stage") for line in _follow(command, path, checkout))
+    how = f"ran in {time.monotonic() - begin:.0f} s" if ran else "up to date"
+    figures = results.stage_figures(path / "outputs" / profile, stage)
+    line = f"{stage}: {how}" + (f", {figures}" if figures else "")
+    get_run_logger().info("%s", line)
+    return line
 
 
-@task(task_run_name="results")
-def show(path: Path, profile: str) -> dict[str, Any]:
-    """The results as artifacts of the flow run; of skipped stages too, since they are read from the stages' files.
-
-    Returns the figures of stage evaluate: {task: {policy: {"accuracy": ..., "nfe": ...}}}.
-    """
-    outputs = path / "outputs" / profile
-    create_markdown_artifact(
-        metrics_page(outputs, profile), key=f"{profile}-metrics", description="What the run measured"
-    )
-    picture = outputs / "report" / "pareto.png"
-    if picture.exists():
-        page = f"![Accuracy against forward passes]({data_uri(picture)})\n"
-        create_markdown_artifact(page, key=f"{profile}-pareto", description="Accuracy against forward passes")
-    return evaluated(outputs)
-
-
-def evaluated(outputs: Path) -> dict[str, Any]:
-    """The figures of stage evaluate by task."""
-    files = sorted((outputs / "metrics").glob("evaluate-*.json"))
-    return {file.stem.removeprefix("evaluate-"): read_json(file) for file in files}
+def run_stages(graph: Mapping[str, Sequence[str]], path: Path, checkout: Path, profile: str) -> None:
+    """The stages one after another; each waits for those that it needs, which makes the flow run's graph DVC's."""
+    done: dict[str, State[str]] = {}
+    for stage, needs in graph.items():
+        done[stage] = run_stage(
+            stage, path, checkout, profile, wait_for=[done[need] for need in needs], return_state=True
+        )
+        done[stage].result()  # raises where it failed
 
 
 @task(task_run_name="promote")
@@ -126,35 +119,22 @@ def promote(path: Path, checkout: Path, dry_run: bool = False) -> dict[str, Any]
         return json.loads(masked(read_text(verdict, "Run `unmask promote` to see what it prints.")))
 
 
-def _follow(command: Sequence[str], path: Path, checkout: Path) -> None:
+def _follow(command: Sequence[str], path: Path, checkout: Path) -> list[str]:
     """`stream` in the stage's environment, without passwords in what is logged or raised: Prefect keeps both.
 
-    The environment is made here, since Prefect may keep the arguments of a task.
+    The environment is made here, since Prefect may keep the arguments of a task. Returns the lines.
     """
-    log = get_run_logger().info
+    log, lines = get_run_logger().info, list[str]()
+
+    def take(line: str) -> None:
+        lines.append(masked(line))
+        log("%s", lines[-1])
+
     try:
-        stream(command, path, stage_environment(checkout, path), lambda line: log("%s", masked(line)))
+        stream(command, path, stage_environment(checkout, path), take)
     except CommandFailed as error:
         raise CommandFailed(masked(str(error))) from None
-
-
-def metrics_page(outputs: Path, profile: str) -> str:
-    """Markdown: the report's own table, then every number that a stage measured, a row each."""
-    table = outputs / "report" / "table.md"
-    page = [f"# Profile {profile}", ""]
-    if table.exists():
-        page += [read_text(table).strip(), ""]
-    page += ["## Metrics of the stages", "", "| stage | metric | value |", "|---|---|---:|"]
-    for stage, file in metrics_files(outputs).items():
-        for name, value in flatten(read_json(file), separator="/"):
-            if isinstance(value, int | float):
-                page.append(f"| {stage} | {name} | {float(value):.4g} |")
-    return "\n".join(page) + "\n"
-
-
-def data_uri(picture: Path) -> str:
-    """The PNG itself as an address: the page that shows it need not reach this machine's disk, nor any network."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    return lines
 
 
 def stage_environment(checkout: Path, path: Path) -> dict[str, str]:

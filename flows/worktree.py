@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from components.core.errors import DataError, masked
@@ -40,9 +40,9 @@ def not_carried_over(checkout: Path) -> list[str]:
     return [name for line in lines if (name := line[3:]) != "dvc.lock"]
 
 
-def path_of(checkout: Path, run_name: str, run_id: str) -> Path:
-    """Where the worktree of this flow run is, or would be: the same for every retry of the run."""
-    return checkout / FOLDER / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', run_name).strip('-.')}-{run_id[:8]}"
+def path_of(checkout: Path, flow: str, run_id: str) -> Path:
+    """Where the worktree of this run of the flow is, or would be: the same for every retry of the run."""
+    return checkout / FOLDER / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', flow).strip('-.')}-{run_id[:8]}"
 
 
 def read_at_head(checkout: Path, name: str) -> str:
@@ -106,8 +106,11 @@ def close_worktree(checkout: Path, path: Path) -> None:
     _run(["git", "worktree", "prune"], checkout)
 
 
-def stages_in_order(worktree: Path) -> list[str]:
-    """The names of the stages, matrix stages one by one, each after all it depends on: DVC's own index and graph."""
+def graph_of(worktree: Path) -> dict[str, list[str]]:
+    """Stage -> the stages that it needs the outputs of, matrix stages one by one; each after all that it needs.
+
+    Both are DVC's own: its index and its graph.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
@@ -115,10 +118,20 @@ def stages_in_order(worktree: Path) -> list[str]:
     try:
         with Repo(str(worktree)) as repo:
             stages, graph = repo.index.stages, repo.index.graph  # an edge leads from a stage to one that it needs
-            order = graphlib.TopologicalSorter({stage: graph.successors(stage) for stage in stages})
-            return [str(stage.name) for stage in order.static_order() if isinstance(stage, PipelineStage)]
+            needs = {stage: [n for n in graph.successors(stage) if isinstance(n, PipelineStage)] for stage in stages}
+            order = [s for s in graphlib.TopologicalSorter(needs).static_order() if isinstance(s, PipelineStage)]
+            return {str(stage.name): sorted(str(need.name) for need in needs[stage]) for stage in order}
     except DvcException as error:
         raise DataError(f"DVC cannot read the stages of {worktree} ({error}). Repair dvc.yaml.") from error
+
+
+def needed_for(graph: Mapping[str, Sequence[str]], wanted: Callable[[str], bool]) -> dict[str, list[str]]:
+    """The part of the graph that the wanted stages need, themselves included; in the same order."""
+    keep: set[str] = set()
+    for stage in reversed(list(graph)):
+        if stage in keep or wanted(stage):
+            keep |= {stage, *graph[stage]}
+    return {stage: list(needs) for stage, needs in graph.items() if stage in keep}
 
 
 def dvc(*arguments: str) -> list[str]:

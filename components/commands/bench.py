@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.commands.resolve import active_profile, candidate
 from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     from components.bench.decoding import compare
     from components.bench.policy_step import SIZES, policy_step
 
-    workspace, settings = profile()
+    workspace, settings = active_profile(anywhere=request.random is not None)
     denoiser, prompts, block = _subject(request, workspace, settings)
     facts = machine(denoiser, workspace.root)
     show(tables.machine(facts))
@@ -78,15 +79,6 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     }
 
 
-def profile() -> tuple[Workspace, Settings]:
-    """The active profile of the folder we are in."""
-    from components.settings import read
-    from components.stages.common.workspace import Workspace
-
-    settings = read(Path("params.yaml"))
-    return Workspace(Path.cwd(), settings.profile), settings
-
-
 def log_to_mlflow(found: dict[str, Any]) -> None:
     """Everything as one run named "bench" of the profile's experiment; SettingsError if the store takes none."""
     from components.core.files import flatten
@@ -94,7 +86,7 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
     from components.tracking.mlflow_tracker import MlflowTracker
     from components.tracking.publish import experiment_name
 
-    workspace, _ = profile()
+    workspace, _ = active_profile(anywhere=True)
     uri = store.tracking_uri(workspace.root)
     tracker = MlflowTracker.start(uri, experiment_name(workspace.profile), "bench", tags={"stage": "bench"})
     tracker.params({"machine": found["machine"], "request": found["request"]})
@@ -153,7 +145,6 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
 def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: LoadedDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
     from components.bench.decoding import Case
-    from components.commands.resolve import candidate
     from components.decode.job import DecodeOptions
 
     legal = DecodeOptions(rows=request.rows, force_commit=False)

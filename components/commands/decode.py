@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from components.commands.puzzles import is_solvable, wrong_cells
 from components.commands.resolve import active_profile, candidate, example_for, open_dllm, task_for
 from components.core.errors import SettingsError
 
@@ -24,9 +25,22 @@ ANIMATION_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the command line asks for. task: its name. length, block: of canvas and block. None: by default."""
+
+    prompt: str | None = None
+    task: str | None = None
+    length: int | None = None
+    model: str | None = None
+    choose: str = "mode"
+    block: int | None = None
+
+
+@dataclass(frozen=True)
 class Shown:
     """One decode to look at. order: the step (0 first) at which each position was committed, -1 if never. correct:
-    None where there is no answer to compare with. columns: cells per row of the board."""
+    None where nothing can judge it, which ``unjudged`` explains. columns: cells per row of the board. clues: positions
+    that the prompt gives. wrong: positions of a wrong text that break a rule."""
 
     label: str
     tokens: tuple[str, ...]
@@ -34,41 +48,47 @@ class Shown:
     nfe: int
     correct: bool | None
     columns: int
+    clues: frozenset[int] = frozenset()
+    wrong: frozenset[int] = frozenset()
+    unjudged: str = "no answer on file"
 
     def canvas(self, step: int) -> str:
         """The canvas as one line after so many steps."""
         return "".join(t if 0 <= when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
 
     @property
+    def marks(self) -> str:
+        """A sign per position of the canvas: x where it is wrong, = where the prompt gives it."""
+        return "".join("x" if i in self.wrong else "=" if i in self.clues else " " for i in range(len(self.tokens)))
+
+    @property
     def verdict(self) -> str:
-        how = {True: "right", False: "wrong", None: "no answer on file"}[self.correct]
+        how = {True: "right", False: "wrong", None: self.unjudged}[self.correct]
         return f"{self.nfe} forward pass{'es' * (self.nfe != 1)}, {how}"
 
 
-def show_decode(
-    policies: Sequence[str], prompt: str, length: int | None, model: str | None, choose: str, block: int | None = None
-) -> None:
-    """Decodes one prompt by each policy, over the active profile's dLLM or ``model``, and shows how.
+def show_decode(policies: Sequence[str], asked: Asked) -> None:
+    """Decode one prompt by each policy, over the active profile's dLLM or a named one, and show how.
 
-    block: block length; the profile's own where it is None. SettingsError, DataError or CheckpointError where a name,
-    the prompt or the model cannot be used.
+    SettingsError, DataError or CheckpointError where a name, the prompt or the model cannot be used.
     """
-    workspace, settings = active_profile()
-    candidates = [candidate(name, workspace, settings, choose, block) for name in policies]
-    name, task = task_for(settings, prompt)
-    example, known = example_for(workspace, name, task, prompt)
-    opened = open_dllm(workspace, settings, model)
-    display([decode_one(c, opened, task, example, length, known) for c in candidates])
+    workspace, settings = active_profile(anywhere=asked.model is not None)
+    candidates = [candidate(name, workspace, settings, asked.choose, asked.block) for name in policies]
+    name, task = task_for(settings, asked.prompt or "", asked.task)
+    example, known = example_for(workspace, name, task, asked.prompt or "")
+    opened = open_dllm(workspace, settings, asked.model)
+    display([decode_one(c, opened, task, example, asked.length, known) for c in candidates])
 
 
 def decode_one(
     chosen: Candidate, opened: tuple[Any, Any], task: Task, example: Example, length: int | None, known: bool
 ) -> Shown:
+    """Decode the example. known: whether its answer, or any valid one, can be told from a wrong one."""
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
     from components.decode.prompts import Prompts
     from components.policies.rules import is_random
-    from components.reports.boards import BOXES
+    from components.reports.boards import BOXES, clues_of
 
     denoiser, encoder = opened
     shape = getattr(chosen.policy, "shape", None)
@@ -81,10 +101,12 @@ def decode_one(
     job = asked.job(chosen.block_length)
     how = "sample" if is_random(chosen.family) else chosen.choose
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
-    correct = bool(asked.scores(job, done)[1][0]) if known else None
+    answerable = is_solvable(task, example.prompt)
+    correct = bool(asked.scores(job, done)[1][0]) if known and answerable else None
     ids = done.canvas_RL[0].tolist()
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
+    alone = all(len(token) == 1 for token in tokens)
     return Shown(
         chosen.setting,
         tokens,
@@ -92,6 +114,9 @@ def decode_one(
         int(done.nfe_R[0]),
         correct,
         BOXES[len(ids)][0] if grid else len(ids),
+        clues_of({"order": ids, "prompt": example.prompt}),
+        wrong_cells(task, example, "".join(tokens)) if alone and correct is False else frozenset(),
+        "no answer on file" if answerable else "the prompt has no right answer",
     )
 
 
@@ -120,22 +145,27 @@ def display(many: Sequence[Shown]) -> None:
 
 
 def lines(many: Sequence[Shown]) -> list[str]:
-    """Policy by policy its name, a line per forward pass, the verdict."""
+    """Policy by policy its name, a line per forward pass, what is marked in the last one, the verdict."""
     found = []
     for shown in many:
         steps = [f"{step:4}  {shown.canvas(step)}" for step in range(1, shown.nfe + 1)]
-        found += [shown.label, *steps, f"      {shown.verdict}"]
+        marks = [f"      {shown.marks}  {legend}"] if (legend := _legend(shown)) else []
+        found += [shown.label, *steps, *marks, f"      {shown.verdict}"]
     return found
 
 
+def _legend(shown: Shown) -> str:
+    return ", ".join(text for text, cells in (("= given", shown.clues), ("x wrong", shown.wrong)) if cells)
+
+
 def boards(many: Sequence[Shown], step: int, steps: int) -> RenderableType:
-    """The canvases after ``step`` forward passes, side by side, above the scale of colours."""
+    """The canvases after ``step`` forward passes, side by side, above the scale of colours and what a frame means."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    from components.reports.boards import ink_on, step_colour
+    from components.reports.boards import framed, ink_on, step_colour
 
     scale = Text("forward pass ")
     for number in range(1, steps + 1, steps // 24 + 1):
@@ -145,13 +175,21 @@ def boards(many: Sequence[Shown], step: int, steps: int) -> RenderableType:
     for shown in many:
         status = shown.verdict if step >= shown.nfe else f"{step} forward pass{'es' * (step != 1)}"
         panels.append(Panel(Group(Text(shown.label, "bold"), _board(shown, step, steps), Text(status)), expand=False))
-    return Group(Columns(panels), scale)
+    frames = [
+        Text(text)
+        for text, known in (
+            (f"{framed('1', True, False)} given by the prompt", any(s.clues for s in many)),
+            (f"{framed('1', False, True)} wrong", step >= steps and any(s.wrong for s in many)),
+        )
+        if known
+    ]
+    return Group(Columns(panels), scale, *frames)
 
 
 def _board(shown: Shown, step: int, steps: int) -> RenderableType:
     from rich.text import Text
 
-    from components.reports.boards import box_of, glyph, ink_on, step_colour
+    from components.reports.boards import box_of, framed, glyph, ink_on, step_colour
 
     text, size = Text(), len(shown.tokens)
     grid = shown.columns < size
@@ -163,6 +201,10 @@ def _board(shown: Shown, step: int, steps: int) -> RenderableType:
             text.append("  ")
         there = 0 <= when < step
         colour = step_colour(when + 1, steps)
-        cell = (f" {glyph(token)} " if grid else token) if there else (f" {HOLE} " if grid else HOLE)
+        cell = glyph(token) if grid and there else token if there else HOLE
+        if grid:
+            cell = framed(cell, at in shown.clues, there and step >= shown.nfe and at in shown.wrong)
         text.append(cell, f"{ink_on(colour)} on {colour}" if there else "dim")
+    if not grid and (legend := _legend(shown)):
+        text.append(f"\n{shown.marks}\n{legend}")
     return text

@@ -1,7 +1,8 @@
 """`unmask doctor`: is this machine ready for the pipeline, and does it compute what it should?
 
-Every check only looks: nothing is trained, fetched or registered. Runs whose process is gone get their final state.
-Left out: whether a policy is any good.
+The installation that is there is judged: the library alone, with onnx, or with the pipeline's tools; in a repository or
+outside one. Every check only looks: nothing is trained, fetched or registered. Runs whose process is gone get their
+final state. Left out: whether a policy is any good.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from components.commands import extras
 from components.core.errors import SettingsError, masked
 
-DISTRIBUTION = "unmask-policies"
+DISTRIBUTION = extras.DISTRIBUTION
+OUTSIDE = "no repository in this folder: demo, decode --model and bench --random work here, stages do not"
 SAMPLES = 4000  # decodes of the exactness check
 ERRORS = 5.0  # standard errors by which a sampled mean may miss the exact one
 
@@ -25,6 +28,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
     to do. Never raises."""
     table: dict[str, Callable[[Path], tuple[bool, str]]] = {
         "python": python,
+        "installation": installation,
         "packages": packages,
         "settings": settings,
         "device": device,
@@ -60,6 +64,20 @@ def python(root: Path) -> tuple[bool, str]:
     return True, f"{have} ({platform.system()} {platform.machine()})"
 
 
+def installation(root: Path) -> tuple[bool, str]:
+    """Which extras are there; a pipeline without its tools is a failure only where there is one to run."""
+    have = extras.installed()
+    text = ", ".join(["library", *(name for name, there in have.items() if there and name != "dev")])
+    lack = [name for name, there in have.items() if not there and name != "dev"]
+    if (root / "dvc.yaml").exists() and "pipeline" in lack:
+        return False, f"{text}; this repository's stages need more; run {extras.pip_command('pipeline')}"
+    return True, text + (f"; more by {extras.pip_command(lack[-1])}" if lack else "")
+
+
+def _is_repository(root: Path) -> bool:
+    return any((root / name).exists() for name in ("params.yaml", "dvc.yaml"))
+
+
 def packages(root: Path) -> tuple[bool, str]:
     """What is installed lies within the bounds of pyproject.toml; extras may be missing as a whole."""
     from packaging.requirements import Requirement
@@ -89,6 +107,8 @@ def packages(root: Path) -> tuple[bool, str]:
 def settings(root: Path) -> tuple[bool, str]:
     from components.settings import read
 
+    if not _is_repository(root):
+        return True, OUTSIDE
     try:
         found = read(root / "params.yaml")
     except ValueError as error:
@@ -178,11 +198,11 @@ def precision(root: Path) -> tuple[bool, str]:
         statistics(x.float().clone(), Needs())["confidence"] for x in (logits_NV, logits_NV.to(torch.bfloat16))
     )
     moved = float((full - short).abs().max())
-    models = read(root / "params.yaml").models
-    said = ", ".join(f"{name} {model.dtype}" for name, model in models.items())
+    models = read(root / "params.yaml").models if _is_repository(root) else {}
+    said = "".join(f"{name} {model.dtype}; " for name, model in models.items())
     return (
         True,
-        f"{said}; logits in bfloat16 move a confidence by up to {moved:.3f}: nearer thresholds decide otherwise",
+        f"{said}logits in bfloat16 move a confidence by up to {moved:.3f}: nearer thresholds decide otherwise",
     )
 
 
@@ -191,7 +211,9 @@ def graph(root: Path) -> tuple[bool, str]:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
     except ImportError:
-        return False, "dvc is not installed; nothing would run the stages; pip install -e '.[pipeline]'"
+        return not _is_repository(root), f"dvc is not installed; stages need it; run {extras.pip_command('pipeline')}"
+    if not _is_repository(root):
+        return True, OUTSIDE
     try:
         with Repo(str(root)) as repo:
             return True, f"{len(repo.index.stages)} stages in dvc.yaml"
@@ -219,7 +241,7 @@ def tracker(root: Path) -> tuple[bool, str]:
             closed = abandoned.close(uri) if path is None or os.access(path, os.W_OK) else []
             return True, said + (f", {len(closed)} runs whose process is gone marked as KILLED" if closed else "")
     except ImportError:
-        return False, "mlflow is not installed; no run would be kept; pip install -e '.[pipeline]'"
+        return not _is_repository(root), f"mlflow is not installed; runs need it; run {extras.pip_command('pipeline')}"
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
@@ -231,6 +253,8 @@ def outputs(root: Path) -> tuple[bool, str]:
     """A note, never a failure: what the active profile has."""
     from components.settings import read
 
+    if not _is_repository(root):
+        return True, OUTSIDE
     folder = Path("outputs") / read(root / "params.yaml").profile
     parts = (
         "data",

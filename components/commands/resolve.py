@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, block: int | None = None) -> Candidate:
     """The policy of this name: a rule with its number (``threshold:0.9``, ``confidence``), a policy folder, an .onnx
-    file, or ``models:/NAME@ALIAS``. SettingsError if it is none of these, DataError or CheckpointError if it does not
-    load."""
+    file, an import path, or ``models:/NAME@ALIAS``.
+
+    SettingsError if it is none of these, DataError or CheckpointError if it does not load.
+    """
     from components.evaluation.evaluate import Candidate
 
     if choose not in ("mode", "sample"):
@@ -77,11 +79,33 @@ def rule(name: str) -> Any:
     return heuristic(kind, value)
 
 
-def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:
-    """The task whose marker the prompt begins with, else the gate task; DataError if it cannot ask that."""
-    marked = [name for name, task in settings.data.tasks.items() if task.marker and prompt.startswith(task.marker)]
-    name = marked[0] if marked else settings.evaluate.gate_task
-    task = settings.data.tasks[name].build()
+def named_task(settings: Settings, name: str) -> Task:
+    """The task of this name in the settings, else in the library. SettingsError for an unknown one."""
+    from components.settings.data import TaskSettings
+    from components.stages.common.cases import item_of
+    from components.tasks import TASKS
+
+    tasks = settings.data.tasks
+    if name in TASKS and name not in tasks:
+        tasks = {name: TaskSettings(kind=name, params={}, canvas=None)}
+    return item_of(tasks, "data.tasks", name).build()
+
+
+def task_for(settings: Settings, prompt: str, name: str | None = None) -> tuple[str, Task]:
+    """The task of this name, else the one whose marker the prompt begins with, else the gate task.
+
+    SettingsError for an unknown name, DataError where the task does not write such prompts.
+    """
+    if name is None:
+        tasks = settings.data.tasks.items()
+        marked = [found for found, task in tasks if task.marker and prompt.startswith(task.marker)]
+        name = marked[0] if marked else settings.evaluate.gate_task
+    task = named_task(settings, name)
+    _check_prompt(name, task, prompt)
+    return name, task
+
+
+def _check_prompt(name: str, task: Task, prompt: str) -> None:
     unknown = sorted(set(prompt) - set(task.alphabet)) if task.alphabet else []
     if unknown or not prompt:
         raise DataError(
@@ -95,7 +119,6 @@ def task_for(settings: Settings, prompt: str) -> tuple[str, Task]:
             f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}; it "
             f"would be no such puzzle; write one like {task.sample(0, 0).prompt}"
         )
-    return name, task
 
 
 def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
@@ -114,19 +137,24 @@ def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tup
     return Example(name, prompt, ""), isinstance(getattr(task, "plain", task), SudokuMany | SudokuPair | Queens)
 
 
-def active_profile() -> tuple[Workspace, Settings]:
-    from components.settings import read
+def active_profile(anywhere: bool = False) -> tuple[Workspace, Settings]:
+    """Workspace and settings of the folder we are in.
+
+    anywhere: what is asked for needs no outputs, so that outside a repository the settings of the package do. Else
+    SettingsError.
+    """
+    import components.settings as package
     from components.stages.common.workspace import Workspace
 
-    settings = read(Path("params.yaml"))
+    path = Path("params.yaml")
+    if anywhere and not path.exists():
+        path = Path(package.__file__).with_name("params.yaml")
+    settings = package.read(path)
     return Workspace(Path.cwd(), settings.profile), settings
 
 
 def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tuple[Any, Any]:
-    """Denoiser and encoder."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    """Denoiser and encoder: of the profile, or of the folder or hub name ``model``."""
     if model is None:
         from components.stages.common.models import open_cached
 

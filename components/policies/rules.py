@@ -33,6 +33,7 @@ class Rule:
                 position, drawn from a law over many.
     random      it is sampled, so that an evaluation averages over decode seeds.
     decodes     False for what only training can use: a target of a loss, a teacher that needs the answer.
+    reads_pairs it looks at pairs of positions, not at each one alone.
     blocks      whether a sweep runs it in shorter blocks too: never, in the main "table" only, or always.
     everywhere  it is swept where only the strongest rules are: transfer, out of domain, headroom.
     """
@@ -48,6 +49,7 @@ class Rule:
     commits: Literal["fixed", "several", "one"] = "several"
     random: bool = False
     decodes: bool = True
+    reads_pairs: bool = False
     blocks: Literal["never", "table", "always"] = "never"
     everywhere: bool = False
 
@@ -109,14 +111,17 @@ RULES: dict[str, Rule] = {
         _lazy("heuristics.TopKRandom"), "random of the top k", "positions to draw among", low=1, whole=True,
         commits="one", random=True,
     ),
-    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1),
-    "overlap": Rule(_lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", everywhere=True),
-    "overlap_rise": Rule(
-        _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", everywhere=True
+    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, reads_pairs=True),
+    "overlap": Rule(
+        _lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", reads_pairs=True, everywhere=True
     ),
-    "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats"),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, everywhere=True),
-    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge"),
+    "overlap_rise": Rule(
+        _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", reads_pairs=True,
+        everywhere=True,
+    ),
+    "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats", reads_pairs=True),
+    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True),
+    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
     ),

@@ -1,11 +1,12 @@
 """One decode laid out for the eye: the canvas as a board, a colour per step, and which prompts are worth showing.
 
 Shared by the decoding-order page and by the README's picture. A decode is one line of ``decodes.jsonl``; nothing is
-decoded again here, and no cell is called wrong, since a puzzle may have other answers than the one on file.
+decoded again here. Which cells are wrong is told by whoever knows the puzzle's rules.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ BOXES = {16: (4, 2, 2), 32: (4, 2, 2), 36: (6, 2, 3), 81: (9, 3, 3)}
 """Canvas length -> (columns, rows of a box, columns of a box): the sudokus, drawn with a gap between boxes.
 32: two of 16."""
 
-# Viridis at equal distances: even steps look even, also in grey and to the colour-blind.
+# Viridis: light rises evenly, also in grey and to the colour-blind.
 _ANCHORS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 _REQUIRED = ("task", "family", "setting", "prompt", "correct", "nfe", "order", "tokens")
 
@@ -121,12 +122,25 @@ def glyph(token: str) -> str:
     return "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}" if "\n" in token else "\N{OPEN BOX}" if token else ""
 
 
+def framed(cell: str, clue: bool, wrong: bool) -> str:
+    """A cell of a board in three characters: [1] given by the prompt, !1! wrong."""
+    left, right = "!!" if wrong else "[]" if clue else "  "
+    return f"{left}{cell}{right}"
+
+
 def step_colour(step: int, steps: int) -> str:
-    """``#rrggbb`` of forward ``step`` out of ``steps``, both counted from 1: dark first, bright last."""
-    place = 0.0 if steps <= 1 else (step - 1) / (steps - 1) * (len(_ANCHORS) - 1)
+    """``#rrggbb`` of forward ``step`` out of ``steps``, both counted from 1: dark first, bright last. Equal ratios have
+    equal distances, so that a policy's two or three forwards differ also beside a rule that needs sixteen."""
+    place = 0.0 if steps <= 1 else math.log(step) / math.log(steps) * (len(_ANCHORS) - 1)
     low = min(int(place), len(_ANCHORS) - 2)
-    a, b = (_channels(_ANCHORS[low + i]) for i in (0, 1))
-    return "#" + "".join(f"{round(x + (place - low) * (y - x)):02x}" for x, y in zip(a, b, strict=True))
+    return mixed(_ANCHORS[low], _ANCHORS[low + 1], place - low)
+
+
+def mixed(one: str, other: str, share: float) -> str:
+    """``#rrggbb`` between two colours; share 0: the first one."""
+    return "#" + "".join(
+        f"{round(x + share * (y - x)):02x}" for x, y in zip(*map(_channels, (one, other)), strict=True)
+    )
 
 
 def ink_on(colour: str) -> str:

@@ -14,6 +14,13 @@ from components.evaluation.results import POLICIES, EvalResult
 from components.maths.pareto import front_at, upper_hull
 from components.policies.rules import RULES
 
+KINDS = {
+    "marginal": "marginal rules: each position by itself",
+    "ordered": "ordered rules: a fixed number per pass",
+    "pair": "pair rules: positions beside each other",
+}
+"""What the rules are compared by in pictures: kind -> what it means."""
+
 _POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"}
 
 
@@ -75,8 +82,10 @@ def label_of(family: str) -> str:
 
 
 def rule_name(family: str, setting: str) -> str:
-    """``entropy bound 0.1``, ``max confidence, 2 per step``."""
+    """``entropy bound 0.1``, ``max confidence, 2 per step``; of a policy ``learned policy, sampled``."""
     label = label_of(family)
+    if family in POLICIES:
+        return f"{label}, sampled" if setting == "sample" else f"{label} {setting.removeprefix('mode')}".strip()
     if setting and family in RULES and RULES[family].commits == "fixed":
         return f"{label}, {setting} per step"
     return f"{label} {setting}".strip()
@@ -87,7 +96,7 @@ def name_of(cell: EvalResult, full: int) -> str:
     parts = [rule_name(cell.family, cell.setting)]
     if cell.block_length < full:
         parts.append(f"blocks of {cell.block_length}")
-    if cell.is_policy and cell.choose != "mode":
+    if cell.is_policy and cell.choose != "mode" and cell.setting != "sample":
         parts.append("sampled")
     return ", ".join(parts)
 
@@ -98,3 +107,37 @@ def sweeps(cells: Sequence[EvalResult]) -> dict[tuple[str, int, str], list[EvalR
     for cell in sorted(cells, key=lambda c: (c.block_length, c.nfe)):
         found.setdefault((cell.family, cell.block_length, cell.choose), []).append(cell)
     return found
+
+
+def kind_of(family: str) -> str:
+    """One of ``KINDS``; a family that is not in the table of rules counts as marginal."""
+    if family not in RULES:
+        return "marginal"
+    rule = RULES[family]
+    return "pair" if rule.reads_pairs else "marginal" if rule.commits == "several" else "ordered"
+
+
+def saturation(cells: Iterable[EvalResult], within: float = 0.01) -> float:
+    """The fewest forwards at which the heuristics' envelope is ``within`` of its best; NaN without any heuristic."""
+    front = corners(cells)
+    return next((c.nfe for c in front if c.accuracy >= front[-1].accuracy - within), float("nan"))
+
+
+def strongest(cells: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:
+    """kind -> the sweep of the strongest rule of that kind, a block length of its own being a rule of its own.
+
+    Strongest: its own envelope is the highest on average over numbers of forwards, at equal ratios, from the fastest
+    policy's to where the envelope of all saturates; 0 where the rule is not that fast.
+    """
+    heuristics = [cell for cell in cells if not cell.is_policy]
+    if not heuristics:
+        return {}
+    end = saturation(heuristics)
+    start = min([cell.nfe for cell in cells if cell.is_policy], default=min(cell.nfe for cell in heuristics))
+    places = np.geomspace(min(start, end), max(start, end), 33).tolist()
+    best: dict[str, tuple[float, list[EvalResult]]] = {}
+    for (family, _, _), sweep in sweeps(heuristics).items():
+        score, kind = sum(envelope(sweep, at) for at in places if at >= sweep[0].nfe - 1e-9), kind_of(family)
+        if kind not in best or score > best[kind][0]:
+            best[kind] = (score, sweep)
+    return {kind: best[kind][1] for kind in KINDS if kind in best}

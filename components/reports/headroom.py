@@ -1,15 +1,30 @@
-"""``headroom.md``: what each task leaves to gain, by the figures of stage headroom."""
+"""``headroom.md`` and ``headroom.png``: what each task leaves to gain, by the figures of stage headroom."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_text
+from components.reports.files import STYLE, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Figures = Sequence[Mapping[str, Any]]
 """One per case: model, task, order and speed, as stage headroom writes them."""
+MUCH, LITTLE = "#D55E00", "#0072B2"
+PANELS = {
+    "order": (
+        "one position per pass: what the order is worth",
+        {"random": "random order", "surest_first": "surest first", "best_of_random": "the luckiest random order"},
+    ),
+    "speed": ("the rules' front: what speed costs", {"at_half": "at half of the passes", "best": "at its best"}),
+}
+"""Part of the figures -> its title, and what is drawn of it: name -> label."""
+MARKS = {"surest_first": "o", "best": "o", "random": "o", "at_half": "o", "best_of_random": "D"}
+FILLED = ("surest_first", "best")
 HEADINGS = (
     "task",
     "dLLM",
@@ -56,3 +71,45 @@ def write(path: Path, figures: Figures) -> Path:
 
 def _yes(found: Mapping[str, float]) -> str:
     return "yes" if found["critical"] else "no"
+
+
+def draw(path: Path, figures: Figures) -> Path:
+    """A PNG with a row per case: how much the order is worth, and what half of the passes costs. Where it is much, by
+    the criteria under the table, the row is orange."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    wide, high = 9.6, 0.4 * len(figures) + 1.2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(wide, high))
+        sides = {"left": 2.1 / wide, "right": 1 - 0.2 / wide, "top": 1 - 0.3 / high, "bottom": 0.8 / high}
+        axes = figure.subplots(1, 2, sharey=True, gridspec_kw={**sides, "wspace": 0.1})
+        for ax, (part, (title, names)) in zip(axes, PANELS.items(), strict=True):
+            for y, case in enumerate(reversed(figures)):
+                _row(ax, y, case[part], names)
+            ax.set(xlim=(0, 100), ylim=(-0.6, len(figures) - 0.4), xlabel="accuracy, %")
+            ax.set_title(title, fontsize=9.5)
+            ax.grid(True, axis="x")
+            ax.spines["left"].set_visible(False)
+            ax.tick_params(axis="y", length=0)
+            handles = [Line2D([], [], label=label, **_look(name, "#555555")) for name, label in names.items()]
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.42 / (high - 1.1))}
+            ax.legend(handles=handles, ncols=3, handletextpad=0.1, columnspacing=1.0, **place)
+        labels = [f"{case['task'].replace('_', ' ')} · {case['model']}" for case in reversed(figures)]
+        axes[0].set_yticks(range(len(figures)), labels)
+        return write_figure(path, figure)
+
+
+def _row(ax: Axes, y: int, shares: Mapping[str, float], names: Mapping[str, str]) -> None:
+    values = {name: 100 * shares[name] for name in names}
+    colour = MUCH if shares["critical"] else LITTLE
+    ax.plot([min(values.values()), max(values.values())], [y, y], color=colour, lw=2.2, alpha=0.35)
+    for name, value in values.items():
+        ax.plot(value, y, clip_on=False, zorder=4 + (name in FILLED), **_look(name, colour))
+
+
+def _look(name: str, colour: str) -> dict[str, Any]:
+    """What anyone would take is filled; luck is a diamond."""
+    face = colour if name in FILLED else "white"
+    return {"ls": "none", "marker": MARKS[name], "ms": 6.5, "mfc": face, "mec": colour, "mew": 1.4}

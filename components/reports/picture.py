@@ -1,4 +1,5 @@
-"""The README's one picture: the same puzzle decoded by a heuristic and by the learned policy, beside the Pareto front.
+"""The README's one picture: one puzzle decoded by a heuristic and by the learned policy, what a coupled policy saw at
+its first step, and the Pareto front under it.
 
 The two decodes are chosen by rule, not by hand: the heuristic that needs the fewest forwards to be as accurate as the
 learned policy, and the prompt whose saving in forwards is nearest to the mean saving, among those that both got right.
@@ -15,34 +16,24 @@ from typing import TYPE_CHECKING, Any
 from components.core.errors import DataError
 from components.evaluation.results import POLICIES, EvalResult
 from components.reports import fronts as table
-from components.reports.boards import (
-    Case,
-    Decode,
-    box_of,
-    cases,
-    clues_of,
-    columns_of,
-    glyph,
-    ink_on,
-    last_step,
-    name_of,
-    step_colour,
-)
-from components.reports.files import write_figure
-from components.reports.pareto import POLICY_COLOUR, STYLE, legend_handles, panel
+from components.reports import pairs
+from components.reports.boards import Case, Decode, cases, clues_of, columns_of, glyph, ink_on, last_step, step_colour
+from components.reports.files import STYLE, write_figure
+from components.reports.pareto import POLICY_COLOUR, legend_handles, panel
+from components.reports.views import FULL, View, shift_colour, view_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
-
-GAP = 0.16  # between the boxes of a sudoku, in cells
+WIDE, TOP, FRONT = 11.0, 3.95, 3.6
+"""Inches: the picture's width, the height of its boards with their words, that of the front."""
 
 
 def draw(
     path: Path, decodes: Sequence[Decode], cells: Sequence[EvalResult], columns: Mapping[str, int] | None = None
 ) -> Path:
-    """Writes the PNG for one task.
+    """Writes the PNG for one task. Of a policy without pair shifts, the front stands beside the two boards.
 
     Args:
         decodes: lines of decodes.jsonl of that task (others are ignored).
@@ -55,39 +46,37 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
+    _refuse_several(cells)
+    before, after = typical_pair(decodes, cells)
+    steps, view = max(last_step(before), last_step(after)), view_of(after)
+    high = TOP + FRONT if view else TOP + 0.3
+    with matplotlib.rc_context({**STYLE, "font.size": 9.5}):
+        figure = Figure(figsize=(WIDE, high))
+        for place, decode in enumerate((before, after)):
+            board(_square(figure, place, high), decode, _across(decode, columns), steps)
+        _scale(figure, steps, high, framed=bool(clues_of(before)))
+        if view:
+            _first_step(figure, view, _across(after, columns), step_colour(1, steps), high)
+            ax = figure.add_axes((0.055, 0.98 / high, 0.93, (FRONT - 1.25) / high))
+        else:
+            ax = figure.add_axes((0.545, 1.15 / high, 0.44, (high - 1.6) / high))
+        panel(ax, cells, font=9)
+        ax.set_xlabel("forward passes per prompt (NFE)", labelpad=2)
+        ax.set_ylabel("accuracy, %", labelpad=2)
+        ax.set_title(f"all {cells[0].prompts} test prompts", fontsize=11)
+        figure.legend(
+            handles=legend_handles(cells), loc="lower center", ncols=4, fontsize=8.5, columnspacing=1.5, borderpad=0.2
+        )
+        return write_figure(path, figure)
+
+
+def _refuse_several(cells: Sequence[EvalResult]) -> None:
     found = table.groups(cells)
     if len(found) != 1:
         raise DataError(
-            f"the picture was given {len(found)} groups of cells ({', '.join(' / '.join(key) for key in found)}): "
-            "its front belongs to one task on one denoiser and split; pass the cells of one."
+            f"The picture was given {len(found)} groups of cells ({', '.join(' / '.join(key) for key in found)}). "
+            "Pass those of one task on one denoiser and split."
         )
-    before, after = typical_pair(decodes, cells)
-    steps = max(last_step(before), last_step(after))
-    with matplotlib.rc_context({**STYLE, "font.size": 9.5}):
-        figure = Figure(figsize=(11, 4.5))
-        left, right = figure.add_gridspec(
-            1, 2, width_ratios=[1.24, 1], left=0.015, right=0.985, top=0.87, bottom=0.265, wspace=0.14
-        )
-        places = left.subgridspec(1, 2, wspace=0.1)
-        for place, decode in enumerate((before, after)):
-            board(figure.add_subplot(places[place]), decode, _across(decode, columns), steps)
-        _scale(figure, steps, framed=bool(clues_of(before)))
-        ax = figure.add_subplot(right)
-        panel(ax, cells)
-        ax.set_xlabel("forward passes per prompt (NFE)", labelpad=2)
-        ax.set_ylabel("accuracy, %", labelpad=2)
-        ax.set_title("all test prompts", fontsize=10.5)
-        figure.legend(
-            handles=legend_handles(cells),
-            loc="lower right",
-            bbox_to_anchor=(0.995, 0.0),
-            ncols=4,
-            fontsize=7.8,
-            labelspacing=0.3,
-            handlelength=1.8,
-            columnspacing=1.2,
-        )
-        return write_figure(path, figure)
 
 
 def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tuple[Decode, Decode]:
@@ -118,55 +107,52 @@ def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tupl
 
 def board(ax: Axes, decode: Decode, columns: int, steps: int) -> None:
     """Draws one canvas: token, number of its forward, and the colour of that number; clues are framed."""
-    from matplotlib.patches import FancyBboxPatch
-
-    length = len(decode["order"])
-    rows = math.ceil(length / columns)
-    boxes = box_of(length - 1, length, columns)
-    ax.set_xlim(0, columns + GAP * boxes[1])
-    ax.set_ylim(rows + GAP * boxes[0], 0)
-    ax.set_aspect("equal", anchor="NW")
-    ax.set_axis_off()
-    clues = clues_of(decode)
-    inches = 2.75 / max(columns, rows)  # a cell's side, about; letters grow and shrink with it
+    length, clues = len(decode["order"]), clues_of(decode)
+    inches = pairs.frame(ax, length, columns)
     for position, (step, token) in enumerate(zip(decode["order"], decode["tokens"], strict=True)):
-        box = box_of(position, length, columns)
-        x, y = position % columns + GAP * box[1], position // columns + GAP * box[0]
+        x, y = pairs.corner(position, length, columns)
         number = int(step) + 1
-        colour = step_colour(number, steps) if number >= 1 else "#E9EBEE"
-        ax.add_patch(
-            FancyBboxPatch(
-                (x + 0.07, y + 0.07), 0.86, 0.86, fc=colour, ec="none", boxstyle="round,pad=0,rounding_size=0.1"
-            )
-        )
+        colour = step_colour(number, steps) if number >= 1 else pairs.IDLE
+        pairs.tile(ax, x, y, fc=colour, ec="none")
         if position in clues:
-            ax.add_patch(
-                FancyBboxPatch(
-                    (x + 0.11, y + 0.11),
-                    0.78,
-                    0.78,
-                    fc="none",
-                    ec=ink_on(colour),
-                    lw=1.1,
-                    boxstyle="round,pad=0,rounding_size=0.07",
-                )
-            )
+            pairs.tile(ax, x, y, 0.115, fc="none", ec=ink_on(colour), lw=1.1)
         ink: dict[str, Any] = {"color": ink_on(colour), "ha": "center", "va": "center"}
         ax.text(x + 0.5, y + 0.46, _fit(glyph(token)), fontsize=26 * inches, fontweight="bold", **ink)
         ax.text(x + 0.84, y + 0.77, str(number) if number >= 1 else "", fontsize=11 * inches, **{**ink, "ha": "right"})
-    learned = decode["family"] in POLICIES
     verdict = "\N{CHECK MARK} right" if float(decode["correct"]) >= 0.5 else "\N{BALLOT X} wrong"
-    ax.set_title(name_of(decode), fontsize=10.5, color=POLICY_COLOUR if learned else "#222222", pad=20)
-    ax.text(
-        0.0,
-        1.025,
-        f"{float(decode['nfe']):g} forwards   {verdict}",
-        transform=ax.transAxes,
-        color="#555555",
-        fontsize=9.5,
-        ha="left",
-        va="bottom",
-    )
+    family, learned = str(decode["family"]), decode["family"] in POLICIES
+    name = table.label_of(family) if learned else table.rule_name(family, str(decode["setting"]))
+    _words(ax, name, f"{float(decode['nfe']):g} forwards   {verdict}", POLICY_COLOUR if learned else "#222222")
+
+
+def _square(figure: Figure, place: int, high: float) -> Axes:
+    """Axes for one of four boards beside each other."""
+    return figure.add_axes((0.012 + 0.25 * place, (high - 3.1) / high, 0.2275, 2.5 / high))
+
+
+def _words(ax: Axes, title: str, under: str, colour: str = "#222222") -> None:
+    ax.set_title(title, fontsize=11, color=colour, pad=19)
+    ax.text(0.0, 1.025, under, transform=ax.transAxes, color="#555555", fontsize=9.5, ha="left", va="bottom")
+
+
+def _first_step(figure: Figure, view: View, columns: int, colour: str, high: float) -> None:
+    """The board of the first forward, the map of pair shifts, and what their colours mean."""
+    step, fine = (_square(figure, place, high) for place in (2, 3))
+    pairs.draw_step(step, view, columns, colour)
+    _words(step, "its first forward", f"{len(view.taken)} taken together, {len(view.apart)} kept apart", POLICY_COLOUR)
+    pairs.draw_map(fine, view, columns, colour)
+    _words(fine, "what one does to the others", "a small board for each cell, if taken", POLICY_COLOUR)
+    bar = figure.add_axes((0.7655, (high - 3.43) / high, 0.219, 0.2 / high))
+    shades = [FULL * (i / 20 - 1) for i in range(41)]
+    for i, shift in enumerate(shades):
+        bar.axvspan(i, i + 1, color=shift_colour(shift), lw=0)
+    bar.set(xlim=(0, len(shades)), ylim=(0, 1))
+    bar.set_axis_off()
+    ends = (f"\N{MINUS SIGN}{FULL:g} nats: apart", f"+{FULL:g}: together")
+    for x, text, ha in ((0, ends[0], "left"), (20.5, "0", "center"), (41, ends[1], "right")):
+        bar.text(x, -0.3, text, fontsize=8.5, color="#555555", ha=ha, va="top")
+    note = "an arc joins a cell that would be taken alone\nto the taken one that speaks most against it"
+    figure.text(0.513, (high - 3.28) / high, note, fontsize=8.5, color="#555555", va="top", linespacing=1.35)
 
 
 def _across(decode: Decode, columns: Mapping[str, int] | None) -> int:
@@ -190,11 +176,11 @@ def _rival(case: Case, cells: Sequence[EvalResult], learned: EvalResult | None) 
     return [known[min(ranked)[2]][1]] if ranked else list(case.heuristics[:1])
 
 
-def _scale(figure: Figure | SubFigure, steps: int, framed: bool) -> None:
+def _scale(figure: Figure, steps: int, high: float, framed: bool) -> None:
     """A strip under the boards: one square per forward."""
     from matplotlib.patches import Rectangle
 
-    ax = figure.add_axes((0.0185, 0.19, 0.4935, 0.047))
+    ax = figure.add_axes((0.014, (high - 3.43) / high, 0.4725, 0.24 / high))
     ax.set_xlim(0, steps)
     ax.set_ylim(0, 1)
     ax.set_axis_off()

@@ -10,7 +10,7 @@ import numpy as np
 
 from components.maths.pareto import upper_hull
 from components.reports import pareto
-from components.reports.files import write_figure
+from components.reports.files import STYLE, write_figure
 from components.reports.study import Runs, Study
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def draw(path: Path, study: Study, columns: int = 3) -> Path:
 
     cases = [case for case in study.cases() if any(case in cell.results for cell in study.first)]
     down = math.ceil(len(cases) / columns)
-    with matplotlib.rc_context(pareto.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * columns, 2.9 * down + 0.8), layout="constrained")
         axes = figure.subplots(down, columns, squeeze=False).ravel()
         for ax in axes[len(cases) :]:

@@ -159,15 +159,19 @@ def _rivals(
 
 
 def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate], task: str) -> list[dict[str, Any]]:
-    """The prompts, decoded by each candidate: text, order and forwards, for the pages."""
+    """The prompts, decoded by each candidate: text, order and forwards, for the pages; of a policy with pair shifts
+    also ``view``, see ``first_views``."""
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
+    from components.evaluation.view import first_views, is_seen
 
     lines = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length)
-        decoded = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=chosen.choose))
+        options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
+        decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)
+        views = first_views(chosen.policy, decoded, list(prompts.lengths))
         for i, example in enumerate(prompts.examples):
             length = prompts.lengths[i]
             line = {
@@ -183,5 +187,5 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
                 "order": decoded.order_RL[i, :length].tolist(),
                 "tokens": [prompts.encoder.token(t) for t in decoded.canvas_RL[i, :length].tolist()],
             }
-            lines.append(line)
+            lines.append(line if views[i] is None else line | {"view": views[i]})
     return lines

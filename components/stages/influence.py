@@ -25,7 +25,7 @@ def influence(
     from components.policies import store
     from components.policies.coupled import CoupledPolicy
     from components.stages.common.models import domain_prompts, open_denoiser, reference_of
-    from components.trainers.influence import Fit
+    from components.trainers.influence import Fit, Watcher
     from components.trainers.influence import influence as run
     from components.trainers.probing import Probing, cost
 
@@ -61,13 +61,16 @@ def influence(
         kept = workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}"
         rounds = 1 if influence.on_policy_from is None else 2
         reference = reference_of(influence.reference, influence.value)
-        with progress("influence", influence.num_epochs * rounds) as tick:
+        with progress("influence", influence.chunks + influence.num_epochs * rounds) as tick:
+
+            def probed(states: int) -> None:
+                tick(f"{states} states probed")
 
             def report(epoch: int, metrics: dict[str, float]) -> None:
                 epochs.append({"epoch": epoch, **metrics})
                 tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
 
-            run(fresh, reference, denoiser, prompts, (probing, plan), report, kept, key)
+            run(fresh, reference, denoiser, prompts, (probing, plan), Watcher(probed, report), kept, key)
         figures |= {name.removeprefix("influence/"): value for name, value in epochs[-1].items() if name != "epoch"}
         remove(kept)
     store.save(fresh, workspace.outputs / "influence" / "policy")

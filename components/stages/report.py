@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def report(
     workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
 ) -> dict[str, float]:
-    """P/report: three pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
+    """P/report: five pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
 
     The files of a case that the settings no longer have are not reported.
     """
@@ -27,7 +27,7 @@ def report(
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
-    rounds = learning.read_rounds(outputs / "train" / "metrics.jsonl")
+    iterations = learning.read_iterations(outputs / "train" / "metrics.jsonl")
     test = _tables(workspace, "evaluate", evaluate.tasks)
     elsewhere, foreign = _tables(workspace, "transfer", transfer), _tables(workspace, "ood", ood)
     decodes = [
@@ -36,17 +36,18 @@ def report(
         for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl")
     ]
 
-    pareto.draw(folder / "pareto.png", [*test, *elsewhere, *foreign])
+    pareto.draw(folder / "pareto.png", test)
+    pareto.draw_all(folder / "pareto-all.png", [*test, *elsewhere, *foreign])
     pareto.write_csv(plots / "pareto.csv", test)
-    learning.draw(folder / "learning.png", rounds)
-    learning.write_csv(plots / "learning.csv", rounds)
+    learning.draw(folder / "learning.png", iterations)
+    learning.write_csv(plots / "learning.csv", iterations)
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
     table.write(folder / "table.md", [*test, *elsewhere, *foreign])
-    headroom_page.write(
-        folder / "headroom.md", [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
-    )
+    figures = [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
+    headroom_page.write(folder / "headroom.md", figures)
+    headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")
     card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), test, elsewhere, foreign)
     return {}

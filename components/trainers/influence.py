@@ -43,17 +43,26 @@ class Fit:
     seed: int
 
 
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how far the work is: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each
+    epoch."""
+
+    chunk: Callable[[int], None]
+    epoch: Report
+
+
 def influence(
     policy: CoupledPolicy,
     reference: Policy,
     denoiser: Denoiser,
     prompts: Prompts,
     plans: tuple[Probing, Fit],
-    report: Report,
+    watcher: Watcher,
     folder: Path,
     key: str,
 ) -> None:
-    """Collects labels and trains the policy's shifts in place; ``report(epoch, metrics)`` after each epoch.
+    """Collects labels and trains the policy's shifts in place.
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
     trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
@@ -72,8 +81,9 @@ def influence(
             make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
             # What the reference alone visits does not depend on how the policy is trained.
             labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
+            watcher.chunk(len(labels[-1]))
         epochs = number * plan.num_epochs
-        later = partial(_later, report, epochs)
+        later = partial(_later, watcher.epoch, epochs)
         fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
 
 

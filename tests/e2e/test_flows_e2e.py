@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,8 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ParameterTypeError
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
@@ -28,6 +30,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
+from components.commands.rollback import Rollback
+from flows import deploy, parameters
+from flows.evaluate import evaluate_policy
+from flows.promote import promote_policy
+from flows.rollback import rollback_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
 
@@ -55,7 +62,8 @@ if name == "train":
     Path("outputs/tiny/metrics/train.json").write_text(json.dumps({"reward": {"mean": float(value)}}))
 if name == "report":
     trained = json.loads(Path("outputs/tiny/metrics/train.json").read_text())["reward"]["mean"]
-    figures = {"learned_mode": {"accuracy": trained / 10, "nfe": 4.0}}
+    figures = {"accuracy": trained / 10, "nfe": 4.0, "front": 0.45, "above_front": trained / 10 - 0.45}
+    figures = {"learned_mode": figures}
     Path("outputs/tiny/metrics/evaluate-sudoku.json").write_text(json.dumps(figures))
     Path("outputs/tiny/report/pareto.png").write_bytes(b"\\x89PNG the picture")
     Path("outputs/tiny/report/table.md").write_text("| policy | accuracy |\\n|---|---|\\n| learned | 0.9 |\\n")
@@ -69,6 +77,10 @@ stages:
     deps: [outputs/tiny/made/train, outputs/tiny/made/pretrain-mini-dream]
     outs: [outputs/tiny/report]
     metrics: [{outputs/tiny/metrics/evaluate-sudoku.json: {cache: false}}]
+  gate:
+    cmd: python stage.py gate 0
+    deps: [outputs/tiny/made/train]
+    outs: [outputs/tiny/made/gate]
   train:
     cmd: python stage.py train ${train.seed}
     deps: [outputs/tiny/made/pretrain-mini-llada]
@@ -85,6 +97,7 @@ stages:
 CLI = """\
 import json, os, sys
 verdict = {"arguments": sys.argv[1:], "store": os.environ["MLFLOW_TRACKING_URI"], "folder": os.getcwd()}
+verdict |= {"promote": True, "version": "3", "reason": "above", "figures": {"score": 0.051}}
 print(json.dumps(verdict))
 with open(sys.argv[sys.argv.index("--verdict") + 1], "w", encoding="utf-8") as file:
     json.dump(verdict, file)
@@ -94,7 +107,7 @@ print('{"a library": "warns at its exit"}')
 
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[str]:
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=180):  # a busy machine needs more than the 30 s of Prefect
         yield PREFECT_API_URL.value()
 
 
@@ -209,17 +222,46 @@ def _artifact(key: str, run: FlowRun) -> str:
     return str(found.data)
 
 
-def _tasks(run: FlowRun) -> list[str]:
+def _task_runs(run: FlowRun) -> list[TaskRun]:
     with get_client(sync_client=True) as client:
         found = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}))
-    return [task.name for task in sorted(found, key=lambda task: str(task.start_time))]
+    return sorted(found, key=lambda task: str(task.start_time))
 
 
 def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> None:
     assert finished.run.state and finished.run.state.is_completed()
-    names = _tasks(finished.run)
-    assert names[:2] == ["preflight", "worktree"] and names[-2:] == ["results", "promote"]
-    assert sorted(names[2:4]) == ["pretrain@mini-dream", "pretrain@mini-llada"] and names[4:-2] == ["train", "report"]
+    names = [task.name for task in _task_runs(finished.run)]
+    assert names[:2] == ["preflight", "worktree"] and names[-1] == "promote"
+    assert sorted(names[2:4]) == ["pretrain@mini-dream", "pretrain@mini-llada"] and names[4] == "train"
+    assert sorted(names[5:-1]) == ["gate", "report"]
+
+
+def test_the_runs_graph_has_the_edges_that_dvc_knows(finished: Finished) -> None:
+    runs = {task.id: task for task in _task_runs(finished.run)}
+    edges = {task.name: sorted(runs[i.id].name for i in task.task_inputs.get("wait_for", [])) for task in runs.values()}
+    stages = {name: needs for name, needs in edges.items() if name not in ("preflight", "worktree", "promote")}
+    assert stages == {
+        "pretrain@mini-llada": [],
+        "pretrain@mini-dream": [],
+        "train": ["pretrain@mini-llada"],
+        "gate": ["train"],
+        "report": ["pretrain@mini-dream", "train"],
+    }
+
+
+def test_name_tags_and_last_state_say_what_the_run_was_and_what_came_of_it(finished: Finished) -> None:
+    alpha = parameters.validated((ROOT / "params.yaml").read_text(encoding="utf-8")).train.alpha
+    assert finished.run.name == f"train tiny alpha={alpha:g} seed=5"
+    assert set(finished.run.tags) == {"profile:tiny", f"alpha:{alpha:g}", "seed:5"}
+    state = finished.run.state
+    assert state and (state.name, state.message) == ("Completed", "promoted version 3, +5.1 points")
+
+
+def test_the_log_has_a_line_for_each_stage_with_its_result(finished: Finished) -> None:
+    lines = [line for line in _log(finished.run) if re.match(r"[\w@-]+: (ran in \d+ s|up to date)", line)]
+    stages = ["gate", "pretrain@mini-dream", "pretrain@mini-llada", "report", "train"]
+    assert sorted(line.partition(":")[0] for line in lines) == stages
+    assert any(re.fullmatch(r"train: ran in \d+ s, reward/mean 5", line) for line in lines)
 
 
 def test_every_line_of_a_stage_is_in_the_flows_log(finished: Finished) -> None:
@@ -237,6 +279,18 @@ def test_the_figures_and_the_picture_are_artifacts(finished: Finished) -> None:
     metrics = _artifact("tiny-metrics", finished.run)
     assert "| learned | 0.9 |" in metrics and "| train | reward/mean | 5 |" in metrics
     assert "data:image/png;base64," in _artifact("tiny-pareto", finished.run)
+    assert _artifact("tiny-verdict", finished.run).startswith("# promoted version 3, +5.1 points")
+    (row,) = json.loads(_artifact("tiny-results", finished.run))
+    assert (row["case"], row["difference"]) == ("evaluate-sudoku", "+5.0")
+    assert "MLflow run none" in _artifact("tiny-links", finished.run)  # the toy tracks nothing
+
+
+def test_artifacts_belong_to_the_flow_run_and_to_no_task(finished: Finished) -> None:
+    with get_client(sync_client=True) as client:
+        of_run = ArtifactFilter.model_validate({"flow_run_id": {"any_": [finished.run.id]}})
+        found = client.read_artifacts(artifact_filter=of_run)
+    shown = {artifact.key for artifact in found if artifact.key and artifact.task_run_id is None}
+    assert shown >= {f"tiny-{name}" for name in ("verdict", "results", "metrics", "pareto", "links")}
 
 
 def test_a_run_works_on_head_and_names_what_it_leaves_behind(finished: Finished) -> None:
@@ -266,7 +320,8 @@ def test_a_stage_that_fails_is_tried_once_more_and_a_retried_run_skips_what_is_d
     (toy.parent / "break-train").unlink()
     run = _run(run)
     assert run.state and run.state.is_completed() and run.run_count == 2
-    assert sorted(_ran(toy)) == sorted(["pretrain-mini-llada", "pretrain-mini-dream", *["train"] * 3, "report"])
+    made = ["pretrain-mini-llada", "pretrain-mini-dream", *["train"] * 3, "report", "gate"]
+    assert sorted(_ran(toy)) == sorted(made)
     assert f"taking up worktree {kept[0]}" in _log(run)
     assert not _worktrees(toy)
 
@@ -288,7 +343,7 @@ def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(toy: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = _run(_created(repository=str(toy), profile="gpu"))
     assert run.state and run.state.is_failed() and "sees no GPU on this machine" in str(run.state.message)
-    assert _tasks(run) == ["preflight"]
+    assert [task.name for task in _task_runs(run)] == ["preflight"]
     assert not _ran(toy) and not _worktrees(toy)
 
 
@@ -299,7 +354,45 @@ def test_a_sweep_shows_every_policy_and_goes_on_after_one_that_failed(toy: Path)
     assert done == {
         **{"alpha": 1.0, "seed": 8, "state": "Completed"},
         **{"task": "sudoku", "policy": "learned_mode", "accuracy": 0.8, "nfe": 4.0},
+        **{"front": 0.45, "above_front": pytest.approx(0.35)},
     }
+
+
+def test_an_evaluation_runs_what_it_needs_and_promotes_nothing(toy: Path) -> None:
+    found = evaluate_policy(groups=["gate"], repository=str(toy), return_state=True)
+    assert found.is_completed() and str(found.message).startswith("evaluated gate: 3 stages")
+    assert _ran(toy) == ["pretrain-mini-llada", "train", "gate"] and not _worktrees(toy)
+    assert found.result()["stages"] == ["pretrain@mini-llada", "train", "gate"]
+
+
+def test_the_last_state_of_a_promotion_and_of_a_rollback_says_what_was_done(toy: Path, monkeypatch) -> None:
+    asked: list[object] = []
+
+    def rollback(*given: object) -> Rollback:
+        asked.extend(given)
+        return Rollback("2", "3", "wrong on long prompts")
+
+    monkeypatch.setattr("components.commands.rollback.rollback", rollback)
+    state = rollback_policy(version=2, reason="wrong on long prompts", repository=str(toy), return_state=True)
+    assert state.message == "version 2 is live, version 3 is withdrawn: wrong on long prompts"
+    assert asked == [toy, "tiny", 2, "wrong on long prompts"]
+    state = promote_policy(dry_run=True, repository=str(toy), return_state=True)
+    assert state.message == "dry run, nothing changed: promoted version 3, +5.1 points"
+
+
+def test_a_server_takes_every_deployment_without_a_path_of_whoever_deployed(prefect: str) -> None:
+    """The pool gpu is one of Kubernetes jobs, as on a cluster: the server checks the template and what fills it."""
+    template = json.loads((ROOT / "infra/kubernetes/job-template.json").read_text(encoding="utf-8"))
+    pool = WorkPoolCreate(name="gpu", type="kubernetes", base_job_template=template)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(pool)
+        deploy.deploy(ROOT, prefect, {})
+        made = client.read_deployments()
+    assert {deployment.work_pool_name for deployment in made} == set(deploy.POOLS)
+    assert len(made) == 2 * len({deployment.flow_id for deployment in made}) == 10
+    for deployment in made:
+        assert deployment.pull_steps == [{"flows.deploy.enter_checkout": {}}]
+        assert str(ROOT) not in deployment.model_dump_json() and str(Path.home()) not in deployment.model_dump_json()
 
 
 def _start(toy: Path, seed: int) -> subprocess.Popen[str]:

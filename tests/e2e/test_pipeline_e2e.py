@@ -148,8 +148,9 @@ def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> Non
 def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
     clone, _ = pipeline
     folder = clone.folder / P / "report"
-    assert {"pareto.png", "learning.png", "picture.png"} <= {path.name for path in folder.iterdir()}
-    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in ("pareto.png", "learning.png", "picture.png"))
+    pictures = ("pareto.png", "pareto-all.png", "learning.png", "headroom.png", "picture.png")
+    assert set(pictures) <= {path.name for path in folder.iterdir()}
+    assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
     assert (
         "learned" in (folder / "table.md").read_text() and "unmasking-policy-tiny" in (folder / "card.md").read_text()
     )

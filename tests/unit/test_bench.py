@@ -21,6 +21,7 @@ from components.bench.measure import Timed, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
 from components.commands import bench
+from components.commands.resolve import active_profile
 from components.core.types import Observation
 from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -145,7 +146,7 @@ def test_a_random_dllm_knows_what_its_task_is_written_in(vocabulary: int) -> Non
 
 def test_untrained_policies_are_the_same_ones_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    _, settings = bench.profile()
+    _, settings = active_profile()
     before = torch.get_rng_state()
     one, other = (bench.fresh_policies(settings, 16) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)

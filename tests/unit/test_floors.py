@@ -12,14 +12,17 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from components.cli import stages, tools
+from components.policies.rules import decoders
 from tests.messages import has_remedy
+from tests.wheel import PACKAGES, build_wheel
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("components", "flows")
 
 # Lowest first. What stands on one floor does not import its neighbours either.
 FLOORS = (
@@ -45,7 +48,7 @@ ONLY_IN = {
     "onnxruntime": {"export"},
     "reasoning_gym": {"tasks"},
     "typer": {"cli"},
-    "pydantic": {"settings", "stages", "flows"},
+    "pydantic": {"settings", "flows"},
 }
 
 
@@ -136,7 +139,7 @@ for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
     if len(seen) > before:
         print(name, seen[before:])
-    if name != "components.cli" and dict(os.environ) != environment:
+    if not name.startswith("components.cli") and dict(os.environ) != environment:
         print(name, "changes", sorted(set(os.environ.items()) ^ set(environment.items())))
     environment = dict(os.environ)
 if not torch.equal(state, torch.random.get_rng_state()):
@@ -172,19 +175,11 @@ def test_importing_any_module_of_the_library_writes_nothing_and_asks_nobody(tmp_
 
 
 def test_the_wheel_holds_every_module_and_no_test(tmp_path: Path) -> None:
-    """Built beside the checkout: setuptools would take what an older build/ there still holds."""
-    copy = tmp_path / "source"
-    for package in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
-    (copy / "README.md").write_text("# copy")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    done = subprocess.run([*wheel, "-w", tmp_path, copy], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (built,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(built).namelist())
+    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
     assert {name for name in names if name.endswith(".py")} == {path.relative_to(ROOT).as_posix() for path in modules()}
-    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert {f"{package}/py.typed" for package in PACKAGES} | {"components/settings/params.yaml"} <= names
+    templates = list((ROOT / "components/reports/templates").iterdir())
+    assert templates and {path.relative_to(ROOT).as_posix() for path in templates} <= names
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -202,7 +197,7 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "components" / "cli.py").read_text())
+COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
 HEAVY = ("torch", "transformers", "mlflow", "dvc", "prefect", "numpy", "yaml", "matplotlib", "rich.progress")
 HELPS = """
 import contextlib, io, json, sys
@@ -226,6 +221,34 @@ def test_help_names_inputs_outputs_and_an_example_and_loads_nothing_heavy(tmp_pa
     for command in COMMANDS:
         assert re.search(rf"\b{command}\b", said["--help"])
         assert re.search(rf"In: \S.* Out: \S.* Example: unmask {command}\b", said[command]), said[command]
+
+
+def test_the_list_of_commands_is_whole_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    words = {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "components.cli", "--help"],
+        cwd=tmp_path,
+        env=os.environ | words,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    listed = dict(re.findall(r"^  (\w+) {2,}(\S.*)$", done.stdout.partition("Commands:")[2], re.MULTILINE))
+    assert list(listed) == COMMANDS and max(map(len, done.stdout.splitlines())) <= 80
+    for name, summary in listed.items():
+        assert summary.endswith(".") and not summary.endswith("..."), (name, summary)
+
+
+def test_commands_that_take_a_policy_list_every_rule_with_what_its_number_may_be(tmp_path: Path) -> None:
+    done = python(f"COMMANDS = {COMMANDS!r}\n{HELPS}", tmp_path)
+    said, _ = json.loads(done.stdout)
+    for command in tools.TAKE_POLICIES:
+        for name, rule in decoders().items():
+            assert f"{name}{':N' if rule.number else ''} {rule.range}" in said[command.__name__], (command, name)
+
+
+def test_the_version_is_that_of_the_installed_package(tmp_path: Path) -> None:
+    assert unmask("--version", cwd=tmp_path).stdout == f"unmask {metadata.version('unmask-policies')}\n"
 
 
 @pytest.mark.parametrize(

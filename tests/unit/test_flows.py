@@ -1,6 +1,7 @@
 """Flows without a Prefect server and without DVC: parameters, the guard, the worktree's name, the first look."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -18,8 +19,12 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from flows import parameters, preflight, process_group, tasks, worktree
+from components.settings import Settings
+from components.tracking import store
+from flows import parameters, preflight, process_group, results, tasks, worktree
+from flows.evaluate import evaluate_policy
 from flows.promote import promote_policy
+from flows.rollback import rollback_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
 from tests.messages import has_remedy
@@ -78,7 +83,18 @@ def test_bounds_refuse_values_that_cannot_work(name: str, value: object) -> None
         train_policy.validate_parameters({name: value})
 
 
-@pytest.mark.parametrize("flow", [train_policy, promote_policy, sweep], ids=lambda flow: flow.name)
+FLOWS = (train_policy, promote_policy, rollback_policy, evaluate_policy, sweep)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_the_form_says_what_an_empty_field_means(flow) -> None:
+    fields = parameter_schema(flow.fn).properties
+    empty = {name for name, field in fields.items() if field["default"] in (None, "")}
+    assert all("Empty: " in fields[name]["description"] for name in empty), fields
+    assert empty or flow is promote_policy
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 def test_the_form_is_flat_described_and_its_defaults_are_valid(flow) -> None:
     schema = parameter_schema(flow.fn)
     assert not schema.definitions  # a nested default would be replaced as a whole by a run's partial value
@@ -231,7 +247,7 @@ def test_the_guarded_command_stays_in_the_callers_process_group(tmp_path: Path) 
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_a_run_name_stays_one_folder_inside_the_worktrees(name: str) -> None:
-    path = worktree.path_of(Path("/checkout"), name, "0123456789")
+    path = worktree.path_of(Path("/checkout"), name, "0123456789")  # of a flow, whatever its name
     assert path.parent == Path("/checkout/.worktrees")
     assert path.resolve().parent == path.parent
     assert path == worktree.path_of(Path("/checkout"), name, "0123456789")  # a retry finds it again
@@ -249,20 +265,48 @@ def test_a_folder_without_git_or_without_a_commit_is_refused_and_dvc_repro_named
 # --- before the first stage ---------------------------------------------------------------------------------------
 
 
+def profile(name: str, source: str | None = None) -> Settings:
+    """The settings of a profile of this repository, by another name, with another source of its first dLLM."""
+    file = ROOT / "params.yaml" if name == "tiny" else ROOT / "profiles" / f"{name}.yaml"
+    text = parameters.validated(file.read_text(encoding="utf-8"))
+    if source is None:
+        return text
+    first, *_ = text.models
+    other = text.models[first].model_copy(update={"source": source})
+    return text.model_copy(update={"profile": "mine", "models": text.models | {first: other}})
+
+
 @pytest.mark.parametrize(
-    ("profile", "environment"), [("gpu", {}), ("gpu", {"UNMASK_DEVICE": "cuda"}), ("tiny", {"UNMASK_DEVICE": "cuda:1"})]
+    ("name", "source", "environment"),
+    [
+        ("gpu", None, {}),
+        ("tiny", "GSAI-ML/LLaDA-8B-Instruct", {}),  # a profile of a user's own, over a large model
+        ("gpu", None, {"UNMASK_DEVICE": "cuda"}),
+        ("tiny", None, {"UNMASK_DEVICE": "cuda:1"}),
+    ],
 )
-def test_a_gpu_that_is_not_there_is_said_before_anything_runs(monkeypatch, profile: str, environment: dict) -> None:
+def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
+    monkeypatch, name: str, source: str | None, environment: dict
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match=r"sees no GPU on this machine.*train-policy/cpu"):
-        preflight.check_device(profile, environment)
+    with pytest.raises(SettingsError, match=r"sees no GPU on this machine.*train-policy/cpu") as refused:
+        preflight.check_device(profile(name, source), environment)
+    assert has_remedy(str(refused.value))
 
 
-@pytest.mark.parametrize(("profile", "environment"), [("tiny", {}), ("gpu", {"UNMASK_DEVICE": "cpu"})])
-def test_a_cpu_is_always_there(profile: str, environment: dict) -> None:
-    preflight.check_device(profile, environment)
+@pytest.mark.parametrize(
+    ("name", "source", "environment"),
+    [("tiny", None, {}), ("gpu", None, {"UNMASK_DEVICE": "cpu"}), ("tiny", "my_package.models:small", {})],
+)
+def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict) -> None:
+    preflight.check_device(profile(name, source), environment)
+
+
+def test_only_checkpoints_are_looked_for_on_this_machine() -> None:
+    assert [model.source for model in preflight.pretrained(profile("gpu"))]
+    assert not preflight.pretrained(profile("tiny")) and not preflight.pretrained(profile("tiny", "mine:small"))
 
 
 def test_a_model_is_a_checkpoint_folder_or_in_the_cache(tmp_path: Path) -> None:
@@ -285,7 +329,7 @@ def test_the_page_shows_the_reports_table_and_every_number_of_every_stage(tmp_pa
     (tmp_path / "metrics" / "ood-far.json").write_text('{"accuracy": 0.5}')
     (tmp_path / "headroom").mkdir()
     (tmp_path / "headroom" / "many.json").write_text('{"task": "sudoku", "order": {"headroom": 0.25}}')
-    page = tasks.metrics_page(tmp_path, "tiny")
+    page = results.metrics_page(tmp_path, "tiny")
     for line in (
         "| learned | 0.9 |",
         "| train | reward/mean | 0.75 |",
@@ -300,8 +344,49 @@ def test_the_figures_of_evaluate_are_told_by_task(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     for name, value in (("evaluate-sudoku", 0.9), ("evaluate-n_queens", 0.8), ("gate", 0.7), ("ood-evaluate", 0.6)):
         (tmp_path / "metrics" / f"{name}.json").write_text(f'{{"learned_mode": {{"accuracy": {value}}}}}')
-    found = tasks.evaluated(tmp_path)
+    found = results.evaluated(tmp_path)
     assert found == {"n_queens": {"learned_mode": {"accuracy": 0.8}}, "sudoku": {"learned_mode": {"accuracy": 0.9}}}
+
+
+def test_the_table_has_the_difference_in_view(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    figures = {"accuracy": 0.9, "nfe": 4.0, "front": 0.90004, "above_front": -0.00004}
+    (tmp_path / "metrics" / "ood-far.json").write_text(json.dumps({"learned_mode": figures}))
+    (tmp_path / "metrics" / "train.json").write_text('{"reward": 0.75}')
+    (row,) = results.table(tmp_path)
+    assert list(row)[:3] == ["case", "policy", "difference"]
+    assert list(row.values()) == ["ood-far", "learned_mode", "+0.0", "90.0", "4.00", "90.0"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (None, "evaluated; no promotion was asked for"),
+        (
+            {"promote": True, "version": "3", "reason": "above", "figures": {"score": 0.051}},
+            "promoted version 3, +5.1 points",
+        ),
+        ({"promote": False, "version": "4", "reason": "too slow", "figures": {}}, "refused, version 4: too slow"),
+        ({"promote": False, "version": "4", "live": True, "reason": "-"}, "version 4 is already live"),
+    ],
+)
+def test_the_last_state_says_the_verdict(verdict: dict | None, said: str) -> None:
+    state = results.completed(results.headline(verdict), 1)
+    assert (state.name, state.message) == ("Completed", said)
+
+
+def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(results.UI, raising=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = store.connect(uri)
+    made = client.create_run(store.experiment(client, "unmask-tiny"))
+    verdict = {"run_id": made.info.run_id}
+    assert results.UI in results.links_page(tmp_path, verdict, uri)
+    monkeypatch.setenv(results.UI, "http://127.0.0.1:5000")
+    page = results.links_page(tmp_path, verdict, uri)
+    run = f"http://127.0.0.1:5000/#/experiments/{made.info.experiment_id}/runs/{made.info.run_id}"
+    assert f"({run}?workflowType=machine_learning)" in page  # else MLflow opens an empty page about GenAI
+    assert f"({run}/artifacts/report/order.html?" in page
 
 
 # --- the promotion ------------------------------------------------------------------------------------------------

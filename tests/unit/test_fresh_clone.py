@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from components.cli import stages, tools
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "components" / "cli.py").read_text(encoding="utf-8"))
-PROMPT = "M..3.2.....1...4."
+COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
+PROMPT = "W.1...4..4..1..3."
 # Without these there is nothing that could be missing.
 NEED_NOTHING = {"prepare", "doctor", "repair", "rollback", "demo"}
 WORDS: dict[str, list[str]] = {

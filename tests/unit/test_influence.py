@@ -21,7 +21,7 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, influence
+from components.trainers.influence import Fit, Watcher, influence
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 
 torch.set_num_threads(1)
@@ -199,8 +199,27 @@ def run(
         if epoch == stop:
             raise KeyboardInterrupt
 
-    influence(policy, Quota("confidence", 2), denoiser, prompts_of(), (plan, fit), report, folder, "test")
+    watcher = Watcher(lambda states: None, report)
+    influence(policy, Quota("confidence", 2), denoiser, prompts_of(), (plan, fit), watcher, folder, "test")
     return policy, figures
+
+
+def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(denoiser, tmp_path):
+    plan, told = replace(PLAN, on_policy_from=1), list[tuple[str, int]]()
+    files: list[int] = []
+
+    def chunk(states: int) -> None:
+        told.append(("chunk", states))
+        files.append(len(list(tmp_path.glob("labels-*.safetensors"))))
+
+    watcher = Watcher(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
+    influence(policy_of(), Quota("confidence", 2), denoiser, prompts_of(), (plan, FIT), watcher, tmp_path, "test")
+    epochs = list(range(2 * FIT.num_epochs))
+    kinds = ["chunk", *["epoch"] * FIT.num_epochs, *["chunk"] * (PLAN.chunks - 1), *["epoch"] * FIT.num_epochs]
+    assert [kind for kind, _ in told] == kinds
+    assert [number for kind, number in told if kind == "epoch"] == epochs
+    assert files == list(range(1, PLAN.chunks + 1))
+    assert all(0 < states <= PLAN.states for kind, states in told if kind == "chunk")
 
 
 @pytest.mark.parametrize("stop", [0, 2, 4])
@@ -267,7 +286,7 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
         key_first.denoiser(),
         key_first.prompts(14),
         (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0)),
-        lambda epoch, m: figures.append(m),
+        Watcher(lambda states: None, lambda epoch, m: figures.append(m)),
         tmp_path,
         "key first",
     )

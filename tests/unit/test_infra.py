@@ -1,5 +1,6 @@
 """The infrastructure files against the code and against each other; nothing is started."""
 
+import asyncio
 import json
 import os
 import re
@@ -14,10 +15,12 @@ import yaml
 from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.utilities.importtools import import_object
+from prefect.utilities.schema_tools import validate
+from prefect.workers.base import BaseJobConfiguration
 
 from components.core.errors import SettingsError
 from flows import deploy
-from flows.stack import Stack
+from flows.stack import Stack, next_steps
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -29,30 +32,44 @@ def _yaml(name: str) -> Any:
 
 # --- deployments --------------------------------------------------------------------------------------------------
 
-DEPLOYMENTS = {deployment["name"]: deployment for deployment in _yaml("prefect.yaml")["deployments"]}
+DEPLOYMENTS = _yaml("prefect.yaml")["deployments"]
+FLOWS = ("train-policy", "sweep", "evaluate-policy", "promote-policy", "rollback-policy")
 
 
-def _environment(deployment: str) -> dict[str, str]:
-    return DEPLOYMENTS[deployment]["work_pool"]["job_variables"]["env"]
+def _environment(pool: str) -> list[dict[str, str]]:
+    return [d["work_pool"]["job_variables"]["env"] for d in DEPLOYMENTS if d["work_pool"]["name"] == pool]
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_each_deployment_starts_train_policy_with_parameters_that_it_takes(name: str, monkeypatch) -> None:
+def test_every_flow_is_deployed_on_every_pool_with_parameters_that_it_takes(monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
-    flow = import_object(DEPLOYMENTS[name]["entrypoint"])
-    assert flow.name == "train-policy"
-    given = DEPLOYMENTS[name]["parameters"]
-    assert given.items() <= flow.validate_parameters(given).items()
+    found = []
+    for deployment in DEPLOYMENTS:
+        flow = import_object(deployment["entrypoint"])
+        given = deployment.get("parameters", {})
+        assert given.items() <= flow.validate_parameters(given).items()
+        assert deployment["name"] == deployment["work_pool"]["name"] and deployment["description"]
+        found.append((flow.name, deployment["name"]))
+    assert sorted(found) == sorted((flow, pool) for flow in FLOWS for pool in deploy.POOLS)
 
 
-def test_the_deployments_have_the_pools_that_are_made() -> None:
-    assert {name: deployment["work_pool"]["name"] for name, deployment in DEPLOYMENTS.items()} == {
-        pool: pool for pool in deploy.POOLS
-    }
+def test_only_the_gpu_deployments_ask_for_a_gpu() -> None:
+    assert {environment["UNMASK_DEVICE"] for environment in _environment("cpu")} == {"cpu"}
+    assert {environment["UNMASK_DEVICE"] for environment in _environment("gpu")} == {"cuda"}
 
 
-def test_only_the_gpu_deployment_asks_for_a_gpu() -> None:
-    assert {name: _environment(name)["UNMASK_DEVICE"] for name in DEPLOYMENTS} == {"cpu": "cpu", "gpu": "cuda"}
+def test_a_run_enters_the_checkout_of_its_own_machine(tmp_path: Path, monkeypatch) -> None:
+    """The pull step of every deployment is one of ours: Prefect's own would note the folder of whoever deployed."""
+    (step,) = _yaml("prefect.yaml")["pull"]
+    assert step == {"flows.deploy.enter_checkout": {}}
+    assert not any("pull" in deployment for deployment in DEPLOYMENTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNMASK_REPOSITORY", raising=False)
+    with pytest.raises(SettingsError, match="UNMASK_REPOSITORY"):
+        deploy.enter_checkout()
+    (tmp_path / "dvc.yaml").touch()
+    assert deploy.enter_checkout() == {"directory": str(tmp_path)}  # a Kubernetes job starts in the checkout
+    monkeypatch.setenv("UNMASK_REPOSITORY", str(ROOT))
+    assert import_object(*step)() == {"directory": str(ROOT)}
 
 
 # --- dead runs ----------------------------------------------------------------------------------------------------
@@ -67,8 +84,8 @@ def _heartbeat() -> EventTrigger:
 @pytest.mark.parametrize("where", ["cpu", "gpu", "worker", "stack", "python -m"])
 def test_a_healthy_run_may_miss_a_heartbeat_before_it_is_declared_dead(where: str) -> None:
     environments = {
-        "cpu": lambda: _environment("cpu"),
-        "gpu": lambda: _environment("gpu"),
+        "cpu": lambda: _environment("cpu")[0],
+        "gpu": lambda: _environment("gpu")[0],
         "worker": lambda: _yaml("compose.yaml")["services"]["worker"]["environment"],
         "stack": lambda: Stack(ROOT, {"prefect": 1, "mlflow": 2}).environment(),
         "python -m": lambda: _fresh_environment("flows.train_policy"),
@@ -163,6 +180,42 @@ def test_a_job_gets_the_gpus_that_are_asked_for_and_finds_its_worktree_again() -
     assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
 
 
+class Job(BaseJobConfiguration):
+    """The fields of Prefect's Kubernetes worker that the template fills."""
+
+    namespace: str
+    stream_output: bool
+    pod_watch_timeout_seconds: int
+    job_manifest: dict[str, Any]
+
+
+def worker_class(which: str) -> type[BaseJobConfiguration]:
+    """Our list of its fields, or Prefect's Kubernetes worker itself, which the extra of a cluster's machines has."""
+    if which == "fields":
+        return Job
+    return pytest.importorskip("prefect_kubernetes.worker").KubernetesWorkerJobConfiguration
+
+
+@pytest.mark.parametrize("which", ["fields", "worker"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_prefect_makes_a_whole_job_of_the_template_and_a_deployment(flow: str, which: str, monkeypatch) -> None:
+    configuration: Any = worker_class(which)
+    monkeypatch.chdir(ROOT)
+    (deployment,) = [d for d in DEPLOYMENTS if d["name"] == "gpu" and import_object(d["entrypoint"]).name == flow]
+    validate(deployment["work_pool"]["job_variables"], TEMPLATE["variables"], raise_on_error=True)
+    values = {"name": "a-run", "command": "prefect flow-run execute"} | deployment["work_pool"]["job_variables"]
+    nobody: Any = object()  # the template refers to nothing on a server
+    job = asyncio.run(configuration.from_template_and_values(TEMPLATE, values, client=nobody))
+    text = json.dumps(job.model_dump(mode="json"))
+    assert (
+        "{{" not in text and job.namespace == "default" and job.env == deployment["work_pool"]["job_variables"]["env"]
+    )
+    (container,) = job.job_manifest["spec"]["template"]["spec"]["containers"]
+    gpus = 0 if flow == "rollback-policy" else 1
+    assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": gpus}
+    assert container["args"] == "prefect flow-run execute" and container["image"] == "unmask-policies:latest"
+
+
 # --- the local stack ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +238,15 @@ def test_what_is_up_keeps_its_ports_whatever_is_asked_for(tmp_path: Path) -> Non
     stack = _stack(tmp_path, prefect={"pid": os.getpid(), "created": psutil.Process().create_time()})
     assert stack.alive("prefect")
     assert stack.api == "http://127.0.0.1:7/api"
+
+
+def test_whoever_watches_a_run_is_told_where_its_log_is(tmp_path: Path) -> None:
+    stack = _stack(tmp_path)
+    stack.start("worker-cpu", [sys.executable, "-c", "print('a line of the flow run')"])
+    process = stack.alive("worker-cpu")
+    assert process is None or process.wait(20) in (0, None)
+    (command,) = [line.partition(":")[2].strip() for line in next_steps(stack) if "tail -f" in line]
+    assert "a line of the flow run" in Path(command.removeprefix("tail -f ")).read_text(encoding="utf-8")
 
 
 def test_a_taken_port_is_refused_by_name_and_nothing_is_started(tmp_path: Path) -> None:

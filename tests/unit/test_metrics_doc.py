@@ -12,7 +12,7 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
-from components.trainers.influence import Fit, influence
+from components.trainers.influence import Fit, Watcher, influence
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.probing import Probing
@@ -63,7 +63,8 @@ def probed(task, folder: Path) -> set[str]:
     torch.manual_seed(0)
     policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, mlp_width=8, pair_width=8))
     plans = (Probing(1, 8, 16, 4, None, 0.3, None, 0), Fit(1, 8, 1e-3, 0))
-    influence(policy, Threshold(0.9), task.denoiser(), task.prompts(), plans, names, folder, "key")
+    watcher = Watcher(lambda states: None, names)
+    influence(policy, Threshold(0.9), task.denoiser(), task.prompts(), plans, watcher, folder, "key")
     return names.seen[0]
 
 

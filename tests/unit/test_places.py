@@ -115,9 +115,9 @@ def outside() -> dict[str, str]:
 def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path) -> None:
     """A copy made by `dvc exp run --temp`, a Git worktree: `unmask` is installed from elsewhere."""
     copy = tmp_path / "copy"
-    (copy / "components").mkdir(parents=True)
+    (copy / "components" / "cli").mkdir(parents=True)
     (copy / "components" / "__init__.py").touch()
-    (copy / "components" / "cli.py").write_text(FAKE, encoding="utf-8")
+    (copy / "components" / "cli" / "__main__.py").write_text(FAKE, encoding="utf-8")
     command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
     run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
     assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
@@ -127,11 +127,11 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path)
 
 def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path) -> None:
     root = tmp_path / "workspace"
-    (root / "components").mkdir(parents=True)
+    (root / "components" / "cli").mkdir(parents=True)
     (root / "components" / "__init__.py").touch()
-    (root / "components" / "cli.py").write_text(SAYS_STORE, encoding="utf-8")
+    (root / "components" / "cli" / "__main__.py").write_text(SAYS_STORE, encoding="utf-8")
     cmd = f"{sys.executable} {installed(tmp_path)}"
-    text = f"stages:\n  one:\n    cmd: {cmd}\n    deps: [components/cli.py]\n    outs: [out.txt]\n"
+    text = f"stages:\n  one:\n    cmd: {cmd}\n    deps: [components/cli]\n    outs: [out.txt]\n"
     (root / "dvc.yaml").write_text(text, encoding="utf-8")
     environment = outside()
     environment.pop("MLFLOW_TRACKING_URI", None)

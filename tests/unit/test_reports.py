@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,22 +102,31 @@ def synthetic_decodes(seed=0, prompts=12):
             for family, setting, share in rules:
                 steps = max(2, round(length * share * rng.uniform(0.8, 1.2))) if share < 1 else length
                 order = rng.permutation(np.resize(np.arange(steps), length))
-                decodes.append(
-                    {
-                        "task": task,
-                        "family": family,
-                        "setting": setting,
-                        "prompt": f"<{number}> see https://example.org/?src=a&b\nM{grid}",
-                        "text": " ".join(tokens),
-                        "gold": " ".join(tokens),
-                        "correct": float(rng.random() < 0.8),
-                        "nfe": float(steps),
-                        "canvas_length": length,
-                        "order": order.tolist(),
-                        "tokens": tokens,
-                    }
-                )
+                line: dict[str, Any] = {
+                    "task": task,
+                    "family": family,
+                    "setting": setting,
+                    "prompt": f"<{number}> see https://example.org/?src=a&b\nM{grid}",
+                    "text": " ".join(tokens),
+                    "gold": " ".join(tokens),
+                    "correct": float(rng.random() < 0.8),
+                    "nfe": float(steps),
+                    "canvas_length": length,
+                    "order": order.tolist(),
+                    "tokens": tokens,
+                }
+                if family == "learned" and length != 9:
+                    line["view"] = synthetic_view(rng, order)
+                decodes.append(line)
     return decodes
+
+
+def synthetic_view(rng, order):
+    """A coupled policy's first step that fits the order."""
+    length = len(order)
+    shift = np.round(rng.normal(-0.5, 2.0, (length, length)) * (1 - np.eye(length)), 2)
+    alone = np.where(order == 0, 3.0, np.round(rng.normal(0.5, 1.0, length), 2))
+    return {"alone": alone.tolist(), "taken": np.flatnonzero(order == 0).tolist(), "shift": shift.tolist()}
 
 
 def synthetic_rounds(rounds=60, seed=0):
@@ -225,15 +235,17 @@ def test_the_gap_in_the_figure_is_the_difference_in_the_table():
         pareto.panel(ax, group)
         best = fronts.headline(group)
         (result,) = [r for r in table.results(group) if r.cell == best]
-        assert [text.get_text() for text in ax.texts] == [table.points(result.difference)]
+        assert ax.texts[0].get_text() == table.points(result.difference)
 
 
-def test_every_cell_is_a_mark_of_the_panel():
+def test_every_cell_within_the_axes_is_a_mark_of_the_panel_and_every_policy_is_within():
     (group,) = fronts.groups(synthetic(tasks=(("sudoku_many", 16, 1.0),))).values()
-    ax = Figure().subplots()
+    ax, shown = Figure().subplots(), pareto.span(group)
     pareto.panel(ax, group)
     drawn = {(round(x, 6), round(y, 6)) for line in ax.lines for x, y in np.asarray(line.get_xydata()).tolist()}
-    assert all((round(c.nfe, 6), round(100 * c.accuracy, 6)) in drawn for c in group)
+    inside = [c for c in group if shown.has(c)]
+    assert all((round(c.nfe, 6), round(100 * c.accuracy, 6)) in drawn for c in inside)
+    assert {c.family for c in group if c.is_policy} == {c.family for c in inside if c.is_policy}
 
 
 def test_pictures_are_pictures(tmp_path):
@@ -241,6 +253,7 @@ def test_pictures_are_pictures(tmp_path):
     many = [cell for cell in cells if cell.task == "sudoku_many"]
     for path in (
         pareto.draw(tmp_path / "pareto.png", cells),
+        pareto.draw_all(tmp_path / "pareto-all.png", cells),
         pareto.draw(tmp_path / "one.png", many),
         learning.draw(tmp_path / "learning.png", synthetic_rounds()),
         picture.draw(tmp_path / "picture.png", decodes, many),
@@ -248,7 +261,7 @@ def test_pictures_are_pictures(tmp_path):
         with Image.open(path) as image:
             assert image.format == "PNG"
             pixels = np.asarray(image.convert("RGB"))
-        colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
+        colours = len(np.unique(pixels @ np.array([65536, 256, 1])))
         ink = (pixels < 250).any(-1)
         assert colours > 50 and 0.02 < ink.mean() < 0.9, (path.name, colours, ink.mean())
 
@@ -269,10 +282,10 @@ def test_a_resumed_and_killed_run_reads_as_one(tmp_path):
     lines = [{"step": 1, "reward/mean": 0.1}, {"step": 2, "reward/mean": 0.2}, {"step": 2, "reward/mean": 0.3}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "rew')
-    assert learning.read_rounds(path) == [lines[0], lines[2]]
+    assert learning.read_iterations(path) == [lines[0], lines[2]]
     path.write_text('{"torn\n' + json.dumps(lines[0]) + "\n")
     with pytest.raises(DataError, match="line 1"):
-        learning.read_rounds(path)
+        learning.read_iterations(path)
 
 
 def test_smoothing_keeps_constants_lines_inside_and_bounds():
@@ -298,6 +311,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.boards, self.attributes, self.tags, self.where = [], [], Counter(), None
+        self.links = []
         self.inside = False
         self.feed(text)
 
@@ -305,9 +319,10 @@ class Page(HTMLParser):
         self.tags[tag] += 1
         self.attributes += attrs
         given = dict(attrs)
-        if tag == "figure":
+        if tag == "figure" and "class" in given:
             self.inside = True
             self.boards.append({"family": given["class"], "steps": [], "tokens": [], "numbers": [], "clues": 0})
+        self.links += [given["href"]] if "href" in given else []
         if "data-step" in given:
             self.boards[-1]["steps"].append(int(given["data-step"] or ""))
             self.boards[-1]["clues"] += given.get("class") == "clue"
@@ -335,10 +350,17 @@ def test_page_shows_every_position_with_its_step(tmp_path):
 
 def test_page_asks_nobody_for_anything(tmp_path):
     text = order_page.write(tmp_path / "order.html", synthetic_decodes()).read_text()
+    page = Page(text)
     assert "example.org" in text, "the prompt that looks like a reference is gone"
-    assert not re.search(r"https?://|src\s*=|url\(|@import|href\s*=", text)
-    assert not {name for name, _ in Page(text).attributes} & {"src", "href", "action", "data", "srcset"}
+    assert not {name for name, _ in page.attributes} & {"src", "action", "data", "srcset", "poster", "xlink:href"}
+    assert not re.search(
+        r"url\(|@import|https?:", "".join(re.findall(r"(?s)<style>.*?</style>|<script>.*?</script>", text))
+    )
+    assert not {tag for tag in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base", "form")}
     assert "default-src 'none'" in text
+    # What it links to is written beside it by stage report.
+    stage = (ROOT / "components/stages/report.py").read_text(encoding="utf-8")
+    assert "card.md" in page.links and all(f'folder / "{name}"' in stage for name in page.links)
 
 
 def test_texts_cannot_become_markup(tmp_path):
@@ -510,6 +532,7 @@ def test_same_input_same_bytes(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         pareto.write_csv(folder / "pareto.csv", synthetic())
         pareto.draw(folder / "pareto.png", synthetic())
+        pareto.draw_all(folder / "pareto-all.png", synthetic())
         learning.write_csv(folder / "learning.csv", synthetic_rounds())
         learning.draw(folder / "learning.png", synthetic_rounds())
         order_page.write(folder / "order.html", synthetic_decodes())
@@ -517,7 +540,7 @@ def test_same_input_same_bytes(tmp_path):
         table.write(folder / "table.md", synthetic())
         card.write(folder / "card.md", FACTS, RUN, synthetic())
     written = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(written) == 8, "something was left beside the files"
+    assert len(written) == 9, "something was left beside the files"
     for name in written:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -531,7 +554,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_importing_the_reports_loads_nothing_heavy():
     names = [f"components.reports.{p.stem}" for p in (ROOT / "components/reports").glob("*.py") if p.stem != "__init__"]
-    heavy = {"torch", "matplotlib", "rich", "yaml", "pandas"}
+    heavy = {"torch", "matplotlib", "rich", "yaml", "pandas", "jinja2"}
     code = f"import sys, {', '.join(names)}; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

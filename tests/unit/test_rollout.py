@@ -402,7 +402,7 @@ SWITCHES = [
     dict(rows=4, tokens=20, workers=2),
     dict(rows=2, refill=False, reuse=False, tokens=1),
 ]
-MODES = [dict(force=True), dict(force=False), dict(choose="mode")]
+MODES = [dict(force_commit=True), dict(force_commit=False), dict(choose="mode")]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -415,7 +415,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
         for switches in chosen:
             found = rollout(denoiser, policy, job, replace(base, **switches))
             assert_same(found, wanted)
-        assert_lawful(found, job, base.force)
+        assert_lawful(found, job, base.force_commit)
         assert_blocks_in_order(found, job)
 
 
@@ -489,7 +489,7 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
 def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
     denoiser, job = Table(), job_of(MIXED, group=3)
     policy, options = POLICIES[name](denoiser.width), DecodeOptions(seed=8, force_commit=False, record=True, rows=4)
-    changes = (dict(keep=1.0), dict(keep=0.5), dict(keep=0.5, rows=2, refill=False))
+    changes = (dict(record_share=1.0), dict(record_share=0.5), dict(record_share=0.5, rows=2, refill=False))
     whole, half, other = (rollout(denoiser, policy, job, replace(options, **change)) for change in changes)
     assert whole.steps is not None and half.steps is not None
     kept_N = half.steps.row_N * 10_000 + half.steps.step_N

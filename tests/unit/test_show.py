@@ -6,20 +6,31 @@ import io
 import itertools
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from components.commands import doctor
+from components.commands import doctor, extras
+from components.commands.compare import Ground, alone, at_equal_speed, differences, telling
 from components.commands.decode import HOLE, Shown, boards, lines
-from components.commands.resolve import rule, task_for
+from components.commands.puzzles import is_solvable, wrong_cells
+from components.commands.resolve import candidate, rule, task_for
 from components.core.errors import DataError, SettingsError
 from components.core.types import Action
+from components.evaluation.evaluate import Candidate
+from components.evaluation.results import COLUMNS, EvalResult, write_results
 from components.maths.distributions import Bernoulli
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.settings import read
+from components.stages.common.workspace import Workspace
+from components.tasks import END, Example, build
+from components.tasks.example import fill
 from tests.messages import has_remedy
 
 SETTINGS = read(Path(__file__).parents[2] / "params.yaml")
@@ -74,6 +85,80 @@ def test_a_prompt_that_no_task_writes_is_refused(prompt: str) -> None:
         task_for(SETTINGS, prompt)
 
 
+def test_a_task_is_named_whatever_the_prompt_begins_with() -> None:
+    prompt = SETTINGS.data.tasks["sudoku_many"].build().sample(0, 0).prompt
+    assert task_for(SETTINGS, prompt, "sudoku_many")[0] == "sudoku_many"
+    assert task_for(SETTINGS, "G" + "1" * 28, "graph_color")[0] == "graph_color"  # of the library, not of params.yaml
+    with pytest.raises(SettingsError, match="did you mean sudoku_many") as refused:
+        task_for(SETTINGS, prompt, "sudoku_mani")
+    assert has_remedy(str(refused.value))
+
+
+# --- what the rules of a puzzle say ---------------------------------------------------------------------------------
+
+PUZZLES = ("sudoku_many", "sudoku_unique", "sudoku_long", "sudoku_pair", "worded_many", "n_queens", "graph_color")
+
+
+@pytest.mark.parametrize("kind", [*PUZZLES, "number_sorting", "worded_sorting", "spell_backward", "knights_knaves"])
+def test_a_right_answer_has_no_wrong_cell_and_a_wrong_text_has_one(kind: str) -> None:
+    """Wrong cells are found by rules of their own; the task's score is the judge."""
+    task, source = build(kind), random.Random(0)
+    for index in range(10):
+        example = task.sample(index, 0)
+        whole = fill(example.answer, task.canvas_length)
+        assert is_solvable(task, example.prompt) and not wrong_cells(task, example, whole)
+        for _ in range(10):
+            text = list(whole)
+            for _ in range(source.randint(1, 3)):
+                text[source.randrange(len(text))] = source.choice(task.alphabet.replace(".", "") + END)
+            cells = wrong_cells(task, example, "".join(text))
+            if END not in text[: len(example.answer)]:  # else what stands behind the END is cut
+                assert bool(cells) == (not task.score("".join(text), example).correct), (example, text)
+            assert cells <= set(range(task.canvas_length))
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "solvable"),
+    [
+        ("sudoku_many", "M..3.2.....1...4.", False),  # the sudoku that the README once showed
+        ("sudoku_many", "M" + "." * 16, True),
+        ("sudoku_many", "M11" + "." * 14, False),
+        ("sudoku_pair", "Z" + "." * 16 + "..3.2.....1...4.", False),
+        ("worded_many", "W..3.2.....1...4.", False),
+        ("worded_many", "W.1...4..4..1..3.", True),
+        ("n_queens", "Q12......", False),
+        ("n_queens", "Q1.......", True),
+        ("graph_color", "G" + "1" * 28, False),
+        ("number_sorting", "N<12345678", True),
+    ],
+)
+def test_a_prompt_without_any_right_answer_is_known(kind: str, prompt: str, solvable: bool) -> None:
+    assert is_solvable(build(kind), prompt) is solvable
+
+
+def brute(task: Any, prompt: str, digits: str, holes: int) -> bool:
+    """Whether any filling of the holes is right, by trying them all."""
+    filled = (prompt[1:].replace(".", "{}").format(*text) for text in itertools.product(digits, repeat=holes))
+    return any(task.score(text, Example(task.name, prompt, "")).correct for text in filled)
+
+
+def test_solvable_agrees_with_trying_everything() -> None:
+    source, found = random.Random(1), set()
+    task = build("sudoku_many")
+    for index in range(40):
+        grid = list(task.sample(index, 0).answer)
+        for cell in source.sample(range(16), 5):
+            grid[cell] = "."
+        grid[source.choice([i for i in range(16) if grid[i] != "."])] = source.choice("1234")
+        prompt = "M" + "".join(grid)
+        found.add(is_solvable(task, prompt))
+        assert is_solvable(task, prompt) == brute(task, prompt, "1234", 5), prompt
+    assert found == {True, False}
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
 def drawn(seed: int, length: int, columns: int) -> Shown:
     """A decode in a random order, several positions a step."""
     source = random.Random(seed)
@@ -101,9 +186,91 @@ def test_the_boards_show_after_each_step_what_the_lines_say(length: int, columns
     for step in range(shown.nfe + 1):
         console = Console(width=100, record=True, file=io.StringIO())
         console.print(boards([shown], step, shown.nfe))
-        rows = [line for line in console.export_text().splitlines() if re.fullmatch(r"│[\s1-4_]*│", line.strip())]
+        rows = [line for line in console.export_text().splitlines() if re.fullmatch(r"│[\s1-4_!\[\]]*│", line.strip())]
         assert re.sub(r"[^1-4_]", "", "".join(rows)) == shown.canvas(step)
         assert sum(bool(re.search("[1-4_]", row)) for row in rows) == length // columns
+
+
+def test_clues_and_wrong_cells_are_marked_on_boards_and_in_lines_without_a_terminal() -> None:
+    shown = replace(drawn(1, 16, 4), correct=False, clues=frozenset({0, 5}), wrong=frozenset({5, 7}))
+    *_, marks, verdict = lines([shown])
+    assert marks == "      =    x x          = given, x wrong" and verdict.endswith("wrong")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(boards([shown], shown.nfe, shown.nfe))
+    text = console.export_text()
+    assert f"[{shown.tokens[0]}]" in text and f"!{shown.tokens[5]}!" in text and f"!{shown.tokens[7]}!" in text
+    assert text.count("!") == 6 and "[1] given by the prompt" in text and "!1! wrong" in text
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(boards([shown], 0, shown.nfe))
+    assert "!" not in console.export_text()  # nothing is wrong before it is there
+
+
+def test_a_prompt_without_right_answer_is_named_as_such() -> None:
+    shown = replace(drawn(1, 16, 4), correct=None, unjudged="the prompt has no right answer")
+    assert lines([shown])[-1].endswith("the prompt has no right answer")
+
+
+# --- compare --------------------------------------------------------------------------------------------------------
+
+
+def measured(setting: str, correct: list[float], nfe: list[float]) -> EvalResult:
+    row = dict.fromkeys(COLUMNS, 0.0) | {"setting": setting, "prompts": len(correct), "seeds": 1}
+    return EvalResult(**row, correct_P=np.array(correct), nfe_P=np.array(nfe))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("better", "where"), [([1, 1, 0], 1), ([0, 0, 0], 0), ([1, 0, 0], 2)])
+def test_the_prompt_shown_tells_the_two_apart_in_either_direction(better: list[float], where: int) -> None:
+    one = measured("a", [1, 0, 0], [4, 4, 4])
+    assert telling(one, measured("b", better, [4, 4, 2])) == where
+    assert telling(measured("b", better, [4, 4, 2]), one) == where
+
+
+def test_how_often_each_was_right_alone_is_counted() -> None:
+    one, other = measured("a", [1, 0, 1, 0, 1], [4] * 5), measured("b", [0, 1, 1, 0, 0], [3] * 5)
+    assert alone(one, other) == "right alone, of 5 prompts: a 2, b 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "speed", "wanted"),
+    [
+        ("threshold:0.5", 4.1, "threshold:0.8"),  # of the three swept numbers, the nearest in forward passes
+        ("threshold:0.8", 4.1, None),  # is that one already
+        ("threshold:0.83", 4.1, None),  # is nearer than any swept one
+        ("margin:1", 4.1, None),  # not swept here
+    ],
+)
+def test_a_rule_is_compared_once_more_at_the_others_speed(
+    tmp_path: Path, given: str, speed: float, wanted: str | None
+) -> None:
+    place = Workspace(tmp_path, "tiny")
+    nfe = {"threshold:0.5": 2.0, "threshold:0.8": 4.5, "threshold:0.83": 4.2, "threshold:0.9": 7.0, "margin:1": 16.0}
+    swept = [
+        replace(
+            measured(f"{n}", [1.0], [0.0]), family="threshold", block_length=block, nfe=nfe[f"threshold:{n}"] / more
+        )
+        for n in (0.5, 0.8, 0.9)
+        for block, more in ((16, 1.0), (4, 1.1))
+    ]
+    write_results(place.outputs / "rules" / "evaluate-many" / "results.jsonl", swept)
+    prompts: Any = SimpleNamespace(lengths=[16, 16], take=lambda index: prompts)
+    sweep = SETTINGS.sweep.model_copy(update={"rules": {"threshold": (0.5,)}})
+    settings = SETTINGS.model_copy(update={"sweep": sweep})
+    ground = Ground(place, settings, (None, None), build("sudoku_many"), "many", prompts)
+    pair = [candidate(given, place, SETTINGS, "mode"), Candidate("policy", "mine", None, None)]  # type: ignore[arg-type]
+    results = [
+        replace(measured(given, [1.0], [1.0]), nfe=nfe[given]),
+        replace(measured("mine", [1.0], [1.0]), nfe=speed),
+    ]
+    for order in (slice(None), slice(None, None, -1)):
+        found = at_equal_speed(ground, pair[order], results[order])
+        assert (found and found.setting) == wanted
+    assert at_equal_speed(ground, [pair[0], pair[0]], [results[0]] * 2) is None
+
+
+def test_what_rounds_to_zero_is_not_minus_zero() -> None:
+    one, other = measured("a", [1.0] * 50, [4.0] * 50), measured("b", [1.0] * 50, [4.0 - 1e-4] * 50)
+    said = "\n".join(differences(one, other))
+    assert "-0.0" not in said and "forward passes +0.00 [+0.00, +0.00]" in said
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------
@@ -115,13 +282,43 @@ def test_the_doctor_never_raises_and_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nowhere/mlflow.db")
     monkeypatch.setattr(doctor, "exactness", lambda root: 1 / 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (tmp_path / "params.yaml").write_text("profile: [broken", encoding="utf-8")
     found = {name: (ok, text) for name, ok, text in doctor.checks(tmp_path)}
     failed = {name: text for name, (ok, text) in found.items() if not ok}
     assert {"settings", "device", "threads", "exactness", "dvc", "tracker"} <= set(failed)
     assert found["python"][0] and found["packages"][0]
     for name, text in failed.items():
         assert "\n" not in text and has_remedy(text), (name, text)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_outside_a_repository_the_doctor_judges_what_is_installed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(doctor, "exactness", lambda root: (True, "not asked here"))
+    found = {name: (ok, text) for name, ok, text in doctor.checks(tmp_path)}
+    for name in ("settings", "dvc", "outputs"):
+        assert found[name] == (True, doctor.OUTSIDE)
+    assert all(ok for ok, _ in found.values()), found
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypatch) -> None:
+    there = extras.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("onnxruntime", "dvc"):
+            raise extras.metadata.PackageNotFoundError(name)
+        return there(name)
+
+    monkeypatch.setattr(extras.metadata, "version", version)
+    ok, text = doctor.installation(tmp_path)
+    assert ok and text.startswith("library, hub;") and "pip install" in text
+    (tmp_path / "dvc.yaml").touch()
+    ok, text = doctor.installation(tmp_path)
+    assert not ok and "[pipeline]" in text and has_remedy(text)
+    said = extras.explain(ModuleNotFoundError("no", name="onnxruntime.capi"))
+    assert said and "pip install -e '.[onnx]'" in said and has_remedy(said)
+    assert extras.explain(ModuleNotFoundError("no", name="my_module")) is None
 
 
 def test_the_exactness_check_sees_a_sampler_that_is_a_little_off(tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,92 @@
+"""`unmask`: a sub-command per stage (stages.py) and the tools around the pipeline (tools.py). Imports are lazy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Before torch is imported anywhere: waiting threads that spin cost a factor of 3 to 5 on two busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "DO_NOT_TRACK": "true",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import typer  # noqa: E402
+
+from components.cli import stages, tools  # noqa: E402
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learned unmasking policies for masked diffusion language models.\n\nStages and their tools run inside the "
+    "repository. demo, doctor, decode --model and bench --random run anywhere.",
+)
+for _command in (*stages.COMMANDS, *tools.COMMANDS):
+    app.command(epilog=tools.RULES_EPILOG if _command in tools.TAKE_POLICIES else None)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from components.commands.extras import DISTRIBUTION
+
+        try:
+            typer.echo(f"unmask {version(DISTRIBUTION)}")
+        except PackageNotFoundError:
+            typer.echo("unmask, a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None: ...
+
+
+def _run_code_of_this_folder() -> None:
+    """Start again with the code of the repository that the command is called in, if it is another one.
+
+    `dvc exp run --queue` and `--temp` run stages in a copy with code of its own, as Git worktrees do.
+    """
+    here = Path.cwd()
+    marks = (here / "dvc.yaml", here / "components" / "cli" / "__main__.py")
+    if here.resolve() == Path(__file__).resolve().parents[2] or not all(map(Path.is_file, marks)):
+        return
+    if os.environ.get("UNMASK_CODE") != str(here):  # else the code here does not import from here: go on with ours
+        path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        os.environ.update(UNMASK_CODE=str(here), PYTHONPATH=path)
+        os.execv(sys.executable, [sys.executable, "-m", "components.cli", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line. An error that a user can mend is one line on stderr."""
+    from components.commands.extras import explain
+    from components.core import ending
+    from components.core.errors import sentence
+
+    _run_code_of_this_folder()
+    ending.unwind_on_signals()
+    ending.end_with_dvc()
+    try:
+        app(prog_name="unmask")
+    except Exception as error:
+        said = explain(error) if isinstance(error, ModuleNotFoundError) else sentence(error)
+        if said is None:
+            raise
+        typer.echo(f"unmask: {said}", err=True)
+        sys.exit(1)

@@ -1,0 +1,8 @@
+"""`python -m components.cli`."""
+
+from __future__ import annotations
+
+from components.cli import main
+
+if __name__ == "__main__":
+    main()
