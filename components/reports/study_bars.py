@@ -61,9 +61,14 @@ def places_between(one: Runs, low: float, high: float) -> list[float]:
 
 
 def points_above(one: Runs, seed: int, places: Sequence[float], other: Runs | None = None) -> Seen:
-    """Accuracy above the rules' front, or above another policy's curve of the same seed, at equal forwards."""
+    """Accuracy above the rules' front, or above another policy's curve of the same seed, at equal forwards.
+
+    Left of the fastest rule the front is level, which leans against the policy.
+    """
     ours = one.curve(seed)
-    theirs = one.front if other is None else other.curve(min(seed, len(next(iter(other.by_setting.values()))) - 1))
+    if other is None:
+        return over(places, lambda at: curve_at(*ours, at) - front_at(*one.front, at))
+    theirs = other.curve(min(seed, len(next(iter(other.by_setting.values()))) - 1))
     return over(places, lambda at: curve_at(*ours, at) - curve_at(*theirs, at))
 
 
@@ -106,7 +111,7 @@ def judged(asked: str, needed: float, seen: Sequence[Seen], at: str = "NFE {:.2f
     """The bar is held where the worst figure of every seed reaches what is needed; an empty range decides nothing."""
     known = [one for one in seen if not math.isnan(one.worst)]
     if not known:
-        return Bar(asked, "nothing in the range", False, "not decided: the two curves do not meet there")
+        return Bar(asked, "nothing in the range", False, "not decided: one of the two never is in this range")
     reached = sum(one.worst >= needed for one in known)
     worst = min(known, key=lambda one: one.worst)
     each = ", ".join(_percent(one.worst) for one in known)

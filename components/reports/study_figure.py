@@ -64,7 +64,10 @@ def _panel(ax: Axes, study: Study, case: str) -> None:
     for one in policies:
         name = next((name for name in LOOKS if name in one.label), None)
         _curve(ax, one, name)
-    ax.set_xlim(0, right)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks := [tick for tick in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if tick <= right], map(str, ticks))
+    ax.minorticks_off()
+    ax.set_xlim(0.9 * min([corners_nfe[0], *(one.curve()[0].min() for one in policies if one.curve()[0].size)]), right)
     ax.set_ylim(max(-3.0, 100 * min(r.accuracy for r in rules) - 6), 103)
     ax.grid(True)
     ax.set_axisbelow(True)

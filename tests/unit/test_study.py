@@ -153,6 +153,10 @@ def test_the_bars_of_a_study_by_hand(study: Study) -> None:
     assert cut.worst == pytest.approx(0.7) and cut.low == pytest.approx(2.0) and cut.high == pytest.approx(8.0)
     above = study_bars.points_above(plain, 1, [2.0, 3.5])
     assert above.worst == pytest.approx(0.25)
+    # No rule takes 1.5 forwards: the front is level there. The policy has no curve left of its fastest setting.
+    faster = replace(plain, rules=[replace(rule, nfe=rule.nfe + 1) for rule in plain.rules])
+    assert study_bars.points_above(faster, 0, [1.5, 2.0]).worst == pytest.approx(0.35)
+    assert study_bars.points_above(faster, 0, [1.5, 2.0]).low == 2.0
     saved = study_bars.forwards_saved(plain, 0)  # from .85, its own fastest, to .9, where the rules end
     assert saved.low == pytest.approx(0.85) and saved.high == pytest.approx(0.9)
     assert saved.worst == pytest.approx(1 - 2.75 / 8) and saved.where == pytest.approx(0.9)
