@@ -66,7 +66,8 @@ def _opening(study: Study, bars: Sequence[Bar]) -> str:
         f"{study.first[0].parameters:,} parameters ({seeds}, {served[0].prompts:,} unseen prompts) is right on "
         f"{100 * accuracy:.0f} % at {nfe:.1f} forward passes, where the best mixture of {len(one.rules)} swept rules "
         f"is right on {100 * (accuracy - above):.0f} %. At its own speed it lies this many points above the rules: "
-        f"{', '.join(others)}. Of {len(bars)} bars that were set before, {held} are held; each is listed below with what was seen, and by how much it was missed."
+        f"{', '.join(others)}. Of {len(bars)} bars that were set before, {held} are held; "
+        "each is listed below with what was seen, and by how much it was missed."
     )
 
 
