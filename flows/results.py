@@ -20,7 +20,7 @@ from components.core.errors import masked
 from components.core.files import flatten, read_json, read_text
 from components.evaluation.gate import Verdict
 from components.settings import Settings
-from components.tracking import store
+from components.tracking import pages, store
 from components.tracking.publish import metrics_files
 
 UI = "UNMASK_MLFLOW_UI"
@@ -151,9 +151,10 @@ def links_page(outputs: Path, verdict: Mapping[str, Any] | None, uri: str) -> st
     if experiment is None:
         how = "" if server else f" Start MLflow's pages with `make up`, or name their address in {UI}."
         return f"MLflow run {run_id or 'none'} of {masked(uri)}.{how}\n"
-    run = f"{masked(server).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-    links = [f"- [The run in MLflow]({run}?workflowType=machine_learning)"]
-    links += [f"- [{name}]({run}/artifacts/{name}?workflowType=machine_learning)" for name in PAGES]
+    shown = masked(server)
+    links = [f"- [The run in MLflow]({pages.run(shown, experiment, str(run_id))})"]
+    links += [f"- [{name}]({pages.run(shown, experiment, f'{run_id}/artifacts/{name}')})" for name in PAGES]
+    links.append(f"- [All runs of the profile]({pages.runs(shown, experiment)})")
     return "\n".join(links) + "\n"
 
 

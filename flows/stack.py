@@ -195,9 +195,11 @@ def down(stack: Stack) -> None:
 
 def status(stack: Stack) -> int:
     """Print a line per service. Returns 0 if all are up, else 1."""
+    from components.tracking.pages import experiments
+
     places = {
         "prefect": f"http://127.0.0.1:{stack.ports['prefect']}",
-        "mlflow": f"http://127.0.0.1:{stack.ports['mlflow']}",
+        "mlflow": experiments(f"http://127.0.0.1:{stack.ports['mlflow']}"),
     }
     missing = 0
     for name in stack.commands():

@@ -15,11 +15,13 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from components.commands.repair import repair
 from components.core.errors import SettingsError, masked
 from components.core.files import read_text
 from components.settings import Settings, nearest
+from components.stages.common.runfile import FLOW_RUN
 from flows import parameters, preflight, results, worktree
 from flows.process_group import CommandFailed, stream
 
@@ -147,4 +149,6 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         "DVC_NO_ANALYTICS": "1",
         "ORT_DISABLE_TELEMETRY": "1",
+        # The training's MLflow run names the flow run that it is of.
+        **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }

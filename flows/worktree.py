@@ -37,7 +37,7 @@ def root(repository: Path) -> Path:
 def not_carried_over(checkout: Path) -> list[str]:
     """Files of the checkout that differ from HEAD or are unknown to it, and which a flow run therefore does not see."""
     lines = _run(["git", "status", "--porcelain", "--untracked-files=normal"], checkout).splitlines()
-    return [name for line in lines if (name := line[3:]) != "dvc.lock"]
+    return [name for line in lines if (name := line[3:]) != "dvc.lock" and not name.startswith("outputs/")]
 
 
 def path_of(checkout: Path, flow: str, run_id: str) -> Path:

@@ -68,7 +68,7 @@ class Clone:
         ).stdout
         # What the last run made is no part of a clone that starts from nothing.
         for name in set(listed.split("\0")) - {"", "dvc.lock"}:
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_file() and not name.startswith("outputs/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         self.set(shrink(self.params()))

@@ -90,12 +90,15 @@ def write_gate(outputs: Path, found: Sequence[EvalResult], **changes: Any) -> No
 
 
 def write_export(outputs: Path, weight: float = 1.0, **changes: Any) -> None:
-    """Stage export's file of the policy that is there."""
+    """Stage export's file of the policy that is there, and a state that it read."""
     path, trained = outputs / "export" / "policy.onnx", policy_hash(outputs / "train" / "policy")
     path.parent.mkdir(parents=True, exist_ok=True)
     made = policy(weight)
     made.metadata_props.add(key="policy_hash", value=trained)
     onnx.save(made, path)
+    masked = [place % 4 > 0 for place in range(CANVAS)]
+    log_odds = [round(0.25 * place - 1, 2) if open_ else 0.0 for place, open_ in enumerate(masked)]
+    write_json(path.with_name("state.json"), {"masked_BL": [masked], "log_odds_BL": [log_odds]})
     run = {"settings": {"decode": DECODE | changes}, "policy_hash": trained, "file_hash": content_hash(path)}
     write_json(path.with_name("run.json"), run)
 

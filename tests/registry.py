@@ -17,12 +17,15 @@ import onnx
 from components.core.files import write_text
 from components.stages.common.runfile import describe_run, write_run
 from components.tracking import store
-from components.tracking.mlflow_tracker import MlflowTracker, run_tags
+from components.tracking.mlflow_tracker import MlflowTracker, run_name, run_tags
 from components.tracking.publish import experiment_name
 from components.tracking.tracker import CompositeTracker, JsonlTracker
 from tests.outputs import results, write_export, write_gate, write_prompts, write_trained
 
-SETTINGS = {"train": {"lr": 5e-4, "blocks": [4, 16]}, "seed": 0}
+SETTINGS = {
+    "train": {"seed": 1, "alpha": 2.0, "learning_rate": 5e-4},
+    "domain": {"model": "mini-llada", "tasks": {"sudoku": 1}},
+}
 
 
 def new_store(empty_store, folder):
@@ -36,8 +39,9 @@ def evaluate(outputs, accuracy=0.88, **found):
     """Stage gate, and what the reports are made of."""
     write_gate(outputs, results(accuracy, **found))
     write_text(outputs / "tables" / "gate.csv", f"task,family,accuracy\nsudoku,learned,{accuracy}\n")
-    figures = {"learned": {"accuracy": accuracy}, "commit": "text is no figure"}
-    write_text(outputs / "metrics" / "evaluate.json", json.dumps(figures))
+    write_text(outputs / "metrics" / "evaluate-sudoku.json", json.dumps({"learned_mode": {"accuracy": accuracy}}))
+    write_text(outputs / "result" / "sudoku.json", json.dumps({"accuracy": accuracy, "nfe": 5.75}))
+    write_text(outputs / "report" / "result.md", f"| sudoku | {100 * accuracy:.1f} |\n")
 
 
 def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
@@ -47,7 +51,11 @@ def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
     used = [outputs / "data" / "domain" / "sudoku" / "train.jsonl"]
     run = describe_run("train", "tiny", SETTINGS, used, root)
     mlflow = MlflowTracker.start(
-        store.tracking_uri(root), experiment_name("tiny"), "train tiny", tags=run_tags(run.to_json()), every=10
+        store.tracking_uri(root),
+        experiment_name("tiny"),
+        run_name("tiny", SETTINGS),
+        tags=run_tags(run.to_json()),
+        every=10,
     )
     tracker = CompositeTracker(JsonlTracker(outputs / "train" / "metrics.jsonl"), mlflow)
     tracker.params(SETTINGS)

@@ -15,7 +15,7 @@ from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Experience, collect, optimizer_for, update
+from components.trainers.reinforce import Experience, Method, collect, optimizer_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 
@@ -41,12 +41,12 @@ def training_round(
     """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; and the last one's
     experience."""
     parts: list[dict[str, float]] = []
-    found = None
+    found, method = None, Method(plan, objective)
     for number in range(repeats + 1):
         student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
-        found = collect(student, None, None, denoiser, prompts, plan, objective, number, timer)
+        found = collect(student, denoiser, prompts, method, number, timer)
         with timer("update"):
-            update(student, None, optimizer_for(student, plan), found, plan, objective)
+            update(student, optimizer_for(student, plan), found, method)
         parts.append(timer.seconds)
     assert found is not None
     seconds = {name: statistics.median(p[name] for p in parts[1:]) for name in PARTS}
@@ -99,7 +99,7 @@ def update_throughput(
     trial = in_turn([lambda parts=parts: bare(parts) for parts in cuts.values()], repeats, device)
     best = min(zip(cuts, trial, strict=True), key=lambda pair: median_seconds(pair[1]))[0]
     ours, alone = in_turn(
-        [lambda: update(student, None, optimizer, whole, plan, objective), lambda: bare(cuts[best])], repeats, device
+        [lambda: update(student, optimizer, whole, Method(plan, objective)), lambda: bare(cuts[best])], repeats, device
     )
     share = statistics.median(objective.num_epochs * b.seconds / a.seconds for a, b in zip(ours, alone, strict=True))
     return Throughput(objective.num_epochs * pairs / median_seconds(ours), pairs / median_seconds(alone), best, share)

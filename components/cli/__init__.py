@@ -34,7 +34,11 @@ app = typer.Typer(
     "repository. demo, doctor, decode --model and bench --random run anywhere.",
 )
 for _command in (*stages.COMMANDS, *tools.COMMANDS):
-    app.command(epilog=tools.RULES_EPILOG if _command in tools.TAKE_POLICIES else None)(_command)
+    app.command(
+        _command.__name__,
+        epilog=tools.RULES_EPILOG if _command in tools.TAKE_POLICIES else None,
+        context_settings=tools.PASSED_ON if _command is tools.lm_eval else None,
+    )(_command)
 
 
 def _print_version(wanted: bool) -> None:

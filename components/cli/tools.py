@@ -1,4 +1,4 @@
-"""The sub-commands of `unmask` around the pipeline: promote, rollback, demo, decode, compare, bench, doctor, repair."""
+"""The sub-commands of `unmask` around the pipeline: promote, rollback, demo, decode, compare, bench, lm_eval ..."""
 
 from __future__ import annotations
 
@@ -180,6 +180,18 @@ def bench(
         bench.log_to_mlflow(found)
 
 
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness on a dLLM and a policy.
+
+    The words are those of `lm_eval`; the model's name is `unmask`. In: a dLLM, a policy, tasks that generate text.
+    Out: the harness's table, and files with --output_path.
+    Example: unmask lm_eval --model unmask --model_args denoiser=FOLDER,policy=entropy_bound:0.3 --tasks gsm8k
+    """
+    from components.commands.lm_eval_model import run
+
+    run(context.args)
+
+
 def doctor() -> None:
     """Check versions, device, settings, exactness and the tracker.
 
@@ -206,4 +218,5 @@ def repair() -> None:
 
 
 TAKE_POLICIES = (decode, compare, bench)
-COMMANDS = (promote, rollback, demo, decode, compare, bench, doctor, repair)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+COMMANDS = (promote, rollback, demo, decode, compare, bench, lm_eval, doctor, repair)

@@ -7,7 +7,6 @@ again, it ends where it would have ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from components.evaluation import gate
 from components.evaluation.results import EvalResult
 from components.stages.common.runfile import RunRecord, content_hash, read_run
 from components.tracking import registry, store
-from components.tracking.publish import publish
+from components.tracking.publish import has_verdict, publish, write_verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +52,7 @@ def promote(
     client = store.connect(uri)
     with store.lock(uri, "promote"):
         verdict = _judged(client, challenger, run.profile, _evaluator(uri, reevaluate))
-        return _carry_out(client, replace(verdict, run_id=run_id), challenger, run, root)
+        return _carry_out(client, replace(verdict, run_id=run_id), challenger, run, outputs)
 
 
 def _judged(
@@ -106,28 +105,33 @@ def _judge(
 
 
 def _carry_out(
-    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: RunRecord, root: Path
+    client: MlflowClient, verdict: gate.Verdict, challenger: gate.Evidence, run: RunRecord, outputs: Path
 ) -> gate.Verdict:
-    lock = root / "dvc.lock"
-    tags = {
-        "commit": run.commit,
-        "dirty": str(run.dirty),
-        "dependencies": run.identity,
-        "lock": content_hash(lock) if lock.exists() else "none",
-    }
-    version, _ = registry.register(client, run.profile, challenger.identity, str(verdict.run_id), tags)
-    registry.save_evidence(client, version, challenger, str(verdict.run_id))
+    lock, run_id, said = outputs.parents[1] / "dvc.lock", str(verdict.run_id), _said(verdict)
+    code = {"commit": run.commit, "dirty": str(run.dirty)}
+    tags = {**said, "status": "judged", **code, "lock": content_hash(lock) if lock.exists() else "none"}
+    version, _ = registry.register(client, run.profile, challenger.identity, run_id, tags)
+    registry.save_evidence(client, version, challenger, run_id)
     verdict = replace(verdict, version=str(version.version))
     # What is live, or was withdrawn, tells already why.
     if verdict.promote or not (verdict.live or registry.WITHDRAWN in version.tags):
-        said = {"gate": "promoted" if verdict.promote else "refused", "gate.reason": verdict.reason}
-        figures = {name: round(value, 6) for name, value in verdict.figures.items()}
         if verdict.promote:
-            said |= {
-                registry.PROMOTED: version.tags.get(registry.PROMOTED, datetime.now(UTC).isoformat("T", "seconds"))
-            }
-        registry.set_tags(client, version, said | {"gate.figures": json.dumps(figures)})
+            now = datetime.now(UTC).isoformat("T", "seconds")
+            said[registry.PROMOTED] = version.tags.get(registry.PROMOTED, now)
+        registry.set_tags(client, version, said)
         registry.describe(client, version, str(verdict))
+        write_verdict(client, run_id, verdict.headline, outputs)
+    elif not has_verdict(client, run_id):  # another training of the same policy
+        write_verdict(client, run_id, verdict.headline, outputs)
     if verdict.promote:
         registry.set_champion(client, version)
     return verdict
+
+
+def _said(verdict: gate.Verdict) -> dict[str, str]:
+    """The verdict as tags that can be read in the list of versions."""
+    said, figures = {"status": "promoted" if verdict.promote else "refused"}, verdict.figures
+    said |= {name: gate.points(figures, name).replace(" points", "") for name in ("score", "gain") if name in figures}
+    if figures:
+        said |= {"accuracy": f"{100 * figures['accuracy']:.1f} %", "nfe": f"{figures['nfe']:.2f}"}
+    return {**said, "reason": verdict.reason}

@@ -11,7 +11,7 @@ from components.core.imports import is_import_path, named
 
 if TYPE_CHECKING:
     from components.evaluation.evaluate import Candidate
-    from components.settings import Settings
+    from components.settings import Decode, Settings
     from components.stages.common.workspace import Workspace
     from components.tasks.example import Example, Task
 
@@ -29,21 +29,24 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
             f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; use mode or sample"
         )
     block = block or settings.decode.block_length
-    policy = _loaded(name, workspace, settings)
+    policy = loaded(name, workspace.root, settings.decode)
     if policy is not None:
         return Candidate("policy", name, policy, block, choose)
     return Candidate(name.partition(":")[0], name, rule(name), block)
 
 
-def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
-    """A policy that is no rule: a reference, an .onnx file, an import path or a folder; else None."""
+def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
+    """A policy that is no rule: a reference, an .onnx file, an import path or a folder; else None.
+
+    root: of the repository, whose registry `models:/` names. decode: test-time settings of a policy from a folder.
+    """
     from components.policies.rules import decoders
 
     if name.startswith("models:/"):
         from components.export import OnnxPolicy
         from components.tracking import registry, store
 
-        return OnnxPolicy(registry.policy_path(name, store.tracking_uri(workspace.root)))
+        return OnnxPolicy(registry.policy_path(name, store.tracking_uri(root)))
     if name.endswith(".onnx"):
         from components.export import OnnxPolicy
 
@@ -54,7 +57,8 @@ def _loaded(name: str, workspace: Workspace, settings: Settings) -> Any:
         from components.policies import store as policies
         from components.stages.common.models import with_decode_settings
 
-        return with_decode_settings(policies.load(Path(name)), settings.decode)
+        policy = policies.load(Path(name))
+        return policy if decode is None else with_decode_settings(policy, decode)
     return None
 
 

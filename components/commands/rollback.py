@@ -75,7 +75,7 @@ def _named(client: MlflowClient, profile: str, version: int) -> ModelVersion:
     if found is None:
         raise DataError(f"{name} has no version {version}. Use one that was promoted: {allowed}.")
     if not registry.was_promoted(found):
-        why = found.tags.get("gate.reason", "no gate saw it")
+        why = found.tags.get("reason", "no gate saw it")
         raise DataError(f"{name} version {version} was never promoted ({why}). Use one that was: {allowed}.")
     if why := registry.defect(client, found):
         raise DataError(f"{name} version {version} does not load: {why}. Use another that was promoted: {allowed}.")

@@ -52,10 +52,14 @@ class Verdict:
     version: str | None = None
     run_id: str | None = None
 
-    def __str__(self) -> str:
+    @property
+    def headline(self) -> str:
         head = "promoted" if self.promote else "already live" if self.live else "refused"
         name = f" (version {self.version})" if self.version else ""
-        lines = [f"{head}{name}: {self.reason}"]
+        return f"{head}{name}: {self.reason}"
+
+    def __str__(self) -> str:
+        lines = [self.headline]
         if f := self.figures:
             lines.append(
                 f"  accuracy {f['accuracy']:.3f} at {f['nfe']:.2f} forward passes; heuristics {f['envelope']:.3f}"
@@ -68,8 +72,8 @@ class Verdict:
 
 def points(figures: Mapping[str, float], name: str) -> str:
     """`+4.2 points [+2.1, +6.3]` of a figure with its interval."""
-    middle, low, high = (100 * figures[name + end] for end in ("", "_low", "_high"))
-    return f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    middle, low, high = (f"{100 * figures[name + end]:+z.1f}" for end in ("", "_low", "_high"))
+    return f"{middle} points [{low}, {high}]"
 
 
 def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
@@ -94,18 +98,25 @@ def resample(prompts: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
 
 
+def level(
+    policy: EvalResult, heuristics: Sequence[EvalResult], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float]:
+    """accuracy, nfe, envelope, prompts and score; of the score also ``_low`` and ``_high`` of a 95 % interval."""
+    count = policy.correct_P.size
+    middle = float(scores([policy], heuristics, np.full((1, count), 1 / count))[0, 0])
+    accuracy, nfe = float(policy.correct_P.mean()), float(policy.nfe_P.mean())
+    figures = {"accuracy": accuracy, "nfe": nfe, "envelope": accuracy - middle, "prompts": float(count)}
+    return figures | _interval("score", middle, scores([policy], heuristics, resample(count, resamples, seed))[0])
+
+
 def measure(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """accuracy, nfe, envelope, score and, with a champion, utility and gain: middle, `_low` and `_high` of a 95 %
-    interval. The champion's utility is taken at the challenger's canvas and exponent."""
-    policy, count = challenger.policy, challenger.policy.correct_P.size
-    weights_RP = resample(count, resamples, seed)
-    middle = float(scores([policy], challenger.heuristics, np.full((1, count), 1 / count))[0, 0])
-    accuracy, nfe = float(policy.correct_P.mean()), float(policy.nfe_P.mean())
-    figures = {"accuracy": accuracy, "nfe": nfe, "envelope": accuracy - middle, "prompts": float(count)}
-    figures |= _interval("score", middle, scores([policy], challenger.heuristics, weights_RP)[0])
+    """What ``level`` gives and, with a champion, utility and gain with its interval. The champion's utility is taken at
+    the challenger's canvas and exponent."""
+    figures = level(challenger.policy, challenger.heuristics, resamples, seed)
     if champion:
+        weights_RP = resample(challenger.policy.correct_P.size, resamples, seed)
         ours_P, theirs_P = (e.policy.utility_P(challenger.canvas, challenger.alpha) for e in (challenger, champion))
         figures |= {"alpha": challenger.alpha, "utility": float(ours_P.mean())}
         figures |= _interval("gain", float((ours_P - theirs_P).mean()), weights_RP @ (ours_P - theirs_P))

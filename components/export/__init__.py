@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from components.export.actions import NumpyPolicy
     from components.export.onnx_policy import OnnxPolicy
     from components.export.parity import Decoding, ParityReport, check_parity
-    from components.export.states import random_observation, random_states
+    from components.export.states import random_observation, random_states, visited_state
     from components.export.writing import export_policy
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "export_policy",
     "random_observation",
     "random_states",
+    "visited_state",
 ]
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "check_parity": "parity",
     "random_observation": "states",
     "random_states": "states",
+    "visited_state": "states",
     "export_policy": "writing",
 }
 

@@ -126,14 +126,19 @@ class OnnxFile:
         be left out, for the speed that the file was exported with. DataError if another one is missing or does not fit
         the file's layout."""
         sizes: dict[str, int] = {}
-        if "alpha_B" in self.inputs and "alpha_B" not in fields:
-            fields = {**fields, "alpha_B": np.full(len(fields.get("masked_BL", ())), self.policy["speed"], np.float32)}
+        fields = self.completed(fields)
         feed = {name: self._fitting(name, axes, fields, sizes) for name, axes in self.inputs.items()}
         names = OUTPUTS[self.action["kind"]]
         found = dict(zip(names, self._session.run(list(names), feed), strict=True))
         if self.offset:
             found[OUTPUT] = found[OUTPUT] + np.float32(self.action["kappa"] * self.offset)
         return found
+
+    def completed(self, fields: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The fields with ``alpha_B``, if the file reads it."""
+        if "alpha_B" not in self.inputs or "alpha_B" in fields:
+            return fields
+        return {**fields, "alpha_B": np.full(len(fields.get("masked_BL", ())), self.policy["speed"], np.float32)}
 
     def _fitting(
         self, name: str, axes: tuple[int | str, ...], fields: Mapping[str, np.ndarray], sizes: dict[str, int]

@@ -37,8 +37,8 @@ class OnnxPolicy:
         """All entries of the file's metadata, the exporter's and the caller's."""
         return self._file.metadata
 
-    def _outputs(self, obs: Observation) -> dict[str, Tensor]:
-        """What the file gives, float32 on the observation's device."""
+    def fields(self, obs: Observation) -> Mapping[str, np.ndarray]:
+        """What the file reads of an observation."""
         given = {name: getattr(obs, name) for name in self._file.inputs}
         fields = {name: _array(t) for name, t in given.items() if t is not None}
         # A policy beside this one may have asked for the features of the whole sequence, or for other layers.
@@ -47,7 +47,11 @@ class OnnxPolicy:
         if "attention_BLLA" in fields and obs.attention_layers != self.needs.attention:
             own = [obs.attention_layers.index(layer) for layer in self.needs.attention]
             fields["attention_BLLA"] = fields["attention_BLLA"][..., own]
-        found = self._file.outputs(fields)
+        return self._file.completed(fields)
+
+    def _outputs(self, obs: Observation) -> dict[str, Tensor]:
+        """What the file gives, float32 on the observation's device."""
+        found = self._file.outputs(self.fields(obs))
         return {name: torch.from_numpy(value).to(obs.masked_BL.device) for name, value in found.items()}
 
     def score(self, obs: Observation) -> Tensor:

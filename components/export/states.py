@@ -1,7 +1,7 @@
 """Random observations: what an export is traced with, and states for parity checks and benchmarks.
 
 The statistics belong together (they are those of random distributions from flat to almost certain), the masks, blocks,
-steps and lengths are arbitrary. They are not states that a decode would visit; for those, decode.
+steps and lengths are arbitrary. They are not states that a decode would visit; ``visited_state`` gives one of those.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from torch import Tensor
 
 from components.core.rng import generator
 from components.core.types import Needs, Observation
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
 from components.decode.readout import LOG_ODDS_LIMIT
+from components.denoisers.protocol import Denoiser
+from components.maths.distributions import ActionDistribution
+from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 
 _WORDS = 8  # of the random distributions' vocabulary, unless more probabilities are kept
@@ -88,3 +93,29 @@ def random_states(policy: LearnedPolicy, rows: int = 500, *address: object) -> l
         count, length = shapes[len(states) % len(shapes)]
         states.append(random_observation(policy, count, length, *address, len(states)))
     return states
+
+
+def visited_state(policy: Policy, denoiser: Denoiser, job: Job, choose: str = "mode") -> Observation:
+    """The observation half-way through the policy's own decode of the job, which has one row."""
+    watched = _Watched(policy)
+    rollout(denoiser, watched, job, DecodeOptions(choose=choose))
+    return watched.seen[len(watched.seen) // 2]
+
+
+class _Watched:
+    """The policy, and what it observed."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.seen: list[Observation] = []
+
+    @property
+    def needs(self) -> Needs:
+        return self._policy.needs
+
+    def score(self, obs: Observation) -> Tensor:
+        return self._policy.score(obs)
+
+    def distribution(self, obs: Observation) -> ActionDistribution:
+        self.seen.append(obs)
+        return self._policy.distribution(obs)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from components.core.rng import Noise
 from components.core.types import Action
-from components.maths.coupling import Path, few, first_utilities, over, utilities_along
+from components.maths.coupling import Coupled, Path, few, over, utilities_along
 from components.maths.distributions import ActionDistribution, p_log, same_kind, take
 from components.maths.masked import masked_argmax, one_hot
 
@@ -29,27 +29,8 @@ EXACT_LIMIT = 10
 
 
 @dataclass(frozen=True)
-class AcceptOrSkip:
-    """The distribution of this module's text; its fields are those of ``CoupledPlackettLuce``."""
-
-    log_odds_BL: Tensor
-    bias_BL: Tensor
-    shift_BLL: Tensor
-    mix_BL: Tensor
-    eligible_BL: Tensor
-    kappa: Tensor | float = 1.0
-    tau: Tensor | float = 0.0
-    cost: Tensor | float = 0.0
-    temperature: float = 1.0
-
-    @property
-    def logits_BL(self) -> Tensor:
-        """The utilities of an empty set, before the temperature: those of the Bernoulli that this is without shifts."""
-        return first_utilities(self)
-
-    @property
-    def fallback_B(self) -> Tensor:
-        return masked_argmax(self.logits_BL, self.eligible_BL)
+class AcceptOrSkip(Coupled):
+    """The set distribution that this module describes; without shifts a Bernoulli of ``logits_BL``."""
 
     @torch.no_grad()
     def _walk(self, below_BL: Tensor) -> tuple[Action, Tensor]:

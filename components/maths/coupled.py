@@ -21,7 +21,7 @@ from torch import Tensor
 
 from components.core.rng import Noise
 from components.core.types import Action
-from components.maths.coupling import Path, few, first_utilities, over, utilities_along
+from components.maths.coupling import Coupled, Path, few, over, utilities_along
 from components.maths.distributions import ActionDistribution, p_log, same_kind, take
 from components.maths.masked import masked_argmax, masked_logsumexp, one_hot
 
@@ -31,37 +31,11 @@ _NEXT = 2**32  # from one pick's streams to the next one's; a step's own are 64 
 
 
 @dataclass(frozen=True)
-class CoupledPlackettLuce:
-    """The distribution of this module's text.
+class CoupledPlackettLuce(Coupled):
+    """The ordered distribution that this module describes; without shifts a DPLS of ``logits_BL``.
 
-    log_odds_BL  l, of the present prediction at each position.
-    bias_BL      b, what the policy adds to each position.
-    shift_BLL    w[b, i, j], what taking i adds to the log-odds of j; row i is the cause.
-    mix_BL       m in [0, 1], the share of the joint probability in a position's risk.
-    eligible_BL  what may be drawn. Elsewhere the other fields may hold anything.
-    kappa        above 0; tau: larger draws more; cost: c, of the risk. Each is a number, a tensor of no axes or one
-                 number per row (B,).
-    temperature  divides the utilities; STOP keeps its 0.
+    The temperature leaves STOP's utility at 0.
     """
-
-    log_odds_BL: Tensor
-    bias_BL: Tensor
-    shift_BLL: Tensor
-    mix_BL: Tensor
-    eligible_BL: Tensor
-    kappa: Tensor | float = 1.0
-    tau: Tensor | float = 0.0
-    cost: Tensor | float = 0.0
-    temperature: float = 1.0
-
-    @property
-    def logits_BL(self) -> Tensor:
-        """The utilities of the first pick, before the temperature: those of the DPLS that this is without shifts."""
-        return first_utilities(self)
-
-    @property
-    def fallback_B(self) -> Tensor:
-        return masked_argmax(self.logits_BL, self.eligible_BL)
 
     @torch.no_grad()
     def _walk(self, among_BL: Tensor, noise: Noise | None, stops: bool) -> Action:

@@ -16,37 +16,49 @@ began. A rise is negative where the earlier ones support i, so that a risk may f
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from components.core.types import Action
-from components.maths.masked import one_hot, sort_eligible
+from components.maths.masked import masked_argmax, one_hot, sort_eligible
 
 
-class Coupled(Protocol):
-    """What the functions below read of a distribution with pair shifts: see ``CoupledPlackettLuce``."""
+@dataclass(frozen=True)
+class Coupled:
+    """What distributions with pair shifts are made of.
+
+    log_odds_BL  l, of the present prediction at each position.
+    bias_BL      b, what the policy adds to each position.
+    shift_BLL    w[b, i, j], what taking i adds to the log-odds of j; row i is the cause.
+    mix_BL       m in [0, 1], the share of the joint probability in a position's risk.
+    eligible_BL  what may be drawn. Elsewhere the other fields may hold anything.
+    kappa        above 0; tau: larger draws more; cost: c, of the risk. Each is a number, a tensor of no axes or one
+                 number per row (B,).
+    temperature  divides the utilities.
+    """
+
+    log_odds_BL: Tensor
+    bias_BL: Tensor
+    shift_BLL: Tensor
+    mix_BL: Tensor
+    eligible_BL: Tensor
+    kappa: Tensor | float = 1.0
+    tau: Tensor | float = 0.0
+    cost: Tensor | float = 0.0
+    temperature: float = 1.0
 
     @property
-    def log_odds_BL(self) -> Tensor: ...
+    def logits_BL(self) -> Tensor:
+        """The utilities of an empty set, before the temperature."""
+        log_odds_BL = log_odds(self)
+        return utility(replace(self, temperature=1.0), log_odds_BL, torch.zeros_like(log_odds_BL[:, :1]))
+
     @property
-    def bias_BL(self) -> Tensor: ...
-    @property
-    def shift_BLL(self) -> Tensor: ...
-    @property
-    def mix_BL(self) -> Tensor: ...
-    @property
-    def eligible_BL(self) -> Tensor: ...
-    @property
-    def kappa(self) -> Tensor | float: ...
-    @property
-    def tau(self) -> Tensor | float: ...
-    @property
-    def cost(self) -> Tensor | float: ...
-    @property
-    def temperature(self) -> float: ...
+    def fallback_B(self) -> Tensor:
+        return masked_argmax(self.logits_BL, self.eligible_BL)
 
 
 def utility(coupled: Coupled, cond: Tensor, risk: Tensor) -> Tensor:
@@ -142,13 +154,6 @@ def over(going_B: Tensor, pick: int) -> bool:
     return (going_B.device.type == "cpu" or pick % 4 == 3) and not bool(going_B.any())
 
 
-def first_utilities(coupled: Coupled) -> Tensor:
-    """(B, L) the utilities of an empty set, before the temperature."""
-    log_odds_BL = log_odds(coupled)
-    risk_B1 = torch.zeros_like(log_odds_BL[:, :1])
-    return utility(cast(Any, replace(cast(Any, coupled), temperature=1.0)), log_odds_BL, risk_B1)
-
-
 Kind = TypeVar("Kind", bound=Coupled)
 
 
@@ -171,4 +176,4 @@ def _gathered(coupled: Kind, order_Bn: Tensor) -> Kind:
     values = {name: getattr(coupled, name).gather(1, order_Bn) for name in names}
     rows_BnL = coupled.shift_BLL.gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, coupled.shift_BLL.shape[-1]))
     values["shift_BLL"] = rows_BnL.gather(2, order_Bn.unsqueeze(1).expand(-1, order_Bn.shape[1], -1))
-    return cast(Any, replace(cast(Any, coupled), **values))
+    return replace(coupled, **values)

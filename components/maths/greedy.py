@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from components.maths.coupled import CoupledPlackettLuce
-from components.maths.coupling import Path, added_risk, log_odds, over
+from components.maths.coupling import Coupled, Path, added_risk, log_odds, over
 from components.maths.masked import masked_argmax, one_hot
 
 
@@ -24,7 +23,7 @@ def greedy_set(
     0: its rise since the step began.
     """
     mix_BL = torch.zeros_like(log_odds_BL) + share
-    coupled = CoupledPlackettLuce(log_odds_BL, torch.zeros_like(log_odds_BL), shift_BLL, mix_BL, eligible_BL)
+    coupled = Coupled(log_odds_BL, torch.zeros_like(log_odds_BL), shift_BLL, mix_BL, eligible_BL)
     path, before_BL, left_BL = Path.start(coupled), log_odds(coupled), eligible_BL
     going_B = eligible_BL.any(-1)
     for pick in range(eligible_BL.shape[-1]):

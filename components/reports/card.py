@@ -15,8 +15,8 @@ from string import Template
 from typing import Any
 
 from components.core.files import write_text
-from components.evaluation.results import EvalResult
 from components.reports import table
+from components.reports.table import Result
 
 TRAIN_KEYS = {
     "commit": "commit",
@@ -52,20 +52,20 @@ def write(
     path: Path,
     facts: Facts,
     run: Mapping[str, Any],
-    cells: Sequence[EvalResult],
-    transfer: Sequence[EvalResult] = (),
-    ood: Sequence[EvalResult] = (),
+    found: Sequence[Result],
+    transfer: Sequence[Result] = (),
+    ood: Sequence[Result] = (),
 ) -> Path:
-    """Writes the card. run: stage train's run.json; cells, transfer and ood: the rows of the tables."""
-    return write_text(path, markdown(facts, run, cells, transfer, ood))
+    """Writes the card. run: stage train's run.json; found, transfer and ood: the rows of the tables."""
+    return write_text(path, markdown(facts, run, found, transfer, ood))
 
 
 def markdown(
     facts: Facts,
     run: Mapping[str, Any],
-    cells: Sequence[EvalResult],
-    transfer: Sequence[EvalResult] = (),
-    ood: Sequence[EvalResult] = (),
+    found: Sequence[Result],
+    transfer: Sequence[Result] = (),
+    ood: Sequence[Result] = (),
 ) -> str:
     """The card's text."""
     import yaml
@@ -73,7 +73,7 @@ def markdown(
     others = [
         f"## {title}\n\n{table.markdown(rows)}"
         for title, rows in (("On other dLLMs and longer canvases", transfer), ("On tasks it never saw", ood))
-        if any(cell.is_policy for cell in rows)
+        if rows
     ]
     return Template(_CARD).substitute(
         name=facts.name,
@@ -82,10 +82,10 @@ def markdown(
         tasks=", ".join(facts.tasks),
         denoiser=facts.denoiser,
         objective=facts.objective,
-        results=table.markdown(cells),
+        results=table.markdown(found),
         others="".join(f"{part}\n" for part in others),
         example=example(facts),
-        limits="\n".join(f"- {limit}" for limit in limits(facts, run, [*cells, *transfer, *ood])),
+        limits="\n".join(f"- {limit}" for limit in limits(facts, run, [*found, *transfer, *ood])),
         provenance=_provenance(run),
         versions=", ".join(f"{name} {version}" for name, version in sorted(run.get("versions", {}).items())),
         settings=yaml.safe_dump(run.get("settings", {}), sort_keys=True, allow_unicode=True).strip(),
@@ -102,9 +102,9 @@ def example(facts: Facts) -> str:
     )
 
 
-def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[EvalResult]) -> list[str]:
-    """Sentences on where not to use the policy; those about numbers are drawn from ``cells``."""
-    found = [
+def limits(facts: Facts, run: Mapping[str, Any], found: Sequence[Result]) -> list[str]:
+    """Sentences on where not to use the policy; those about numbers are drawn from ``found``."""
+    said = [
         "It decides when a position is committed, never which token: what the dLLM does not know it cannot mend.",
         f"It reads {', '.join(facts.inputs).replace('_', ' ')} of one frozen dLLM. Over another dLLM its scores may be "
         "off; measure before use (the tables above say where that was done).",
@@ -113,21 +113,20 @@ def limits(facts: Facts, run: Mapping[str, Any], cells: Sequence[EvalResult]) ->
         "Accuracies are those of the listed tasks, splits and prompts, with the verifiers of this repository.",
     ]
     if run.get("profile") == "tiny":
-        found.append(
+        said.append(
             "The dLLM of profile tiny is trained on puzzles within minutes: this policy is a demonstration of "
             "the method, and not for language."
         )
-    worse = [result for result in table.results(cells) if result.difference < 0]
+    worse = [result for result in found if result.difference < 0]
     if worse:
-        places = "; ".join(
-            f"{r.cell.task} on {r.cell.denoiser} ({r.name}): {table.points(r.difference)}" for r in worse
-        )
-        found.append(f"Below the envelope of the heuristics, in points: {places}. Use the heuristic there.")
-    unfinished = [cell for cell in cells if cell.is_policy and cell.unfinished > 0]
+        places = [f"  - {r.cell.task} on {r.cell.denoiser} ({r.name}): {table.difference(r)}" for r in worse]
+        head = "Below the envelope of the heuristics, in points. Use the heuristic there."
+        said.append("\n".join([head, *places]))
+    unfinished = [result.cell for result in found if result.cell.unfinished > 0]
     if unfinished:
         places = "; ".join(f"{cell.task} {100 * cell.unfinished:.1f} %" for cell in unfinished)
-        found.append(f"Canvases that were still masked at the step limit, counted as wrong: {places}.")
-    return found
+        said.append(f"Canvases that were still masked at the step limit, counted as wrong: {places}.")
+    return said
 
 
 def _provenance(run: Mapping[str, Any]) -> str:
@@ -179,7 +178,11 @@ $limits
 $provenance
 - versions: $versions
 
+<details><summary>All settings</summary>
+
 ```yaml
 $settings
 ```
+
+</details>
 """

@@ -93,7 +93,8 @@ def rule_name(family: str, setting: str) -> str:
 
 def name_of(cell: EvalResult, full: int) -> str:
     """What people call the cell: ``entropy bound 0.1, blocks of 4``. ``full`` is the canvas length."""
-    parts = [rule_name(cell.family, cell.setting)]
+    decoding = cell.is_policy and cell.setting == cell.choose
+    parts = [rule_name(cell.family, "" if decoding else cell.setting)]
     if cell.block_length < full:
         parts.append(f"blocks of {cell.block_length}")
     if cell.is_policy and cell.choose != "mode" and cell.setting != "sample":

@@ -150,7 +150,10 @@ def panel(ax: Axes, cells: Sequence[EvalResult], axes_span: Span | None = None, 
         rest = [c for c in heuristics if id(c) not in strong and fronts.kind_of(c.family) == kind and shown.has(c)]
         _marks(ax, rest, ms=2.8, alpha=0.35, mew=0, zorder=3, **look)
     for kind, sweep in named.items():
-        ax.plot([c.nfe for c in sweep], [100 * c.accuracy for c in sweep], color=KIND_LOOKS[kind]["color"], lw=1.3)
+        # As between two cells of the envelope, their mixtures are straight in forwards and bent on this axis.
+        places = np.geomspace(sweep[0].nfe, sweep[-1].nfe, 100)
+        between = 100 * np.interp(places, [c.nfe for c in sweep], [c.accuracy for c in sweep])
+        ax.plot(places, between, color=KIND_LOOKS[kind]["color"], lw=1.4, zorder=3.5)
         _marks(ax, [c for c in sweep if shown.has(c)], ms=4.6, mec="white", mew=0.5, zorder=4, **KIND_LOOKS[kind])
     best = fronts.headline(cells)
     for (family, block, _), sweep in fronts.sweeps([c for c in cells if c.is_policy]).items():

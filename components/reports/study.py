@@ -18,7 +18,7 @@ from components.core.files import read_json, read_yaml
 from components.evaluation.results import EvalResult, read_results
 from components.reports import fronts
 from components.reports.curves import aup, difference, error_cut, mean_interval, nfe_for
-from components.reports.table import MINUS, NONE, points
+from components.reports.table import MINUS, NONE, interval
 
 RESAMPLES = 1000
 HEADINGS = (
@@ -189,7 +189,7 @@ def row(one: Runs, setting: str, best: float) -> list[str]:
         f"{nfe:.2f}",
         f"{one.canvas / nfe:.2f}",
         f"{100 * (accuracy - middle):.1f}",
-        f"{points(middle)} [{points(ends[0])}, {points(ends[1])}]",
+        interval(middle, *ends),
         percent(error_cut(accuracy, accuracy - middle)),
         "not reached" if math.isinf(needed) else percent(1 - nfe / needed),
         f"{aup(one.canvas / curve_nfe, curve_accuracy, best):.0f}" if served and len(curve_nfe) else NONE,

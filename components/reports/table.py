@@ -1,8 +1,7 @@
 """The result table: each trained policy against the best that the heuristics reach with the same number of forwards.
 
-The same rows become Markdown (README, Prefect artifact) and a rich table (screen). The comparison is with the envelope
-of *all* swept heuristics of the same task, denoiser and split, mixtures included; ``difference`` is plain accuracy
-minus envelope, its paired interval belongs to the promotion gate.
+The comparison is with the envelope of *all* swept heuristics of the same task, denoiser and split, mixtures included;
+``difference`` is accuracy minus envelope, with the gate's paired interval where the results per prompt are there.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from components.core.files import write_text
+from components.evaluation.gate import level
 from components.evaluation.results import EvalResult
 from components.reports import fronts
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EM DASH}"
 HEADINGS = ("task", "dLLM", "split", "policy", "accuracy, %", "seeds", "NFE", "heuristics at that NFE, %", "difference")
@@ -34,6 +30,8 @@ class Result:
     envelope: float
     mixture: str
     """The one or two heuristics whose mixture the envelope is at this NFE, or the fastest if all are slower."""
+    interval: tuple[float, float] | None = None
+    """The 95 % interval of ``difference``; None where the results per prompt are not there."""
 
     @property
     def difference(self) -> float:
@@ -44,20 +42,27 @@ def results(cells: Sequence[EvalResult]) -> list[Result]:
     """One result per trained policy's cell, in the order of the table; the learned one first within its group."""
     found: list[Result] = []
     for group in fronts.groups(cells).values():
-        full = fronts.full_length(group)
+        full, rules = fronts.full_length(group), tuple(cell for cell in group if not cell.is_policy)
         for cell in sorted((c for c in group if c.is_policy), key=lambda c: fronts.POLICIES.index(c.family)):
             used = fronts.mixture_at(group, cell.nfe)
             mixture = " / ".join(fronts.name_of(c, full) for c in used)
             if used and used[0].nfe > cell.nfe:
                 mixture += f", the fastest, at {used[0].nfe:.2f}"
             name = fronts.name_of(cell, full)
-            found.append(Result(cell, name, fronts.envelope(group, cell.nfe), mixture))
+            found.append(Result(cell, name, fronts.envelope(group, cell.nfe), mixture, _interval(cell, rules)))
     return found
 
 
-def markdown(cells: Sequence[EvalResult]) -> str:
+def _interval(cell: EvalResult, rules: tuple[EvalResult, ...]) -> tuple[float, float] | None:
+    if not rules or not all(result.correct_P.size for result in (cell, *rules)):
+        return None
+    figures = level(cell, rules)
+    return figures["score_low"], figures["score_high"]
+
+
+def markdown(found: Sequence[Result]) -> str:
     """A GitHub table with one line per result and a sentence under it that says how to read it."""
-    return grid(HEADINGS, [_row(result) for result in results(cells)], TEXT_COLUMNS) + "\n" + _legend(cells) + "\n"
+    return grid(HEADINGS, [_row(result) for result in found], TEXT_COLUMNS) + "\n" + _legend(found) + "\n"
 
 
 def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Collection[int]) -> str:
@@ -67,26 +72,8 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: C
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path, cells: Sequence[EvalResult]) -> Path:
-    return write_text(path, markdown(cells))
-
-
-def rich_table(cells: Sequence[EvalResult]) -> Table:
-    """The same table for the screen; a gain is green where even the lower end of the accuracy is above the envelope."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(caption=_legend(cells), caption_justify="left", header_style="bold", pad_edge=False)
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i in TEXT_COLUMNS else "right")
-    for result in results(cells):
-        row = [Text(part) for part in _row(result)]
-        if result.cell.accuracy_low > result.envelope:
-            row[-1].stylize("bold green")
-        elif result.cell.accuracy_high < result.envelope:
-            row[-1].stylize("bold red")
-        table.add_row(*row)
-    return table
+def write(path: Path, found: Sequence[Result]) -> Path:
+    return write_text(path, markdown(found))
 
 
 def _row(result: Result) -> list[str]:
@@ -100,8 +87,18 @@ def _row(result: Result) -> list[str]:
         str(cell.seeds),
         f"{cell.nfe:.2f}",
         NONE if math.isnan(result.envelope) else f"{100 * result.envelope:.1f} ({result.mixture})",
-        points(result.difference),
+        difference(result),
     ]
+
+
+def difference(result: Result) -> str:
+    """``+5.1 [+2.1, +8.0]`` in percentage points; without brackets where there is no interval."""
+    return interval(result.difference, *(result.interval or (math.nan, math.nan)))
+
+
+def interval(middle: float, low: float, high: float) -> str:
+    """``+5.1 [+2.1, +8.0]``; the middle alone where the bounds are NaN."""
+    return points(middle) + ("" if math.isnan(low) else f" [{points(low)}, {points(high)}]")
 
 
 def with_interval(cell: EvalResult) -> str:
@@ -112,15 +109,19 @@ def with_interval(cell: EvalResult) -> str:
 
 def points(difference: float) -> str:
     """``+4.8``: percentage points with a sign; a dash where there is nothing to compare with."""
-    return NONE if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", MINUS)
+    if math.isnan(difference):
+        return NONE
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
 
 
-def _legend(cells: Sequence[EvalResult]) -> str:
-    counts = sorted({cell.prompts for cell in cells})
+def _legend(found: Sequence[Result]) -> str:
+    counts = sorted({result.cell.prompts for result in found}) or [0]
     prompts = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"± is a 95 % bootstrap interval over {prompts} prompts. Heuristics: the upper envelope of all swept "
-        "heuristics at the policy's own number of forward passes (NFE), mixtures of two cells included."
+        f"± and brackets are 95 % bootstrap intervals over {prompts} prompts, those of differences paired by prompt. "
+        "Heuristics: the upper envelope of all swept heuristics at the policy's own number of forward passes (NFE), "
+        "mixtures of two cells included."
     )
 
 

@@ -11,11 +11,12 @@ from components.stages.common.workspace import Workspace
 
 def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, float]:
     """P/export/policy.onnx; ParityError unless every test and gate prompt of the domain decodes to the same text, by
-    mode and by sampling. The file takes its name after that. run.json names the policy and the file by hash.
+    mode and by sampling. The file takes its name after that. run.json names the policy and the file by hash, state.json
+    is what the file read half-way through one decode.
 
     metrics: what was compared, texts equal, largest difference of a utility, bytes.
     """
-    from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states
+    from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states, visited_state
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_denoiser, with_decode_settings
 
@@ -36,6 +37,10 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
         decoding = Decoding(denoiser, prompts, decode.block_length, progress=lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(part), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
+    exported = OnnxPolicy(path)
+    state = visited_state(exported, denoiser, prompts.take([0]).job(decode.block_length), decode.choose)
+    fields = {name: value.tolist() for name, value in exported.fields(state).items()}
+    workspace.write_json(fields, "export", "state.json")
     hashes = {"policy_hash": facts["policy_hash"], "file_hash": content_hash(path)}
     write_run(path.with_name("run.json"), begun.finished(figures, **hashes))
     workspace.metrics("export", figures)

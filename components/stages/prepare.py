@@ -34,6 +34,8 @@ def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domai
             for model, chosen in models.items():
                 if name in chosen.rows:
                     _write(folder / "pretrain" / model / name, settings, splits, ("pretrain",))
+            if isinstance(task, TextTask) and task.left_out:
+                figures[f"{name}.rows_left_out"] = len(task.left_out)
             if splits.get("pretrain"):
                 figures[f"{name}.test_answers_seen"] = answers_seen(splits["test"], splits["pretrain"])
             tick(name)

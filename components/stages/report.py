@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import read_json, read_lines
-from components.evaluation.results import EvalResult, read_table
-from components.settings import Cases, Domain, Evaluate, Headroom
+from components.evaluation.results import EvalResult, read_results
+from components.settings import Cases, Decode, Domain, Evaluate, Headroom
 from components.stages.common.runfile import read_run
 from components.stages.common.workspace import Workspace
 
@@ -15,13 +16,51 @@ if TYPE_CHECKING:
     from components.reports.card import Facts
 
 
+log = logging.getLogger(__name__)
+
+
 def report(
-    workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
+    workspace: Workspace,
+    domain: Domain,
+    decode: Decode,
+    headroom: Headroom,
+    evaluate: Evaluate,
+    transfer: Cases,
+    ood: Cases,
 ) -> dict[str, float]:
-    """P/report: five pictures, order.html, card.md, table.md, headroom.md; P/plots: pareto, learning.csv.
+    """P/report: five pictures, order.html, card.md, table.md, result.md, headroom.md; P/plots: pareto, learning.csv;
+    P/result: the few figures that Git keeps. Then MLflow's run of the training shows all of it.
 
     The files of a case that the settings no longer have are not reported.
     """
+    _write(workspace, domain, headroom, evaluate, transfer, ood)
+    _write_result(workspace, decode, evaluate)
+    show(workspace)
+    return {}
+
+
+def show(workspace: Workspace) -> None:
+    """Bring the outputs into MLflow. A store that does not take them costs a warning, and a promotion adds them."""
+    from components.tracking.publish import publish
+    from components.tracking.store import first_line
+
+    try:
+        publish(workspace.outputs, workspace.root)
+    except Exception as error:  # whatever the tracking throws, the report is there
+        log.warning("MLflow did not take the report (%s). Run `unmask promote` to add it later.", first_line(error))
+
+
+def _write_result(workspace: Workspace, decode: Decode, evaluate: Evaluate) -> None:
+    from components.reports import summary
+
+    tasks = {task: _results(workspace, f"evaluate-{task}") for task in evaluate.tasks}
+    found = summary.write(workspace.outputs / "result", tasks, _results(workspace, "gate"), decode.choose)
+    summary.write_page(workspace.outputs / "report" / "result.md", found)
+
+
+def _write(
+    workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
+) -> None:
     from components.reports import card, learning, order_page, pareto, picture, table
     from components.reports import headroom as headroom_page
 
@@ -44,19 +83,22 @@ def report(
     order_page.write(folder / "order.html", decodes)
     gate = evaluate.gate_task
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
-    table.write(folder / "table.md", [*test, *elsewhere, *foreign])
+    found = [table.results(cells) for cells in (test, elsewhere, foreign)]
+    table.write(folder / "table.md", [result for group in found for result in group])
     figures = [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
     headroom_page.write(folder / "headroom.md", figures)
     headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), test, elsewhere, foreign)
-    return {}
+    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), *found)
 
 
 def _tables(workspace: Workspace, group: str, names: Iterable[str]) -> list[EvalResult]:
-    """The results of all cases of a group; none where the settings have none."""
-    paths = [workspace.outputs / "tables" / f"{group}-{name}.csv" for name in names]
-    return read_table(*paths) if paths else []
+    """The results of all cases of a group, per prompt; none where the settings have none."""
+    return [result for name in names for result in _results(workspace, f"{group}-{name}")]
+
+
+def _results(workspace: Workspace, case: str) -> list[EvalResult]:
+    return read_results(workspace.outputs / "evaluate" / case / "results.jsonl")
 
 
 def _facts(workspace: Workspace, domain: Domain) -> Facts:

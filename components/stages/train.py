@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
@@ -27,8 +28,12 @@ from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
 if TYPE_CHECKING:
     import torch
 
+    from components.decode.prompts import Prompts
+    from components.denoisers import Denoiser
+    from components.policies.protocol import Policy
     from components.policies.store import LearnedPolicy
     from components.trainers.checkpoints import TrainState
+    from components.trainers.plan import Objective, Plan
 
 
 def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
@@ -38,86 +43,99 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
 
 
 def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, ending: ExitStack) -> dict[str, float]:
-    """``ending``: gets what gives the MLflow run its final state, however the training ends."""
+    """``ending`` gets what gives the MLflow run its final state, however the training ends."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
-    from components.trainers.reinforce import optimizer_for, reinforce
+    from components.trainers.reinforce import Method, optimizer_for, reinforce
 
-    settings = {
-        name: value.model_dump(mode="json") for name, value in dict(domain=domain, decode=decode, train=train).items()
-    }
+    begun = _describe(workspace, domain, decode, train)
+    kept = workspace.root / ".checkpoints" / workspace.profile / begun.identity
+    denoiser, encoder = open_cached(workspace, domain.model, decode)
+    policy = store.load(workspace.outputs / "distill" / "policy").to(denoiser.device)
+    plan, objective = plan_of(train, decode)
+    method = Method(plan, objective, reference_for(train, policy), expert_of(train))
+    add_alpha_input(policy, train)
+    optimizer = optimizer_for(policy, plan)
+    state = _resumed(kept, policy, optimizer)
+    if state.iteration >= 0:
+        print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
+    tracker = _tracker(workspace, kept / "metrics.jsonl", state, begun)
+    ending.push(_final_state(tracker))
+    tune = domain_prompts(workspace, domain, encoder, ["tune"])
+    validate = partial(_validated, denoiser=denoiser, tune=tune, decode=decode, train=train)
+    training = _Training(policy, optimizer, state, kept / "state.safetensors", tracker, validate)
+    training.begin(begun.settings)
+    prompts = domain_prompts(workspace, domain, encoder, ["train"])
+    with progress("train", plan.iterations - state.iteration - 1) as tick:
+        for number, metrics in reinforce(policy, optimizer, denoiser, prompts, method, state):
+            training.after(number, metrics, train)
+            tick(
+                f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
+                f"NFE {metrics['decode/nfe']:.2f}"
+            )
+    policy.load_state_dict(dict(training.state.best_weights))
+    figures = validate(policy)
+    _write(workspace, policy, kept / "metrics.jsonl", begun.finished(figures, mlflow_run_id=tracker.run_id))
+    tracker.finish("FINISHED")
+    workspace.metrics("train", figures)
+    shutil.rmtree(kept, ignore_errors=True)
+    return figures
+
+
+@dataclass
+class _Training:
+    """A training as it runs. state: where it stands, as it is saved in the file ``saved``."""
+
+    policy: LearnedPolicy
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    saved: Path
+    tracker: Tracker
+    validate: Callable[[LearnedPolicy], dict[str, float]]
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Save a fresh state: from here on a killed run goes on in the same MLflow run."""
+        if self.state.mlflow_run_id is None:
+            self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
+            self.tracker.params(settings)
+            self.state.save(self.saved, self.policy, self.optimizer)
+
+    def after(self, number: int, metrics: dict[str, float], train: Train) -> None:
+        """Validate and save where it is due, and log."""
+        last = number + 1 == train.iterations
+        if (number + 1) % train.validate_every == 0 or last:
+            metrics = metrics | self.validate(self.policy)
+            reward = metrics["tune/reward"]
+            if self.state.best_reward is None or reward > self.state.best_reward:
+                weights = {n: t.detach().clone() for n, t in self.policy.state_dict().items()}
+                self.state = replace(self.state, best_reward=reward, best_weights=weights)
+        self.tracker.log(metrics, number)
+        if (number + 1) % train.save_every == 0 or last:
+            before = metrics["decode/temperature"], metrics["decode/entropy"]
+            self.state = replace(self.state, iteration=number, before=before)
+            self.state.save(self.saved, self.policy, self.optimizer)
+
+
+def _describe(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> RunRecord:
+    """The run's record; its identity is that of settings, inputs and code."""
+    sections = {"domain": domain, "decode": decode, "train": train}
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     inputs = [
         workspace.outputs / "data" / "domain",
         workspace.outputs / "pretrain" / domain.model,
         workspace.outputs / "distill" / "policy",
     ]
-    begun = describe_run("train", workspace.profile, settings, [*inputs, *code_of("train")], workspace.root)
-    kept = workspace.root / ".checkpoints" / workspace.profile / begun.identity
-    saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
+    return describe_run("train", workspace.profile, settings, [*inputs, *code_of("train")], workspace.root)
 
-    denoiser, encoder = open_cached(workspace, domain.model, decode)
-    policy = store.load(workspace.outputs / "distill" / "policy").to(denoiser.device)
-    reference = reference_for(train, policy)
-    add_alpha_input(policy, train)
-    plan, objective = plan_of(train, decode)
-    optimizer = optimizer_for(policy, plan)
-    state = _resumed(kept, policy, optimizer)
-    if state.iteration >= 0:
-        print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
-    tracker = _tracker(workspace, lines, state, begun)
-    ending.push(_final_state(tracker))
-    if state.mlflow_run_id is None:
-        state = replace(state, mlflow_run_id=tracker.run_id)
-        tracker.params(settings)
-        state.save(saved, policy, optimizer)  # from here on a killed run goes on in the same MLflow run
 
-    validate = _validator(workspace, domain, decode, train, denoiser, encoder)
-    prompts = domain_prompts(workspace, domain, encoder, ["train"])
-    with progress("train", plan.iterations - state.iteration - 1) as tick:
+def _write(workspace: Workspace, policy: LearnedPolicy, lines: Path, record: RunRecord) -> None:
+    """P/train: the policy, its curve, and run.json."""
+    from components.policies import store
 
-        def after(number: int, metrics: dict[str, float]) -> None:
-            nonlocal state
-            last = number + 1 == plan.iterations
-            if (number + 1) % train.validate_every == 0 or last:
-                metrics = metrics | validate(policy)
-                reward = metrics["tune/reward"]
-                if state.best_reward is None or reward > state.best_reward:
-                    weights = {n: t.detach().clone() for n, t in policy.state_dict().items()}
-                    state = replace(state, best_reward=reward, best_weights=weights)
-            tracker.log(metrics, number)
-            if (number + 1) % train.save_every == 0 or last:
-                seen = metrics["decode/temperature"], metrics["decode/entropy"]
-                state = replace(state, iteration=number, before=seen)
-                state.save(saved, policy, optimizer)
-            tick(
-                f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
-                f"NFE {metrics['decode/nfe']:.2f}"
-            )
-
-        reinforce(
-            policy,
-            denoiser,
-            prompts,
-            plan,
-            objective,
-            after,
-            optimizer,
-            state.iteration + 1,
-            reference,
-            expert_of(train),
-            state.before,
-        )
-    policy.load_state_dict(dict(state.best_weights))
-    store.save(policy, workspace.outputs / "train" / "policy")
-    copy_file(lines, workspace.outputs / "train" / "metrics.jsonl")
-    figures = validate(policy)
-    trained = store.content_hash(workspace.outputs / "train" / "policy")
-    record = begun.finished(figures, mlflow_run_id=tracker.run_id, policy_hash=trained)
-    write_run(workspace.outputs / "train" / "run.json", record)
-    tracker.finish("FINISHED")
-    workspace.metrics("train", figures)
-    shutil.rmtree(kept, ignore_errors=True)
-    return figures
+    folder = workspace.outputs / "train"
+    store.save(policy, folder / "policy")
+    copy_file(lines, folder / "metrics.jsonl")
+    write_run(folder / "run.json", replace(record, policy_hash=store.content_hash(folder / "policy")))
 
 
 def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -154,7 +172,7 @@ def _final_state(tracker: Tracker) -> Callable[..., None]:
     return leave
 
 
-def plan_of(train: Train, decode: Decode):
+def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
     """The trainer's plan and objective from the settings."""
     from components.trainers.plan import Objective, Plan
 
@@ -196,7 +214,7 @@ def plan_of(train: Train, decode: Decode):
     return plan, goal
 
 
-def reference_for(train: Train, distilled):
+def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
     """The policy that the divergence is measured from: the distilled one as it is now, a rule, or None."""
     from components.stages.common.models import reference_of
 
@@ -207,13 +225,16 @@ def reference_for(train: Train, distilled):
     return reference_of(train.reference, train.reference_value)
 
 
-def add_alpha_input(policy, train: Train) -> None:
+def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
     """One policy for several alphas reads which it is asked for; the distilled start does not change."""
+    from components.policies.feature import FeaturePolicy
+
     if train.alphas:
+        assert not isinstance(policy, FeaturePolicy)  # the settings refuse it: one position per step has no speed
         policy.add_alpha_input(train.alphas)
 
 
-def expert_of(train: Train):
+def expert_of(train: Train) -> Policy | None:
     """The threshold rule that steers, or None."""
     from components.policies.heuristics import Threshold
 
@@ -222,48 +243,42 @@ def expert_of(train: Train):
 
 def _tracker(workspace: Workspace, lines: Path, state: TrainState, begun: RunRecord) -> Tracker:
     from components.tracking import store as tracking_store
-    from components.tracking.mlflow_tracker import MlflowTracker, run_tags
+    from components.tracking.mlflow_tracker import MlflowTracker, run_name, run_tags
     from components.tracking.publish import experiment_name
 
     remote = MlflowTracker.start(
         tracking_store.tracking_uri(workspace.root),
         experiment_name(workspace.profile),
-        f"train-{begun.identity[:8]}",
+        run_name(workspace.profile, begun.settings),
         state.mlflow_run_id,
         run_tags(begun.to_json()),
     )
     return CompositeTracker(JsonlTracker(lines, state.iteration), remote)
 
 
-def _validator(workspace: Workspace, domain: Domain, decode: Decode, train: Train, denoiser, encoder):
-    """``validate(policy)``: reward, accuracy and NFE on the tune split, decoded as the policy will be served; of one
-    that is trained for several alphas the mean over them."""
+def _validated(
+    policy: LearnedPolicy, denoiser: Denoiser, tune: Prompts, decode: Decode, train: Train
+) -> dict[str, float]:
+    """Reward, accuracy and NFE on the tune split, decoded as the policy will be served.
+
+    Of a policy that is trained for several alphas: the mean over them.
+    """
     import torch
 
     from components.core.rng import seed_of
-    from components.core.types import Rollout
     from components.decode.engine import rollout
-    from components.decode.job import DecodeOptions, Job
-    from components.stages.common.models import domain_prompts
+    from components.decode.job import DecodeOptions
     from components.trainers.rewards import REWARDS
 
-    tune = domain_prompts(workspace, domain, encoder, ["tune"])
-    jobs = [(a, tune.job(decode.block_length, alpha_P=torch.full((len(tune),), a))) for a in train.alphas]
-    jobs = jobs or [(train.one_alpha, tune.job(decode.block_length))]
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
-
-    def validate(policy) -> dict[str, float]:
-        figures = [_measured(alpha, job, rollout(denoiser, policy, job, options)) for alpha, job in jobs]
-        return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
-
-    def _measured(alpha: float, job: Job, decoded: Rollout) -> dict[str, float]:
+    figures: list[dict[str, float]] = []
+    for alpha in train.alphas or (train.one_alpha,):
+        alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
+        job = tune.job(decode.block_length, alpha_P=alpha_P)
+        decoded = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
         reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
-        return {
-            "tune/reward": float(reward_R.mean()),
-            "tune/correct": float(correct_R.mean()),
-            "tune/nfe": float(decoded.nfe_R.float().mean()),
-        }
-
-    return validate
+        means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
+        figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
+    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from components.core.errors import SettingsError
 from components.tasks.arithmetic import Calculation, Countdown, products
 from components.tasks.example import END, Example, Score, Task
-from components.tasks.hub import gsm8k, humaneval, math, mbpp
+from components.tasks.hub import gsm8k, math
 from components.tasks.logic import GraphColor, KnightsKnaves, Queens
+from components.tasks.programs import humaneval, kodcode, mbpp
+from components.tasks.puzzle_text import countdown_text, sudoku_text, zebra
 from components.tasks.sequences import NumberSorting, SpellBackward
 from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
 from components.tasks.worded import SudokuPair, worded_many, worded_sorting, worded_unique
@@ -40,6 +42,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "math": math,
     "humaneval": humaneval,
     "mbpp": mbpp,
+    "kodcode": kodcode,
+    "zebra": zebra,
+    "countdown_text": countdown_text,
+    "sudoku_text": sudoku_text,
 }
 
 

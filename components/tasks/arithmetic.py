@@ -20,7 +20,7 @@ from components.tasks import gym
 from components.tasks.example import Example, Score, address, canvas_for, cut, matching
 
 
-def _check_range(what: str, low: int, high: int, floor: int, ceiling: int) -> None:
+def check_range(what: str, low: int, high: int, floor: int, ceiling: int) -> None:
     if not floor <= low <= high <= ceiling:
         raise SettingsError(
             f"min_{what}={low}, max_{what}={high} is no range of {what}: no prompt can be drawn; "
@@ -50,8 +50,8 @@ class Calculation:
                 f"operators={self.operators!r}: the generator draws from '+-' or from '*', whatever is written here; "
                 "prompts would hold characters that the alphabet has not; write one of these two"
             )
-        _check_range("terms", self.min_terms, self.max_terms, 2, 6)
-        _check_range("digits", self.min_digits, self.max_digits, 1, 6)
+        check_range("terms", self.min_terms, self.max_terms, 2, 6)
+        check_range("digits", self.min_digits, self.max_digits, 1, 6)
 
     @property
     def canvas_length(self) -> int:
@@ -148,7 +148,7 @@ class Countdown:
     max_target: int = 99
 
     def __post_init__(self) -> None:
-        _check_range("numbers", self.min_numbers, self.max_numbers, 2, 8)
+        check_range("numbers", self.min_numbers, self.max_numbers, 2, 8)
         if self.max_target < 1:
             raise SettingsError(
                 f"max_target={self.max_target} allows no target: a prompt asks for a whole number; use at least 1"

@@ -1,9 +1,9 @@
-"""Real data sets: GSM8K, MATH, HumanEval, MBPP, from the hub (by ``datasets``) or from JSON lines with its columns.
+"""Real data sets, from the hub (by ``datasets``) or from a local file with its columns; GSM8K and MATH among them.
 
 They are finite: ``examples(split)`` gives all of a split. 'test' is the test file; 'tune' and 'gate' are cut out of
 the train file by hash, 'train' is its rest, without anything that stands in the test file; 'pretrain' is empty, as
 these tasks are for models that somebody else has trained. Prompts ask for d1's <reasoning>/<answer> form, in our own
-words. A row that cannot be scored is refused with its line. Left out: few-shot prompts.
+words. A row that cannot be scored is refused with its line, or left out where ``leave_out`` is set.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import math as maths
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from components.core.errors import DataError, SettingsError
-from components.tasks import checkers, rows, sandbox
+from components.core.errors import DataError
+from components.tasks import checkers, rows
 from components.tasks.example import Example, Score, address
 from components.tasks.numerals import number_text
 from components.tasks.rows import Hub, Row, load_rows
@@ -23,31 +23,42 @@ from components.tasks.splits import TRAIN_FILE_SHARES, pick
 TAGS = "Think first, between <reasoning> and </reasoning>. Then give the result alone, between <answer> and </answer>."
 ASK_NUMBER = f"Solve the problem. {TAGS} The result is one number, without its unit.\n\n"
 ASK_BOXED = f"Solve the problem. {TAGS} Write the result as \\boxed{{...}}.\n\n"
-ASK_BODY = "Complete this Python function. Answer with one ```python block that holds the whole function.\n\n"
-ASK_FUNCTION = "Write a Python function. Answer with one ```python block that holds it and all that it needs.\n\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask:
-    """A finite task: rows become examples by ``read``, texts are right or wrong by ``check``. Dense = correct."""
+    """A finite task: rows become examples by ``read``, texts are right or wrong by ``check``. Dense = correct.
+
+    ask        the instruction that every prompt begins with.
+    same       whether two golds of one question agree.
+    shots      worked examples that stand behind the instruction: the first rows of ``shots_path``, else of the hub's
+               split 'prompt'. They are in no split.
+    leave_out  rows that cannot be scored are skipped, and their places kept in ``left_out``.
+    """
 
     name: str
     canvas_length: int
-    train_path: str | None
-    test_path: str | None
-    train_hub: Hub | None
-    test_hub: Hub
+    ask: str
     read: Callable[[str, Row], Example]
     check: Callable[[str, Example], bool]
-    same: Callable[[Example, Example], bool]  # whether two golds of one question agree
+    same: Callable[[Example, Example], bool]
+    train_path: str | None = None
+    test_path: str | None = None
+    train_hub: Hub | None = None
+    test_hub: Hub | None = None
+    shots: int = 0
+    shots_path: str | None = None
+    leave_out: bool = False
+    left_out: list[str] = field(default_factory=list, init=False, compare=False)
 
     alphabet = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that its data set has: a test file always, the others with a train file."""
+        """The splits that its data set has: 'test' with a test file, the others with a train file."""
         has_train = self.train_path is not None or self.train_hub is not None
-        return ("train", "tune", "gate", "test") if has_train else ("test",)
+        has_test = self.test_path is not None or self.test_hub is not None
+        return ("train", "tune", "gate") * has_train + ("test",) * has_test
 
     def examples(self, split: str) -> list[Example]:
         """All examples of a split, each prompt once, in the order of the file.
@@ -55,21 +66,41 @@ class TextTask:
         Raises:
             DataError: as ``load_rows`` and the task's reader.
         """
-        if split == "pretrain":
-            return []
         if split == "test":
             return list(self._test.values())
         return [e for uid, e in self._train.items() if pick(uid, TRAIN_FILE_SHARES) == split]
 
     @functools.cached_property
+    def _shown(self) -> dict[str, Example]:
+        if not self.shots:
+            return {}
+        found = self._read_all(load_rows(self.shots_path, self.train_hub, "prompt", "shots_path"))
+        if len(found) < self.shots:
+            raise DataError(f"shots={self.shots}, and there are {len(found)} worked examples. Ask for fewer.")
+        return dict(list(found.items())[: self.shots])
+
+    @functools.cached_property
     def _test(self) -> dict[str, Example]:
-        return self._read_all(load_rows(self.test_path, self.test_hub, "test"))
+        if "test" not in self.splits:
+            return {}
+        found = self._read_all(load_rows(self.test_path, self.test_hub, "test", "test_path"))
+        for uid in found.keys() & self._shown.keys():
+            raise DataError(
+                f"{found[uid].metadata['question'][:60]!r} is a worked example and a test question: its answer would "
+                "stand in its prompt. Use other worked examples."
+            )
+        return self._with_shots(found)
 
     @functools.cached_property
     def _train(self) -> dict[str, Example]:
         if "train" not in self.splits:
             return {}
-        return self._read_all(load_rows(self.train_path, self.train_hub, "train"), without=self._test)
+        found = load_rows(self.train_path, self.train_hub, "train", "train_path")
+        return self._with_shots(self._read_all(found, without={*self._test, *self._shown}))
+
+    def _with_shots(self, found: dict[str, Example]) -> dict[str, Example]:
+        shown = "".join(f"{e.prompt.removeprefix(self.ask)}\n\n{e.answer}\n\n" for e in self._shown.values())
+        return {uid: replace(e, prompt=self.ask + shown + e.prompt.removeprefix(self.ask)) for uid, e in found.items()}
 
     def _read_all(self, found: Iterable[tuple[str, Row]], without: Collection[str] = frozenset()) -> dict[str, Example]:
         """Examples by uid, but those of ``without``: of equal questions the first, if their answers agree."""
@@ -78,17 +109,20 @@ class TextTask:
         for where, row in found:
             try:
                 example = self.read(self.name, row)
+                first = examples.get(example.uid, example)
+                if first is not example and not self.same(first, example):
+                    raise DataError(
+                        f"it has the question of {places[example.uid]} and another answer "
+                        f"({example.answer[:60]!r}, not {first.answer[:60]!r}). Remove one of the two rows."
+                    )
             except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-            if example.uid in without:
+                if not self.leave_out:
+                    raise DataError(f"{where}: {error}") from error
+                self.left_out.append(where)
                 continue
-            first = examples.setdefault(example.uid, example)
-            places.setdefault(example.uid, where)
-            if first is not example and not self.same(first, example):
-                raise DataError(
-                    f"{where} has the question of {places[example.uid]} and another answer "
-                    f"({example.answer[:60]!r}, not {first.answer[:60]!r}). Remove one of the two rows."
-                )
+            if example.uid not in without:
+                examples.setdefault(example.uid, example)
+                places.setdefault(example.uid, where)
         return examples
 
     def sample(self, index: int, seed: int) -> Example:
@@ -103,7 +137,7 @@ class TextTask:
         return Score(correct, correct)
 
 
-# --- the four tasks -------------------------------------------------------------------------------------------------
+# --- numbers and mathematics ------------------------------------------------------------------------------------------
 
 
 def gsm8k(
@@ -114,6 +148,7 @@ def gsm8k(
     return TextTask(
         name=name,
         canvas_length=canvas_length,
+        ask=ASK_NUMBER,
         train_path=train_path,
         test_path=test_path,
         train_hub=hub,
@@ -141,6 +176,7 @@ def math(
     return TextTask(
         name=name,
         canvas_length=canvas_length,
+        ask=ASK_BOXED,
         train_path=train_path,
         test_path=test_path,
         train_hub=("ankner/math-500",),
@@ -172,117 +208,3 @@ def _math_gold(row: Row) -> str | None:
     if isinstance(gold, float) and not maths.isfinite(gold):
         raise DataError(f"answer={gold} is no number. Write LaTeX or a finite number.")
     return str(gold)
-
-
-def humaneval(
-    *,
-    name: str = "humaneval",
-    canvas_length: int = 256,
-    test_path: str | None = None,
-    execute: bool = False,
-    allow_unconfined: bool = False,
-    seconds: float = 5.0,
-) -> TextTask:
-    """Functions to complete; right if the data set's own tests pass. It has a test file only. See ``_runner``."""
-    return TextTask(
-        name=name,
-        canvas_length=canvas_length,
-        train_path=None,
-        test_path=test_path,
-        train_hub=None,
-        test_hub=("openai/openai_humaneval",),
-        read=_read_humaneval,
-        check=_runner(name, execute, allow_unconfined, seconds),
-        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
-    )
-
-
-def _read_humaneval(task: str, row: Row) -> Example:
-    question, entry, check = rows.text(row, "prompt"), rows.text(row, "entry_point"), rows.text(row, "test")
-    head, definition, _ = question.rpartition(f"def {entry}(")  # imports and helpers that a whole function may rely on
-    if not entry.isidentifier() or not definition or "def check(" not in check:
-        raise DataError(f"entry_point={entry[:60]!r} is not defined by the prompt and checked. Repair the row.")
-    tests = f"{rows.checking(check, 'test')}\ncheck({entry})\n"
-    answer = f"```python\n{question}{rows.text(row, 'canonical_solution')}\n```"
-    return Example(
-        task,
-        f"{ASK_BODY}```python\n{question}```",
-        answer,
-        {"question": question, "head": head, "entry": entry, "tests": tests},
-    )
-
-
-def mbpp(
-    *,
-    name: str = "mbpp",
-    canvas_length: int = 256,
-    train_path: str | None = None,
-    test_path: str | None = None,
-    execute: bool = False,
-    allow_unconfined: bool = False,
-    seconds: float = 5.0,
-) -> TextTask:
-    """Functions to write (the sanitized edition); right if the data set's own tests pass. See ``_runner``."""
-    hub = ("google-research-datasets/mbpp", "sanitized")
-    return TextTask(
-        name=name,
-        canvas_length=canvas_length,
-        train_path=train_path,
-        test_path=test_path,
-        train_hub=hub,
-        test_hub=hub,
-        read=_read_mbpp,
-        check=_runner(name, execute, allow_unconfined, seconds),
-        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
-    )
-
-
-def _read_mbpp(task: str, row: Row) -> Example:
-    """Its question is the sentence with the tests: MBPP asks some sentences twice, of functions with other names."""
-    sentence, code = rows.text(row, "prompt"), rows.text(row, "code")
-    asserts = rows.checking("\n".join(rows.texts(row, "test_list")), "test_list")
-    imports = rows.texts(row, "test_imports") if row.get("test_imports") is not None else []
-    question = f"{sentence}\n\nIt must pass these tests:\n{asserts}"
-    used, names = rows.names(code, asserts)
-    metadata = {"question": question, "tests": asserts, "imports": "\n".join([*used, *imports]), "names": names}
-    return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{code}\n```", metadata)
-
-
-def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) -> Callable[[str, Example], bool]:
-    """The check that runs a text's program with the example's tests, in a confined process, for at most ``seconds``.
-
-    Raises:
-        SettingsError: ``execute`` is false; or programs cannot be confined here and ``allow_unconfined`` is false.
-    """
-    if not execute:
-        raise SettingsError(
-            f"task {task} was asked for with execute=False: its answers are programs, and the only way to score one is "
-            "to run it; pass execute=True to let model-written programs run in a confined process, or take another task"
-        )
-    sandbox.way(allow_unconfined)  # refuse now rather than at the first score
-
-    def check(text: str, example: Example) -> bool:
-        if not text.strip():
-            return False
-        program, tests = assemble(text, example), tests_of(example)
-        return sandbox.run(program, tests, seconds=seconds, allow_unconfined=allow_unconfined).passed
-
-    return check
-
-
-def assemble(text: str, example: Example) -> str:
-    """The program to run: the text's, after the prompt's head if it is a whole function, or after the whole prompt if
-    it only goes on from there."""
-    code, metadata = checkers.program_in(text), example.metadata
-    if "entry" not in metadata:
-        return code
-    whole = f"def {metadata['entry']}(" in code
-    return (metadata["head"] if whole else metadata["question"]) + code
-
-
-def tests_of(example: Example) -> sandbox.Checks:
-    """The example's tests. They take from the program only what it was asked for, so that it replaces no helper."""
-    metadata = example.metadata
-    if "entry" in metadata:
-        return sandbox.Checks(metadata["tests"], metadata["head"], [metadata["entry"]])
-    return sandbox.Checks(metadata["tests"], metadata["imports"], metadata["names"])

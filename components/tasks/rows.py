@@ -13,8 +13,10 @@ Row = dict[str, Any]
 Hub = tuple[str, ...]  # what datasets.load_dataset takes: name, and perhaps configuration
 
 
-def load_rows(path: str | None, hub: Hub | None, file: str) -> list[tuple[str, Row]]:
-    """The rows of a local file, else those of file ('train' or 'test') of the hub's data set, each with its place.
+def load_rows(path: str | None, hub: Hub | None, file: str, knob: str = "path") -> list[tuple[str, Row]]:
+    """The rows of a local file (JSON lines, or .parquet), else of a split ('train', 'test') of the hub's data set.
+
+    Each has its place. knob: the task's setting that names the local file.
 
     Raises:
         DataError: the local file is missing or broken; or no path is given, and the hub cannot be reached, lacks the
@@ -23,10 +25,12 @@ def load_rows(path: str | None, hub: Hub | None, file: str) -> list[tuple[str, R
     if path is not None:
         if not Path(path).is_file():
             raise DataError(
-                f"{path} is not there: the task has no prompts without it; give the path of a JSON lines file"
+                f"{path} is not there: the task has no prompts without it; give the path of a JSON lines or parquet "
+                "file"
             )
-        return list(json_rows(Path(path)))
-    assert hub is not None
+        return _parquet(path) if path.endswith(".parquet") else list(json_rows(Path(path)))
+    if hub is None:
+        raise DataError(f"the task has no split {file!r} on the hub. Set {knob} to a file.")
     name = f"{' '.join(hub)} ({file})"
     try:
         from datasets import load_dataset
@@ -36,9 +40,22 @@ def load_rows(path: str | None, hub: Hub | None, file: str) -> list[tuple[str, R
     except (ImportError, OSError, ValueError) as error:
         raise DataError(
             f"{name} cannot be loaded ({type(error).__name__}: {error}): the task has no prompts "
-            f"without it; connect to the network and install the extra 'hub', or pass {file}_path=FILE with its rows "
-            "as JSON lines"
+            f"without it; connect to the network and install the extra 'hub', or pass {knob}=FILE with its rows "
+            "as JSON lines or parquet"
         ) from error
+
+
+def _parquet(path: str) -> list[tuple[str, Row]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise DataError(f"{path}: reading parquet needs pyarrow ({error}). Install the extra 'hub'.") from error
+    try:
+        found = read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} is no whole parquet file ({error}). Write or download it again.") from error
+    return [(f"{path}, row {number}", row) for number, row in enumerate(found, start=1)]
 
 
 def column(row: Row, name: str) -> Any:

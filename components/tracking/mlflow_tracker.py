@@ -11,11 +11,10 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import SettingsError, masked
-from components.core.files import csv_text, flatten
+from components.core.files import flatten
 from components.tracking import abandoned, store
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS_PER_CALL = 1000  # MLflow's own limit
-PARAMS_PER_CALL = 100
+SETTINGS = "settings.yaml"
+COMPARED = ("train.alpha", "train.seed", "train.objective", "domain.model")
 LONGEST_INTERVAL = 320  # rounds between two attempts at a store that does not answer
 
 
@@ -82,19 +82,13 @@ class MlflowTracker:
         return self._run_id
 
     def params(self, settings: Mapping[str, Any]) -> None:
-        self._attempt("settings", lambda: log_params(self._client, self._run_id, settings))
+        self._attempt("settings", lambda: log_settings(self._client, self._run_id, settings))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._buffer += metric_entities(metrics, step, int(time.time() * 1000), self._known)
         self._rounds += 1
         if self._rounds >= self._interval:
             self._flush()
-
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._attempt(name, lambda: self._client.log_text(self._run_id, csv_text(rows), f"tables/{name}.csv"))
-
-    def artifact(self, path: Path) -> None:
-        self._attempt(path.name, lambda: self._client.log_artifact(self._run_id, path))
 
     def finish(self, status: str) -> None:
         self._flush()
@@ -127,18 +121,31 @@ def clean(name: str) -> str:
     return "/".join(part if part.strip(".") else "_" for part in parts if part)[:250].rstrip("/")
 
 
-def log_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any]) -> None:
-    """Adds the settings, flattened, that the run does not have yet."""
+def log_settings(client: MlflowClient, run_id: str, settings: Mapping[str, Any]) -> None:
+    """Add what the run lacks: all settings as one file, and as parameters those that runs are compared by."""
     from mlflow.entities import Param
 
-    have = client.get_run(run_id).data.params
+    if SETTINGS not in {entry.path for entry in client.list_artifacts(run_id)}:
+        client.log_dict(run_id, dict(settings), SETTINGS)
+    have, given = client.get_run(run_id).data.params, dict(flatten(settings))
     params = [
-        Param(clean(key), value if isinstance(value, str) else json.dumps(value, default=str))
-        for key, value in flatten(settings)
-        if clean(key) not in have
+        Param(name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in given.items()
+        if name in COMPARED and name not in have
     ]
-    for at in range(0, len(params), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=params[at : at + PARAMS_PER_CALL])
+    if params:
+        client.log_batch(run_id, params=params)
+
+
+def run_name(profile: str, settings: Mapping[str, Any]) -> str:
+    """`tiny alpha=2 seed=0`."""
+    train, parts = settings.get("train", {}), [profile]
+    if "alpha" in train:
+        alphas = train["alpha"] if isinstance(train["alpha"], list | tuple) else [train["alpha"]]
+        parts.append("alpha=" + ",".join(f"{alpha:g}" for alpha in alphas))
+    if "seed" in train:
+        parts.append(f"seed={train['seed']}")
+    return " ".join(parts)
 
 
 def metric_entities(
@@ -178,9 +185,9 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
 
 
 def run_tags(run: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of an MLflow run from what `stages/runfile.py` knows of it: commit, dirty, identity, dependency hashes."""
-    tags = {key: str(run[key]) for key in ("stage", "profile", "commit", "dirty", "identity") if key in run}
+    """Tags of an MLflow run from what `stages/common/runfile.py` tells of it: profile, commit, dirty, flow_run."""
+    said = {name: run.get(name) for name in ("profile", "commit", "dirty", "flow_run")}
+    tags = {name: str(value) for name, value in said.items() if value is not None}
     # The UI's own columns.
     tags["mlflow.source.git.commit"] = str(run.get("commit", "unknown"))
-    tags |= {"mlflow.source.name": f"unmask {run.get('stage', '')}", "mlflow.source.type": "LOCAL"}
-    return tags | {clean(f"dependency.{path}"): value for path, value in run.get("dependencies", {}).items()}
+    return tags | {"mlflow.source.name": f"unmask {run.get('stage', '')}", "mlflow.source.type": "LOCAL"}

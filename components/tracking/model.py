@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import CheckpointError, DataError, SettingsError
+from components.core.files import read_json
 from components.tracking import store
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DECIDING = ("unmask.policy", "unmask.needs", "unmask.action")  # entries of the metadata that change what is decoded
 FILE = "model.onnx"  # in the folder that MLflow keeps
 READY = "READY"
-EXAMPLE_ROWS, EXAMPLE_LENGTH = 1, 8  # of the input example, along the first and the other dynamic axes
+STATE = "state.json"  # beside the exported file
 
 
 def identity(path: Path) -> str:
@@ -121,7 +122,7 @@ def _folder(path: Path, place: Path, run_id: str, model_id: str) -> Path:
         place,
         mlflow_model=Model(artifact_path="policy", run_id=run_id, model_id=model_id),
         signature=signature(graph),
-        input_example=example(graph),
+        input_example=example(path, graph),
         save_as_external_data=False,
         onnx_execution_providers=["CPUExecutionProvider"],
         onnx_session_options={"intra_op_num_threads": 1},
@@ -170,23 +171,18 @@ def signature(graph: Any) -> ModelSignature:
     from mlflow.types import Schema, TensorSpec
 
     def schema(values: Sequence[Any]) -> Schema:
-        return Schema([TensorSpec(_dtype(v), tuple(_sizes(v, dynamic=-1)), v.name) for v in values])
+        return Schema([TensorSpec(_dtype(v), _sizes(v), v.name) for v in values])
 
     return ModelSignature(inputs=schema(graph.graph.input), outputs=schema(graph.graph.output))
 
 
-def example(graph: Any) -> dict[str, np.ndarray]:
-    """One row that the file accepts: true, the canvas length, or zero, by type."""
+def example(path: Path, graph: Any) -> dict[str, np.ndarray]:
+    """What the file read in a real decode, as stage export kept it in state.json beside the file."""
     import numpy as np
 
-    fill = {"b": True, "i": EXAMPLE_LENGTH}
-    inputs = {}
-    for value in graph.graph.input:
-        dtype = _dtype(value)
-        rows, *rest = _sizes(value, dynamic=EXAMPLE_LENGTH)
-        rows = EXAMPLE_ROWS if value.type.tensor_type.shape.dim[0].dim_param else rows
-        inputs[value.name] = np.full((rows, *rest), fill.get(dtype.kind, 0), dtype)
-    return inputs
+    types = {value.name: _dtype(value) for value in graph.graph.input}
+    stored = read_json(path.with_name(STATE), "Run `dvc repro export`.", needs=types)
+    return {name: np.asarray(stored[name], dtype) for name, dtype in types.items()}
 
 
 def _dtype(value: Any) -> np.dtype:
@@ -195,5 +191,5 @@ def _dtype(value: Any) -> np.dtype:
     return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
 
 
-def _sizes(value: Any, dynamic: int) -> list[int]:
-    return [axis.dim_value if axis.HasField("dim_value") else dynamic for axis in value.type.tensor_type.shape.dim]
+def _sizes(value: Any) -> tuple[int, ...]:
+    return tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in value.type.tensor_type.shape.dim)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import DataError
-from components.core.files import flatten, read_json, read_lines
+from components.core.files import read_json, read_lines, read_text
 from components.tracking import mlflow_tracker as entries
-from components.tracking import store
+from components.tracking import pages, store
 from components.tracking.model import log_policy
 
 if TYPE_CHECKING:
@@ -27,21 +27,26 @@ PUBLISHED = (
     "*/run.json",
     "*/*/run.json",
     "train/metrics.jsonl",
+    "metrics/*.json",
+    "headroom/*.json",
+    "result/*.json",
     "tables/*.csv",
     "evaluate/*/decodes.jsonl",
     "plots/**/*.csv",
     "report/**/*",
 )
 MANIFEST = "published.json"
+NOTE = "mlflow.note.content"
+VERDICT = "verdict"  # tag of a run: what the gate said of its policy
 
 
 def publish(outputs: Path, root: Path) -> str:
     """Makes MLflow show what is in `outputs` (`outputs/<profile>`); returns the id of the training run.
 
     The run is the one that trained (`mlflow_run_id` of train/run.json); a store that does not know it gets it again
-    from train/metrics.jsonl and run.json, tagged `recreated.from`. Then settings, hashes, the figures of
-    all metrics/*.json as `<stage>/<name>`, the files of PUBLISHED and export/policy.onnx are added where they
-    are missing or differ. A second call changes nothing. DataError where nothing was trained.
+    from train/metrics.jsonl and run.json, tagged `recreated.from`. Then settings, the figures of result/*.json as
+    `result/<task>/<name>`, the note, the files of PUBLISHED and export/policy.onnx are added where they are missing or
+    differ. A second call changes nothing. DataError where nothing was trained.
     """
     run = read_json(outputs / "train" / "run.json")
     uri = store.tracking_uri(root)
@@ -49,6 +54,8 @@ def publish(outputs: Path, root: Path) -> str:
     with store.lock(uri, "publish"):
         run_id = _training_run(client, outputs, run)
         _complete(client, run_id, outputs, run)
+        write_note(client, run_id, outputs)
+        _write_view(client, run_id, outputs)
         _upload(client, run_id, outputs)
         if (outputs / "export" / "policy.onnx").exists():
             log_policy(client, run_id, outputs / "export" / "policy.onnx")
@@ -71,15 +78,16 @@ def _training_run(client: MlflowClient, outputs: Path, run: Mapping[str, Any]) -
     if again:
         return again[0].info.run_id
     tags = {"recreated.from": origin, "recreated.run_id": str(run_id)}
-    made = client.create_run(experiment_id, start_time=_started(run), run_name=f"train {run['profile']}", tags=tags)
+    name = entries.run_name(run["profile"], run.get("settings", {}))
+    made = client.create_run(experiment_id, start_time=_started(run), run_name=name, tags=tags)
     return made.info.run_id
 
 
 def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str, Any]) -> None:
-    """Settings, tags, data sets, curves and final figures that the run lacks."""
+    """Settings, tags, data sets, curves and results that the run lacks. A verdict on other results goes."""
     from mlflow.entities import Metric, RunTag
 
-    entries.log_params(client, run_id, run.get("settings", {}))
+    entries.log_settings(client, run_id, run.get("settings", {}))
     data = client.get_run(run_id).data
     tags = {key: value for key, value in entries.run_tags(run).items() if data.tags.get(key) != value}
     known = entries.logged_points(client, run_id)
@@ -92,20 +100,54 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
         )
     ]
     now = int(datetime.now().timestamp() * 1000)  # the newest value of a step is the one that is shown
-    figures = [Metric(k, v, now, 0) for k, v in stage_figures(outputs).items() if data.metrics.get(k) != v]
+    figures = [Metric(k, v, now, 0) for k, v in results(outputs).items() if data.metrics.get(k) != v]
+    if figures and VERDICT in data.tags:
+        client.delete_tag(run_id, VERDICT)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     entries.log_metrics(client, run_id, curves + figures)
     _log_data(client, run_id, run.get("dependencies", {}))
 
 
-def stage_figures(outputs: Path) -> dict[str, float]:
-    """The figures of all stages, named `<stage>/<path of keys>`; what is not a finite number is left out."""
-    found = {}
-    for stage, path in metrics_files(outputs).items():
-        for key, value in flatten(read_json(path), separator="/", prefix=stage):
-            if isinstance(value, int | float):
-                found |= {metric.key: metric.value for metric in entries.metric_entities({key: value}, 0, 0)}
-    return found
+def results(outputs: Path) -> dict[str, float]:
+    """The figures of result/*.json, named `result/<task>/<name>`."""
+    return {
+        f"result/{path.stem}/{name}": float(value)
+        for path in sorted((outputs / "result").glob("*.json"))
+        for name, value in read_json(path).items()
+    }
+
+
+def write_note(client: MlflowClient, run_id: str, outputs: Path) -> None:
+    """The run's description in the UI: the verdict, once there is one, over the table of its results."""
+    tags = client.get_run(run_id).data.tags
+    table = outputs / "report" / "result.md"
+    parts = [f"**{tags[VERDICT]}**" if VERDICT in tags else "", read_text(table) if table.exists() else ""]
+    note = "\n\n".join(part.strip() for part in parts if part)
+    if note and tags.get(NOTE) != note:
+        client.set_tag(run_id, NOTE, note)
+
+
+def _write_view(client: MlflowClient, run_id: str, outputs: Path) -> None:
+    """The list of runs that `pages.runs` links to has columns for the verdict, the gate's score and speed, and the
+    accuracy on each task."""
+    shown = [
+        name for last in ("score", "gate_nfe", "accuracy") for name in results(outputs) if name.endswith(f"/{last}")
+    ]
+    view = pages.view(VERDICT, shown)
+    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+    if experiment.tags.get(pages.VIEW) != view:
+        client.set_experiment_tag(experiment.experiment_id, pages.VIEW, view)
+
+
+def has_verdict(client: MlflowClient, run_id: str) -> bool:
+    return VERDICT in client.get_run(run_id).data.tags
+
+
+def write_verdict(client: MlflowClient, run_id: str, verdict: str, outputs: Path) -> None:
+    """The gate's verdict as a tag of the run, which its list shows, and in its note."""
+    if client.get_run(run_id).data.tags.get(VERDICT) != verdict:
+        client.set_tag(run_id, VERDICT, verdict)
+    write_note(client, run_id, outputs)
 
 
 def metrics_files(outputs: Path) -> dict[str, Path]:

@@ -22,6 +22,7 @@ from components.tracking.mlflow_tracker import is_active
 from components.tracking.model import FILE, READY, defect_at, fetch, find_logged
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
@@ -98,7 +99,7 @@ def register(
         model_name(profile),
         source,
         run_id=run_id,
-        tags={"identity": identity, **tags},
+        tags={**tags, "identity": identity},  # the list shows them in this order
         model_id=model_id,
         await_creation_for=0,  # it is there when the call returns; waiting only prints that it waits
     )
@@ -158,7 +159,7 @@ def broken_champions(client: MlflowClient) -> list[str]:
 
 
 def was_promoted(version: ModelVersion) -> bool:
-    return PROMOTED in version.tags or version.tags.get("gate") == "promoted"
+    return PROMOTED in version.tags
 
 
 def _evidence_path(identity: str) -> str:
@@ -251,3 +252,14 @@ def policy_path(reference: str, uri: str) -> Path:
 def load_champion(profile: str, uri: str) -> Path:
     """The ONNX file of the live policy; give it to `OnnxPolicy`. DataError if none is live."""
     return policy_path(f"models:/{model_name(profile)}@{CHAMPION}", uri)
+
+
+def champion_example(profile: str, uri: str) -> dict[str, np.ndarray]:
+    """What the live policy read half-way through a real decode, as `NumpyPolicy` takes it."""
+    from mlflow.models import Model
+
+    folder = load_champion(profile, uri).parent
+    stored = Model.load(str(folder)).load_input_example(str(folder))
+    if not isinstance(stored, dict):
+        raise DataError(f"{folder} has no input example. Run `unmask promote` where its outputs are.")
+    return stored

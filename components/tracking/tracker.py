@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.core.files import read_lines, write_csv, write_lines
+from components.core.files import read_lines, write_lines
 
 
 class Tracker(Protocol):
-    """Where a run's settings, curves, tables and files go. A call that fails after the start warns and returns."""
+    """Where a run's settings and curves go. A call that fails after the start warns and returns."""
 
     @property
     def run_id(self) -> str | None:
@@ -27,10 +27,6 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
-
-    def artifact(self, path: Path) -> None: ...
-
     def finish(self, status: str) -> None:
         """status: FINISHED, FAILED or KILLED."""
         ...
@@ -40,8 +36,7 @@ class JsonlTracker:
     """One JSON object per step in `path`: `{"step": 3, "reward/mean": 0.61}`. What is not finite becomes null.
 
     resume_after: None starts the file anew. A step keeps the records up to and with it and drops later ones: a run
-    that resumes from a checkpoint repeats them. Tables go to `<name>.csv` beside the file; settings and
-    artifacts are files of the stage already and are left to it.
+    that resumes from a checkpoint repeats them. Settings are in a file of the stage already.
     """
 
     run_id: str | None = None
@@ -60,12 +55,6 @@ class JsonlTracker:
         values = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()  # a killed process loses at most the line it was writing
-
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_csv(self._path.with_name(f"{name}.csv"), rows)
-
-    def artifact(self, path: Path) -> None:
-        pass
 
     def finish(self, status: str) -> None:
         self._file.close()
@@ -88,14 +77,6 @@ class CompositeTracker:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for tracker in self._all:
             tracker.log(metrics, step)
-
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        for tracker in self._all:
-            tracker.table(name, rows)
-
-    def artifact(self, path: Path) -> None:
-        for tracker in self._all:
-            tracker.artifact(path)
 
     def finish(self, status: str) -> None:
         with ExitStack() as stack:  # a full disk at the first must not keep the second from its end

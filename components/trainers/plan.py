@@ -90,6 +90,11 @@ class Plan:
     anneal: bool = True
     entropy: float | None = None
 
+    def learning_rate_at(self, number: int) -> float:
+        """Linear warm-up, then a cosine to ``min_lr_ratio``."""
+        fall = self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * number / self.iterations))
+        return self.learning_rate * min(1.0, (number + 1) / max(self.warmup, 1)) * fall
+
     def temperature_at(self, number: int, before: tuple[float, float] | None = None) -> float:
         """Sampling temperature of an iteration, a factor on the policy's own.
 

@@ -7,9 +7,9 @@ policy's action distribution.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,14 +27,25 @@ from components.maths import objectives
 from components.maths.divergence import Draw, divergence, entropy
 from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
+from components.trainers.checkpoints import TrainState
 from components.trainers.clipping import clip_finite
 from components.trainers.plan import Objective, Plan
 from components.trainers.rewards import REWARDS
 
 
-@dataclass
+@dataclass(frozen=True)
+class Method:
+    """How a policy is reinforced. reference: of the divergence. expert: draws ``plan.experts`` rows of each group."""
+
+    plan: Plan
+    objective: Objective
+    reference: Policy | None = None
+    expert: Policy | None = None
+
+
+@dataclass(frozen=True)
 class Experience:
-    """The experience of iteration ``number``."""
+    """The rollouts of iteration ``number`` with their scores, rewards and advantages."""
 
     job: Job
     rollout: Rollout
@@ -43,8 +54,60 @@ class Experience:
     correct_R: Tensor
     dense_R: Tensor
     advantage_R: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
     number: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Rewards and decoding; steered rows stay out of them."""
+        own_R = self.job.policy_R == 0
+        reward_R = self.reward_R[own_R]
+        groups = self.job.prompt_R[own_R]
+        spread_R = objectives.group_advantages(reward_R, groups)
+        size = int(groups.max()) + 1
+        # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
+        drawn_N = self.steps.log_prob_N[own_R[self.steps.row_N]]
+        std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
+        return {
+            "reward/mean": float(reward_R.mean()),
+            "reward/group_std": float(std_P.mean()),
+            "reward/mixed_groups": float((std_P > 0).float().mean()),
+            "reward/correct": float(self.correct_R[own_R].mean()),
+            "reward/dense": float(self.dense_R[own_R].mean()),
+            "decode/entropy": -float(drawn_N.mean()) if len(drawn_N) else 0.0,
+            "decode/nfe": float(self.rollout.nfe_R.cpu()[own_R].float().mean()),
+            "decode/useful": self.rollout.useful / max(self.rollout.forwards, 1),
+            "decode/finished": float(self.rollout.finished_R.cpu()[own_R].float().mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """(row, step) pairs with the surrogate's factors.
+
+    old_N       log-probability at sampling time; of the mixture, where an expert draws some rows.
+    weight_N    share of the pair in the mean over rows. steered_N: bool, drawn by the expert.
+    """
+
+    steps: Steps
+    old_N: Tensor
+    advantage_N: Tensor
+    weight_N: Tensor
+    steered_N: Tensor
+
+    @staticmethod
+    def of(experience: Experience, method: Method) -> Pairs:
+        """All pairs of an iteration."""
+        plan, objective, steps = method.plan, method.objective, experience.steps
+        nfe_R, length_R = experience.rollout.nfe_R, experience.job.length_R
+        weight_N = objectives.pair_weights(steps.row_N, nfe_R, length_R, objective.weighting)
+        steered_N = (experience.job.policy_R > 0)[steps.row_N]
+        old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
+        advantage_N = experience.advantage_R[steps.row_N]
+        return Pairs(steps, old_N, advantage_N, weight_N / objective.record_share, steered_N)
+
+    def take(self, index: Tensor) -> Pairs:
+        columns = (self.old_N, self.advantage_N, self.weight_N, self.steered_N)
+        return Pairs(self.steps.pairs(index), *(column[index] for column in columns))
 
 
 def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
@@ -54,40 +117,22 @@ def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
 
 
 def collect(
-    policy: LearnedPolicy,
-    reference: Policy | None,
-    expert: Policy | None,
-    denoiser: Denoiser,
-    prompts: Prompts,
-    plan: Plan,
-    objective: Objective,
-    number: int,
-    timer: Timer,
+    policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, method: Method, number: int, timer: Timer
 ) -> Experience:
-    """Rollouts, scores, rewards and advantages of iteration ``number``; everything drawn is addressed by it. What is
-    recorded also holds what the reference reads."""
-    policies: list[Policy] = [policy] if expert is None else [policy, expert]
-    needs = Needs() if reference is None else reference.needs
+    """Rollouts, scores, rewards and advantages of iteration ``number``, which addresses everything that is drawn.
+
+    The inputs of the reference are recorded too.
+    """
+    plan, objective = method.plan, method.objective
+    policies: list[Policy] = [policy] if method.expert is None else [policy, method.expert]
+    needs = Needs() if method.reference is None else method.reference.needs
     source = generator(plan.seed, "reinforce", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
     answers = needs.answer or any(p.needs.answer for p in policies)
-    alpha_P = None
-    if objective.alphas:
-        draw = generator(plan.seed, "reinforce", "alpha", number)
-        alpha_P = torch.tensor(objective.alphas)[torch.randint(len(objective.alphas), (len(chosen),), generator=draw)]
+    alpha_P = _alphas(method, number, len(chosen))
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
-    options = DecodeOptions(
-        seed=seed_of(plan.seed, "reinforce", "rollout", number),
-        force_commit=plan.force_commit,
-        step_limit=plan.step_limit,
-        record=True,
-        needs=needs,
-        record_share=objective.record_share,
-        steer_all_masks=plan.experts > 0,
-        rows=plan.rollout_rows,
-    )
     with timer("rollout"):
-        decoded = rollout(denoiser, policies, job, options)
+        decoded = rollout(denoiser, policies, job, _options(method, needs, number))
     with timer("reward"):
         _, correct_R, dense_R = chosen.scores(job, decoded)
         signal_R = correct_R if objective.signal == "correct" else dense_R
@@ -95,106 +140,72 @@ def collect(
         reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert decoded.steps is not None
-    experience = Experience(job, decoded, decoded.steps, reward_R, correct_R, dense_R, advantage_R, number=number)
-    experience.metrics = _describe(experience)
-    return experience
+    return Experience(job, decoded, decoded.steps, reward_R, correct_R, dense_R, advantage_R, number)
 
 
-def _describe(experience: Experience) -> dict[str, float]:
-    own_R = experience.job.policy_R == 0  # steered rows stay out of logged rewards
-    reward_R = experience.reward_R[own_R]
-    groups = experience.job.prompt_R[own_R]
-    spread_R = objectives.group_advantages(reward_R, groups)
-    size = int(groups.max()) + 1
-    # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
-    drawn_N = experience.steps.log_prob_N[own_R[experience.steps.row_N]]
-    std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
-    return {
-        "reward/mean": float(reward_R.mean()),
-        "reward/group_std": float(std_P.mean()),
-        "reward/mixed_groups": float((std_P > 0).float().mean()),
-        "reward/correct": float(experience.correct_R[own_R].mean()),
-        "reward/dense": float(experience.dense_R[own_R].mean()),
-        "decode/entropy": -float(drawn_N.mean()) if len(drawn_N) else 0.0,
-        "decode/nfe": float(experience.rollout.nfe_R.cpu()[own_R].float().mean()),
-        "decode/useful": experience.rollout.useful / max(experience.rollout.forwards, 1),
-        "decode/finished": float(experience.rollout.finished_R.cpu()[own_R].float().mean()),
-    }
+def _alphas(method: Method, number: int, count: int) -> Tensor | None:
+    """(P,) the speed exponent of each group, where the policy is conditioned on it."""
+    alphas = method.objective.alphas
+    if not alphas:
+        return None
+    source = generator(method.plan.seed, "reinforce", "alpha", number)
+    return torch.tensor(alphas)[torch.randint(len(alphas), (count,), generator=source)]
+
+
+def _options(method: Method, needs: Needs, number: int) -> DecodeOptions:
+    plan = method.plan
+    return DecodeOptions(
+        seed=seed_of(plan.seed, "reinforce", "rollout", number),
+        force_commit=plan.force_commit,
+        step_limit=plan.step_limit,
+        record=True,
+        needs=needs,
+        record_share=method.objective.record_share,
+        steer_all_masks=plan.experts > 0,
+        rows=plan.rollout_rows,
+    )
 
 
 def update(
-    policy: LearnedPolicy,
-    reference: Policy | None,
-    optimizer: torch.optim.Optimizer,
-    experience: Experience,
-    plan: Plan,
-    objective: Objective,
+    policy: LearnedPolicy, optimizer: torch.optim.Optimizer, experience: Experience, method: Method
 ) -> dict[str, float]:
-    """Take ``objective.num_epochs`` optimizer steps on the iteration's pairs; the surrogate's figures.
+    """Take ``num_epochs`` optimizer steps on the iteration's pairs; the surrogate's figures.
 
     SettingsError before a step on a loss or a gradient that is not finite.
     """
-    steps = experience.steps
-    live_N = _live(experience, objective)
-    weight_N = objectives.pair_weights(
-        steps.row_N, experience.rollout.nfe_R, experience.job.length_R, objective.weighting
-    )
-    weight_N = weight_N / objective.record_share
-    steered_N = (experience.job.policy_R > 0)[steps.row_N]
-    old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
-    weights = [p for p in policy.parameters() if p.requires_grad]
+    pairs, weights = Pairs.of(experience, method), [p for p in policy.parameters() if p.requires_grad]
+    live_N = _live(pairs, method.objective)
+    chunks = live_N.split(method.objective.micro_batch) if len(live_N) else ()
+    works = [partial(_chunk, policy, pairs, chosen, method) for chosen in chunks]
+    count = max(len(live_N), 1)
     totals: dict[str, float] = {}
-
-    def loss(chosen: Tensor) -> tuple[Tensor, dict[str, float]]:
-        part = steps.pairs(chosen)
-        return surrogate(
-            policy,
-            reference,
-            part,
-            old_N[chosen],
-            experience.advantage_R[part.row_N],
-            weight_N[chosen],
-            steered_N[chosen],
-            plan,
-            objective,
-        )
-
-    for epoch in range(objective.num_epochs):
+    for epoch in range(method.objective.num_epochs):
         optimizer.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
-        works = [partial(loss, chosen) for chosen in live_N.split(objective.micro_batch)] if len(live_N) else []
-        for seen in workers.add_gradients(works, weights):
-            for name, value in seen.items():
+        for figures in workers.add_gradients(works, weights):
+            for name, value in figures.items():
                 sums[name] += value
-        norm = clip_finite(policy, plan.clip_norm, sums["loss"], f"iteration {experience.number}")
+        norm = clip_finite(policy, method.plan.clip_norm, sums["loss"], f"iteration {experience.number}")
         optimizer.step()
         if epoch == 0:
             totals["policy/gradient_norm"] = norm
-            pairs = max(len(live_N), 1)
-            totals |= {"policy/entropy": sums["entropy"] / pairs, "policy/kl": sums["kl"] / pairs}
-        totals["policy/clipped"] = sums["clipped"] / max(len(live_N), 1)
-        totals["policy/loss"] = sums["loss"]
+            totals |= {"policy/entropy": sums["entropy"] / count, "policy/kl": sums["kl"] / count}
+        totals |= {"policy/clipped": sums["clipped"] / count, "policy/loss": sums["loss"]}
     return totals
 
 
-def _live(experience: Experience, objective: Objective) -> Tensor:
+def _live(pairs: Pairs, objective: Objective) -> Tensor:
     """The pairs of the update: those with an advantage or, where the divergence has a weight, all."""
-    live_N = torch.arange(len(experience.steps.row_N))
-    return live_N if objective.kl_coef > 0 else live_N[experience.advantage_R[experience.steps.row_N] != 0]
+    live_N = torch.arange(len(pairs.steps.row_N))
+    return live_N if objective.kl_coef > 0 else live_N[pairs.advantage_N != 0]
 
 
-def surrogate(
-    policy: LearnedPolicy,
-    reference: Policy | None,
-    part: Steps,
-    old_n: Tensor,
-    advantage_n: Tensor,
-    weight_n: Tensor,
-    steered_n: Tensor,
-    plan: Plan,
-    objective: Objective,
-) -> tuple[Tensor, dict[str, float]]:
-    """Minus the weighted sum over pairs of the clipped term, plus kl_coef x divergence.
+def _chunk(policy: LearnedPolicy, pairs: Pairs, chosen: Tensor, method: Method) -> tuple[Tensor, dict[str, float]]:
+    return surrogate(policy, pairs.take(chosen), method)
+
+
+def surrogate(policy: LearnedPolicy, pairs: Pairs, method: Method) -> tuple[Tensor, dict[str, float]]:
+    """Minus the weighted sum over pairs of the clipped term, plus kl_coef x divergence; and its figures.
 
     With ratio 1, weighting "constant" and kl_coef 0 its mean gradient is that of minus the expected reward, times
     (1 - 1/G) because the baseline holds the row itself, over L. The rest is not the gradient of the reward:
@@ -208,26 +219,27 @@ def surrogate(
 
     record_share changes no mean: a step that is stored counts for 1/record_share.
     """
-    distribution = policy.distribution(part.observation)
-    own_n = distribution.log_prob(part.action)
-    log_prob_n = objectives.mixture_log_prob(own_n, steered_n, plan.group, plan.experts)
-    gain_n = objectives.clipped(log_prob_n, old_n, advantage_n, objective.clip_eps)
-    loss = -(weight_n * gain_n).sum()
-    pulled_n = torch.zeros_like(gain_n)
-    if reference is not None:
+    plan, objective, steps = method.plan, method.objective, pairs.steps
+    distribution = policy.distribution(steps.observation)
+    own_n = distribution.log_prob(steps.action)
+    log_prob_n = objectives.mixture_log_prob(own_n, pairs.steered_N, plan.group, plan.experts)
+    gain_n = objectives.clipped(log_prob_n, pairs.old_N, pairs.advantage_N, objective.clip_eps)
+    loss = -(pairs.weight_N * gain_n).sum()
+    apart_n = torch.zeros_like(gain_n)
+    if method.reference is not None:
         learns = objective.kl_coef > 0
         with torch.set_grad_enabled(learns):
-            target = reference.distribution(part.observation)
-            draw = Draw(part.action, own_n, old_n, steered_n)
-            pulled_n = divergence(distribution, target, draw, objective.divergence, learns)
+            target = method.reference.distribution(steps.observation)
+            draw = Draw(steps.action, own_n, pairs.old_N, pairs.steered_N)
+            apart_n = divergence(distribution, target, draw, objective.divergence, learns)
         if learns:
-            loss = loss + objective.kl_coef * (weight_n * pulled_n).sum()
+            loss = loss + objective.kl_coef * (pairs.weight_N * apart_n).sum()
     with torch.no_grad():
-        ratio_n = (log_prob_n - old_n).exp()
+        ratio_n = (log_prob_n - pairs.old_N).exp()
         beyond = ((ratio_n - 1).abs() > objective.clip_eps).float().sum()
     return loss, {
         "loss": float(loss.detach()),
-        "kl": float(pulled_n.detach().sum()),
+        "kl": float(apart_n.detach().sum()),
         "entropy": float(entropy(distribution, own_n).sum()),
         "clipped": float(beyond),
     }
@@ -235,36 +247,39 @@ def surrogate(
 
 def reinforce(
     policy: LearnedPolicy,
+    optimizer: torch.optim.Optimizer,
     denoiser: Denoiser,
     prompts: Prompts,
-    plan: Plan,
-    objective: Objective,
-    after: Callable[[int, dict[str, float]], None],
-    optimizer: torch.optim.Optimizer,
-    first: int = 0,
-    reference: Policy | None = None,
-    expert: Policy | None = None,
-    before: tuple[float, float] | None = None,
-) -> None:
-    """Iterations ``first`` to ``plan.iterations``; ``after(iteration, metrics)`` logs, validates and saves.
+    method: Method,
+    state: TrainState = TrainState(),  # noqa: B008 (frozen)
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train ``policy`` in place, one iteration per item: its number and figures.
 
-    before: "decode/temperature" and "decode/entropy" of the last iteration, where a training goes on.
+    state: of a training that goes on; the iterations after it are left.
     """
-    for number in range(first, plan.iterations):
+    plan, before = method.plan, state.before
+    for number in range(state.iteration + 1, plan.iterations):
         timer = Timer()
-        fall = plan.min_lr_ratio + (1 - plan.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * min(1.0, (number + 1) / max(plan.warmup, 1)) * fall
+            group["lr"] = plan.learning_rate_at(number)
         policy.eval()
-        served = policy.temperature
         temperature = plan.temperature_at(number, before)
-        policy.temperature = served * temperature
-        try:
-            experience = collect(policy, reference, expert, denoiser, prompts, plan, objective, number, timer)
+        with _sampling(policy, temperature):
+            experience = collect(policy, denoiser, prompts, method, number, timer)
             with timer("update"):
-                learnt = update(policy, reference, optimizer, experience, plan, objective)
-        finally:  # an interrupted iteration must not leave its temperature on the policy
-            policy.temperature = served
+                learned = update(policy, optimizer, experience, method)
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
-        before = temperature, experience.metrics["decode/entropy"]
-        after(number, experience.metrics | {"decode/temperature": temperature} | learnt | times)
+        metrics = experience.metrics
+        before = temperature, metrics["decode/entropy"]
+        yield number, metrics | {"decode/temperature": temperature} | learned | times
+
+
+@contextmanager
+def _sampling(policy: LearnedPolicy, temperature: float) -> Iterator[None]:
+    """Inside, the policy's own temperature times this one. An error leaves the policy as it was."""
+    own = policy.temperature
+    policy.temperature = own * temperature
+    try:
+        yield
+    finally:
+        policy.temperature = own

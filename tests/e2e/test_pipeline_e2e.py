@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from components.core.files import read_lines
+from components.core.files import flatten, read_lines
 from components.tracking import registry, store
-from components.tracking.publish import stage_figures
+from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
 
 pytestmark = pytest.mark.e2e
@@ -134,8 +135,10 @@ def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> No
 def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    for path in (P / "metrics" / f"evaluate-{GATE}.json", P / "headroom" / "many.json"):
-        assert shown[str(path)]["data"] == json.loads((clone.folder / path).read_text())
+    assert set(shown) == {str(P / "result" / f"{name}.json") for name in (GATE, "gate")}
+    for path, found in shown.items():
+        assert found["data"] == json.loads((clone.folder / path).read_text())
+    assert all(len(line) <= 120 for line in clone.run("dvc", "metrics", "show").splitlines())
     with clone.other_alpha():
         changed = json.loads(clone.run("dvc", "params", "diff", "--json"))
     assert list(changed["params.yaml"]) == ["train.alpha"]
@@ -154,6 +157,50 @@ def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
     assert (
         "learned" in (folder / "table.md").read_text() and "unmasking-policy-tiny" in (folder / "card.md").read_text()
     )
+
+
+def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
+    clone, _ = pipeline
+    shown = clone.run("dvc", "metrics", "show")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    clone.run(*git, "add", "--all")
+    assert set(clone.run("git", "diff", "--cached", "--name-only").split()) == {
+        "dvc.lock",
+        *(str(P / "result" / f"{name}.json") for name in (GATE, "gate")),
+    }
+    clone.run(*git, "commit", "--quiet", "-m", "what the run made")
+    clone.run("git", "clone", "--quiet", ".", str(tmp_path / "fresh"))
+    assert clone.run("dvc", "--cd", str(tmp_path / "fresh"), "metrics", "show") == shown
+    assert not (tmp_path / "fresh" / P / "report").exists()
+
+
+def test_metrics_and_experiments_are_compared_within_120_columns(pipeline: tuple[Clone, str]) -> None:
+    """The last commit holds the results; those of another trade-off differ."""
+    clone, _ = pipeline
+    (command,) = re.findall(r"`(dvc exp show .*?)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
+    path = clone.folder / P / "result" / "gate.json"
+    before = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(json.dumps(json.loads(before) | {"score": -0.123, "low": -0.234}), encoding="utf-8")
+        with clone.other_alpha():
+            diff, shown = clone.run("dvc", "metrics", "diff"), clone.run(*shlex.split(command))
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert "gate.json" in diff and "-0.123" in diff and f"{GATE}.json" not in diff
+    assert all(name in shown for name in ("score", "low", "train.alpha")) and "components" not in shown
+    assert max(map(len, (diff + shown).splitlines())) <= 120
+
+
+def test_the_run_is_shown_before_any_promotion(pipeline: tuple[Clone, str]) -> None:
+    clone, _ = pipeline
+    client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
+    run = client.get_run(json.loads((clone.folder / P / "train" / "run.json").read_text())["mlflow_run_id"])
+    assert {name: value for name, value in run.data.metrics.items() if name.startswith("result/")} == results(
+        clone.folder / P
+    )
+    assert GATE in run.data.tags["mlflow.note.content"]
+    shown = {entry.path for folder in ("report", "tables") for entry in client.list_artifacts(run.info.run_id, folder)}
+    assert {"report/card.md", "report/pareto.png", "tables/gate.csv"} <= shown
 
 
 def test_promoting_twice_names_one_version_and_changes_nothing(promoted) -> None:
@@ -199,6 +246,16 @@ def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_po
     assert re.search(r"confidence:2 .* 8\.00 ", said) and re.search(r"forward passes [+-]\d", said)
 
 
+def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[Clone, dict[str, Any]]) -> None:
+    clone, _ = promoted
+    text, decision = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf-8"), re.DOTALL)
+    assert re.search(r"\S \d+ forward passes\n$", clone.run(sys.executable, "-c", text))
+    said = clone.run(sys.executable, "-c", decision + "import sys\nassert 'torch' not in sys.modules\n")
+    state = json.loads((clone.folder / P / "export" / "state.json").read_text())
+    chosen = [int(place) for place in re.findall(r"\d+", said)]
+    assert chosen and all(state["masked_BL"][0][place] for place in chosen)
+
+
 def test_the_doctor_is_content(promoted) -> None:
     clone, _ = promoted
     lines = clone.run("unmask", "doctor").splitlines()
@@ -208,7 +265,12 @@ def test_the_doctor_is_content(promoted) -> None:
 
 def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline) -> None:
     clone, _ = pipeline
-    logged = set(stage_figures(clone.folder / P))
+    logged = {
+        name
+        for stage, path in metrics_files(clone.folder / P).items()
+        for name, value in flatten(json.loads(path.read_text(encoding="utf-8")), "/", stage)
+        if isinstance(value, int | float)
+    }
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").partition("## Stage figures")[2]
     rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     patterns = {name: re.sub("<[a-z]+>", "[^/]+", name.replace(".", r"\.")) for name in rows}

@@ -103,7 +103,7 @@ def test_a_promotion_stopped_at_any_step_and_repeated_ends_where_it_would_have(t
         assert (verdict.promote, verdict.version) == (True, "1"), name
         assert_live(root)
         (version,) = versions(client)
-        assert version.tags["gate"] == "promoted" and version.description == str(verdict), name
+        assert version.tags["status"] == "promoted" and version.description == str(verdict), name
         shutil.rmtree(root)
 
 

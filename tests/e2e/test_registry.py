@@ -13,10 +13,14 @@ import pytest
 from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, SettingsError
-from components.tracking import registry, store
+from components.export import NumpyPolicy
+from components.stages.common.workspace import Workspace
+from components.stages.report import show
+from components.tracking import pages, registry, store
 from components.tracking.abandoned import PROCESS
 from components.tracking.mlflow_tracker import MlflowTracker
 from components.tracking.publish import publish
+from tests.messages import has_remedy
 from tests.outputs import PICK, result, write_prompts
 from tests.registry import (
     curves,
@@ -100,15 +104,23 @@ def test_publishing_shows_the_whole_run_and_a_second_time_changes_nothing(root):
     assert everything(root) == before
     client = store.connect(store.tracking_uri(root))
     run = client.get_run(run_id)
-    assert run.data.params["train.blocks"] == "[4, 16]"
-    assert run.data.metrics["evaluate/learned/accuracy"] == 0.88
+    assert run.data.params == {"train.seed": "1", "train.alpha": "2.0", "domain.model": "mini-llada"}
+    assert set(run.data.metrics) == {"reward/mean", "policy/entropy", "result/sudoku/accuracy", "result/sudoku/nfe"}
+    assert run.data.metrics["result/sudoku/accuracy"] == 0.88
+    assert run.info.run_name == "tiny alpha=2 seed=1"
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags[pages.VIEW])
+    assert view["selectedColumns"] == ["tags.`verdict`", "metrics.`result/sudoku/accuracy`"]
+    assert run.data.tags["mlflow.note.content"] == "| sudoku | 88.0 |"
+    assert "learning_rate: 0.0005" in next((root / "mlartifacts").rglob("settings.yaml")).read_text()
     assert len(curves(client, run_id)["reward/mean"]) == 25
     (used,) = run.inputs.dataset_inputs if run.inputs else []
     assert used.dataset.name == "outputs/tiny/data/domain/sudoku/train.jsonl"
-    folders = ("tables", "evaluate/evaluate-sudoku", "report", "train", "plots")
+    folders = ("tables", "metrics", "result", "evaluate/evaluate-sudoku", "report", "train", "plots")
     shown = {entry.path for folder in folders for entry in client.list_artifacts(run_id, folder)}
     assert {
         "tables/gate.csv",
+        "metrics/evaluate-sudoku.json",
+        "result/sudoku.json",
         "evaluate/evaluate-sudoku/decodes.jsonl",
         "report/card.md",
         "plots/learning.csv",
@@ -123,7 +135,7 @@ def test_only_what_changed_is_published_again(root):
     evaluate(outputs, accuracy=0.91)
     assert publish(outputs, root) == run_id
     client = store.connect(store.tracking_uri(root))
-    assert client.get_run(run_id).data.metrics["evaluate/learned/accuracy"] == 0.91
+    assert client.get_run(run_id).data.metrics["result/sudoku/accuracy"] == 0.91
     assert "0.91" in next((root / "mlartifacts").rglob("gate.csv")).read_text()
     assert card.stat().st_mtime_ns == untouched
 
@@ -158,6 +170,48 @@ def test_rounds_that_the_store_missed_are_added_from_the_file(root):
     publish(outputs, root)
     assert [step for step, _ in curves(client, run_id)["reward/mean"]] == list(range(25))
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_report_brings_its_run_into_mlflow_and_a_dead_server_costs_a_warning(root, monkeypatch, caplog):
+    outputs = train(root)
+    workspace = Workspace(root, "tiny")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        show(workspace)
+    assert "MLflow did not take the report" in caplog.text and has_remedy(caplog.text)
+    client = store.connect(store.tracking_uri(root))
+    run_id = json.loads((outputs / "train" / "run.json").read_text())["mlflow_run_id"]
+    assert "result/sudoku/nfe" not in client.get_run(run_id).data.metrics
+    show(workspace)
+    assert client.get_run(run_id).data.metrics["result/sudoku/nfe"] == 5.75
+    assert "report/card.md" in {entry.path for entry in client.list_artifacts(run_id, "report")}
+    assert client.search_registered_models() == [], "a promotion is asked for, not made"
+    before = everything(root)
+    show(workspace)
+    assert everything(root) == before
+
+
+def test_the_verdict_on_other_results_goes_and_the_note_tells_those_that_are_there(root):
+    outputs = train(root)
+    run_id = str(promote(outputs, root, PICK).run_id)
+    client = store.connect(store.tracking_uri(root))
+    assert client.get_run(run_id).data.tags["mlflow.note.content"].startswith("**promoted (version 1): level with")
+    evaluate(outputs, accuracy=0.91)
+    show(Workspace(root, "tiny"))
+    tags = client.get_run(run_id).data.tags
+    assert "verdict" not in tags and tags["mlflow.note.content"] == "| sudoku | 91.0 |"
+
+
+def test_the_champions_example_is_the_state_that_was_decoded_and_it_decides(root):
+    outputs = train(root)
+    promote(outputs, root, PICK)
+    uri = store.tracking_uri(root)
+    fields = registry.champion_example("tiny", uri)
+    kept = json.loads((outputs / "export" / "state.json").read_text())
+    assert {name: value.tolist() for name, value in fields.items()} == kept
+    chosen_BL = NumpyPolicy(registry.load_champion("tiny", uri)).choose(fields)
+    assert chosen_BL.any() and not (chosen_BL & ~fields["masked_BL"]).any()
 
 
 def test_nothing_trained_is_said_in_a_sentence(root):
@@ -195,8 +249,10 @@ print(graph.graph.node[0].op_type)
     assert out.endswith("Mul")
     assert "'log_odds_BL': Tensor('float32', (-1, -1))" in out
     tags = versions(store.connect(uri))[0].tags
-    assert {"identity", "commit", "dirty", "dependencies", "lock", "gate.reason", "gate.figures"} <= set(tags)
-    assert tags["gate"] == "promoted"
+    assert list(tags)[:2] == ["status", "score"], "the list of versions shows them in this order"
+    assert {"identity", "commit", "dirty", "lock", "reason", "promoted"} <= set(tags)
+    assert (tags["status"], tags["accuracy"], tags["nfe"]) == ("promoted", "88.0 %", "5.75")
+    assert re.fullmatch(r"\+10\.5 \[\+\d+\.\d, \+\d+\.\d\]", tags["score"])
 
 
 def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(root):
@@ -206,10 +262,14 @@ def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(
     verdict = promote(worse, root, PICK)
     assert (verdict.promote, verdict.live, verdict.version) == (False, False, "2")
     tags = client.get_model_version("unmasking-policy-tiny", "2").tags
-    assert tags["gate"] == "refused"
-    assert tags["gate.reason"] == verdict.reason
-    assert json.loads(tags["gate.figures"])["gain"] == pytest.approx(-0.06 * SPEED, abs=1e-6)
-    assert client.get_model_version("unmasking-policy-tiny", "2").description == str(verdict)
+    assert (tags["status"], tags["reason"]) == ("refused", verdict.reason) and "promoted" not in tags
+    assert tags["gain"].startswith(f"{-6 * SPEED:+.1f} [")
+    refused = client.get_model_version("unmasking-policy-tiny", "2")
+    assert refused.description == str(verdict) and refused.description.startswith("refused (version 2): not surely")
+    assert refused.aliases == []
+    run = client.get_run(str(verdict.run_id)).data.tags
+    assert run["verdict"] == verdict.headline
+    assert run["mlflow.note.content"] == f"**{verdict.headline}**\n\n| sudoku | 82.0 |"
     before = everything(root)
     assert promote(worse, root, PICK).reason == verdict.reason
     assert everything(root) == before
@@ -309,6 +369,7 @@ def test_two_promotions_at_once_make_one_version(root):
     code = f"""
 from pathlib import Path
 from components.commands.promote import promote
+from tests.messages import has_remedy
 from tests.outputs import PICK
 print(promote(Path("{outputs}"), Path("{root}"), PICK).version)
 """

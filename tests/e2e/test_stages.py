@@ -25,6 +25,7 @@ import yaml
 
 from components.denoisers import embedded
 from components.settings import Settings
+from components.stages import report as reporting
 from components.stages import train as training
 from components.stages.common.cases import case_of
 from components.stages.common.workspace import Workspace
@@ -34,7 +35,6 @@ from components.stages.export import export
 from components.stages.headroom import headroom
 from components.stages.influence import influence
 from components.stages.prepare import prepare
-from components.stages.report import report
 from components.stages.rules import rules
 from components.tracking.tracker import JsonlTracker
 from tests.graph import Cell, resolve, within
@@ -114,6 +114,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         run_id = "none"
 
     monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
+    monkeypatch.setattr(reporting, "show", lambda workspace: None)
 
     def run(stage: str, function: Callable[..., Any], **given: Any) -> None:
         wanted = inspect.signature(function).parameters
@@ -147,7 +148,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         run(("rules" if group == "evaluate" else f"{group}-rules") + suffix, rules, case=case, decode=cache)
         run(group + suffix, evaluate, case=case)
     run("export", export)
-    run("report", report)
+    run("report", reporting.report)
     return workspace.outputs
 
 
@@ -217,7 +218,8 @@ def test_what_a_removed_case_left_behind_is_not_reported(tmp_path: Path, monkeyp
     outputs = through(tmp_path, settings, monkeypatch)
     shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
     assert "sudoku_unique" in shown and "latin_square" in shown
-    report(Workspace(tmp_path, "toy"), settings.domain, settings.headroom, settings.evaluate, {}, {})
+    sections = (settings.domain, settings.decode, settings.headroom, settings.evaluate)
+    reporting.report(Workspace(tmp_path, "toy"), *sections, {}, {})
     assert {path.name for path in (outputs / "tables").iterdir()} >= {"ood-related.csv", "transfer-same.csv"}
     shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
     assert "sudoku_many" in shown and "sudoku_unique" not in shown and "latin_square" not in shown

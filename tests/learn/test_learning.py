@@ -22,7 +22,7 @@ from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import optimizer_for, reinforce
+from components.trainers.reinforce import Method, optimizer_for, reinforce
 from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
@@ -51,22 +51,9 @@ def values(task, policy: Policy, alpha: float, choose: str = "mode", single: boo
 def trained(
     policy: LearnedPolicy, task, plan: Plan, objective: Objective, reference: Policy | None = None
 ) -> list[float]:
-    rewards: list[float] = []
-
-    def after(number: int, metrics: dict[str, float]) -> None:
-        rewards.append(metrics["reward/mean"])
-
-    reinforce(
-        policy,
-        task.denoiser(),
-        task.prompts(),
-        plan,
-        objective,
-        after,
-        optimizer_for(policy, plan),
-        reference=reference,
-    )
-    return rewards
+    method, optimizer = Method(plan, objective, reference), optimizer_for(policy, plan)
+    iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method)
+    return [metrics["reward/mean"] for _, metrics in iterations]
 
 
 def confidence_policy(seed: int, **knobs: Any) -> ConfidencePolicy:

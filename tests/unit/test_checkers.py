@@ -170,6 +170,12 @@ def test_unequal_mathematics(pair):
     assert not math_equal(f"<answer>{answer}</answer>", gold) and not math_equal(f"<answer>{gold}</answer>", answer)
 
 
+def test_the_gold_answer_comes_first():
+    """math-verify's comparison of an interval with a relation is not symmetric."""
+    assert math_equal(r"\boxed{(-\infty,3)}", "x<3")
+    assert not math_equal(r"\boxed{1\le x\le 3}", "[1,3]")
+
+
 def test_mathematical_answers_in_threads():
     verdicts = []
     threads = [

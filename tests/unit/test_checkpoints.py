@@ -29,7 +29,7 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
 from components.tasks.example import Example, Score
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import optimizer_for, reinforce
+from components.trainers.reinforce import Method, optimizer_for, reinforce
 from tests.unit.test_denoisers import (
     DREAM_CONFIG,
     HEADS,
@@ -379,16 +379,8 @@ def test_a_masked_language_model_trains_a_policy_that_reads_its_hidden_states(tm
     policy.denoiser = denoiser.fingerprint
     plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=0)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    seen: list[dict[str, float]] = []
-    reinforce(
-        policy,
-        denoiser,
-        prompts,
-        plan,
-        Objective(signal="dense"),
-        lambda number, metrics: seen.append(metrics),
-        optimizer_for(policy, plan),
-    )
+    method = Method(plan, Objective(signal="dense"))
+    seen = [metrics for _, metrics in reinforce(policy, optimizer_for(policy, plan), denoiser, prompts, method)]
     assert len(seen) == 2 and seen[0]["reward/mixed_groups"] > 0
     assert not torch.equal(before["features.weight"], policy.features.weight)
 

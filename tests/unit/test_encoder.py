@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from components.core.errors import DataError
 from components.core.types import Canvas
@@ -70,6 +71,17 @@ def test_an_unnamed_mask_token_is_control_text_too(tmp_path: Path):
         token["special"] = token["special"] and token["content"] != "<|mdm_mask|>"
     path.write_text(json.dumps(words))
     refused(load(tmp_path)[1], "ab <|mdm_mask|>", "<|mdm_mask|>")
+
+
+def test_a_chat_gets_no_special_tokens_but_those_of_its_template():
+    """LLaDA's template writes bos itself; a tokenizer that adds another would move every position."""
+    encoder = built()[1]
+    before, end = encoder.prompt("ab"), encoder.tokenizer.eos_token
+    encoder.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, encoder.tokenizer.eos_token_id)]
+    )
+    assert encoder.tokenizer("ab")["input_ids"][0] == encoder.tokenizer.eos_token_id
+    assert torch.equal(encoder.prompt("ab"), before)
 
 
 def test_characters_without_a_token_are_refused_by_name():

@@ -33,7 +33,7 @@ from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
-from components.trainers.reinforce import optimizer_for, reinforce
+from components.trainers.reinforce import Method, optimizer_for, reinforce
 from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
 
@@ -117,22 +117,16 @@ def test_hidden_states_that_are_not_finite_stop_only_a_policy_that_reads_them():
 
 
 def train(key_first, policy: ConfidencePolicy) -> None:
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        PLAN,
-        Objective(signal="dense"),
-        lambda number, metrics: None,
-        optimizer_for(policy, PLAN),
-    )
+    method, optimizer = Method(PLAN, Objective(signal="dense")), optimizer_for(policy, PLAN)
+    for _ in reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method):
+        pass
 
 
 def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first):
     policy = learner()
     before = snapshot(policy)
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(SettingsError, match=r"round 0: .* gradient of time\.0\.weight") as caught:
+    with pytest.raises(SettingsError, match=r"iteration 0: .* gradient of time\.0\.weight") as caught:
         train(key_first, policy)
     assert has_remedy(str(caught.value))
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
@@ -277,16 +271,9 @@ def test_equal_rewards_give_an_advantage_of_exactly_zero(reward: float, members:
 def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatch):
     monkeypatch.setitem(REWARDS, "multiplicative", lambda score_R, *rest: torch.full_like(score_R, 0.7))
     policy, plan = learner(), replace(PLAN, group=5)
-    before, seen = snapshot(policy), {}
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        plan,
-        Objective(),
-        lambda number, metrics: seen.update(metrics),
-        optimizer_for(policy, plan),
-    )
+    before, method = snapshot(policy), Method(plan, Objective())
+    optimizer = optimizer_for(policy, plan)
+    ((_, seen),) = reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method)
     assert seen["reward/mixed_groups"] == 0
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 

@@ -11,12 +11,15 @@ from components.denoisers import embedded
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
+from components.reports import summary
+from components.tracking.publish import results
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.influence import Fit, Watcher, influence
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, pretrain
 from components.trainers.probing import Probing
-from components.trainers.reinforce import optimizer_for, reinforce
+from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.outputs import result
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,8 +49,9 @@ def learner() -> ConfidencePolicy:
 def reinforced(task) -> set[str]:
     names, policy = Names(), learner()
     plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
-    reinforce(policy, task.denoiser(), task.prompts(), plan, Objective(signal="dense"), names,
-              optimizer_for(policy, plan))  # fmt: skip
+    method, optimizer = Method(plan, Objective(signal="dense")), optimizer_for(policy, plan)
+    for number, metrics in reinforce(policy, optimizer, task.denoiser(), task.prompts(), method):
+        names(number, metrics)
     assert names.seen[0] == names.seen[1]
     return names.seen[0]
 
@@ -91,8 +95,14 @@ def test_every_curve_is_documented_and_every_documented_curve_is_logged(key_firs
     assert set.union(*logged) == documented("Curves")
 
 
+def test_every_result_is_documented_and_every_documented_result_is_logged(tmp_path: Path) -> None:
+    cells = [result("threshold", "0.9", 0.9, 6.5), result("learned", "mode", 0.88, 5.75)]
+    summary.write(tmp_path / "result", {"sudoku": cells}, cells)
+    assert {name.replace("sudoku", "<task>") for name in results(tmp_path)} == documented("Results")
+
+
 def test_every_row_says_what_the_metric_is_and_in_which_unit() -> None:
-    for section in ("Curves", "Stage figures"):
+    for section in ("Curves", "Results", "Stage figures"):
         text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
         rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| (.+?) \|(.*)\|$", text, re.MULTILINE)
         assert documented(section) <= {name for name, *_ in rows}

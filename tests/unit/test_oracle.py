@@ -39,7 +39,7 @@ from components.policies.heuristics import (
 from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import surrogate
+from components.trainers.reinforce import Method, Pairs, surrogate
 from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
@@ -416,9 +416,8 @@ def mean_gradient(
     weight_N = weight_N * len(groups.chance_P) * groups.chance_P[groups.group_R[row]]
     old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
     plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
-    loss, _ = surrogate(
-        policy, reference, groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row], plan, objective
-    )
+    pairs = Pairs(groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row])
+    loss, _ = surrogate(policy, pairs, Method(plan, objective, reference))
     return -flat_gradient(loss, policy)
 
 

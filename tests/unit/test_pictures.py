@@ -133,6 +133,16 @@ def test_the_headroom_of_every_case_is_drawn_and_much_of_it_stands_out(monkeypat
         assert {m.get_markeredgecolor() for m in marks} == {colour} and ax.get_xlim() == (0, 100)
 
 
+def test_no_line_of_a_rule_lies_above_what_all_rules_reach() -> None:
+    for group in fronts.groups(synthetic(tasks=TASKS[:2])).values():
+        ax, rules = Figure().subplots(), [c for c in group if not c.is_policy]
+        pareto.panel(ax, group)
+        lines = [line for line in ax.lines if line.get_color() in {k["color"] for k in pareto.KIND_LOOKS.values()}]
+        assert len([line for line in lines if line.get_linestyle() == "-"]) == len(fronts.strongest(group))
+        for x, y in (point for line in lines for point in np.asarray(line.get_xydata()).tolist()):
+            assert y <= 100 * fronts.envelope(rules, x) + 1e-6
+
+
 # ---- the learning curve
 
 

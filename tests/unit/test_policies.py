@@ -22,7 +22,6 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import EntropyBound, TopKRandom, shortlist
 from components.policies.teacher import Teacher
-from components.trainers import upo
 
 torch.set_num_threads(1)
 
@@ -258,7 +257,7 @@ def test_the_feature_head_has_the_size_of_the_release():
     """At LLaDA-8B's width: a block of 218.1M and an MLP of 50.6M weights, twice the 134.36M of the paper, which is what
     counting weights that are packed in 4 bits gives."""
     with torch.device("meta"):
-        policy = FeaturePolicy(upo.PRESETS["top_k"].shape)
+        policy = FeaturePolicy(FeatureShape(features=4096, heads=32, mlp_width=12288, shortlist=5))
     assert sum(p.numel() for p in policy.block.parameters()) == 218_112_000
     assert sum(p.numel() for p in policy.parameters()) == pytest.approx(2 * 134.36e6, abs=0.01e6)
 

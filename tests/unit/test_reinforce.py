@@ -1,4 +1,4 @@
-"""One round of training: what is recorded, what is learned from, what moves, and the papers' presets."""
+"""One round of training: what is recorded, what is learned from, what moves,"""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from components.maths.objectives import group_advantages
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
-from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, Threshold, TopKRandom
+from components.policies.heuristics import Quota, Threshold
 from components.policies.teacher import Teacher
-from components.trainers import grpo, upo
+from components.trainers.checkpoints import TrainState
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Experience, collect, optimizer_for, reinforce, update
+from components.trainers.reinforce import Experience, Method, collect, optimizer_for, reinforce, update
 
 torch.set_num_threads(1)
 
@@ -55,7 +55,15 @@ def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
 
 
 def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Experience:  # noqa: B008
-    return collect(policy, reference, expert, task.denoiser(), task.prompts(), plan, objective, 0, Timer())
+    method = Method(plan, objective, reference, expert)
+    return collect(policy, task.denoiser(), task.prompts(), method, 0, Timer())
+
+
+def run(task, policy, plan=PLAN, objective=Objective(), state=TrainState()) -> list[dict[str, float]]:  # noqa: B008
+    """The figures of every iteration of a training."""
+    method, optimizer = Method(plan, objective), optimizer_for(policy, plan)
+    iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method, state)
+    return [metrics for _, metrics in iterations]
 
 
 def snapshot(policy) -> dict[str, torch.Tensor]:
@@ -72,7 +80,7 @@ def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
     old = snapshot(policy)
     again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
     assert torch.allclose(again, experience.steps.log_prob_N, atol=1e-6)
-    once = update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
+    once = update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, Objective(num_epochs=1)))
     assert once["policy/clipped"] == 0
     moved = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
     assert not torch.allclose(moved, experience.steps.log_prob_N, atol=1e-6)
@@ -84,7 +92,7 @@ def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_firs
     experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
     assert torch.equal(experience.advantage_R, group_advantages(experience.reward_R, experience.job.prompt_R))
     before = (experience.advantage_R[experience.steps.row_N] * experience.steps.log_prob_N).sum()
-    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1))
+    update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, Objective(num_epochs=1)))
     after = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
     assert (experience.advantage_R[experience.steps.row_N] * after).sum() > before
 
@@ -92,9 +100,9 @@ def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_firs
 def test_groups_that_agree_teach_nothing(key_first):
     policy = learner()
     experience = gathered(key_first, policy)
-    experience.advantage_R = torch.zeros_like(experience.advantage_R)
+    experience = replace(experience, advantage_R=torch.zeros_like(experience.advantage_R))
     old = snapshot(policy)
-    update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective())
+    update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, Objective()))
     assert all(torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
@@ -104,7 +112,9 @@ def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
     results = []
     for pairs in (5, 10_000):
         policy = learner()
-        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, Objective(num_epochs=1, micro_batch=pairs))
+        update(
+            policy, optimizer_for(policy, PLAN), experience, Method(PLAN, Objective(num_epochs=1, micro_batch=pairs))
+        )
         results.append(snapshot(policy))
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
 
@@ -113,15 +123,7 @@ def test_training_is_a_function_of_its_seed(key_first):
     results = []
     for _ in range(2):
         policy = learner()
-        reinforce(
-            policy,
-            key_first.denoiser(),
-            key_first.prompts(),
-            PLAN,
-            Objective(signal="dense"),
-            lambda _, m: None,
-            optimizer_for(policy, PLAN),
-        )
+        assert len(run(key_first, policy, objective=Objective(signal="dense"))) == PLAN.iterations
         results.append(snapshot(policy))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -142,7 +144,7 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
     """All 2^N choices of N steps, each with its probability: gradient and pull are those of the whole, exactly."""
     keep, plan = 0.3, replace(PLAN, prompts=1, group=2, block_length=4)
     whole = gathered(key_first, kind().double(), plan)
-    whole.advantage_R = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    whole = replace(whole, advantage_R=torch.tensor([0.5, -0.5], dtype=torch.float64))
     count = len(whole.steps.row_N)
     assert 3 <= count <= 7
 
@@ -151,11 +153,9 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
         policy, reference = kind().double(), kind(1).double()
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
         objective = Objective(num_epochs=1, kl_coef=1.0, weighting=weighting, record_share=share)
-        experience, descent = (
-            replace(whole, steps=whole.steps.pairs(kept_N)),
-            torch.optim.SGD(policy.parameters(), lr=1.0),
-        )
-        update(policy, reference, descent, experience, replace(plan, clip_norm=math.inf), objective)
+        experience = replace(whole, steps=whole.steps.pairs(kept_N))
+        descent = torch.optim.SGD(policy.parameters(), lr=1.0)
+        update(policy, descent, experience, Method(replace(plan, clip_norm=math.inf), objective, reference))
         return before - torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
 
     every = torch.tensor(list(itertools.product([False, True], repeat=count)))
@@ -175,7 +175,9 @@ def test_what_the_reference_reads_is_recorded(key_first):
     policy = learner()
     experience = gathered(key_first, policy, objective=taught, reference=Teacher())
     assert experience.steps.observation.answer_BL is not None
-    assert math.isfinite(update(policy, Teacher(), optimizer_for(policy, PLAN), experience, PLAN, taught)["policy/kl"])
+    assert math.isfinite(
+        update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, taught, Teacher()))["policy/kl"]
+    )
 
 
 def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first):
@@ -191,7 +193,7 @@ def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_fi
     assert torch.equal(seen.eligible_BL[pairs], seen.masked_BL[pairs])
     assert bool((experience.steps.log_prob_N[pairs] > -torch.inf).all())
     assert experience.metrics["reward/mean"] == pytest.approx(float(experience.reward_R[~steered].mean()))
-    update(learner(), None, optimizer_for(learner(), plan), experience, plan, Objective())
+    update(learner(), optimizer_for(learner(), plan), experience, Method(plan, Objective()))
 
 
 def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
@@ -221,7 +223,7 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
     for objective in (Objective(alpha=2.0, signal="dense"), Objective(alphas=(2.0,), signal="dense")):
         policy = learner()
         experience = gathered(key_first, policy, objective=objective)
-        update(policy, None, optimizer_for(policy, PLAN), experience, PLAN, objective)
+        update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, objective))
         results.append((experience, snapshot(policy)))
     (one, ours), (other, theirs) = results
     assert torch.equal(one.rollout.canvas_RL, other.rollout.canvas_RL) and torch.equal(one.reward_R, other.reward_R)
@@ -278,7 +280,7 @@ def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, b
     torch.testing.assert_close(again, experience.steps.log_prob_N, atol=1e-5, rtol=1e-5)
     assert bool(again.isfinite().all())
     old = snapshot(policy)
-    seen = update(policy, reference, optimizer_for(policy, plan), experience, plan, objective)
+    seen = update(policy, optimizer_for(policy, plan), experience, Method(plan, objective, reference))
     assert all(math.isfinite(value) for value in seen.values()) and seen["policy/kl"] != 0
     still = {name for name, value in policy.state_dict().items() if torch.equal(old[name], value)}
     # The first pick is free and the second ends a block of two: no risk is ever paid there.
@@ -298,7 +300,7 @@ def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
     target = rule.distribution(experience.steps.observation)
     before = -target.kl(policy.distribution(experience.steps.observation)).mean()
     strong = replace(objective, kl_coef=100.0)
-    seen = update(policy, rule, optimizer_for(policy, PLAN), experience, PLAN, strong)
+    seen = update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, strong, rule))
     assert math.isfinite(seen["policy/kl"])
     assert -target.kl(policy.distribution(experience.steps.observation)).mean() > before
 
@@ -337,98 +339,6 @@ def test_an_objective_that_cannot_work_is_refused(wrong):
         Objective(**wrong)
 
 
-# --- the papers' presets ----------------------------------------------------------------------------------------------
-
-
-def test_paper_a_s_preset_has_the_published_hyperparameters():
-    chosen = grpo.preset("paper", 10.0)
-    assert sum(p.numel() for p in ConfidencePolicy(chosen.shape).parameters()) == 331_265
-    assert (chosen.shape.bias, chosen.shape.period, chosen.shape.where) == (-2.0, 1.0, "all")
-    o, p = chosen.objective, chosen.plan
-    assert (o.alpha, o.reward, o.clip_eps, o.num_epochs, o.weighting, o.normalize_advantage, o.kl_coef) == (
-        10,
-        "multiplicative",
-        0.5,
-        2,
-        "row",
-        False,
-        0,
-    )
-    assert (p.prompts * p.group, p.group, p.block_length, p.force_commit, p.step_limit) == (128, 8, 32, False, "block")
-    assert (p.learning_rate, p.warmup, p.min_lr_ratio, p.weight_decay, p.clip_norm) == (3e-5, 100, 0.0, 0.1, 0.2)
-    assert p.iterations == math.ceil(14_973 / p.prompts)
-    steered = grpo.preset("steered", 1.0)
-    assert (steered.objective.clip_eps, steered.plan.experts, steered.plan.expert_block) == (0.2, 1, 32)
-    assert steered.plan.block_length is None and steered.expert == Threshold(0.9)
-    assert grpo.preset("dpls", 1.0).shape.action == "dpls"
-    assert grpo.preset("default", 1.0, features=16).shape.features == 16
-
-
-def test_paper_b_s_presets_have_the_published_hyperparameters():
-    for name, reference, measure, shortlist, taught in (
-        ("max_confidence", MaxConfidence(), "ce", 0, True),
-        ("softmax_confidence", SoftmaxConfidence(0.05), "kl", 0, True),
-        ("top_k", TopKRandom(5), "kl", 5, False),
-    ):
-        chosen = upo.preset(name, features=16, heads=2, mlp_width=8, record_share=0.25)
-        assert (chosen.reference, chosen.objective.divergence, chosen.taught) == (reference, measure, taught)
-        assert (chosen.shape.shortlist, chosen.shape.top_k, chosen.shape.hidden) == (shortlist, 8, 3)
-        o, p = chosen.objective, chosen.plan
-        assert (o.clip_eps, o.num_epochs, o.kl_coef, o.weighting, o.alpha, o.record_share) == (
-            0.5,
-            16,
-            1e-4,
-            "constant",
-            0.0,
-            0.25,
-        )
-        assert (p.group, p.learning_rate, p.weight_decay, p.clip_norm, p.min_lr_ratio) == (6, 3e-6, 0.1, 0.2, 1.0)
-        assert (p.temperature_at(0), p.temperature_at(p.iterations - 1)) == (0.8, 0.8)
-
-
-@pytest.mark.parametrize("name", ["paper", "full", "steered", "dpls", "default"])
-def test_paper_a_s_presets_run(key_first, name):
-    chosen = grpo.preset(name, 1.0)
-    plan = replace(chosen.plan, iterations=1, prompts=3, group=2, block_length=2, expert_block=None)
-    policy = ConfidencePolicy(replace(chosen.shape, width=16, mlp_width=16))
-    seen: list[dict[str, float]] = []
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        plan,
-        chosen.objective,
-        lambda _, m: seen.append(m),
-        optimizer_for(policy, plan),
-        expert=chosen.expert,
-    )
-    assert all(math.isfinite(value) for value in seen[0].values())
-
-
-@pytest.mark.parametrize("name", ["max_confidence", "softmax_confidence", "top_k"])
-def test_paper_b_s_presets_run(key_first, name):
-    chosen = upo.preset(name, features=16, heads=2, mlp_width=8, record_share=0.5)
-    plan = replace(chosen.plan, iterations=1, prompts=3)
-    policy = FeaturePolicy(chosen.shape)
-    if chosen.taught:
-        first = DistillPlan(iterations=2, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
-        imitate(policy, chosen.reference, key_first.denoiser(), key_first.prompts(), first, lambda _, m: None)
-    seen: list[dict[str, float]] = []
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        plan,
-        chosen.objective,
-        lambda _, m: seen.append(m),
-        optimizer_for(policy, plan),
-        reference=chosen.reference,
-    )
-    assert all(math.isfinite(value) for value in seen[0].values())
-    assert seen[0]["decode/nfe"] == 4  # one position per step
-    assert policy.temperature == 1.0
-
-
 def test_the_temperature_falls_or_stays_or_holds_an_entropy():
     plan = Plan(iterations=10, prompts=2, group=2, learning_rate=1.0, seed=0, block_length=None, temperature=3.0)
     assert [plan.temperature_at(n) for n in (0, 5)] == [3.0, 2.0]
@@ -449,32 +359,12 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
         policy.head.weight.mul_(30)
         policy.head.bias.zero_()
     plan = Plan(iterations=40, prompts=16, group=8, learning_rate=0.0, seed=3, block_length=None, entropy=1.4)
-    seen: list[dict[str, float]] = []
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        plan,
-        Objective(num_epochs=1),
-        lambda _, m: seen.append(m),
-        optimizer_for(policy, plan),
-    )
+    seen = run(key_first, policy, plan, Objective(num_epochs=1))
     assert seen[0]["decode/temperature"] == 1.0 and seen[0]["decode/entropy"] < 1.2
     assert sum(m["decode/entropy"] for m in seen[-8:]) / 8 == pytest.approx(1.4, abs=0.15)
     assert seen[-1]["decode/temperature"] > 1.5 and policy.temperature == 1.0
-    again: list[dict[str, float]] = []
-    before = seen[34]["decode/temperature"], seen[34]["decode/entropy"]
-    reinforce(
-        policy,
-        key_first.denoiser(),
-        key_first.prompts(),
-        plan,
-        Objective(num_epochs=1),
-        lambda _, m: again.append(m),
-        optimizer_for(policy, plan),
-        first=35,
-        before=before,
-    )
+    state = TrainState(34, (seen[34]["decode/temperature"], seen[34]["decode/entropy"]))
+    again = run(key_first, policy, plan, Objective(num_epochs=1), state)
     kept = ("decode/temperature", "decode/entropy", "reward/mean")
     assert [[m[k] for k in kept] for m in again] == [[m[k] for k in kept] for m in seen[35:]]
 
@@ -487,15 +377,9 @@ def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
         )
         policy = learner()
         optimizer = optimizer_for(policy, plan)
-        reinforce(
-            policy,
-            key_first.denoiser(),
-            key_first.prompts(),
-            plan,
-            Objective(num_epochs=1),
-            lambda _, m, o=optimizer: rates.append(o.param_groups[0]["lr"]),
-            optimizer,
-        )
+        method = Method(plan, Objective(num_epochs=1))
+        iterations = reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method)
+        rates += [optimizer.param_groups[0]["lr"] for _ in iterations]
     assert rates[4:] == [0.5, 1.0, 1.0, 1.0]
     assert rates[:4] == pytest.approx([0.5, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2])
 

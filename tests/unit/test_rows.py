@@ -13,7 +13,8 @@ from components.settings.data import Counts, Data, Domain, TaskSettings
 from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
 from components.tasks.example import Example, read_examples
-from components.tasks.hub import TextTask, _read_humaneval, _read_math, _read_mbpp, gsm8k, math
+from components.tasks.hub import TextTask, _read_math, gsm8k, math
+from components.tasks.programs import _read_humaneval, _read_mbpp
 from components.tasks.splits import collect
 
 LINE = '{"question": "How many?", "answer": "#### 3"}'

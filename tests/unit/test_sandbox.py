@@ -15,7 +15,8 @@ from components.core.errors import SettingsError
 from components.tasks import build as build_task
 from components.tasks import sandbox
 from components.tasks.checkers import program_in
-from components.tasks.hub import TextTask, assemble
+from components.tasks.hub import TextTask
+from components.tasks.programs import assemble
 from components.tasks.sandbox import Checks, Outcome
 
 
@@ -67,7 +68,7 @@ MBPP = {
 }
 
 
-@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "kodcode"])
 def test_programs_are_not_run_unless_asked_for(name):
     with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*pass execute=True"):
         build(name)

@@ -19,7 +19,7 @@ import pytest
 from components.core.errors import SettingsError
 from components.tasks import sandbox
 from components.tasks.example import Score
-from components.tasks.hub import mbpp
+from components.tasks.programs import mbpp
 from components.tasks.sandbox import Checks, Outcome
 
 try:

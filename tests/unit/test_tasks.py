@@ -16,7 +16,8 @@ from components.tasks.example import END, Example, address, fill, read_examples,
 from components.tasks.logic import worlds
 from components.tasks.sudoku import peers_of
 
-PUZZLES = [name for name in TASKS if name not in ("gsm8k", "math", "humaneval", "mbpp")]
+TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
+PUZZLES = [name for name in TASKS if name not in TEXTS]
 ONE_ANSWER = ["sudoku_unique", "chain_sum", "products", "number_sorting", "spell_backward", "knights_knaves"]
 
 

@@ -1,6 +1,5 @@
 """metrics.jsonl, the buffer before MLflow, run.json, and the identity of a policy. The stores themselves are in e2e."""
 
-import csv
 import json
 import math
 import subprocess
@@ -21,9 +20,8 @@ from components.settings import read
 from components.stages.common import runfile
 from components.stages.common.cases import case_of
 from components.stages.rules import sweep_of
-from components.tracking import model, store
-from components.tracking.mlflow_tracker import MlflowTracker, clean, flatten, run_tags
-from components.tracking.publish import stage_figures
+from components.tracking import model, pages, publish, store
+from components.tracking.mlflow_tracker import MlflowTracker, clean, flatten, run_name, run_tags
 from components.tracking.tracker import CompositeTracker, JsonlTracker
 from tests.messages import has_remedy
 from tests.outputs import (
@@ -86,16 +84,6 @@ def test_every_line_is_json_whatever_the_value(tmp_path_factory, value):
     tracker.finish("FINISHED")
     text = path.read_text()
     assert json.loads(text, parse_constant=pytest.fail)["kl"] == (value if math.isfinite(value) else None)
-
-
-def test_a_table_is_a_file_beside_it(tmp_path):
-    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.table("samples", [{"text": "a,\nb", "correct": 1}, {"text": "c", "nfe": 3}])
-    with (tmp_path / "samples.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [
-            {"text": "a,\nb", "correct": "1", "nfe": ""},
-            {"text": "c", "correct": "", "nfe": "3"},
-        ]
 
 
 # the buffer before MLflow
@@ -184,11 +172,30 @@ def test_settings_are_flattened_by_path_and_lists_stay_whole():
     assert dict(flatten(settings)) == {"train.lr": 5e-4, "train.grpo.alpha": 1, "blocks": [4, 16]}
 
 
-def test_figures_of_all_stages_carry_their_stage(tmp_path):
-    for name, value in (("evaluate", {"learned": {"accuracy": 0.9}, "note": "x"}), ("transfer-dream", {"nfe": 5})):
-        (tmp_path / "metrics").mkdir(exist_ok=True)
-        (tmp_path / "metrics" / f"{name}.json").write_text(json.dumps(value))
-    assert stage_figures(tmp_path) == {"evaluate/learned/accuracy": 0.9, "transfer-dream/nfe": 5.0}
+def test_results_carry_their_task(tmp_path):
+    for name, value in (("gate", {"score": 0.05, "low": 0.01}), ("sudoku", {"nfe": 5})):
+        write_text(tmp_path / "result" / f"{name}.json", json.dumps(value))
+    assert publish.results(tmp_path) == {"result/gate/low": 0.01, "result/gate/score": 0.05, "result/sudoku/nfe": 5.0}
+
+
+def test_a_run_is_named_by_profile_alpha_and_seed():
+    assert run_name("tiny", {"train": {"alpha": 2.0, "seed": 0}}) == "tiny alpha=2 seed=0"
+    assert run_name("gpu", {"train": {"alpha": [0.5, 10.0], "seed": 3}}) == "gpu alpha=0.5,10 seed=3"
+    assert run_name("bench", {}) == "bench"
+
+
+def test_pages_open_the_view_of_machine_learning():
+    server = "http://127.0.0.1:5000/"
+    found = [
+        pages.experiments(server),
+        pages.runs(server, "1"),
+        pages.run(server, "1", "r"),
+        pages.version(server, "a b", "3"),
+    ]
+    for page in found:
+        assert page.startswith("http://127.0.0.1:5000/#/") and "?workflowType=machine_learning" in page
+    assert pages.VIEW.endswith(f".{found[1].rpartition('viewStateShareKey=')[2]}")
+    assert "/models/a%20b/versions/3?" in found[-1]
 
 
 def test_the_default_store_is_absolute_and_the_usual_variable_wins(tmp_path, monkeypatch):
@@ -233,9 +240,13 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monk
     assert runfile.read_run(path) == written
     assert (written.identity, written.started) == (begun.identity, begun.started)
     assert written.seconds > 0 and written.policy_hash is None
-    assert list(written.dependencies) == ["data/sudoku.train.jsonl"]
+    assert written.dependencies == {"data/sudoku.train.jsonl": runfile.content_hash(dependencies[0])}
     tags = run_tags(written.to_json())
-    assert tags["dependency.data/sudoku.train.jsonl"] == runfile.content_hash(dependencies[0])
+    assert (tags["profile"], tags["commit"]) == ("tiny", written.commit) and "dirty" not in tags  # no repository
+    assert run_tags(replace(written, dirty=True).to_json())["dirty"] == "True"
+    assert not set(written.dependencies.values()) & set(tags.values()), "hashes are in run.json"
+    monkeypatch.setenv(runfile.FLOW_RUN, "flow-1")
+    assert run_tags(runfile.describe_run("train", "tiny", {}, [], tmp_path).to_json())["flow_run"] == "flow-1"
     with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
@@ -257,12 +268,14 @@ def git(root, *arguments):
 
 def test_a_run_is_dirty_where_tracked_code_differs_and_not_where_dvc_wrote_its_lock(tmp_path):
     git(tmp_path, "init", "-q")
-    for name in ("code.py", "dvc.lock"):
-        (tmp_path / name).write_text("1")
+    kept = tmp_path / "outputs" / "tiny" / "result" / "gate.json"
+    for path in (tmp_path / "code.py", tmp_path / "dvc.lock", kept):
+        write_text(path, "1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "one")
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
     (tmp_path / "dvc.lock").write_text("2")
+    kept.write_text("2")
     (tmp_path / "untracked.txt").write_text("3")
     assert runfile.code_version(tmp_path) == (commit, False)
     (tmp_path / "code.py").write_text("2")
@@ -323,15 +336,22 @@ def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path, weight):
         check_decides(tmp_path / "policy.onnx")
 
 
-def test_the_example_is_a_row_that_the_file_accepts_and_the_signature_names_its_axes():
-    made = policy()
-    assert model.example(made)["log_odds_BL"].shape == (1, 8)
+def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_axes(tmp_path):
+    write_trained(tmp_path)
+    write_export(tmp_path)
+    path, made = tmp_path / "export" / "policy.onnx", policy()
+    found, kept = model.example(path, made), json.loads((path.parent / "state.json").read_text())
+    assert {name: value.tolist() for name, value in found.items()} == kept
+    assert (found["masked_BL"].dtype, found["log_odds_BL"].dtype) == (bool, "float32")
     described = {entry["name"]: entry for entry in model.signature(made).inputs.to_dict()}
     assert described["log_odds_BL"] == {
         "name": "log_odds_BL",
         "type": "tensor",
         "tensor-spec": {"dtype": "float32", "shape": (-1, -1)},
     }
+    (path.parent / "state.json").unlink()
+    with pytest.raises(DataError, match=r"state\.json is not there\. Run `dvc repro export`"):
+        model.example(path, made)
 
 
 # the evidence

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from components.core.errors import DataError
 from components.core.files import read_json, read_yaml, write_json
 
 PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxruntime", "mlflow", "dvc", "prefect")
+FLOW_RUN = "UNMASK_FLOW_RUN"  # in the environment of a stage that a flow runs: the flow run's id
 NOT_CONTENT = {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
@@ -30,6 +32,7 @@ class RunRecord:
 
     dependencies: content hash by path. identity: hash of settings and dependencies. dirty: None outside Git. metrics,
     seconds: of a finished stage. policy_hash, prompts_hash, file_hash: what a promotion compares between stages.
+    flow_run: the id of the flow run that the stage is of.
     """
 
     stage: str
@@ -47,6 +50,7 @@ class RunRecord:
     policy_hash: str | None = None
     prompts_hash: str | None = None
     file_hash: str | None = None
+    flow_run: str | None = None
 
     def finished(self, metrics: Mapping[str, Any], **facts: str | None) -> RunRecord:
         """The record with its results. facts: ``mlflow_run_id`` and the hashes."""
@@ -58,7 +62,7 @@ class RunRecord:
         return {name: value for name, value in vars(self).items() if value is not None or name not in FACTS}
 
 
-FACTS = ("mlflow_run_id", "policy_hash", "prompts_hash", "file_hash")
+FACTS = ("mlflow_run_id", "policy_hash", "prompts_hash", "file_hash", "flow_run")
 TEXTS = ("stage", "profile", "commit", "identity", "started")
 TABLES = ("settings", "versions", "dependencies", "metrics")
 KINDS: dict[str, Any] = {
@@ -90,6 +94,7 @@ def describe_run(
         dependencies=hashes,
         identity=digest({"settings": settings, "dependencies": hashes}),
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        flow_run=os.environ.get(FLOW_RUN) or None,
     )
 
 
@@ -135,10 +140,10 @@ def content_hash(path: Path) -> str:
 def code_version(root: Path) -> tuple[str, bool | None]:
     """(commit, whether tracked files differ from it); ("unknown", None) without Git or outside a repository.
 
-    dvc.lock does not count: the pipeline rewrites it after every stage.
+    dvc.lock and what Git keeps of the outputs do not count: the pipeline rewrites them.
     """
     commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!outputs")
     return commit or "unknown", None if commit is None or changes is None else bool(changes)
 
 

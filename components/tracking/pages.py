@@ -1,0 +1,42 @@
+"""Addresses of MLflow's pages. Without the workflow type its user interface opens an empty page about GenAI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from urllib.parse import quote
+
+_LEARNING = "?workflowType=machine_learning"
+_VIEW = "results"
+VIEW = f"mlflow.sharedViewState.{_VIEW}"
+"""Tag of an experiment: how its list of runs looks to who follows the link of ``runs``. See ``view``."""
+
+
+def experiments(server: str) -> str:
+    """The list of experiments. ``server``: where MLflow's user interface answers, such as http://127.0.0.1:5000."""
+    return f"{_root(server)}/experiments{_LEARNING}"
+
+
+def runs(server: str, experiment_id: str) -> str:
+    """The runs of an experiment with their verdicts and results as columns."""
+    return f"{_root(server)}/experiments/{experiment_id}/runs{_LEARNING}&viewStateShareKey={_VIEW}"
+
+
+def view(tag: str, metrics: Iterable[str]) -> str:
+    """The content of tag ``VIEW``: the columns of the list of runs, in this order and wide enough to be read."""
+    widths = {f"tags.`{tag}`": 300} | {f"metrics.`{name}`": 165 for name in metrics}
+    return json.dumps({"selectedColumns": list(widths), "columnOrder": list(widths), "columnWidths": widths})
+
+
+def run(server: str, experiment_id: str, run_id: str) -> str:
+    """One run: its note, results and tags."""
+    return f"{_root(server)}/experiments/{experiment_id}/runs/{run_id}{_LEARNING}"
+
+
+def version(server: str, name: str, number: str) -> str:
+    """One version of a registered model."""
+    return f"{_root(server)}/models/{quote(name)}/versions/{number}{_LEARNING}"
+
+
+def _root(server: str) -> str:
+    return f"{server.rstrip('/')}/#"

@@ -1,0 +1,274 @@
+"""The model of lm-evaluation-harness gives the texts and verdicts of our own evaluation, item by item, offline."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import Registry, get_model
+
+from components.commands import lm_eval_model
+from components.commands.demo import DLLM, FOLDER, POLICY
+from components.commands.lm_eval_model import Unmask
+from components.core.errors import DataError, SettingsError
+from components.core.rng import generator
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions, Job
+from components.decode.prompts import Prompts
+from components.denoisers import embedded, load
+from components.evaluation.evaluate import Candidate, evaluate
+from components.evaluation.results import EvalResult
+from components.policies import store
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.rules import heuristic
+from components.tasks import build
+from components.tasks.example import Example
+from tests.messages import has_remedy
+from tests.unit.test_lock import PROJECT
+
+torch.set_num_threads(1)
+
+TASK = build("sudoku_unique")
+SMALL: dict[str, Any] = dict(width=8, heads=1, inner=8)
+
+
+@pytest.fixture(scope="module")
+def dllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dllm")
+    write_dllm(folder)
+    return folder
+
+
+def write_dllm(folder: Path) -> None:
+    """A dLLM whose texts differ from prompt to prompt and within a text."""
+    denoiser, encoder = embedded.build("llada", TASK.alphabet + "abc :\n", 16, 2, 2, 24, 96, seed=0)
+    source = generator("weights")
+    for weight in denoiser.model.parameters():
+        weight.data += 0.4 * torch.randn(weight.shape, generator=source)
+    embedded.save(denoiser, encoder, folder)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def ours(dllm: Path, name: str, examples: list[Example], block: int | None = None) -> tuple[list[str], EvalResult]:
+    """Texts and figures as stage evaluate makes them."""
+    denoiser, encoder = load(dllm)
+    policy = lm_eval_model.loaded(name, dllm) or lm_eval_model.rule(name)
+    prompts = Prompts.of(TASK, examples, encoder)
+    job = prompts.job(block)
+    texts, _, _ = prompts.scores(job, rollout(denoiser, policy, job, DecodeOptions(choose="mode")))
+    return texts, evaluate(denoiser, Candidate("policy", name, policy, block), prompts, [0])
+
+
+def task_file(folder: Path, examples: list[Example], **more: Any) -> Any:
+    """A local task of the harness over these examples, and what loads it."""
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"question": e.prompt, "answer": e.answer} for e in examples]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    described: dict[str, Any] = {
+        "task": "local_sudoku",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 16, "do_sample": False},
+        "metadata": {"version": 1.0},
+    }
+    (folder / "local_sudoku.yaml").write_text(yaml.safe_dump(described | more), encoding="utf-8")
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["entropy_bound:0.8", "confidence:4", "folder", "onnx"])
+def test_the_harness_and_our_evaluation_agree_item_by_item(name: str, tmp_path: Path) -> None:
+    """The released dLLM on sudokus with one solution: some of its answers are right, some are not."""
+    from lm_eval.evaluator import simple_evaluate
+
+    store.save(ConfidencePolicy(Shape(("log_odds", "entropy"), **SMALL)).eval(), tmp_path / "policy")
+    policy = {"folder": str(tmp_path / "policy"), "onnx": str(FOLDER / POLICY)}.get(name, name)
+    drawn = [TASK.sample(index, 5) for index in range(24)]
+    texts, result = ours(FOLDER / DLLM, policy, drawn, block=8)
+    found = simple_evaluate(
+        model="unmask",
+        model_args=f"denoiser={FOLDER / DLLM},policy={policy},block_length=8",
+        tasks=["local_sudoku"],
+        task_manager=task_file(tmp_path / "tasks", drawn),
+        apply_chat_template=True,
+        batch_size="7",
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    samples = sorted(found["samples"]["local_sudoku"], key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in samples] == texts and len(set(texts)) > 12
+    assert [sample["exact_match"] for sample in samples] == result.correct_P.tolist()
+    assert found["results"]["local_sudoku"]["exact_match,none"] == pytest.approx(result.accuracy)
+    config: dict[str, Any] = found["config"]  # type: ignore[assignment]
+    assert config["forward_passes"] == pytest.approx(result.nfe)
+    assert 0.0 < result.accuracy < (1.0 if ":" in name else 1.1)
+
+
+def asked(*texts: str, **how: Any) -> list[Instance]:
+    return [
+        Instance(request_type="generate_until", doc={}, arguments=(text, how), idx=i) for i, text in enumerate(texts)
+    ]
+
+
+def model(dllm: Path, **more: Any) -> Unmask:
+    return Unmask(**{"denoiser": str(dllm), "policy": "entropy_bound:0.3"} | more)
+
+
+def test_without_a_chat_template_the_plain_text_is_the_prompt(dllm: Path) -> None:
+    denoiser, encoder = load(dllm)
+    (text,) = model(dllm).generate_until(asked("abc 12", max_gen_toks=12))
+    done = rollout(
+        denoiser,
+        heuristic("entropy_bound", 0.3),
+        Job.of([encoder.plain("abc 12")], 12, 12),
+        DecodeOptions(choose="mode"),
+    )
+    assert text == encoder.text(done.canvas_RL[0])
+    chat = model(dllm)
+    (other,) = chat.generate_until(
+        asked(chat.apply_chat_template([{"role": "user", "content": "abc 12"}]), max_gen_toks=12)
+    )
+    assert other != text
+
+
+def test_a_chat_is_written_by_the_dllm_s_own_template(dllm: Path) -> None:
+    chat = model(dllm)
+    history = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert chat.apply_chat_template(history) == "<|user|>a<|assistant|>b<|user|>c<|assistant|>"
+    assert chat.apply_chat_template(history[:2], add_generation_prompt=False) == "<|user|>a<|assistant|>b"
+    assert "message.role" in str(chat.chat_template(True)) and chat.chat_template(False) is None
+    with pytest.raises(DataError, match=r"<\|mask\|>"):
+        chat.apply_chat_template([{"role": "user", "content": "a<|mask|>"}])
+    with pytest.raises(DataError, match=r"<\|user\|>"):
+        model(dllm).generate_until(asked("<|user|>a"))
+
+
+def test_canvases_follow_the_request_and_rows_change_nothing(dllm: Path) -> None:
+    """Requests of several lengths and prompts in one call, alone and side by side."""
+    texts = ["a", "abc abc", "12", "c: 4\n1", "U1", "b"]
+    requests = [r for i, text in enumerate(texts) for r in asked(text, max_gen_toks=8 + 8 * (i % 3))]
+    together = model(dllm).generate_until(requests)
+    assert model(dllm, batch_size="auto", max_batch_size=2).generate_until(requests) == together
+    assert [model(dllm, batch_size=1).generate_until([r])[0] for r in requests] == together
+    lone = model(dllm, length=24).generate_until(asked("12"))
+    assert lone == [together[2]]
+    assert model(dllm).generate_until(asked("12", max_new_tokens=24)) == lone
+
+
+def test_a_text_ends_before_the_first_stop_string(dllm: Path) -> None:
+    one = model(dllm)
+    (whole,) = one.generate_until(asked("abc", max_gen_toks=16))
+    assert len(whole) > 4
+    for until in (whole[2:4], [whole[3], "", whole[2:4]], ["absent"]):
+        (text,) = one.generate_until(asked("abc", max_gen_toks=16, until=until))
+        stops = [until] if isinstance(until, str) else [u for u in until if u]
+        expected = min((whole.index(u) for u in stops if u in whole), default=len(whole))
+        assert text == whole[:expected]
+
+
+def test_a_repeated_request_is_another_draw_of_a_random_rule(dllm: Path) -> None:
+    drawn = model(dllm, policy="random:1").generate_until(asked(*["abc"] * 6, max_gen_toks=16))
+    assert len(set(drawn)) > 1
+    assert model(dllm, policy="random:1", batch_size=2).generate_until(asked(*["abc"] * 6, max_gen_toks=16)) == drawn
+    assert model(dllm, policy="random:1", seed=1).generate_until(asked(*["abc"] * 6, max_gen_toks=16)) != drawn
+
+
+def test_alpha_reaches_a_policy_that_was_trained_for_several(dllm: Path, tmp_path: Path) -> None:
+    store.save(ConfidencePolicy(Shape(("log_odds",), alphas=(0.3, 9.0), **SMALL)).eval(), tmp_path)
+    for alpha in (0.3, 9.0):
+        one = model(dllm, policy=str(tmp_path), alpha=alpha)
+        seen, draw = list[float](), one.policy.distribution
+        one.policy.distribution = lambda obs, seen=seen, draw=draw: seen.extend(obs.alpha_B.tolist()) or draw(obs)
+        one.generate_until(asked("abc", "U12", max_gen_toks=16))
+        assert seen == pytest.approx([alpha] * len(seen)) and seen
+    with pytest.raises(SettingsError, match=r"alpha=2\.0"):
+        model(dllm, alpha=2.0)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"polcy": "confidence"}, "did you mean policy"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"policy": None}, "no policy"),
+        ({"policy": "entropy_bund:1"}, "did you mean entropy_bound"),
+        ({"policy": "entropy_bound:-1"}, "entropy_bound"),
+        ({"policy": "absent.onnx"}, "absent.onnx is not there"),
+        ({"denoiser": "absent/folder"}, "no model at 'absent/folder'"),
+        ({"block_length": "eight"}, "block_length='eight'"),
+        ({"length": 0}, "length=0"),
+        ({"choose": "best"}, "choose='best'"),
+        ({"dtype": "int8"}, "int8"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_by_name(given: dict[str, Any], word: str, dllm: Path) -> None:
+    with pytest.raises((SettingsError, RuntimeError), match=word) as refused:
+        model(dllm, **given)
+    assert has_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ({"do_sample": True, "temperature": 0.7}, "do_sample=false"),
+        ({"temperature": 0.7}, "do_sample=false"),
+        ({"num_beams": 4}, "num_beams"),
+        ({"max_gen_toks": 200}, "96 positions"),
+        ({"max_gen_toks": 12}, "block_length=8 does not divide the canvas of 12"),
+    ],
+)
+def test_a_way_of_generating_that_a_dllm_has_not_is_refused(how: dict[str, Any], word: str, dllm: Path) -> None:
+    with pytest.raises((SettingsError, DataError), match=word):
+        model(dllm, block_length=8).generate_until(asked("abc", **how))
+
+
+def test_loglikelihoods_are_refused_with_a_way_out(dllm: Path) -> None:
+    for ask in (model(dllm).loglikelihood, model(dllm).loglikelihood_rolling):
+        with pytest.raises(SettingsError, match=r"log-likelihoods.* Use a task that generates text"):
+            ask([])
+
+
+def test_answers_go_into_the_harness_s_cache(dllm: Path, tmp_path: Path) -> None:
+    from lm_eval.api.model import CachingLM
+
+    one = model(dllm)
+    cached: Any = CachingLM(one, str(tmp_path / "cache.db"))
+    first = cached.generate_until(asked("abc", "a", max_gen_toks=8))
+    passes = one.get_model_info()["forward_passes"]
+    assert cached.generate_until(asked("abc", "a", max_gen_toks=8)) == first
+    assert one.get_model_info()["forward_passes"] == passes and len(one._passes) == 2
+
+
+def test_a_harness_with_plugins_finds_the_model_by_its_entry_point() -> None:
+    """As harnesses after 0.4.13 register what they find under this group."""
+    ((name, value),) = PROJECT["entry-points"]["lm_eval.models"].items()
+    registry: Registry[Any] = Registry("model")
+    registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))
+    assert registry.get("unmask") is Unmask is get_model("unmask")
