@@ -20,7 +20,7 @@ HEAD = ("family", "setting", "block_length", "choose")
 
 
 def check_result(result: EvalResult, canvas: int) -> None:
-    """DataError where a value per prompt is missing or outside its range; correct is in [0, 1], NFE in [1, canvas]."""
+    """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, canvas]."""
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
     if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
@@ -50,7 +50,7 @@ def result_json(result: EvalResult) -> dict[str, Any]:
 
 
 def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
-    """The result that ``result_json`` stored. DataError where it did not."""
+    """The result of a row of ``result_json``. DataError for another row."""
     try:
         head = {"task": task, "family": row["family"], "setting": str(row["setting"]), "choose": row["choose"]}
         head |= {"block_length": int(row["block_length"])}
@@ -61,7 +61,7 @@ def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is founded on.
+    """The basis of a verdict.
 
     identity: of the exported policy. prompts: hash of the gate prompts, in order. policy: its results.
     heuristics: the sweep on the same prompts by the same frozen model. canvas: positions of the task's canvas.
@@ -93,7 +93,7 @@ class Evidence:
             raise DataError(f"alpha={self.alpha} is no exponent of speed. Use a number of at least 0.")
 
     def refuse_gaps(self, rules: Collection[Rule]) -> None:
-        """DataError where a rule of ``rules``, which the settings ask for, was not evaluated."""
+        """Raise DataError where a rule of ``rules`` was not evaluated."""
         have = {result.rule for result in self.heuristics}
         if missing := sorted(rule for rule in rules if rule not in have):
             family, setting, block = missing[0]
@@ -109,7 +109,7 @@ class Evidence:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Evidence:
-        """DataError where this is not what `to_json` made."""
+        """The evidence of a `to_json`. DataError for anything else."""
         try:
             head = {name: stored[name] for name in ("identity", "task", "prompts", "canvas", "alpha")}
             policy, rows = stored["policy"], list(stored["heuristics"])

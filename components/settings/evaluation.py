@@ -13,8 +13,8 @@ from components.settings.section import Count, Finite, Name, Section, Seed, Size
 class Sweep(Section):
     """The heuristics to compare with.
 
-    seeds: decode seeds of random rules. rules: each with the numbers to sweep; whether at every block length too (null:
-    the whole canvas) is in ``components.policies.rules``. suppress_eos: over the whole canvas the rules commit
+    seeds: decode seeds of random rules. rules: each with the numbers to sweep. block_lengths: of the rules that
+    ``components.policies.rules`` sweeps in blocks; null: the whole canvas. suppress_eos: over the whole canvas, commit
     predicted ends of the text last; without it a language model ends the text first.
     """
 
@@ -35,7 +35,7 @@ class Sweep(Section):
 
 
 class Evaluate(Section):
-    """tasks: evaluated on the test split. gate_task: one of them, decides on promotion by the gate split."""
+    """tasks: evaluated on the test split. gate_task: one of them; its gate split decides on promotion."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     gate_task: Name
@@ -65,7 +65,7 @@ class Judged(Section):
 
 
 class Case(Section):
-    """Which dLLM and which task: a case of transfer, ood or headroom."""
+    """A dLLM and a task: a case of transfer, ood or headroom."""
 
     model: Name
     task: Name
@@ -75,7 +75,7 @@ Cases = dict[Name, Case]
 
 
 class Headroom(Section):
-    """prompts of the tune split, and random orders of each, by which a task over a dLLM is accepted."""
+    """Measurement of how much the order of decoding matters: prompts of the tune split, random orders of each."""
 
     prompts: Count
     orders: Count

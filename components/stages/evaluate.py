@@ -35,7 +35,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results names the policy and the prompts by hash: a promotion asks whether they are its own.
+    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares.
     """
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
@@ -73,9 +73,8 @@ def learned(
 ) -> list[Candidate]:
     """The trained policy by its mode and by sampling, and the starts that ``judged`` names by their mode.
 
-    On a wide case, a policy that was trained for several alphas also at each that it is not served at. foreign: the
-    dLLM is not the one they were trained over. Its hidden states mean something else: a policy that also reads
-    statistics goes without them, and one that reads nothing else is left out.
+    On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training, whose
+    hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at all.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
@@ -142,7 +141,7 @@ def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
 def _rivals(
     policies: Sequence[EvalResult], results: Sequence[EvalResult], sweep: Sweep, encoder: Encoder
 ) -> list[Candidate]:
-    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence one by one."""
+    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence."""
     from components.evaluation.evaluate import Candidate
 
     longest = max(result.block_length for result in results)
