@@ -231,7 +231,7 @@ def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
     commit, changed = code_version(root)
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": str(denoiser.device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -245,7 +245,8 @@ def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the system tells it, or the kind of machine."""
     import platform
 
     known = Path("/proc/cpuinfo")

@@ -22,6 +22,7 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.evaluation.order import order_2P
 from components.evaluation.results import EvalResult
 from components.policies.heuristics import SuppressTokens
 from components.policies.protocol import Policy
@@ -125,6 +126,7 @@ def _score(
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
         masks_P=job.masks_R.double().numpy() if prompts.canvases else np.zeros(0),
+        order_2P=np.mean([order_2P(one.order_RL.cpu().numpy()) for one in done], axis=0),
     )
 
 

@@ -20,7 +20,10 @@ HEAD = ("family", "setting", "block_length", "choose")
 
 
 def check_result(result: EvalResult, canvas: int) -> None:
-    """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, masks at the start]."""
+    """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, masks].
+
+    masks: those that the canvas began with.
+    """
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
     if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:

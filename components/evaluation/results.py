@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from components.core.errors import DataError
 from components.core.files import read_csv, read_lines, write_csv, write_lines
 
-POLICIES = ("learned", "distilled")
+POLICIES = ("learned", "distilled", "influence")
 """Families of trained policies. Every other family is a rule, a point of the front."""
 
-PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P")
+PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P", "order_2P")
 OPTIONAL = ("end_of_text",)
 Rule = tuple[str, str, int]
 """Family, setting and block length of a rule; the whole canvas is a block, too."""
@@ -38,6 +38,7 @@ class EvalResult:
     correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table. seeds_2SP:
     correct and NFE by seed; empty where there is one seed. masks_P: positions that were decoded; empty where that is
     all of the canvas.
+    order_2P: AR-ness@1 and Kendall's tau of the order of commits, see ``evaluation.order``.
     """
 
     task: str
@@ -66,6 +67,7 @@ class EvalResult:
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     masks_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    order_2P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
 
     @property
     def is_policy(self) -> bool:
@@ -134,7 +136,7 @@ def read_results(path: Path) -> list[EvalResult]:
     results = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], **line}
+            row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], "order_2P": [], **line}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             if strange := [name for name, kind in KINDS.items() if not isinstance(row[name], kind)]:
                 raise TypeError(f"{strange[0]}={row[strange[0]]!r}")

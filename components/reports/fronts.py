@@ -21,7 +21,7 @@ KINDS = {
 }
 """What the rules are compared by in pictures: kind -> what it means."""
 
-_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start"}
+_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"}
 
 
 Group = tuple[str, str, str]

@@ -44,6 +44,29 @@ class Evaluate(Section):
     gate_task: Name
 
 
+Family = Literal["learned", "distilled", "influence"]
+
+
+class Judged(Section):
+    """The policies that evaluations judge.
+
+    offsets: of the trained policy (learned), and of those that it started from (distilled, influence), each where it is
+    named; at its served setting, and as coupled policies at these offsets too. An offset is added to tau: above 0 more
+    is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in, on the tasks of
+    section evaluate.
+    """
+
+    offsets: dict[Family, tuple[Finite, ...]]
+    blocks: tuple[Size, ...]
+
+    @field_validator("offsets")
+    @classmethod
+    def _has_the_trained_one(cls, offsets: dict[Family, tuple[float, ...]]) -> dict[Family, tuple[float, ...]]:
+        if "learned" not in offsets:
+            raise ValueError(f"{list(offsets)} leaves out the trained policy. Name learned, with [] for no offset.")
+        return offsets
+
+
 class Case(Section):
     """A dLLM and a task: a case of transfer, ood or headroom."""
 

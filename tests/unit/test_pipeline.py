@@ -247,7 +247,7 @@ READS = {
     "export": {"data/domain", "pretrain/{domain}", "train"},
     "report": {"data/domain", "headroom", "train", "evaluate", "export"},
     **{name: ON_CASE for name in GROUPS},
-    **{group: ON_CASE | {"distill/policy", "train", "rules/{stem}"} for group in GROUPS.values()},
+    **{group: ON_CASE | {"influence", "distill/policy", "train", "rules/{stem}"} for group in GROUPS.values()},
 }
 """What a stage reads of the outputs of others."""
 
