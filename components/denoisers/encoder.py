@@ -76,10 +76,26 @@ class Encoder:
     def _prompt_ids(self, text: str) -> list[int]:
         if self.tokenizer.chat_template is None:
             return self._ids(text, text, special=True)
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        return self._ids(chat, text)
+        return self._ids(self._chat(text), text)
+
+    def _chat(self, text: str) -> str:
+        """The text as the chat template writes it. DataError where the template fails, or leaves the text out."""
+        try:
+            chat = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program of somebody else's
+            what = " ".join(str(error).split())
+            raise DataError(
+                f"this dLLM's chat template fails ({type(error).__name__}: {what}). Download the checkpoint again, or "
+                f"run `dvc repro pretrain`."
+            ) from error
+        if text.strip() not in chat:
+            raise DataError(
+                f"this dLLM's chat template leaves the question {_short(text)} out. Download the checkpoint again, or "
+                f"run `dvc repro pretrain`."
+            )
+        return chat
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:

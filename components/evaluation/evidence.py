@@ -53,7 +53,7 @@ def result_json(result: EvalResult) -> dict[str, Any]:
 
 
 def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
-    """The result that ``result_json`` stored. DataError where it did not."""
+    """The result of a row of ``result_json``. DataError for another row."""
     try:
         head = {"task": task, "family": row["family"], "setting": str(row["setting"]), "choose": row["choose"]}
         head |= {"block_length": int(row["block_length"])}
@@ -65,7 +65,7 @@ def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is founded on.
+    """The basis of a verdict.
 
     identity: of the exported policy. prompts: hash of the gate prompts, in order. policy: its results.
     heuristics: the sweep on the same prompts by the same frozen model. canvas: positions of the task's canvas.
@@ -97,7 +97,7 @@ class Evidence:
             raise DataError(f"alpha={self.alpha} is no exponent of speed. Use a number of at least 0.")
 
     def refuse_gaps(self, rules: Collection[Rule]) -> None:
-        """DataError where a rule of ``rules``, which the settings ask for, was not evaluated."""
+        """Raise DataError where a rule of ``rules`` was not evaluated."""
         have = {result.rule for result in self.heuristics}
         if missing := sorted(rule for rule in rules if rule not in have):
             family, setting, block = missing[0]
@@ -113,7 +113,7 @@ class Evidence:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Evidence:
-        """DataError where this is not what `to_json` made."""
+        """The evidence of a `to_json`. DataError for anything else."""
         try:
             head = {name: stored[name] for name in ("identity", "task", "prompts", "canvas", "alpha")}
             policy, rows = stored["policy"], list(stored["heuristics"])

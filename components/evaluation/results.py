@@ -15,7 +15,7 @@ from components.core.errors import DataError
 from components.core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled")
-"""Families that were trained. Every other family is a rule and counts towards the front."""
+"""Families of trained policies. Every other family is a rule, a point of the front."""
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P")
 OPTIONAL = ("end_of_text",)
@@ -117,6 +117,8 @@ class EvalResult:
         return {n: v for n, v in vars(self).items() if n not in PER_PROMPT and (v or n not in OPTIONAL)}
 
 
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float | int | None}  # NaN is null in JSON
+KINDS = {f.name: _KINDS[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 _TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
 COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 
@@ -128,14 +130,17 @@ def write_results(path: Path, results: Iterable[EvalResult]) -> None:
 
 
 def read_results(path: Path) -> list[EvalResult]:
-    """What ``write_results`` wrote. DataError for a file that is missing, or a line that is no result."""
+    """The results of ``write_results``. DataError for a missing file, or a line that is no result."""
     results = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
             row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], **line}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
+            if strange := [name for name, kind in KINDS.items() if not isinstance(row[name], kind)]:
+                raise TypeError(f"{strange[0]}={row[strange[0]]!r}")
+            head = {name: math.nan if row[name] is None else row[name] for name in COLUMNS}
             optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
-            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **optional, **arrays))
+            results.append(EvalResult(**head, **optional, **arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results
@@ -159,7 +164,7 @@ def read_table(*paths: Path) -> list[EvalResult]:
             raise DataError(f"{path}: no column {', '.join(missing)}. Run `dvc repro` to make it.")
         results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
+        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run `dvc repro` to make one.")
     return results
 
 

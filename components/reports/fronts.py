@@ -97,7 +97,7 @@ def name_of(cell: EvalResult, full: int) -> str:
     parts = [rule_name(cell.family, "" if decoding else cell.setting)]
     if cell.block_length < full:
         parts.append(f"blocks of {cell.block_length}")
-    if cell.is_policy and cell.choose != "mode" and cell.setting != "sample":
+    if cell.is_policy and cell.choose != "mode":
         parts.append("sampled")
     return ", ".join(parts)
 

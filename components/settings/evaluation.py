@@ -13,11 +13,11 @@ from components.settings.section import Count, Finite, Name, Section, Seed, Size
 class Sweep(Section):
     """The heuristics to compare with.
 
-    seeds: decode seeds of random rules. rules: each with the numbers to sweep; whether at every block length too (null:
-    the whole canvas) is in ``components.policies.rules``. frontiers: over the whole canvas the rules that are run
-    in blocks are also run with only so many of the first masks eligible; null: all. suppress_eos: over the whole canvas
-    the rules commit predicted ends of the text last; without it a language model ends the text first. renormalize: as
-    LLaDA does, confidences are also those among the other tokens, see ``components.policies.heuristics``.
+    seeds: decode seeds of random rules. rules: each with the numbers to sweep. block_lengths: of the rules that
+    ``components.policies.rules`` sweeps in blocks; null: the whole canvas. frontiers: over the whole canvas these rules
+    are also run with only so many of the first masks eligible; null: all. suppress_eos: over the whole canvas, commit
+    predicted ends of the text last; without it a language model ends the text first. renormalize: as LLaDA does, with
+    confidences among the other tokens, see ``components.policies.heuristics``.
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -38,14 +38,14 @@ class Sweep(Section):
 
 
 class Evaluate(Section):
-    """tasks: evaluated on the test split. gate_task: one of them, decides on promotion by the gate split."""
+    """tasks: evaluated on the test split. gate_task: one of them; its gate split decides on promotion."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     gate_task: Name
 
 
 class Case(Section):
-    """Which dLLM and which task: a case of transfer, ood or headroom."""
+    """A dLLM and a task: a case of transfer, ood or headroom."""
 
     model: Name
     task: Name
@@ -55,7 +55,7 @@ Cases = dict[Name, Case]
 
 
 class Headroom(Section):
-    """prompts of the tune split, and random orders of each, by which a task over a dLLM is accepted."""
+    """Measurement of how much the order of decoding matters: prompts of the tune split, random orders of each."""
 
     prompts: Count
     orders: Count

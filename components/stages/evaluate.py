@@ -31,7 +31,7 @@ SHOWN = 8  # prompts per task whose decodes are kept for the pages
 def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, case: EvalCase) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results names the policy and the prompts by hash: a promotion asks whether they are its own.
+    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares.
     """
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
@@ -66,9 +66,8 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
 def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: bool, every: bool) -> list[Candidate]:
     """The trained and the distilled policy, by their mode and by sampling.
 
-    every: a policy that was trained for several alphas also at each that it is not served at. foreign: the dLLM is not
-    the one they were trained over. Its hidden states mean something else: a policy that also reads statistics goes
-    without them, and one that reads nothing else is left out.
+    every: also at every other alpha that a policy was trained for. foreign: over another dLLM than in training, whose
+    hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at all.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
@@ -115,7 +114,7 @@ def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
 def _rivals(
     policies: Sequence[EvalResult], results: Sequence[EvalResult], swept: Sequence[Candidate]
 ) -> list[Candidate]:
-    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence one by one."""
+    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence."""
     longest = max(result.block_length for result in results)
     rules = [result for result in results if not result.is_policy and result.block_length == longest]
     target = policies[0].accuracy if policies else 1.0

@@ -112,7 +112,10 @@ class Pairs:
 
 def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        policy.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=plan.weight_decay,
     )
 
 

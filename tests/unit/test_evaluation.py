@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,15 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
-from components.evaluation.results import COLUMNS, PER_PROMPT, read_results, read_table, write_results, write_table
+from components.evaluation.results import (
+    COLUMNS,
+    PER_PROMPT,
+    EvalResult,
+    read_results,
+    read_table,
+    write_results,
+    write_table,
+)
 from components.policies.rules import heuristic
 from tests.messages import has_remedy
 
@@ -152,3 +163,18 @@ def stopped(encoder):
     found = type(encoder)()
     found.end_ids, found.stop_ids = frozenset({3}), (3,)
     return found
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("family", None), ("nfe", "5"), ("block_length", 4.5), ("seeds", []), ("task", 1)]
+)
+def test_a_result_of_other_types_is_refused_by_its_line(tmp_path: Path, name: str, value: object) -> None:
+    head = {"task": "t", "family": "threshold", "setting": "0.9", "block_length": 4, "choose": "mode"}
+    path = tmp_path / "results.jsonl"
+    write_results(path, [EvalResult.of_prompts(head, [1.0, 0.0], [2.0, 3.0])])
+    (whole,) = read_results(path)
+    assert whole.nfe == 2.5 and math.isnan(whole.dense), "NaN is null in the file"
+    row = json.loads(path.read_text(encoding="utf-8")) | {name: value}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"results\.jsonl, line 1 is no result \({name}="):
+        read_results(path)
