@@ -45,7 +45,7 @@ def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", produc
     said = {
         "unmask.version": VERSION,
         "unmask.policy": {"kind": "confidence", "speed": 1.0},
-        "unmask.needs": {},
+        "unmask.needs": {"statistics": ["log_odds"]},
         "unmask.action": {"kind": "bernoulli", "temperature": temperature, "scale": 1.0},
     }
     helper.set_model_props(made, {"commit": note} | {name: json.dumps(value) for name, value in said.items()})

@@ -149,7 +149,8 @@ def export() -> None:
 def report() -> None:
     """Draw pictures, pages, tables and the model card.
 
-    In: outputs of evaluate, transfer, ood, export. Out: outputs/PROFILE/report, plots. Example: unmask report
+    In: outputs of evaluate, gate, transfer, ood, export. Out: outputs/PROFILE/report, plots, result; the MLflow run.
+    Example: unmask report
     """
     _stage("report")
 

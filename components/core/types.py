@@ -73,7 +73,8 @@ class Needs:
     values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for the teacher.
     statistics: those of ``STATISTICS`` that are read; the token and its confidence always are.
     top_ids: the tokens of the ``top_k`` largest probabilities too. attention: layers of the frozen model whose
-    attention between canvas positions is read, negative ones counted from the last.
+    attention between canvas positions is read, negative ones counted from the last. late: ids that the statistics
+    leave out, as if they had no probability; they are predicted as ever.
     """
 
     where: str = "eligible"
@@ -84,9 +85,11 @@ class Needs:
     statistics: Collection[str] = ()
     top_ids: bool = False
     attention: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attention", tuple(sorted(set(self.attention))))
+        object.__setattr__(self, "late", tuple(sorted(set(self.late))))
         # In one order and hashable, from a set, a policy's inputs or a JSON list.
         object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
         if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
@@ -108,6 +111,7 @@ class Needs:
             {*self.statistics, *other.statistics},
             self.top_ids or other.top_ids,
             (*self.attention, *other.attention),
+            (*self.late, *other.late),
         )
 
 

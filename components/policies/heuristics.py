@@ -235,16 +235,24 @@ class TopKRandom:
 
 @dataclass(frozen=True)
 class SuppressTokens:
-    """Another policy, with the lowest statistics at positions that predict one of ``ids`` (end of text, end of turn):
-    they come last, LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Rules that
-    read no statistics (random, left to right) are left as they are."""
+    """Another policy, with the lowest statistics at positions that predict one of ``ids`` (end of text, end of turn).
+
+    They come last: without it full diffusion ends the text first. Rules that read no statistics (random, left to right)
+    are left as they are.
+
+    LLaDA's ``confidence_eos_eot_inf`` does a little more: it also takes the other positions' confidences among the
+    tokens that are left, p / (1 - p_ids). Where ends compete for a position, that changes which one comes first, and
+    which ones pass a threshold. ``renormalize``: so here, for every statistic. The two are the same where no position
+    gives ``ids`` any probability.
+    """
 
     policy: Policy
     ids: tuple[int, ...]
+    renormalize: bool = False
 
     @property
     def needs(self) -> Needs:
-        return self.policy.needs
+        return replace(self.policy.needs, late=self.ids) if self.renormalize else self.policy.needs
 
     def _seen(self, obs: Observation) -> Observation:
         token_BL = _read(obs, "token_BL")

@@ -37,6 +37,7 @@ class Rule:
     reads_pairs it reads pairs of positions, not each one alone.
     blocks      whether a sweep runs it in shorter blocks too: never, in the main "table" only, or always.
     everywhere  it is swept where only the strongest rules are: transfer, out of domain, headroom.
+    attends     it reads the frozen dLLM's attention, which a cache does not have.
     """
 
     build: Callable[..., Policy]
@@ -53,6 +54,7 @@ class Rule:
     reads_pairs: bool = False
     blocks: Literal["never", "table", "always"] = "never"
     everywhere: bool = False
+    attends: bool = False
 
     @property
     def range(self) -> str:
@@ -121,8 +123,12 @@ RULES: dict[str, Rule] = {
         everywhere=True,
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats", reads_pairs=True),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True),
-    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True),
+    "adas": Rule(
+        _lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True, attends=True
+    ),
+    "dapd": Rule(
+        _lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True, attends=True
+    ),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
     ),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
-from components.core.files import beside, read_json, write_json
+from components.core.files import beside, read_json, unpacking, write_json
 from components.policies.binding import bound_to
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -84,7 +84,9 @@ def content_hash(folder: Path) -> str:
 def load(folder: Path) -> LearnedPolicy:
     """The policy of a folder. CheckpointError if it is not whole, has other fields, or a weight that is not finite."""
     try:
-        policy = build(read_json(folder / "policy.json", needs=("kind", "shape")))
+        described = read_json(folder / "policy.json", needs=("kind", "shape"))
+        with unpacking(folder / "policy.json"):
+            policy = build(described)
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())

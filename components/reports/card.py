@@ -163,6 +163,9 @@ training splits.
 ## Results
 
 $results
+Beside this file: [accuracy against forwards](pareto.png), [learning curves](learning.png), and
+[how each rule filled the canvas](order.html).
+
 $others
 ## Load it
 

@@ -26,7 +26,7 @@ def check_learning(policy: Head, decode: Decode, distill: Distill, train: Train,
     _speeds(policy, decode, train)
     if train.divergence != "none":
         # Steered rows are recorded with every mask eligible, whatever the block.
-        _reference(policy, train, length if train.experts else decode.block_length or length)
+        _reference(policy, train, length if train.experts else min(_eligible(decode) or length, length))
     if train.objective == "upo" and policy.action != "categorical":
         raise ValueError(
             f"train.objective=upo with policy.action={policy.action}: paper B draws one position per step. "
@@ -61,12 +61,37 @@ def check_letters(data: Data, models: Mapping[str, Model], decoded: Iterable[tup
             )
 
 
-def _test_time(policy: Head, decode: Decode) -> None:
-    block = decode.block_length
-    if block is not None and policy.shortlist > block:
+def check_attention(policy: Head, decode: Decode, layers: int | None, rules: Mapping[str, Iterable[str]]) -> None:
+    """What reads attention finds it: the dLLM has the layers, and decodes without a cache, which shows none.
+
+    layers: of the domain's dLLM; None where only its files say it. rules: the setting that names them -> rules.
+    """
+    read = policy.attention if isinstance(policy, Coupled) and policy.pair_shifts else ()
+    if layers is not None and (beyond := [layer for layer in read if not -layers <= layer < layers]):
         raise ValueError(
-            f"policy.shortlist={policy.shortlist} is larger than decode.block_length={block}. "
-            f"Use less than {block}, or 0."
+            f"policy.attention={list(read)}: the dLLM has {layers} layers. Use {-layers} to {layers - 1}, not "
+            f"{beyond[0]}."
+        )
+    readers = {name: where for where, names in rules.items() for name in names if name in RULES and RULES[name].attends}
+    if decode.cache != "none" and (read or readers):
+        where = "policy.attention" if read else f"{next(iter(readers.values()))}={next(iter(readers))}"
+        raise ValueError(
+            f"decode.cache={decode.cache} with {where}, which reads attention; a cache shows none. Use cache: none, or "
+            f"leave that out."
+        )
+
+
+def _eligible(decode: Decode) -> int | None:
+    """How many positions may be chosen at once; None: as many as the canvas has."""
+    return min((n for n in (decode.block_length, decode.frontier) if n is not None), default=None)
+
+
+def _test_time(policy: Head, decode: Decode) -> None:
+    most = _eligible(decode)
+    if most is not None and policy.shortlist > most:
+        raise ValueError(
+            f"policy.shortlist={policy.shortlist} is larger than decode.block_length={decode.block_length} or "
+            f"decode.frontier={decode.frontier}. Use less than {most}, or 0."
         )
     if decode.scale != 1 and policy.action != "bernoulli":
         raise ValueError(

@@ -107,13 +107,17 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 class Decode(Section):
     """Decoding of the policy.
 
-    block_length: null for full diffusion. temperature, scale: test-time factors of the policy (tau_pi, beta).
+    block_length: null for full diffusion. frontier: only the first so many masks of the block are eligible; null: all.
+    end_of_text: a row ends when the end of its text is committed and nothing before it is missing; what is behind costs
+    no forward pass, for rules too. temperature, scale: test-time factors of the policy (tau_pi, beta).
     alpha: the speed exponent to serve, of a policy that is trained for several; else null. choose: in validation and
     serving. cache: of keys and values in the frozen dLLM, approximate (``components.denoisers.cached``); also in
     training, so that the policy learns on the logits that it is served with.
     """
 
     block_length: Size | None
+    frontier: Size | None
+    end_of_text: bool
     temperature: Positive
     scale: Positive
     alpha: NonNegative | None

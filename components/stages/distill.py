@@ -25,6 +25,7 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
         distill.learning_rate,
         decode.block_length,
         distill.seed,
+        decode.frontier,
     )
     losses: list[float] = []
     with progress("distill", distill.iterations) as tick:
@@ -39,7 +40,8 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     # The imitation is of the reference's draws, not of its mode; a deterministic rule draws its mode.
     for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
-        result = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
+        candidate = Candidate("distilled", "", who, decode.block_length, choose, decode.frontier)
+        result = evaluate(denoiser, candidate, tune, [distill.seed])
         figures |= {f"{name}.accuracy": result.accuracy, f"{name}.nfe": result.nfe}
     workspace.metrics("distill", figures)
     return figures

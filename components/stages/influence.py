@@ -38,7 +38,7 @@ def influence(
         prompts = domain_prompts(workspace, domain, encoder, ["train"])
         source = Source(reference_of(influence.reference, influence.value), denoiser, prompts)
         kept = _kept(workspace, domain, influence)
-        figures["forwards"], epochs = _fitted(fresh, source, kept, influence, decode.block_length)
+        figures["forwards"], epochs = _fitted(fresh, source, kept, influence, decode)
         figures |= {name.removeprefix("influence/"): value for name, value in epochs[-1].items() if name != "epoch"}
         remove(kept.folder)
     store.save(fresh, workspace.outputs / "influence" / "policy")
@@ -58,7 +58,7 @@ def _kept(workspace: Workspace, domain: Domain, influence: Influence) -> Kept:
 
 
 def _fitted(
-    policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, block_length: int | None
+    policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, decode: Decode
 ) -> tuple[float, list[dict[str, float]]]:
     """Train the policy's shifts. Returns the bound of the probing's forwards, and the figures of every epoch."""
     from components.trainers.influence import Fit, Watcher
@@ -72,8 +72,9 @@ def _fitted(
         probes=influence.probes,
         on_policy_from=influence.on_policy_from,
         validation_share=influence.validation_share,
-        block_length=block_length,
+        block_length=decode.block_length,
         seed=influence.seed,
+        frontier=decode.frontier,
     )
     plan = Fit(influence.num_epochs, influence.batch, influence.learning_rate, influence.seed)
     forwards = cost(source.prompts, probing)

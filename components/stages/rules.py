@@ -26,7 +26,7 @@ def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eval
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data = workspace.task(case.task)
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
-    candidates = sweep_of(sweep, encoder).candidates(max(prompts.lengths), case.wide)
+    candidates = sweep_of(sweep, encoder).candidates(prompts.longest, case.wide)
     with progress(f"rules {case.stem}", len(candidates)) as tick:
         board = Board(case.task, case.model, case.split)
         results = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
@@ -47,4 +47,6 @@ def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
         sweep.block_lengths,
         sweep.rules,
         encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
+        sweep.frontiers,
+        sweep.suppress_eos == "renormalize",
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
-from components.core.files import read_lines, replace_whole
+from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
@@ -148,16 +148,15 @@ def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
     if saved.exists():
         try:
-            state = TrainState.read(saved)
-            last = state.iteration
-            logged = [record["step"] for record in read_lines(lines, needs=("step",))]
-            if logged[: last + 1] != list(range(last + 1)):
-                raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
-            return replace(state, best_weights=load(saved, policy, optimizer))
+            with unpacking(saved, "Delete it."):
+                state = TrainState.read(saved)
+                last = state.iteration
+                logged = [record["step"] for record in read_lines(lines, needs=("step",), torn=True)]
+                if logged[: last + 1] != list(range(last + 1)):
+                    raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
+                return replace(state, best_weights=load(saved, policy, optimizer))
         except (CheckpointError, DataError) as error:
-            aside = kept.with_name(f"{kept.name}.unreadable")
-            replace_whole(kept, aside)
-            print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
+            put_aside("train", kept, error)
     return TrainState()
 
 
@@ -195,6 +194,7 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
+        frontier=decode.frontier,
     )
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
     goal = Objective(
@@ -274,11 +274,11 @@ def _validated(
     figures: list[dict[str, float]] = []
     for alpha in train.alphas or (train.one_alpha,):
         alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
-        job = tune.job(decode.block_length, alpha_P=alpha_P)
+        job = replace(tune.job(decode.block_length, alpha_P=alpha_P), frontier=decode.frontier)
         decoded = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
         figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
     return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}

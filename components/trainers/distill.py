@@ -42,6 +42,7 @@ class DistillPlan:
     learning_rate: float
     block_length: int | None
     seed: int
+    frontier: int | None = None
 
 
 def imitation_loss(student: Policy, reference: Policy, observation: Observation, noise: Noise) -> Tensor:
@@ -61,7 +62,8 @@ def imitate(
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Train ``student`` in place; ``report(iteration, metrics)`` after each iteration."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    weights = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
     for number in range(plan.iterations):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))
@@ -96,6 +98,7 @@ def _visit(
     if 2 * number >= plan.iterations:
         by_reference_R[::2] = 0
     options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
-    steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps
+    job = replace(job, policy_R=by_reference_R, frontier=plan.frontier)
+    steps = rollout(denoiser, [student, reference], job, options).steps
     assert steps is not None
     return steps

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.core.errors import CheckpointError
+from components.core.files import put_aside
 from components.core.rng import generator
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
@@ -101,7 +103,7 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
     """Sums over the pairs: cross-entropy, cross-entropy without shifts, entropy of the labels; and the count."""
     obs = labels.observation
     assert obs.log_odds_BL is not None
-    _, shift_SLL, _ = policy(obs)
+    shift_SLL = policy.shifts(obs)
     state_M, probe_M, j_M = labels.pairs_SNL.nonzero(as_tuple=True)
     after_M = labels.after_SNL[state_M, probe_M, j_M].to(shift_SLL.dtype)
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
@@ -123,11 +125,19 @@ def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: b
     """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
-        for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
+        for index in _batches(chunk.held_S == held, batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
     fitted, without, least = total.tolist()
     return share(fitted, without, least) if count else math.nan
+
+
+def _batches(chosen_S: Tensor, batch: int, source: torch.Generator | None = None) -> list[Tensor]:
+    """The chosen states in batches, shuffled by ``source``; none where nothing is chosen."""
+    index = chosen_S.nonzero().squeeze(1)
+    if source is not None:
+        index = index[torch.randperm(len(index), generator=source)]
+    return list(index.split(batch)) if len(index) else []
 
 
 def fit(
@@ -139,13 +149,17 @@ def fit(
     key: str = "",
 ) -> None:
     """Train the policy's shifts in place; resume from ``checkpoint`` where it has the same ``key``."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    policy.shifts.requires_grad_(True)
+    optimizer = torch.optim.AdamW(policy.shifts.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
-        facts = checkpoints.facts_of(checkpoint)
-        if facts.get("key") == key:
-            checkpoints.load(checkpoint, policy, optimizer)
-            history = facts["history"]
+        try:
+            facts = checkpoints.facts_of(checkpoint)
+            if facts.get("key") == key:
+                checkpoints.load(checkpoint, policy, optimizer)
+                history = list(facts["history"])
+        except (CheckpointError, LookupError, TypeError) as error:
+            put_aside("influence", checkpoint, error)
     for epoch, metrics in enumerate(history):
         report(epoch, metrics)
     for epoch in range(len(history), plan.num_epochs):
@@ -154,6 +168,8 @@ def fit(
         if checkpoint is not None:
             checkpoints.save(checkpoint, policy, optimizer, {"key": key, "history": history})
         report(epoch, metrics)
+    policy.shifts.requires_grad_(False)
+    policy.start_from_shifts()
 
 
 def _epoch(
@@ -163,8 +179,7 @@ def _epoch(
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
     batches: list[tuple[Labels, Tensor]] = []
     for chunk in labels:
-        mine = (~chunk.held_S).nonzero().squeeze(1)
-        batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
+        batches += [(chunk, part) for part in _batches(~chunk.held_S, plan.batch, source)]
     total, pairs = torch.zeros(3, dtype=torch.float64), 0
     for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
         progress = (epoch + number / len(batches)) / plan.num_epochs

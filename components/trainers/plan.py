@@ -93,6 +93,7 @@ class Plan:
     temperature: float = 1.0
     anneal: bool = True
     entropy: float | None = None
+    frontier: int | None = None
 
     def learning_rate_at(self, number: int) -> float:
         """Linear warm-up, then a cosine to ``min_lr_ratio``."""

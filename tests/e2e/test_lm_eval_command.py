@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from components.commands.demo import DLLM, FOLDER, POLICY
-from tests.unit.test_lm_eval import TASK, ours, task_file
+from components.commands.lm_eval_model import Unmask
+from components.commands.promote import promote
+from tests.outputs import PICK
+from tests.registry import train
+from tests.unit.test_lm_eval import TASK, asked, ours, task_file
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -67,3 +71,15 @@ def test_what_is_wrong_is_one_line_with_a_remedy(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         "unmask: model_args has no policy. Write --model_args denoiser=FOLDER,policy=NAME."
     )
+
+
+def test_the_champion_decodes_as_the_file_that_was_exported(root: Path) -> None:
+    train(root, iterations=3)
+    promote(root / "outputs" / "tiny", root, PICK)
+    (exported,) = (root / "outputs" / "tiny").rglob("policy.onnx")
+    texts = []
+    for name in ("models:/unmasking-policy-tiny@champion", str(exported)):
+        one = Unmask(denoiser=str(FOLDER / DLLM), policy=name, block_length=8)
+        chats = [one.apply_chat_template([{"role": "user", "content": TASK.sample(i, 5).prompt}]) for i in range(6)]
+        texts.append(one.generate_until(asked(*chats, max_gen_toks=16)))
+    assert texts[0] == texts[1] and len(set(texts[0])) > 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def test_the_answer_of_another_row_is_right_only_where_it_is_that_row_s_too(kind
     assert sum(wrong) >= 0.5 * len(wrong) > 0
 
 
+@pytest.mark.parametrize("kind", sorted(RUN))
+def test_a_program_of_the_right_names_and_wrong_values_scores_nothing(kind: str, tmp_path: Path) -> None:
+    task, examples = drawn(kind, tmp_path)
+    for example in examples:
+        wrong = re.sub(r"(return|self\.x =) ", r"\1 None and ", example.answer)
+        assert wrong != example.answer and task.score(wrong, example).correct == 0.0, wrong
+
+
 # --- puzzles as text ---------------------------------------------------------------------------------------------
 
 TEXTS = ("zebra", "countdown_text", "sudoku_text")
@@ -204,6 +213,7 @@ def test_partial_credit_is_no_right_answer() -> None:
         ("3*4+2", True),
         ("14", False),
         ("7*2", False),
+        ("3+4+2", False),
         ("(3+4)*2=14", False),
         ("(3+4)*2+3-3", False),
         ("__import__('os')", False),
@@ -255,6 +265,8 @@ UNSCORABLE = {
     "fixtures": "def test_a(tmp_path):\n    assert f(1) == 2",
     "a class": "class TestF:\n    def test_a(self):\n        assert f(1) == 2",
     "a test case": "import unittest\nclass Cases(unittest.TestCase):\n    def test_a(self):\n        assert f(1) == 2",
+    "a class beside a function": "def test_b(): assert f(1)\nclass TestF:\n    def test_a(self): assert f(2)",
+    "a case beside a function": "import unittest\ndef test_b(): assert f(1)\nclass Cases(unittest.TestCase): a = 1",
     "decorated": "def twice(g): return g\n@twice\ndef test_a():\n    assert f(1) == 2",
     "a coroutine": "async def test_a():\n    assert f(1) == 2",
     "helpers alone": "def check():\n    assert f(1) == 2",

@@ -295,6 +295,37 @@ def test_what_a_coupled_draw_may_be_pulled_to(
         read(write(tmp_path, changes))
 
 
+READERS_OF_ATTENTION = {
+    "a swept rule": ({"sweep.rules": {"threshold": [0.9], "adas": [0.6]}}, "sweep.rules=adas"),
+    "another one": ({"sweep.rules": {"dapd": [0.1]}}, "sweep.rules=dapd"),
+    "what is imitated": ({"distill.reference": "adas", "distill.value": 0.6}, "distill.reference=adas"),
+    "the policy": ({"policy": COUPLED | {"attention": [-1]}, "train.divergence": "none"}, "policy.attention"),
+}
+
+
+@pytest.mark.parametrize("what", READERS_OF_ATTENTION)
+def test_what_reads_attention_is_refused_beside_a_cache(tmp_path: Path, what: str) -> None:
+    changes, named = READERS_OF_ATTENTION[what]
+    changes = changes | {"train.kl_coef": 0.0, "train.experts": 0}
+    read(write(tmp_path, changes))
+    with pytest.raises(SettingsError, match=rf"cache=prefix with {named}, which reads attention") as refused:
+        read(write(tmp_path, changes | {"decode.cache": "prefix"}))
+    assert_place_and_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize(("layers", "refused"), [([0, 2, -3], None), ([3], "not 3"), ([-4, 0], "not -4")])
+def test_attention_of_a_layer_that_an_embedded_dllm_does_not_have_is_refused(
+    tmp_path: Path, layers: list[int], refused: str | None
+) -> None:
+    changes = {"policy": COUPLED | {"attention": layers}, "pretrain.layers": 3, "train.divergence": "none"}
+    changes |= {"train.kl_coef": 0.0, "train.experts": 0}
+    if refused is None:
+        read(write(tmp_path, changes))
+        return
+    with pytest.raises(SettingsError, match=rf"the dLLM has 3 layers\. Use -3 to 2, {refused}"):
+        read(write(tmp_path, changes))
+
+
 @pytest.mark.parametrize(
     ("path", "near"),
     [

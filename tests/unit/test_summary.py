@@ -73,6 +73,7 @@ def test_the_card_folds_its_settings_and_lists_where_the_policy_is_below() -> No
     text = card.markdown(FACTS, run, table.results(below))
     head, _, folded = text.partition("<details><summary>")
     assert "seed: 0" in folded and "seed: 0" not in head and folded.rstrip().endswith("</details>")
+    assert all(f"]({name})" in head for name in ("pareto.png", "learning.png", "order.html"))
     lines = text.splitlines()
     start = lines.index("- Below the envelope of the heuristics, in points. Use the heuristic there.")
     assert lines[start + 1].startswith("  - sudoku on mini-llada (learned policy): \N{MINUS SIGN}27.5 [")

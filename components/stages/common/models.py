@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from components.core.errors import CheckpointError
+from components.core.errors import CheckpointError, DataError
 from components.core.files import read_json
 from components.core.imports import is_import_path, named
 from components.decode.prompts import Prompts
@@ -18,15 +18,17 @@ from components.stages.common.workspace import Workspace
 
 
 def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
-    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names."""
+    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names; rows stop as ``decode`` says."""
     denoiser, encoder = open_denoiser(workspace, model)
-    return with_cache(denoiser, decode.cache), encoder
+    return with_cache(denoiser, decode.cache), encoder.stopping() if decode.end_of_text else encoder
 
 
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
+    if not all(value is None or isinstance(value, str) for value in pinned.values()):
+        raise DataError(f"{folder / 'source.json'} holds what is no text. Run `dvc repro` to make it.")
     source = pinned["source"] or str(folder)
     if is_import_path(source):
         return _own(source)

@@ -54,7 +54,8 @@ class RunRecord:
     def finished(self, metrics: Mapping[str, Any], **facts: str | None) -> RunRecord:
         """The record with its results. facts: ``mlflow_run_id`` and the hashes."""
         passed = datetime.now(UTC) - datetime.fromisoformat(self.started)
-        return replace(self, metrics=dict(metrics), seconds=round(passed.total_seconds(), 3), **facts)
+        seconds = max(0.0, round(passed.total_seconds(), 3))  # the clock may have been put back
+        return replace(self, metrics=dict(metrics), seconds=seconds, **facts)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the facts that the stage does not have."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import DataError
-from components.core.files import read_json, write_json
+from components.core.files import read_json, unpacking, write_json
 from components.tasks import build
 from components.tasks.example import Example, Task, read_examples
 
@@ -26,9 +26,11 @@ class TaskData:
 
     def task(self) -> Task:
         """The task. DataError where stage prepare has not run, SettingsError where the definition cannot work."""
-        defined = read_json(self.folder / "task.json", needs=("kind", "params", "canvas"))
+        path = self.folder / "task.json"
+        defined = read_json(path, needs=("kind", "params", "canvas"))
         canvas = {} if defined["canvas"] is None else {"canvas_length": defined["canvas"]}
-        return build(defined["kind"], **defined["params"], **canvas)
+        with unpacking(path):
+            return build(defined["kind"], **defined["params"], **canvas)
 
     def split(self, split: str) -> Path:
         return self.folder / f"{split}.jsonl"

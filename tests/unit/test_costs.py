@@ -1,0 +1,43 @@
+"""docs/costs.md is what the arithmetic prints; the paper profiles are the GPU profile with the papers' sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.commands.costs import PARALLEL, PROMPT, SHAPES, costs, document
+from components.settings import read
+
+ROOT = Path(__file__).parents[2]
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+
+
+def test_the_document_is_what_the_arithmetic_prints() -> None:
+    written = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    assert written == document(PROFILES), "Run `python -m components.commands.costs > docs/costs.md`."
+    for name in ("gpu", "gpu-coupled", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
+        assert f"\n## {name}\n" in written
+
+
+def test_one_row_of_a_forward_is_counted_by_hand() -> None:
+    """8.02e9 parameters, 456 tokens: 7.31e12 operations for the weights, .11e12 for attention, at 396e12 a second."""
+    seconds = SHAPES["GSAI-ML/LLaDA-8B-Instruct"].seconds(456)
+    assert seconds == pytest.approx((2 * 8.02e9 * 456 + 4 * 32 * 4096 * 456**2) / 395.6e12)
+
+
+def test_a_training_is_counted_by_hand() -> None:
+    """Paper A: 936 iterations of 16 prompts x 8 rows, 20 validations of 256 prompts, 81.92 forwards a row."""
+    settings = read(ROOT / "profiles" / "paper-a-bl32.yaml")
+    (train,) = [cost for cost in costs(settings) if cost.stage == "train"]
+    assert train.forwards == pytest.approx((936 * 16 * 8 + 20 * 256) * 256 * PARALLEL)
+    assert train.hours == pytest.approx(train.forwards * SHAPES[train.model].seconds(PROMPT + 256) / 3600)
+
+
+def test_paper_profiles_differ_from_the_gpu_profile_in_the_papers_sections_alone() -> None:
+    gpu = read(ROOT / "profiles" / "gpu.yaml").model_dump()
+    for path in PROFILES:
+        if path.stem.startswith("paper-"):
+            own = read(path).model_dump()
+            differing = {name for name in gpu if own[name] != gpu[name]}
+            assert differing <= {"profile", "policy", "decode", "distill", "train"}, path.stem
