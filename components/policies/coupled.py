@@ -1,5 +1,4 @@
-"""Our policy: what the frozen model predicts at each position, and by how much a commit at one moves the log-odds at
-another. A set is chosen with both (``maths.coupled``).
+"""Our policy: it chooses a set by the predictions at each position and by pair shifts (``maths.coupled``).
 
 Two small networks read the positions. The first gives every two of them a *shift* w_ij: what a commit at i adds to the
 log-odds of j. It learns by probing the frozen model (``trainers.influence``) and is then left as it is: the shifts are
@@ -7,7 +6,7 @@ facts of the frozen model. The second starts as a copy of the first's reader and
 risk mixture; distillation and reinforcement train it. The last layers of the shifts, of the bias and of what hidden
 states add start at zero, so that an untrained policy decides on the frozen model's log-odds alone.
 
-Nothing depends on where a position is, unless absolute positions or relative offsets are asked for.
+Nothing depends on a position's place, unless the shape has absolute positions or relative offsets.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ACTIONS = (*SETS, "categorical")
 
 @dataclass(frozen=True)
 class CoupledShape:
-    """What fixes the policy's parameters; stored beside its weights.
+    """The shape of the policy's parameters; stored beside its weights.
 
     top_k: probabilities per position, and ids that two positions are compared by. width, heads, mlp_width, blocks: of
     the block over positions. pair_width: of the pair head. pair_shifts: False leaves the shifts out.
@@ -42,7 +41,7 @@ class CoupledShape:
     offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
     embedding each, 0 for none. features: width of the frozen model's hidden states, 0 to leave them out.
 
-    action: what is drawn. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
+    action: the draw. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
     the order of its picks, with STOP. "categorical": one position. alphas: the speed exponents that one policy is
     trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
     """
@@ -90,9 +89,9 @@ class CoupledShape:
 class CoupledPolicy(nn.Module):
     """Bias, shifts and risk mixture from an Observation; see the module's docstring.
 
-    temperature is inside the likelihood. speed is the alpha that a conditioned policy is asked for where the
-    observation does not say (``alpha_B``). offset is added to tau: above 0 more is committed per step, below 0 less.
-    scale is a knob of the confidence policy and changes nothing here.
+    temperature: inside the likelihood. speed: the alpha of a conditioned policy where the observation has none
+    (``alpha_B``). offset: added to tau; above 0 more is committed per step, below 0 less. scale: of the confidence
+    policy, without effect here.
     """
 
     def __init__(self, shape: CoupledShape, temperature: float = 1.0, speed: float = 1.0, offset: float = 0.0) -> None:
@@ -113,13 +112,12 @@ class CoupledPolicy(nn.Module):
             self.add_alpha_input(shape.alphas)
 
     def add_alpha_input(self, alphas: tuple[float, ...]) -> None:
-        """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
-        nothing changes until it is trained."""
+        """Make the speed exponent an input, through a projection that starts at zero and so changes no decision."""
         self.shape = replace(self.shape, alphas=tuple(alphas))
         self.reader.add_alpha()
 
     def drop_features(self, width: int) -> None:
-        """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
+        """Ignore hidden states from now on; those of another dLLM, of this width, mean something else."""
         self.shape, self.denoiser = replace(self.shape, features=width), ""
         for reader in self._readers():
             reader.shape = self.shape
@@ -156,7 +154,7 @@ class CoupledPolicy(nn.Module):
         return self.reader(obs, alpha_B)
 
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """What is exported: bias_BL, added to the frozen model's log-odds; shift_BLL, zero on the diagonal and where
+        """The exported graph: bias_BL, added to the frozen model's log-odds; shift_BLL, zero on the diagonal and where
         either position is not masked; mix_BL, the joint probability's share of the risk."""
         x_BLW = self._positions(obs)
         bias_BL, mix_BL = self.bias(x_BLW).squeeze(-1), torch.sigmoid(self.mix(x_BLW).squeeze(-1))
@@ -165,7 +163,7 @@ class CoupledPolicy(nn.Module):
         return bias_BL, torch.zeros_like(bias_BL.unsqueeze(2) * bias_BL.unsqueeze(1)), mix_BL
 
     def score(self, obs: Observation) -> Tensor:
-        """(B, L) utilities before anything is taken."""
+        """(B, L) utilities of the first pick."""
         return self.utilities(obs, self.bias(self._positions(obs)).squeeze(-1))
 
     def utilities(self, obs: Observation, bias_BL: Tensor) -> Tensor:

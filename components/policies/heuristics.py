@@ -1,4 +1,4 @@
-"""The rules that a learned policy is measured against, each exact and safe in a batch: at least one commit per row
+"""The heuristics, each exact and safe in a batch: at least one commit per row
 with something eligible, only eligible positions, ties broken by the lowest index.
 
 ==================  ============================================================  ==================================
@@ -128,8 +128,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class EntropyBound:
-    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma. An infinite
-    entropy (a suppressed position) is nobody's largest term: it is committed only where there is no other."""
+    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma. A position of
+    infinite entropy (a suppressed one) is committed only where there is no other."""
 
     gamma: float
     needs: Needs = ENTROPY

@@ -37,7 +37,7 @@ class Shifts(nn.Module):
 
 
 class Pairs(nn.Module):
-    """The shift of every pair (i, j), from both positions and from what is known of the two together.
+    """The shift of every pair (i, j), from both positions and from statistics of the two together.
 
     width, heads: of the positions that are compared. pair_width: of the comparison. The others: see ``CoupledShape``.
     """
@@ -79,8 +79,8 @@ class Pairs(nn.Module):
 
 
 def shared(obs: Observation, top_k: int) -> Tensor:
-    """(B, L, L, 4) what the largest probabilities say of i and j: sum_v p_i(v) p_j(v); whether both predict one token;
-    p_j(t_i); p_i(t_j). A token that is not among the ``top_k`` of a position has probability 0 there."""
+    """(B, L, L, 4) statistics of the largest probabilities at i and j: sum_v p_i(v) p_j(v); whether both predict one
+    token; p_j(t_i); p_i(t_j). A token that is not among the ``top_k`` of a position has probability 0 there."""
     assert obs.top_BLK is not None and obs.top_ids_BLK is not None
     # Beside a policy that needs more of the largest probabilities there are more than ours.
     top_BLK, ids_BLK = obs.top_BLK[..., :top_k], obs.top_ids_BLK[..., :top_k]

@@ -105,7 +105,7 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 
 
 class Decode(Section):
-    """How the policy decodes.
+    """Decoding of the policy.
 
     block_length: null for full diffusion. frontier: only the first so many masks of the block are eligible; null: all.
     end_of_text: a row ends when the end of its text is committed and nothing before it is missing; what is behind costs

@@ -30,7 +30,7 @@ def save(
     facts: Mapping[str, Any],
     best_weights: Mapping[str, Tensor] = NO_WEIGHTS,
 ) -> None:
-    """facts: JSON values. best_weights: of the best policy so far. The file appears whole or not at all."""
+    """Write a checkpoint, whole or not at all. facts: JSON values. best_weights: of the best policy so far."""
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best_weights.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -85,7 +85,7 @@ def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training stands.
+    """The progress of a training.
 
     iteration: the last one that counts, -1 before the first. before: "decode/temperature" and "decode/entropy" of that
     iteration. best_reward, best_weights: of the best validation. mlflow_run_id: the run that a resumed training uses.

@@ -47,7 +47,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Source:
-    """Where labels come from: the frozen model, probed at states of these prompts that the reference visits."""
+    """The source of labels: the frozen model, probed at states of these prompts that the reference visits."""
 
     reference: Policy
     denoiser: Denoiser

@@ -35,7 +35,7 @@ from components.trainers.rewards import REWARDS
 
 @dataclass(frozen=True)
 class Method:
-    """How a policy is reinforced. reference: of the divergence. expert: draws ``plan.experts`` rows of each group."""
+    """The method of a reinforcement. reference: of the divergence. expert: draws ``plan.experts`` rows per group."""
 
     plan: Plan
     objective: Objective
