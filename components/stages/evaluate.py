@@ -73,8 +73,9 @@ def learned(
 ) -> list[Candidate]:
     """The trained policy by its mode and by sampling, and the starts that ``judged`` names by their mode.
 
-    On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training, whose
-    hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at all.
+    On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training,
+    whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
+    all.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
