@@ -31,7 +31,11 @@ class PromotionRefused(RuntimeError):
     """A policy did not pass the gate."""
 
 
-OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused)
+class ProcessLost(RuntimeError):
+    """Another process of the same training has died."""
+
+
+OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused, ProcessLost)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 STORES = ("mlflow", "sqlalchemy", "sqlite3")
 FILES = ("safetensors", "safetensors_rust", "onnx", "onnxruntime", "google", "huggingface_hub")
