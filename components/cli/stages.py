@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,14 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     """
     import importlib
 
+    from components.core.errors import SettingsError
     from components.core.files import flatten
     from components.settings import read
     from components.stages.common.cases import case_of
     from components.stages.common.workspace import Workspace
 
+    if name != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SettingsError(f"stage {name} is the work of one process, not of several. Run `unmask {name}`.")
     settings = read(Path("params.yaml"))
     # Stages gate, transfer and ood are stage evaluate on a case of theirs.
     function_name = "evaluate" if group is not None and name != "rules" else name

@@ -31,7 +31,11 @@ class PromotionRefused(RuntimeError):
     """A policy did not pass the gate."""
 
 
-OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused)
+class ProcessLost(RuntimeError):
+    """Another process of the same training has died."""
+
+
+OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused, ProcessLost)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAYS_FULL = ("No space left on device", "disk is full", "Disk quota exceeded")  # what wraps an OSError
 STORES = ("mlflow", "sqlalchemy", "sqlite3")

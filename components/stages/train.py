@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import CheckpointError, DataError
+from components.core import processes
+from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.files import copy as copy_file
 from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
 def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
-    with alone(workspace, "train"), ExitStack() as ending:
+    with ExitStack() as ending, processes.joined():
+        if processes.rank() == 0:
+            ending.enter_context(alone(workspace, "train"))
         return _train(workspace, domain, decode, train, ending)
 
 
@@ -56,17 +59,20 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     method = Method(plan, objective, reference_for(train, policy), expert_of(train))
     add_alpha_input(policy, train)
     optimizer = optimizer_for(policy, plan)
-    state = _resumed(kept, policy, optimizer)
-    if state.iteration >= 0:
+    with processes.main_first():
+        state = _resumed(kept, policy, optimizer)
+    _require_same_start(begun, state)
+    main = processes.rank() == 0
+    if main and state.iteration >= 0:
         print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
-    tracker = _tracker(workspace, kept / "metrics.jsonl", state, begun)
+    tracker = _tracker(workspace, kept / "metrics.jsonl", state, begun) if main else CompositeTracker()
     ending.push(_final_state(tracker))
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
     validate = partial(_validated, denoiser=denoiser, tune=tune, decode=decode, train=train)
     training = _Training(policy, optimizer, state, kept / "state.safetensors", tracker, validate)
     training.begin(begun.settings)
     prompts = domain_prompts(workspace, domain, encoder, ["train"])
-    with progress("train", plan.iterations - state.iteration - 1) as tick:
+    with progress("train", plan.iterations - state.iteration - 1, main) as tick:
         for number, metrics in reinforce(policy, optimizer, denoiser, prompts, method, state):
             training.after(number, metrics, train)
             tick(
@@ -75,6 +81,8 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
             )
     policy.load_state_dict(dict(training.state.best_weights))
     figures = validate(policy)
+    if not main:
+        return {}
     _write(workspace, policy, kept / "metrics.jsonl", begun.finished(figures, mlflow_run_id=tracker.run_id))
     tracker.finish("FINISHED")
     workspace.metrics("train", figures)
@@ -98,7 +106,7 @@ class _Training:
         if self.state.mlflow_run_id is None:
             self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
             self.tracker.params(settings)
-            self.state.save(self.saved, self.policy, self.optimizer)
+            self._save()
 
     def after(self, number: int, metrics: dict[str, float], train: Train) -> None:
         """Validate, log and save, as often as the settings ask for."""
@@ -113,6 +121,10 @@ class _Training:
         if (number + 1) % train.save_every == 0 or last:
             before = metrics["decode/temperature"], metrics["decode/entropy"]
             self.state = replace(self.state, iteration=number, before=before)
+            self._save()
+
+    def _save(self) -> None:
+        if processes.rank() == 0:
             self.state.save(self.saved, self.policy, self.optimizer)
 
 
@@ -158,6 +170,16 @@ def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer
         except (CheckpointError, DataError) as error:
             put_aside("train", kept, error)
     return TrainState()
+
+
+def _require_same_start(begun: RunRecord, state: TrainState) -> None:
+    """SettingsError if the processes would train different things, or from different checkpoints."""
+    starts = processes.gathered([begun.identity, state.iteration])
+    if starts != starts[:1] * len(starts):
+        told = "; ".join(f"process {i}: {name[:8]} after iteration {last}" for i, (name, last) in enumerate(starts))
+        raise SettingsError(
+            f"the processes start differently ({told}). Give all of them the same checkout, on one disk."
+        )
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:
@@ -278,9 +300,10 @@ def _validated(
     from components.decode.job import DecodeOptions
     from components.trainers.rewards import REWARDS
 
+    tune = tune.take(processes.shard(range(len(tune))))
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
     figures: list[dict[str, float]] = []
-    for alpha in train.alphas or (train.one_alpha,):
+    for alpha in (train.alphas or (train.one_alpha,)) if len(tune) else ():
         alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
         job = replace(tune.job(decode.block_length, alpha_P=alpha_P), frontier=decode.frontier)
         decoded = rollout(denoiser, policy, job, options)
@@ -289,4 +312,6 @@ def _validated(
         reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
         figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
-    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+    names = figures[0] if figures else ()
+    means = {name: sum(f[name] for f in figures) / len(figures) for name in names}
+    return processes.averaged(means, dict.fromkeys(names, len(tune)))

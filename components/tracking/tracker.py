@@ -61,10 +61,10 @@ class JsonlTracker:
 
 
 class CompositeTracker:
-    """Reports to two trackers, in this order; the run's name is the first one that has a name."""
+    """Reports to several trackers or none, in this order; the run's name is the first one that has a name."""
 
-    def __init__(self, first: Tracker, second: Tracker) -> None:
-        self._all = (first, second)
+    def __init__(self, *trackers: Tracker) -> None:
+        self._all = trackers
 
     @property
     def run_id(self) -> str | None:

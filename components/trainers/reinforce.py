@@ -7,7 +7,7 @@ policy's action distribution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.core import workers
+from components.core import processes, workers
 from components.core.rng import generator, seed_of
 from components.core.timer import Timer
 from components.core.types import Needs, Rollout, Steps
@@ -45,7 +45,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Experience:
-    """The rollouts of iteration ``number`` with their scores, rewards and advantages."""
+    """The rollouts of iteration ``number`` with their scores, rewards and advantages.
+
+    share: of the iteration's prompts that are this process's.
+    """
 
     job: Job
     rollout: Rollout
@@ -55,6 +58,7 @@ class Experience:
     dense_R: Tensor
     advantage_R: Tensor
     number: int = 0
+    share: float = 1.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -77,6 +81,17 @@ class Experience:
             "decode/nfe": float(self.rollout.nfe_R.cpu()[own_R].float().mean()),
             "decode/useful": self.rollout.useful / max(self.rollout.forwards, 1),
             "decode/finished": float(self.rollout.finished_R.cpu()[own_R].float().mean()),
+        }
+
+    def counts(self, metrics: Mapping[str, float]) -> dict[str, int]:
+        """How many rows, groups, draws or forwards each of the metrics is the mean over."""
+        own_R = self.job.policy_R == 0
+        groups, drawn = len(self.job.prompts), int(own_R[self.steps.row_N].sum())
+        return dict.fromkeys(metrics, int(own_R.sum())) | {
+            "reward/group_std": groups,
+            "reward/mixed_groups": groups,
+            "decode/entropy": drawn,
+            "decode/useful": self.rollout.forwards,
         }
 
 
@@ -103,7 +118,7 @@ class Pairs:
         steered_N = (experience.job.policy_R > 0)[steps.row_N]
         old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
         advantage_N = experience.advantage_R[steps.row_N]
-        return Pairs(steps, old_N, advantage_N, weight_N / objective.record_share, steered_N)
+        return Pairs(steps, old_N, advantage_N, weight_N / objective.record_share * experience.share, steered_N)
 
     def take(self, index: Tensor) -> Pairs:
         columns = (self.old_N, self.advantage_N, self.weight_N, self.steered_N)
@@ -124,15 +139,16 @@ def collect(
 ) -> Experience:
     """Rollouts, scores, rewards and advantages of iteration ``number``, which addresses everything that is drawn.
 
-    The inputs of the reference are recorded too.
+    Of this process's prompts, see ``has_prompts``. The inputs of the reference are recorded too.
     """
     plan, objective = method.plan, method.objective
     policies: list[Policy] = [policy] if method.expert is None else [policy, method.expert]
     needs = Needs() if method.reference is None else method.reference.needs
     source = generator(plan.seed, "reinforce", "prompts", number)
-    chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
+    drawn = torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist()
+    chosen = prompts.take(processes.shard(drawn))
     answers = needs.answer or any(p.needs.answer for p in policies)
-    alpha_P = _alphas(method, number, len(chosen))
+    alpha_P = _alphas(method, number, len(drawn))
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
     job = replace(job, frontier=plan.frontier)
     with timer("rollout"):
@@ -144,16 +160,23 @@ def collect(
         reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert decoded.steps is not None
-    return Experience(job, decoded, decoded.steps, reward_R, correct_R, dense_R, advantage_R, number)
+    share = len(chosen) / len(drawn)
+    return Experience(job, decoded, decoded.steps, reward_R, correct_R, dense_R, advantage_R, number, share)
+
+
+def has_prompts(prompts: Prompts, plan: Plan) -> bool:
+    """Whether an iteration has a prompt for this process."""
+    return processes.rank() < min(plan.prompts, len(prompts))
 
 
 def _alphas(method: Method, number: int, count: int) -> Tensor | None:
-    """(P,) the speed exponent of each group, where the policy is conditioned on it."""
+    """(P,) the speed exponents of this process's of ``count`` groups, where the policy is conditioned on them."""
     alphas = method.objective.alphas
     if not alphas:
         return None
     source = generator(method.plan.seed, "reinforce", "alpha", number)
-    return torch.tensor(alphas)[torch.randint(len(alphas), (count,), generator=source)]
+    drawn = torch.randint(len(alphas), (count,), generator=source).tolist()
+    return torch.tensor([alphas[i] for i in processes.shard(drawn)])
 
 
 def _options(method: Method, needs: Needs, number: int) -> DecodeOptions:
@@ -171,31 +194,43 @@ def _options(method: Method, needs: Needs, number: int) -> DecodeOptions:
 
 
 def update(
-    policy: LearnedPolicy, optimizer: torch.optim.Optimizer, experience: Experience, method: Method
+    policy: LearnedPolicy, optimizer: torch.optim.Optimizer, experience: Experience | None, method: Method
 ) -> dict[str, float]:
-    """Take ``num_epochs`` optimizer steps on the iteration's pairs; the surrogate's figures.
+    """Take ``num_epochs`` optimizer steps on the iteration's pairs, those of all processes; the surrogate's figures.
 
-    SettingsError before a step on a loss or a gradient that is not finite.
+    experience: None in a process without prompts. SettingsError before a step on a loss or a gradient that is not
+    finite.
     """
-    pairs, weights = Pairs.of(experience, method), [p for p in policy.parameters() if p.requires_grad]
-    live_N = _live(pairs, method.objective)
-    chunks = live_N.split(method.objective.micro_batch) if len(live_N) else ()
-    works = [partial(_chunk, policy, pairs, chosen, method) for chosen in chunks]
-    count = max(len(live_N), 1)
+    works = [] if experience is None else _works(policy, experience, method)
+    weights = [p for p in policy.parameters() if p.requires_grad]
+    where = "this iteration" if experience is None else f"iteration {experience.number}"
     totals: dict[str, float] = {}
     for epoch in range(method.objective.num_epochs):
         optimizer.zero_grad(set_to_none=True)
-        sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0}
+        sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0, "pairs": 0.0}
         for figures in workers.add_gradients(works, weights):
             for name, value in figures.items():
                 sums[name] += value
-        norm = clip_finite(policy, method.plan.clip_norm, sums["loss"], f"iteration {experience.number}")
+        processes.sum_gradients(weights)
+        sums = processes.added(sums)
+        count = max(sums["pairs"], 1)
+        norm = clip_finite(policy, method.plan.clip_norm, sums["loss"], where)
         optimizer.step()
         if epoch == 0:
             totals["policy/gradient_norm"] = norm
             totals |= {"policy/entropy": sums["entropy"] / count, "policy/kl": sums["kl"] / count}
         totals |= {"policy/clipped": sums["clipped"] / count, "policy/loss": sums["loss"]}
     return totals
+
+
+def _works(
+    policy: LearnedPolicy, experience: Experience, method: Method
+) -> list[Callable[[], tuple[Tensor, dict[str, float]]]]:
+    """The surrogate of every chunk of the live pairs."""
+    pairs = Pairs.of(experience, method)
+    live_N = _live(pairs, method.objective)
+    chunks = live_N.split(method.objective.micro_batch) if len(live_N) else ()
+    return [partial(_chunk, policy, pairs, chosen, method) for chosen in chunks]
 
 
 def _live(pairs: Pairs, objective: Objective) -> Tensor:
@@ -246,6 +281,7 @@ def surrogate(policy: LearnedPolicy, pairs: Pairs, method: Method) -> tuple[Tens
         "kl": float(apart_n.detach().sum()),
         "entropy": float(entropy(distribution, own_n).sum()),
         "clipped": float(beyond),
+        "pairs": float(len(own_n)),
     }
 
 
@@ -269,13 +305,22 @@ def reinforce(
         policy.eval()
         temperature = plan.temperature_at(number, before)
         with _sampling(policy, temperature):
-            experience = collect(policy, denoiser, prompts, method, number, timer)
+            mine = has_prompts(prompts, plan)
+            experience = collect(policy, denoiser, prompts, method, number, timer) if mine else None
             with timer("update"):
                 learned = update(policy, optimizer, experience, method)
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
-        metrics = experience.metrics
+        metrics = _metrics(experience)
         before = temperature, metrics["decode/entropy"]
         yield number, metrics | {"decode/temperature": temperature} | learned | times
+
+
+def _metrics(experience: Experience | None) -> dict[str, float]:
+    """Those of the rows of all processes."""
+    if experience is None:
+        return processes.averaged({}, {})
+    metrics = experience.metrics
+    return processes.averaged(metrics, experience.counts(metrics))
 
 
 @contextmanager

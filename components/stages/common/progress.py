@@ -11,8 +11,11 @@ EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+def progress(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Gives ``tick(note, count=1)``, to be called as units of work are finished."""
+    if not shown:
+        yield lambda note, count=1: None
+        return
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
