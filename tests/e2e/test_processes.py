@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,18 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file
 
-from components.denoisers import embedded
-from components.stages import train as training
-from components.stages.common.workspace import Workspace
-from components.stages.distill import distill
-from components.stages.influence import influence
-from components.stages.prepare import prepare
-from components.tracking.tracker import JsonlTracker
-from tests.e2e.test_stages import toy
 from tests.training_process import ITERATIONS, trained
 
 pytestmark = pytest.mark.e2e
@@ -48,7 +37,9 @@ def start(size: int, cases: list[dict[str, Any]]) -> list[subprocess.Popen[str]]
     group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-m", "tests.training_process", json.dumps(cases)]
     return [
-        subprocess.Popen(command, env=os.environ | group | {"RANK": f"{i}"}, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=os.environ | group | {"RANK": f"{i}"}, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
         for i in range(size)
     ]
 
