@@ -24,6 +24,7 @@ import psutil
 
 from components.core.errors import DataError, SettingsError
 from components.core.files import read_json, write_text
+from components.tracking.abandoned import started
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
 from flows.results import UI
@@ -97,7 +98,7 @@ class Stack:
             process = psutil.Process(known["pid"]) if known else None
         except psutil.NoSuchProcess:
             return None
-        if process is None or known is None or abs(process.create_time() - known["created"]) > 1:
+        if process is None or known is None or abs(started(process) - known["created"]) > 1:
             return None
         return process if process.status() != psutil.STATUS_ZOMBIE else None
 
@@ -119,7 +120,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.processes[name] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        self.processes[name] = {"pid": process.pid, "created": started(psutil.Process(process.pid))}
         write_text(self.state_file, json.dumps({"ports": self.ports, "processes": self.processes}, indent=2))
 
     def wait(self, name: str, ready: Callable[[], bool]) -> None:

@@ -55,6 +55,11 @@ def files_at_head(checkout: Path, folder: str) -> list[Path]:
     return [Path(name) for name in _run(["git", "ls-tree", "--name-only", "HEAD", f"{folder}/"], checkout).splitlines()]
 
 
+def tree_at_head(checkout: Path, name: str) -> str:
+    """Git's hash of a file or folder as committed."""
+    return _run(["git", "rev-parse", f"HEAD:{name}"], checkout).strip()
+
+
 def is_open(path: Path) -> bool:
     """Whether the worktree is there and whole."""
     return _last_written(path).exists()
@@ -85,6 +90,14 @@ def open_worktree(checkout: Path, path: Path) -> bool:
         local.write(file)
     half.rename(_last_written(path))
     return False
+
+
+def open_at_head(checkout: Path, path: Path) -> None:
+    """``open_worktree``, made anew where the one that is there is of another commit."""
+    head = ["git", "rev-parse", "HEAD"]
+    if is_open(path) and _run(head, path) != _run(head, checkout):
+        close_worktree(checkout, path)
+    open_worktree(checkout, path)
 
 
 def close_worktree(checkout: Path, path: Path) -> None:

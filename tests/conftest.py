@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,12 @@ from components.denoisers.encoder import Encoder
 from components.denoisers.formula import FormulaDenoiser
 from components.tasks.example import Example, Score, matching
 
+# Before anything imports ONNX Runtime, MLflow, Prefect or DVC: no test may look anything up.
+for name in ("ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS"):
+    os.environ.setdefault(name, "1")
+for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}.items():
+    os.environ.setdefault(name, value)
+
 WORDS = 16  # 0 is the mask, 1 to 15 the letters a to o
 
 
@@ -22,6 +29,7 @@ class Letters:
     """Ids of letters and back; what an ``Encoder`` does."""
 
     end_ids: frozenset[int] = frozenset()
+    stop_ids: tuple[int, ...] = ()
 
     def check_length(self, text: str, prompt: int, canvas: int) -> None: ...
 

@@ -55,11 +55,11 @@ class Comparison:
     reference: Side
 
 
-def compare(denoiser: Denoiser, job: Job, case: Case, repeats: int) -> Comparison:
-    """Decodes the job ``repeats`` times by either; the first pair is not counted."""
+def compare(denoiser: Denoiser, job: Job, case: Case, repeats: int, seconds: float | None = None) -> Comparison:
+    """Decodes the job ``repeats`` times by either, fewer where ``seconds`` are over; the first pair is not counted."""
     ours, ours_by_section = _watched(rollout, denoiser, job, case)
     theirs, theirs_by_section = _watched(reference_rollout, denoiser, job, case)
-    fast, plain = in_turn([ours, theirs], repeats, denoiser.device)
+    fast, plain = in_turn([ours, theirs], repeats, denoiser.device, seconds)
     mine, other = fast[-1].value, plain[-1].value
     return Comparison(
         case.name,

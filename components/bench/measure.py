@@ -58,12 +58,19 @@ def timed(work: Callable[[], Any], device: torch.device) -> Timed:
     return Timed(seconds, None if before is None or peak is None else max(0, peak - before), value)
 
 
-def in_turn(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device) -> list[list[Timed]]:
+def in_turn(
+    works: Sequence[Callable[[], Any]], repeats: int, device: torch.device, seconds: float | None = None
+) -> list[list[Timed]]:
     """``repeats`` timings of each; in every round all of them are run, and who goes first changes. The first round
-    warms up and is not counted."""
+    warms up and is not counted. seconds: no further round starts that would end later, but for the first counted one.
+    """
     gc.collect()  # what an earlier measurement left; it takes too long to be done each time
     found: list[list[Timed]] = [[] for _ in works]
+    begin = time.perf_counter()
     for number in range(-1, repeats):
+        gone = time.perf_counter() - begin
+        if seconds is not None and number > 0 and gone * (number + 2) / (number + 1) > seconds:
+            break
         order = list(range(len(works)))
         for index in order if number % 2 == 0 else reversed(order):
             done = timed(works[index], device)

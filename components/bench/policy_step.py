@@ -39,7 +39,11 @@ def _step(policy: LearnedPolicy, who: Any, obs: Any) -> None:
 
 
 def policy_step(
-    policy: LearnedPolicy, sizes: Sequence[tuple[int, int]] = SIZES, repeats: int = 15, inner: int = 10
+    policy: LearnedPolicy,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    repeats: int = 15,
+    inner: int = 10,
+    seconds: float | None = None,
 ) -> list[dict[str, Any]]:
     """Milliseconds per step by (rows, canvas length), and the speed-up: median, lowest and highest of paired ratios."""
     rows = []
@@ -55,7 +59,9 @@ def policy_step(
                 for _ in range(times):
                     _step(policy, who, obs)
 
-            ours, theirs = in_turn([lambda: many(exported), lambda: many(policy)], repeats, torch.device("cpu"))
+            share = None if seconds is None else seconds / len(sizes)
+            works = [lambda: many(exported), lambda: many(policy)]
+            ours, theirs = in_turn(works, repeats, torch.device("cpu"), share)
             rows.append(
                 {
                     "rows": batch,

@@ -58,8 +58,9 @@ def _lock_step(
     order_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
     if job.canvas_RL is not None:
         given_BL = job.canvas_RL[rows_B].to(denoiser.device)
-        ids_BT[:, start:] = torch.where(masked_BL, given_BL, denoiser.mask_id)
-        masked_BL &= given_BL == denoiser.mask_id
+        ids_BT[:, start:] = torch.where(masked_BL & (given_BL >= 0), given_BL, denoiser.mask_id)
+        masked_BL &= given_BL < 0
+    asked_BL, asked_B = masked_BL, masked_BL.sum(-1)
     block_BL = torch.arange(masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
     # Blocks that are left behind, which step_limit "block" does with masks in them; steps in the present one; steps.
     passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
@@ -67,12 +68,14 @@ def _lock_step(
     given = {"answer_BL": _answers(job, rows_B, masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
     state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
     changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
-    while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < length_B)).any()):
+    while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < asked_B)).any()):
         forwards += len(rows_B)
         useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
         open_BL = _open(masked_BL, block_BL, passed_B) & busy_B.unsqueeze(1)
         present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
         eligible_BL = open_BL & (block_BL == present_B1)
+        if job.frontier is not None:
+            eligible_BL &= eligible_BL.cumsum(-1) <= job.frontier
         block_BT = torch.nn.functional.pad(block_BL == present_B1, (start, 0))
         with timer("denoiser"):
             canvas = Canvas(ids_BT, attend_BT, start, block_BT)
@@ -94,11 +97,14 @@ def _lock_step(
             assert action.committed_BL is not None
             commit_BL = action.committed_BL & busy_B.unsqueeze(1)
             canvas_BL = torch.where(commit_BL, seen["token_BL"], ids_BT[:, start:])
-            ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
             masked_BL, order_BL = masked_BL & ~commit_BL, torch.where(commit_BL, step_B.unsqueeze(1), order_BL)
+            if job.end_ids:
+                masked_BL = _end_texts(canvas_BL, masked_BL, order_BL, job.end_ids)
+            ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
             changed_B, step_B, in_block_B = commit_BL.any(-1), step_B + busy_B, in_block_B + 1
             if options.step_limit == "block":
-                passed_B = torch.where(in_block_B >= size_B, present_B1.squeeze(-1) + 1, passed_B)
+                most_B = (asked_BL & (block_BL == present_B1)).sum(-1)
+                passed_B = torch.where(in_block_B >= most_B, present_B1.squeeze(-1) + 1, passed_B)
             left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
             in_block_B = in_block_B.masked_fill(~left_B, 0)
     canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
@@ -123,6 +129,20 @@ def _open(masked_BL: Tensor, block_BL: Tensor, passed_B: Tensor) -> Tensor:
     return masked_BL & (block_BL >= passed_B.unsqueeze(1))
 
 
+def _end_texts(canvas_BL: Tensor, masked_BL: Tensor, order_BL: Tensor, end_ids: tuple[int, ...]) -> Tensor:
+    """The masks that are left; behind a committed end without a mask before it they are filled, in ``canvas_BL``."""
+    left_BL = masked_BL.clone()
+    for row in range(len(canvas_BL)):
+        for place in range(canvas_BL.shape[1]):
+            if bool(masked_BL[row, place]):
+                break
+            if int(order_BL[row, place]) >= 0 and int(canvas_BL[row, place]) in end_ids:
+                canvas_BL[row, masked_BL[row]] = end_ids[0]
+                left_BL[row] = False
+                break
+    return left_BL
+
+
 def softmax_statistics(
     logits_BLV: Tensor, forbidden_ids: Tensor, needs: Needs, where_BL: Tensor, past: tuple[Tensor, Tensor] | None
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
@@ -130,8 +150,11 @@ def softmax_statistics(
     of this step: the log-probabilities and the drifts so far."""
     logits_BLV = logits_BLV.to(torch.promote_types(logits_BLV.dtype, torch.float32), copy=True)
     logits_BLV[..., forbidden_ids] = -torch.inf
-    p_BLV = logits_BLV.softmax(-1)
     token_BL1 = logits_BLV.argmax(-1, keepdim=True)
+    log_BLV = logits_BLV.log_softmax(-1)
+    for token in needs.late:  # out of all statistics but drift, except where it is predicted itself
+        logits_BLV[..., token] = logits_BLV[..., token].where(token_BL1.squeeze(-1) == token, -torch.inf)
+    p_BLV = logits_BLV.softmax(-1)
     top_BL = p_BLV.gather(-1, token_BL1).squeeze(-1)
     rest_BLV = p_BLV.scatter(-1, token_BL1, 0.0)
     odds_BL = top_BL.log() - rest_BLV.sum(-1).log()
@@ -153,7 +176,7 @@ def softmax_statistics(
     found = {name: t.where(where_BL.view(*where_BL.shape, *[1] * (t.ndim - 2)), 0) for name, t in found.items()}
     if not needs.drift:
         return found, None
-    log_BLV = logits_BLV.log_softmax(-1).masked_fill(~where_BL.unsqueeze(-1), torch.nan)
+    p_BLV, log_BLV = log_BLV.exp(), log_BLV.masked_fill(~where_BL.unsqueeze(-1), torch.nan)
     if past is None:
         past = (torch.full_like(log_BLV, torch.nan), log_BLV.new_full((*where_BL.shape, needs.drift), torch.inf))
     kl_BL = torch.where(p_BLV > 0, p_BLV * (log_BLV - past[0]), 0.0).sum(-1)
@@ -220,3 +243,27 @@ def _record(
         obs = replace(obs, eligible_BL=torch.where(steered_B1, obs.masked_BL, obs.eligible_BL))
     action = replace(action, drawn_BL=torch.where(steered_B1, action.committed_BL, action.drawn_BL))
     return Steps(rows_B, obs.step_B, obs, action, policies[0].distribution(obs).log_prob(action))
+
+
+def one_canvas(
+    denoiser: Denoiser, prompt: Tensor, length: int, per_step: int | None, threshold: float = 1.0
+) -> tuple[Tensor, int]:
+    """One canvas as public samplers decode it, and its forward passes: the head and a softmax at every position of the
+    sequence, the confidence of each argmax, then the ``per_step`` largest or, where that is None, those that reach the
+    threshold and the largest. Full diffusion; no other statistic, no noise."""
+    ids_1T = torch.cat([prompt, torch.full((length,), denoiser.mask_id)]).unsqueeze(0).to(denoiser.device)
+    attend_1T, steps = torch.ones_like(ids_1T, dtype=torch.bool), 0
+    canvas_T = torch.arange(ids_1T.shape[1], device=denoiser.device) >= len(prompt)
+    while bool((open_T := (ids_1T[0] == denoiser.mask_id) & canvas_T).any()):
+        hidden_1TD, _ = denoiser.hidden(Canvas(ids_1T, attend_1T, len(prompt)), None)
+        logits_TV = denoiser.logits(hidden_1TD[0])
+        logits_TV[:, denoiser.forbidden_ids] = -torch.inf
+        token_T = logits_TV.argmax(-1)
+        sure_T = logits_TV.softmax(-1).gather(-1, token_T.unsqueeze(-1)).squeeze(-1).masked_fill(~open_T, -torch.inf)
+        if per_step is None:
+            chosen_T = (sure_T >= threshold) | (sure_T == sure_T.max())
+        else:
+            chosen_T = torch.zeros_like(open_T).scatter(0, sure_T.topk(min(per_step, int(open_T.sum()))).indices, True)
+        ids_1T = torch.where(chosen_T & open_T, token_T, ids_1T)
+        steps += 1
+    return ids_1T[0, len(prompt) :], steps

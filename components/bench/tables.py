@@ -54,6 +54,21 @@ def shares(found: Sequence[Comparison]) -> Table:
     return table
 
 
+def single(found: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(
+        "one whole canvas of 128: engine / a sampler as public code writes it",
+        "rule",
+        "NFE",
+        "seconds",
+        "speed-up",
+        "same",
+    )
+    for row in found:
+        seconds = f"{row['engine_seconds']:.3f} / {row['public_seconds']:.3f}"
+        table.add_row(row["name"], str(row["nfe"]), seconds, spread(row["speedup"]), f"{row['same']:.0%}")
+    return table
+
+
 def training(found: Round, speed: Throughput) -> Table:
     table = _table("a training round", "part", "seconds", "share")
     for part, seconds in found.seconds.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,13 +37,21 @@ class Round:
 
 
 def training_round(
-    policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, plan: Plan, objective: Objective, repeats: int
+    policy: LearnedPolicy,
+    denoiser: Denoiser,
+    prompts: Prompts,
+    plan: Plan,
+    objective: Objective,
+    repeats: int,
+    limit: float | None = None,
 ) -> tuple[Round, Experience]:
-    """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; and the last one's
-    experience."""
+    """``repeats`` iterations from the same weights (a copy of them learns), after one that warms up; fewer where
+    ``limit`` seconds are over, but one; and the last one's experience."""
     parts: list[dict[str, float]] = []
-    found, method = None, Method(plan, objective)
+    found, method, begin = None, Method(plan, objective), time.perf_counter()
     for number in range(repeats + 1):
+        if limit is not None and number > 1 and time.perf_counter() - begin > limit:
+            break
         student, timer = copy.deepcopy(policy), Synchronised(denoiser.device)
         found = collect(student, denoiser, prompts, method, number, timer)
         with timer("update"):
@@ -77,6 +86,7 @@ def update_throughput(
     plan: Plan,
     objective: Objective,
     repeats: int,
+    seconds: float | None = None,
     batches: Sequence[int] = BATCHES,
 ) -> Throughput:
     """The update of a round's pairs, all of them given an advantage, beside ``log_prob`` and its gradient alone."""
@@ -96,10 +106,15 @@ def update_throughput(
         for part in parts:
             student.distribution(part.observation).log_prob(part.action).sum().backward()
 
-    trial = in_turn([lambda parts=parts: bare(parts) for parts in cuts.values()], repeats, device)
+    trial = in_turn(
+        [lambda parts=parts: bare(parts) for parts in cuts.values()], repeats, device, seconds and seconds / 2
+    )
     best = min(zip(cuts, trial, strict=True), key=lambda pair: median_seconds(pair[1]))[0]
     ours, alone = in_turn(
-        [lambda: update(student, optimizer, whole, Method(plan, objective)), lambda: bare(cuts[best])], repeats, device
+        [lambda: update(student, optimizer, whole, Method(plan, objective)), lambda: bare(cuts[best])],
+        repeats,
+        device,
+        seconds and seconds / 2,
     )
     share = statistics.median(objective.num_epochs * b.seconds / a.seconds for a, b in zip(ours, alone, strict=True))
     return Throughput(objective.num_epochs * pairs / median_seconds(ours), pairs / median_seconds(alone), best, share)

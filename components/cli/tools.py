@@ -97,7 +97,7 @@ def demo() -> None:
 
 
 def decode(
-    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example W.1...4..4..1..3.")],
+    prompt: Annotated[str, typer.Argument(help="as the task writes it, for example W.1...4..4..1..3.")] = "",
     policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; several are shown side by side")] = None,
     task: Annotated[
         str | None, typer.Option(help="of params.yaml data.tasks; by default found by the prompt's first letter")
@@ -106,6 +106,7 @@ def decode(
     model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
     choose: Annotated[Choice, typer.Option(help=DRAW)] = Choice.mode,
     block: Annotated[int | None, typer.Option(min=1, help=BLOCK)] = None,
+    canvas: Annotated[str | None, typer.Option(help="a text to fill in, [MASK] for each missing token")] = None,
 ) -> None:
     """Decode one prompt and show the canvas filling up, in order.
 
@@ -116,7 +117,7 @@ def decode(
     from components.commands.decode import Asked, show_decode
 
     quiet()
-    show_decode(policy or ["confidence"], Asked(prompt, task, length, model, choose.value, block))
+    show_decode(policy or ["confidence"], Asked(prompt, task, length, model, choose.value, block, canvas))
 
 
 def compare(
@@ -154,7 +155,8 @@ def bench(
     dtype: Annotated[Weights | None, typer.Option(help="of the dLLM's weights; by default the profile's")] = None,
     count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training round at most")] = 128,
     rows: Annotated[int, typer.Option(min=1, help="rows in flight, and the reference loop's batch")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count, at most")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="for all of it; one pair of each is measured anyhow")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout, the tables to stderr")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="log it as a run of the profile's experiment")] = False,
 ) -> None:
@@ -171,7 +173,9 @@ def bench(
     console = Console(stderr=as_json, highlight=False)
     console = console if console.is_terminal else Console(stderr=as_json, highlight=False, width=160)
     found = bench.bench(
-        bench.Request(policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats),
+        bench.Request(
+            policy or (), model, random, vocabulary, dtype.value if dtype else None, count, rows, repeats, seconds
+        ),
         console.print,
     )
     if as_json:

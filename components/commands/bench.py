@@ -1,12 +1,14 @@
 """What `unmask bench` measures: this machine, the profile's dLLM or another, the user's policies.
 
-The same prompts are decoded by the engine and by the reference loop in turn; then come a training round in its parts,
-and the policy's step in torch and in ONNX Runtime. Left out: fixed sizes to compare machines by, in tests/benchmarks.
+The same prompts are decoded by the engine and by the reference loop in turn; then come single canvases, where a loop
+has least to gain, a training round in its parts, and the policy's step in torch and in ONNX Runtime. Left out: fixed
+sizes to compare machines by, in tests/benchmarks.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from components.commands.resolve import active_profile, candidate
 from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from components.bench.decoding import Case
+    from components.bench.decoding import Case, Comparison
     from components.decode.prompts import Prompts
     from components.denoisers import LoadedDenoiser
     from components.settings import Settings
@@ -31,7 +33,8 @@ class Request:
     pipeline has made, and RULES. random: canvas length of a random dLLM (4 layers, width 128, so many tokens in its
     ``vocabulary``) that stands in for model and data. dtype: of its weights or the model's, None for the profile's.
     count: prompts, and about as many rows in the training round. rows: in flight, and in the reference's batch.
-    repeats: counted pairs of runs."""
+    repeats: counted pairs of runs, at most. seconds: for all of it; what is left of them is shared by what is left to
+    measure, with one counted pair each at least."""
 
     policies: Sequence[str] = ()
     model: str | None = None
@@ -41,6 +44,7 @@ class Request:
     count: int = 128
     rows: int = 64
     repeats: int = 3
+    seconds: float = 100.0
 
 
 def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
 
     SettingsError or DataError where the profile's model or prompts are not there (``random`` needs neither).
     """
-    from components.bench import tables
+    from components.bench import single, tables
     from components.bench.decoding import compare
     from components.bench.policy_step import SIZES, policy_step
 
@@ -56,27 +60,48 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     denoiser, prompts, block = _subject(request, workspace, settings)
     facts = machine(denoiser, workspace.root)
     show(tables.machine(facts))
-    decoded = []
-    for case in _cases(request, workspace, settings, denoiser):
-        show(f"decoding {len(prompts)} prompts: {case.name}")
-        decoded.append(compare(denoiser, prompts.job(block), case, request.repeats))
+    cases, fresh = _cases(request, workspace, settings, denoiser), fresh_policies(settings, denoiser.width)
+    clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 2, show)
+    decoded: list[Comparison] = []
+    for case in cases:
+        share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
+        decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
     show(tables.decoding(decoded))
     show(tables.shares(decoded))
-    trained, speed = _training(request, workspace, settings, denoiser, prompts, block)
+    alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
+    show(tables.single(alone))
+    trained, speed = _training(request, workspace, settings, denoiser, prompts, block, clock)
     show(tables.training(trained, speed))
     steps = [
         {"policy": name, **row}
-        for name, policy in fresh_policies(settings, denoiser.width).items()
-        for row in policy_step(policy, SIZES, repeats=5 * request.repeats)
+        for name, policy in fresh.items()
+        for row in policy_step(policy, SIZES, 5 * request.repeats, seconds=clock.next(f"the step of the {name} policy"))
     ]
     show(tables.policy_step(steps))
     return {
         "machine": facts,
         "request": asdict(request),
         "decoding": [asdict(row) for row in decoded],
+        "single": alone,
         "training": asdict(trained) | asdict(speed),
         "policy_step": steps,
     }
+
+
+class _Clock:
+    """Says what is measured next, and shares out the time that is left."""
+
+    def __init__(self, seconds: float, count: int, show: Callable[[Any], None]) -> None:
+        self.end, self.count, self.done, self.show = time.monotonic() + seconds, count, 0, show
+        show(f"{count} measurements in about {seconds:.0f} s; more or fewer with --seconds")
+
+    def next(self, what: str) -> float:
+        """Seconds for it."""
+        left = max(0.0, self.end - time.monotonic())
+        share = left / (self.count - self.done)
+        self.done += 1
+        self.show(f"{self.done}/{self.count}, {left:.0f} s left: {what}")
+        return share
 
 
 def log_to_mlflow(found: dict[str, Any]) -> None:
@@ -93,6 +118,7 @@ def log_to_mlflow(found: dict[str, Any]) -> None:
     by_name = {
         "decoding": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["decoding"]},
         "training": found["training"],
+        "single": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["single"]},
         "policy_step": {
             f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
             for row in found["policy_step"]
@@ -173,6 +199,7 @@ def _training(
     denoiser: LoadedDenoiser,
     prompts: Prompts,
     block: int | None,
+    clock: _Clock,
 ):
     """A round of the profile's training, with ``request.count`` rows at most, and the speed of its update."""
     from components.bench.training import training_round, update_throughput
@@ -186,8 +213,10 @@ def _training(
     own = request.random is None and request.model is None and distilled.is_dir()
     policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]
     policy = policy.to(denoiser.device)
-    found, experience = training_round(policy, denoiser, prompts, plan, objective, request.repeats)
-    return found, update_throughput(policy, experience, plan, objective, request.repeats)
+    share = clock.next("a training round")
+    found, experience = training_round(policy, denoiser, prompts, plan, objective, request.repeats, share)
+    share = clock.next("the update of a training round")
+    return found, update_throughput(policy, experience, plan, objective, request.repeats, share)
 
 
 def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
@@ -202,7 +231,7 @@ def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
     commit, changed = code_version(root)
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": str(denoiser.device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -216,7 +245,8 @@ def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the system tells it, or the kind of machine."""
     import platform
 
     known = Path("/proc/cpuinfo")

@@ -23,7 +23,8 @@ def reevaluate_on(workspace: Workspace, settings: Settings) -> Callable[[Path], 
         denoiser, encoder = open_cached(workspace, domain.model, decode)
         data = workspace.task(settings.evaluate.gate_task)
         prompts = Prompts.of(data.task(), data.examples("gate"), encoder)
-        candidate = Candidate("learned", decode.choose, OnnxPolicy(path), decode.block_length, decode.choose)
+        how = (decode.block_length, decode.choose, decode.frontier)
+        candidate = Candidate("learned", decode.choose, OnnxPolicy(path), *how)
         board = Board(data.name, domain.model, "gate")
         return evaluate(denoiser, candidate, prompts, settings.sweep.seeds, board)
 

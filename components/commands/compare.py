@@ -36,14 +36,15 @@ class Ground:
     prompts: Prompts
 
     def decode(self, candidates: Sequence[Candidate], prompts: Prompts | None = None) -> list[EvalResult]:
-        from components.evaluation.evaluate import evaluate
+        from components.evaluation.evaluate import Board, evaluate
         from components.stages.common.progress import progress
 
-        results = []
+        results, board = [], Board(self.name, self.settings.domain.model)
         with progress(f"compare on {self.name}", len(candidates)) as tick:
             for each in candidates:
-                results.append(evaluate(self.opened[0], each, prompts or self.prompts, self.settings.sweep.seeds))
-                tick(each.setting)
+                seeds = self.settings.sweep.seeds
+                results.append(evaluate(self.opened[0], each, prompts or self.prompts, seeds, board))
+                tick("")  # a long name would be cut behind the bar
         return results
 
 

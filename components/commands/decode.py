@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from components.commands.puzzles import is_solvable, wrong_cells
@@ -26,7 +26,8 @@ ANIMATION_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for. task: its name. length, block: of canvas and block. None: by default."""
+    """What the command line asks for. task: its name. length, block: of canvas and block. canvas: a text to fill
+    in; the prompt is then any text, and no answer is known. None: by default."""
 
     prompt: str | None = None
     task: str | None = None
@@ -34,13 +35,14 @@ class Asked:
     model: str | None = None
     choose: str = "mode"
     block: int | None = None
+    canvas: str | None = None
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One decode to look at. order: the step (0 first) at which each position was committed, -1 if never. correct:
-    None where nothing can judge it, which ``unjudged`` explains. columns: cells per row of the board. clues: positions
-    that the prompt gives. wrong: positions of a wrong text that break a rule."""
+    """One decode to look at. order: the step (0 first) at which each position was there, -1 if it was given, nfe if it
+    never was. correct: None where nothing can judge it, which ``unjudged`` explains. columns: cells per row of the
+    board. clues: positions that the prompt gives. wrong: positions of a wrong text that break a rule."""
 
     label: str
     tokens: tuple[str, ...]
@@ -54,7 +56,7 @@ class Shown:
 
     def canvas(self, step: int) -> str:
         """The canvas as one line after so many steps."""
-        return "".join(t if 0 <= when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
+        return "".join(t if when < step else HOLE for t, when in zip(self.tokens, self.order, strict=True))
 
     @property
     def marks(self) -> str:
@@ -72,10 +74,17 @@ def show_decode(policies: Sequence[str], asked: Asked) -> None:
 
     SettingsError, DataError or CheckpointError where a name, the prompt or the model cannot be used.
     """
+    from components.tasks.example import Example
+
     workspace, settings = active_profile(anywhere=asked.model is not None)
     candidates = [candidate(name, workspace, settings, asked.choose, asked.block) for name in policies]
-    name, task = task_for(settings, asked.prompt or "", asked.task)
-    example, known = example_for(workspace, name, task, asked.prompt or "")
+    if asked.canvas is None:
+        name, task = task_for(settings, asked.prompt or "", asked.task)
+        example, known = example_for(workspace, name, task, asked.prompt or "")
+    else:
+        name = asked.task or settings.evaluate.gate_task
+        task, known = settings.data.tasks[name].build(), False
+        example = Example(name, asked.prompt or "", "", canvas=asked.canvas)
     opened = open_dllm(workspace, settings, asked.model)
     display([decode_one(c, opened, task, example, asked.length, known) for c in candidates])
 
@@ -98,20 +107,24 @@ def decode_one(
             f"{denoiser.width}; the policy was trained over another one; decode with that"
         )
     asked = Prompts.of(task, [example], encoder, length)
-    job = asked.job(chosen.block_length)
+    job = replace(asked.job(chosen.block_length), frontier=chosen.frontier)
     how = "sample" if is_random(chosen.family) else chosen.choose
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
-    answerable = is_solvable(task, example.prompt)
+    answerable = example.canvas is not None or is_solvable(task, example.prompt)
     correct = bool(asked.scores(job, done)[1][0]) if known and answerable else None
-    ids = done.canvas_RL[0].tolist()
+    ids, given, nfe = done.canvas_RL[0].tolist(), asked.canvases.get(0), int(done.nfe_R[0])
+    order = done.order_RL[0].tolist()
+    for at, when in enumerate(order):
+        if when < 0 and (given is None or int(given[at]) < 0):  # behind an end of the text, or still a mask
+            order[at] = nfe if ids[at] == denoiser.mask_id else nfe - 1
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
     alone = all(len(token) == 1 for token in tokens)
     return Shown(
         chosen.setting,
         tokens,
-        tuple(done.order_RL[0].tolist()),
-        int(done.nfe_R[0]),
+        tuple(order),
+        nfe,
         correct,
         BOXES[len(ids)][0] if grid else len(ids),
         clues_of({"order": ids, "prompt": example.prompt}),
@@ -199,12 +212,12 @@ def _board(shown: Shown, step: int, steps: int) -> RenderableType:
             text.append("\n" if here[0] == box_of(at - 1, size, shown.columns)[0] else "\n\n")
         elif grid and column and here[1] != box_of(at - 1, size, shown.columns)[1]:
             text.append("  ")
-        there = 0 <= when < step
+        there = when < step
         colour = step_colour(when + 1, steps)
         cell = glyph(token) if grid and there else token if there else HOLE
         if grid:
             cell = framed(cell, at in shown.clues, there and step >= shown.nfe and at in shown.wrong)
-        text.append(cell, f"{ink_on(colour)} on {colour}" if there else "dim")
+        text.append(cell, f"{ink_on(colour)} on {colour}" if 0 <= when < step else "dim")
     if not grid and (legend := _legend(shown)):
         text.append(f"\n{shown.marks}\n{legend}")
     return text

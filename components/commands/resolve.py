@@ -29,10 +29,10 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
             f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; use mode or sample"
         )
     block = block or settings.decode.block_length
-    policy = loaded(name, workspace.root, settings.decode)
+    policy, frontier = loaded(name, workspace.root, settings.decode), settings.decode.frontier
     if policy is not None:
-        return Candidate("policy", name, policy, block, choose)
-    return Candidate(name.partition(":")[0], name, rule(name), block)
+        return Candidate("policy", name, policy, block, choose, frontier)
+    return Candidate(name.partition(":")[0], name, rule(name), block, frontier=frontier)
 
 
 def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
@@ -166,4 +166,5 @@ def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tu
     from components.denoisers import load
 
     dtype = settings.models[settings.domain.model].dtype
-    return load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)
+    denoiser, encoder = load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)
+    return denoiser, encoder.stopping() if settings.decode.end_of_text else encoder

@@ -37,6 +37,7 @@ class ProcessLost(RuntimeError):
 
 OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused, ProcessLost)
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SAYS_FULL = ("No space left on device", "disk is full", "Disk quota exceeded")  # what wraps an OSError
 STORES = ("mlflow", "sqlalchemy", "sqlite3")
 FILES = ("safetensors", "safetensors_rust", "onnx", "onnxruntime", "google", "huggingface_hub")
 
@@ -53,10 +54,10 @@ def sentence(error: BaseException) -> str | None:
         return masked(str(error))
     package = type(error).__module__.partition(".")[0]
     what = masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+    place = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+    if getattr(error, "errno", None) in FULL or any(word in str(error) for word in SAYS_FULL):
+        return f"{place}the disk is full. Free space and run the command again; a training resumes."
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename is not None else ""
-        if error.errno in FULL:
-            return f"{place}the disk is full. Free space and run the command again; a training resumes."
         return f"{place}{masked(error.strerror or what)}. Check that the file is there and may be read and written."
     if isinstance(error, UnicodeError | json.JSONDecodeError | csv.Error):
         return f"a file cannot be read ({what}). Delete the output it belongs to and run `dvc repro`."

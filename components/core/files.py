@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import DataError
+from components.core.errors import CheckpointError, DataError, SettingsError
 
 
 @contextmanager
@@ -63,12 +64,22 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any, sort: bool = True) -> None:
-    write_text(path, json.dumps(value, indent=2, sort_keys=sort) + "\n")
+    """Write a JSON value; a number that is NaN or infinite becomes null, since JSON has none."""
+    write_text(path, json.dumps(_finite(value), indent=2, sort_keys=sort, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    """Write one JSON object per line, as ``write_json`` does."""
+    lines = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) for record in records)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -105,18 +116,21 @@ def read_json(path: Path, remedy: str = REMAKE, needs: Iterable[str] = ()) -> di
     return _record(read_text(path, remedy), str(path), remedy, needs)
 
 
-def read_lines(path: Path, remedy: str = REMAKE, needs: Iterable[str] = ()) -> list[dict[str, Any]]:
+def read_lines(path: Path, remedy: str = REMAKE, needs: Iterable[str] = (), torn: bool = False) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, in order. DataError names the first line that is not a JSON object.
 
-    A last line without its newline is dropped: its writer was killed while it was being written.
+    torn: a last line without its newline is dropped, since a killed writer left it; else it is an error.
     """
-    lines = enumerate(read_text(path, remedy).split("\n")[:-1], start=1)
-    return [_record(line, f"{path}, line {number}", remedy, needs) for number, line in lines if line.strip()]
+    *lines, rest = read_text(path, remedy).split("\n")
+    if rest and not torn:
+        raise DataError(f"{path} is cut off in line {len(lines) + 1}. {remedy}")
+    numbered = enumerate(lines, start=1)
+    return [_record(line, f"{path}, line {number}", remedy, needs) for number, line in numbered if line.strip()]
 
 
 def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}). {remedy}") from error
     if not isinstance(value, dict):
@@ -127,9 +141,29 @@ def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[st
     return value
 
 
+def no_number(constant: str) -> None:
+    """``parse_constant`` of a JSON reader that takes no NaN and no infinity."""
+    raise ValueError(f"{constant} is no JSON number")
+
+
+@contextmanager
+def unpacking(path: Path, remedy: str = REMAKE) -> Iterator[None]:
+    """Inside, the content of a file is made into objects. What is of another kind becomes a DataError with its name."""
+    try:
+        yield
+    except (DataError, SettingsError, CheckpointError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, MemoryError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(f"{path} holds what no stage writes ({what}). {remedy}") from error
+
+
 def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
-    """The rows of a CSV file with a head line. DataError where it is none, or a row does not fit the head."""
-    reader = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""), strict=True)
+    """Rows of a CSV file with a head line. DataError where it is none, is cut off, or a row does not fit the head."""
+    text = read_text(path, remedy)
+    if text and not text.endswith("\n"):
+        raise DataError(f"{path} is cut off in its last line. {remedy}")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:
@@ -162,6 +196,13 @@ def replace_whole(source: Path, path: Path) -> None:
     """Put a file or a folder out of the way, over what an earlier call put there."""
     remove(path)
     os.replace(source, path)
+
+
+def put_aside(who: str, path: Path, error: Exception) -> None:
+    """Rename a file or a folder that cannot be read, and print it: a later run must not end at it again."""
+    aside = path.with_name(f"{path.name}.unreadable")
+    replace_whole(path, aside)
+    print(f"{who}: {' '.join(str(error).split())} It is put aside as {aside}, and made anew.", flush=True)
 
 
 def flatten(nested: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:

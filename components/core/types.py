@@ -1,4 +1,4 @@
-"""What flows through the library: frozen dataclasses that check themselves.
+"""The data of the library: frozen dataclasses that check themselves.
 
 The legend of axis letters; a tensor's name ends with its axes (``logits_BLV``):
 
@@ -37,7 +37,7 @@ def _same_rows(owner: str, **named: Tensor | None) -> None:
     rows = {name: tuple(t.shape) for name, t in named.items() if t is not None}
     if len({shape[:1] for shape in rows.values()}) > 1:
         raise ValueError(
-            f"{owner}: leading axes differ: {rows}; row i must be the same row everywhere; index all tensors alike"
+            f"{owner}: leading axes differ: {rows}. Index all tensors alike, so that row i is the same row everywhere."
         )
 
 
@@ -46,7 +46,7 @@ class Canvas:
     """Token ids of whole sequences: the prompt, padded on the left, then the canvas.
 
     ids_BT: int64. attend_BT: bool, False at padding. start: the first column of the canvas, the same for all rows.
-    block_BT: bool, each row's current block, committed positions included; told to denoisers with a state.
+    block_BT: bool, each row's current block, committed positions included; for denoisers with a state.
     """
 
     ids_BT: Tensor
@@ -65,15 +65,16 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Needs:
-    """Which fields of the Observation a policy reads; the loop computes no others.
+    """The fields of the Observation that a policy reads; the loop computes no others.
 
     where: at which canvas positions the statistics are read: "eligible", "masked" or "all" ("all" also re-predicts
     committed positions, as paper A does). Elsewhere they are zero. top_k: how many probabilities. features:
     the frozen model's hidden states at "canvas" positions or over the whole "sequence". drift: how many past
-    values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for a teacher that knows it.
-    statistics: of ``STATISTICS``, those that are read beside the token and its confidence, which always are there.
+    values of KL(p_t || p_{t-1}) per position (KLASS). answer: the reference answer, for the teacher.
+    statistics: those of ``STATISTICS`` that are read; the token and its confidence always are.
     top_ids: the tokens of the ``top_k`` largest probabilities too. attention: layers of the frozen model whose
-    attention between canvas positions is read, negative ones counted from the last.
+    attention between canvas positions is read, negative ones counted from the last. late: ids that the statistics
+    leave out, as if they had no probability; they are predicted as ever.
     """
 
     where: str = "eligible"
@@ -84,22 +85,23 @@ class Needs:
     statistics: Collection[str] = ()
     top_ids: bool = False
     attention: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attention", tuple(sorted(set(self.attention))))
-        # In one order and hashable, whoever wrote them: a set, a policy's inputs, a JSON list.
+        object.__setattr__(self, "late", tuple(sorted(set(self.late))))
+        # In one order and hashable, from a set, a policy's inputs or a JSON list.
         object.__setattr__(self, "statistics", tuple(sorted(set(self.statistics))))
         if self.where not in WHERE or self.features not in FEATURES or not set(self.statistics) <= set(STATISTICS):
             raise ValueError(
                 f"Needs: where={self.where!r} must be one of {WHERE}, features={self.features!r} one of "
-                f"{FEATURES}, statistics={self.statistics} of {STATISTICS}; the loop would not know what "
-                f"to read; name these"
+                f"{FEATURES}, statistics={self.statistics} of {STATISTICS}. Name these."
             )
         if self.top_ids and self.top_k < 1:
             raise ValueError("Needs: top_ids with top_k=0 names no probabilities. Use top_k of at least 1.")
 
     def __or__(self, other: Needs) -> Needs:
-        """What two policies need together."""
+        """The needs of two policies together."""
         return Needs(
             WHERE[max(WHERE.index(self.where), WHERE.index(other.where))],
             max(self.top_k, other.top_k),
@@ -109,6 +111,7 @@ class Needs:
             {*self.statistics, *other.statistics},
             self.top_ids or other.top_ids,
             (*self.attention, *other.attention),
+            (*self.late, *other.late),
         )
 
 
@@ -119,7 +122,7 @@ STATISTICS = ("log_odds", "margin", "entropy")
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy may see at one step of one or more rows. Field names are the exported file's input names.
+    """The inputs of a policy at one step of one or more rows. Field names are the exported file's input names.
 
     masked_BL       bool, positions that still hold the mask.
     eligible_BL     bool, subset of masked: what may be chosen now (the current block, a Top-K shortlist).
@@ -136,8 +139,8 @@ class Observation:
                     softmax runs over the prompt too, so that these do not sum to 1. Also in a shifted layout row i is
                     the row of position i itself, which there predicts position i + 1.
     drift_BLH       float32, KL(p_t || p_{t-1}), newest first, +inf where there is no past.
-    answer_BL       int64, the reference answer; in training, for a teacher that knows it.
-    alpha_B         float32, the speed exponent asked for; read by policies that are conditioned on it.
+    answer_BL       int64, the reference answer; in training, for the teacher.
+    alpha_B         float32, the speed exponent of a policy that is conditioned on it.
     features_BTD    hidden states that predict the positions; T = L if the policy needs the canvas alone.
     attend_BT       bool, True where features_BTD is not padding.
     canvas_start    column of features_BTD at which the canvas starts.
@@ -187,7 +190,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Action:
-    """What a policy chose.
+    """The choice of a policy.
 
     drawn_BL      bool, the drawn bits; ``log_prob`` reads these.
     rank_BL       int64, order of the draw from 0 on, -1 where not drawn (only ordered distributions read it).
@@ -267,7 +270,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a decode job made, row i being request i.
+    """The result of a decode job, row i being request i.
 
     canvas_RL     int64, final token ids; positions past a row's length hold -1, positions never committed the mask id.
     order_RL      int64, the step at which a position was committed (0 = first), -1 if never.

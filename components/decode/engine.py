@@ -1,12 +1,14 @@
 """THE decode loop: training, evaluation, serving and the parity tests all run it.
 
 Per-row step counters; blocks in order; a finished row is never touched again. Every step with something eligible
-costs one NFE. A row stops after as many steps as its canvas is long (``step_limit="canvas"``). With paper A's parity
-switch ``step_limit="block"`` a block ends after as many steps as it is long, and what is left in it stays masked.
+costs one NFE. A row stops after as many steps as it began with masks (``step_limit="canvas"``). With paper A's parity
+switch ``step_limit="block"`` a block ends after as many steps as it began with masks, and what is left stays masked.
 
 Fast without changing a decision: finished rows leave and waiting rows take their places; a row whose canvas did not
 change is not sent through a stateless denoiser again; the output head runs only at positions somebody reads; no Python
 loop over rows; noise is a function of the row's address, not of the batch.
+
+Where memory runs out, half of the rows in flight wait, and go on from where they are when others have finished.
 
 That holds in float32 and float64. In bfloat16 a row's logits depend on the shapes of its forwards: two of 120 texts
 changed with workers, rows in flight and tokens per forward. A rollout records the three.
@@ -14,9 +16,11 @@ changed with workers, rows in flight and tokens per forward. A rollout records t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -24,11 +28,12 @@ from torch import Tensor
 from components.core import workers
 from components.core.errors import SettingsError
 from components.core.timer import Timer
-from components.core.types import Needs, Rollout, Steps
+from components.core.types import Action, Needs, Rollout, Steps
 from components.decode import memory
 from components.decode.act import decide, thin
-from components.decode.batch import admit, advance, is_done, refresh, retire
+from components.decode.batch import DecodeBatch, admit, advance, is_done, retire
 from components.decode.job import DecodeOptions, Job
+from components.decode.refresh import refresh
 from components.denoisers.protocol import Denoiser
 from components.policies.binding import require_same_denoiser
 from components.policies.protocol import Policy
@@ -36,6 +41,7 @@ from components.policies.protocol import Policy
 # Positions in flight that are worth a worker: below that the workers wait for one another's Python.
 WORKER_TOKENS = 512
 DEFAULT = DecodeOptions()
+log = logging.getLogger(__name__)
 
 
 def rollout(
@@ -58,14 +64,17 @@ def rollout(
     if not len(job):
         none = torch.zeros(0, dtype=torch.int64)
         return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
-    waiting, whole = _queue(job, denoiser.mask_id)
+    waiting, whole = _queue(job)
     number, rows, tokens = _shares(denoiser, job, options, needs, len(waiting))
     with torch.no_grad():
         retired = [retire(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
 
+    told = Event()
+
     def worker(mine: Tensor, timer: Timer) -> _Share:
         with torch.no_grad():
-            return _run(denoiser, many, job, mine, rows, tokens, options, needs, timer, progress)
+            room = _Room(rows, tokens, told)
+            return _Worker(denoiser, many, job, options, needs, timer, progress, room, mine).run()
 
     # Every worker has rows of all lengths, and the same ones each time, whichever worker is done first.
     work = [partial(worker, waiting[i::number]) for i in range(number)]
@@ -75,7 +84,7 @@ def rollout(
         [r for one in done for r in one.records],
         sum(one.forwards for one in done),
         sum(one.useful for one in done),
-        (number, rows, tokens),
+        (number, min(one.fit[0] for one in done), min(one.fit[1] for one in done)),
     )
 
 
@@ -94,6 +103,10 @@ def _needs(policies: list[Policy], job: Job, options: DecodeOptions) -> Needs:
     needs = policies[0].needs | options.needs
     for policy in policies[1:]:
         needs = needs | policy.needs
+    if len({policy.needs.late for policy in policies}) > 1:
+        raise SettingsError(
+            "Only some policies of the job leave tokens out of their statistics. Decode them one after another."
+        )
     if needs.answer and job.answers is None:
         raise SettingsError(
             "a policy needs the reference answers, and the job has none; there would be nothing to "
@@ -104,67 +117,133 @@ def _needs(policies: list[Policy], job: Job, options: DecodeOptions) -> Needs:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one worker decoded."""
+    """What one worker decoded, and what fitted it in the end."""
 
     retired: list[dict[str, Tensor]]
     records: list[Steps]
     forwards: int
     useful: int
+    fit: tuple[int, int]
 
 
-def _run(
-    denoiser: Denoiser,
-    policies: list[Policy],
-    job: Job,
-    waiting: Tensor,
-    rows: int,
-    tokens: int,
-    options: DecodeOptions,
-    needs: Needs,
-    timer: Timer,
-    progress: Callable[[int], None] | None,
-) -> _Share:
-    """Decodes the job's ``waiting`` rows, ``rows`` at a time."""
-    batch, waiting = admit(job, waiting[:rows], denoiser, options.seed), waiting[rows:]
-    retired: list[dict[str, Tensor]] = []
-    records: list[Steps] = []
-    forwards = useful = 0
-    every = not (options.reuse and denoiser.stateless)
-    while len(batch):
-        # A stateful denoiser says something new every time.
-        fresh = int(batch.stale_B.sum()) if every and denoiser.stateless else len(batch)
-        batch, asked = refresh(batch, denoiser, needs, timer, every, tokens)
-        forwards, useful = forwards + asked, useful + min(asked, fresh)
-        with timer("policy"):
-            action, record = decide(policies, batch, needs, options)
-        with timer("bookkeeping"):
-            if record is not None:
-                records.append(thin(record, batch, options.record_share))
-            batch = advance(batch, action, needs, options)
-            done_B = is_done(batch, options)
-            if bool(done_B.any()):
-                retired.append(retire(batch, done_B))
-                # What is about to be read again need not be carried along, except where drift compares with it.
-                idle = not needs.drift and (every or bool(batch.stale_B[~done_B].all()))
-                batch = (replace(batch, fields={}) if idle else batch).keep(~done_B)
-                if progress is not None:
-                    progress(len(retired[-1]["row"]))
-                room = rows - len(batch)
-                if len(waiting) and (options.refill or not len(batch)):
-                    batch = batch.join(admit(job, waiting[:room], denoiser, options.seed))
-                    waiting = waiting[room:]
-    return _Share(retired, records, forwards, useful)
+@dataclass
+class _Room:
+    """Rows in flight and sequence positions in a forward, of one worker. told: a shortage has been reported."""
+
+    rows: int
+    tokens: int
+    told: Event
+
+    def halve(self, held: int) -> Tensor:
+        """Fits half of the rows that are held; their numbers, of those that stay."""
+        self.rows, self.tokens = held // 2, max(1, self.tokens // 2)
+        if not self.told.is_set():
+            self.told.set()
+            log.warning("Out of memory with %d rows in flight: going on with %d. Texts are the same.", held, self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return torch.arange(self.rows)
 
 
-def _queue(job: Job, mask_id: int) -> tuple[Tensor, Tensor]:
+@dataclass
+class _Worker:
+    """Decodes ``waiting`` rows of a job, as many at a time as there is room for."""
+
+    denoiser: Denoiser
+    policies: list[Policy]
+    job: Job
+    options: DecodeOptions
+    needs: Needs
+    timer: Timer
+    progress: Callable[[int], None] | None
+    room: _Room
+    waiting: Tensor
+    parked: list[DecodeBatch] = field(default_factory=list)
+
+    def run(self) -> _Share:
+        batch = self._admitted()
+        retired: list[dict[str, Tensor]] = []
+        records: list[Steps] = []
+        forwards = useful = 0
+        every = not (self.options.reuse and self.denoiser.stateless)
+        while len(batch):
+            # A stateful denoiser says something new every time.
+            fresh = int(batch.stale_B.sum()) if every and self.denoiser.stateless else len(batch)
+            seen = self._seen(batch, every)
+            if seen is None:
+                stay = self.room.halve(len(batch)).to(batch.row_B.device)
+                self.parked.append(batch.keep(torch.arange(len(stay), len(batch), device=stay.device)))
+                batch = batch.keep(stay)
+                continue
+            batch, asked = seen
+            forwards, useful = forwards + asked, useful + min(asked, fresh)
+            with self.timer("policy"):
+                action, record = self._decided(batch)
+            with self.timer("bookkeeping"):
+                if record is not None:
+                    records.append(thin(record, batch, self.options.record_share))
+                batch = advance(batch, action, self.needs, self.options)
+                done_B = is_done(batch, self.options)
+                if bool(done_B.any()):
+                    retired.append(retire(batch, done_B))
+                    if self.progress is not None:
+                        self.progress(len(retired[-1]["row"]))
+                    batch = self._refilled(batch, done_B, every)
+        return _Share(retired, records, forwards, useful, (self.room.rows, self.room.tokens))
+
+    def _admitted(self) -> DecodeBatch:
+        rows, self.waiting = self.waiting[: self.room.rows], self.waiting[self.room.rows :]
+        return admit(self.job, rows, self.denoiser, self.options.seed)
+
+    def _seen(self, batch: DecodeBatch, every: bool) -> tuple[DecodeBatch, int] | None:
+        """The batch as the denoiser sees it; None where memory ran out, with more than one row in flight."""
+        try:
+            return refresh(batch, self.denoiser, self.needs, self.timer, every, self.room.tokens)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) < 2 or not memory.ran_out(error):
+                raise
+        return None
+
+    def _decided(self, batch: DecodeBatch) -> tuple[Action, Steps | None]:
+        """Every row's action and record; of one half after the other where memory runs out."""
+        try:
+            return decide(self.policies, batch, self.needs, self.options)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) < 2 or not memory.ran_out(error):
+                raise
+        self.room.halve(len(batch))
+        row_B = torch.arange(len(batch), device=batch.row_B.device)
+        parts = [self._decided(batch.keep(half)) for half in row_B.tensor_split(2)]
+        records = [record for _, record in parts if record is not None]
+        return Action.concatenate([action for action, _ in parts]), Steps.concatenate(records) if records else None
+
+    def _refilled(self, batch: DecodeBatch, done_B: Tensor, every: bool) -> DecodeBatch:
+        """The rows that go on, and those that take the places of the others."""
+        # What is about to be read again need not be carried along, except where drift compares with it.
+        idle = not self.needs.drift and (every or bool(batch.stale_B[~done_B].all()))
+        batch = (replace(batch, fields={}) if idle else batch).keep(~done_B)
+        if len(batch) and not self.options.refill:
+            return batch
+        while self.parked and len(batch) < self.room.rows:
+            first = self.parked.pop(0)
+            number_B = torch.arange(len(first), device=done_B.device)
+            now, later = number_B.tensor_split([self.room.rows - len(batch)])
+            batch = batch.join(first.keep(now))
+            if len(later):
+                self.parked.insert(0, first.keep(later))
+        if len(self.waiting) and len(batch) < self.room.rows:
+            room = self.room.rows - len(batch)
+            batch = batch.join(admit(self.job, self.waiting[:room], self.denoiser, self.options.seed))
+            self.waiting = self.waiting[room:]
+        return batch
+
+
+def _queue(job: Job) -> tuple[Tensor, Tensor]:
     """Rows by prompt length, then canvas length, so that neighbours in a batch need little padding; and those that
     have nothing to decode."""
     prompt_P = torch.tensor([len(p) for p in job.prompts], dtype=torch.int64)
     order = (prompt_P[job.prompt_R] * (job.shape[1] + 1) + job.length_R).argsort(stable=True)
-    if job.canvas_RL is None:
-        return order, order[:0]
-    valid_RL = torch.arange(job.canvas_RL.shape[1]) < job.length_R.unsqueeze(1)
-    open_R = ((job.canvas_RL.cpu() == mask_id) & valid_RL).any(1)[order]
+    open_R = (job.masks_R > 0)[order]
     return order[open_R], order[~open_R]
 
 

@@ -15,15 +15,20 @@ from components.core.types import Needs
 
 @dataclass(frozen=True)
 class Job:
-    """R rows to decode. ``prompts``: P tensors of ids; row i fills a canvas of ``length_R[i]`` masks behind
+    """R rows to decode. ``prompts``: P tensors of ids; row i fills a canvas of ``length_R[i]`` positions behind
     ``prompts[prompt_R[i]]``, in blocks of ``block_R[i]``, drawn by policy number ``policy_R[i]``. ``uid_R`` and
     ``member_R`` address its noise: they, not the place in the job, decide what is drawn.
 
-    ``canvas_RL``: ids to start from where a canvas is partly filled already (masks where it is not); None: all masks.
+    ``canvas_RL``: ids to start from where a canvas is partly filled already, -1 where it is not; None: all masks. What
+    is given stays, and costs nothing: blocks without a mask are passed over, and the last block may be shorter.
     ``answers``: the prompts' reference answers as canvases, for policies that need them. ``alpha_R``: the speed
     exponents asked for, of policies that are conditioned on them; None: the policy's own.
 
-    SettingsError if a block length does not divide its canvas.
+    ``frontier``: only so many of the block's masks, the first ones, are eligible; None: all. ``end_ids``: a row is over
+    as soon as it commits one of these with no mask before it. Masks behind it get the first of them; they are committed
+    by nobody and cost nothing. Empty: no token ends a row.
+
+    SettingsError if a block length does not divide a canvas that is all masks, or for a frontier below 1.
     """
 
     prompts: Sequence[Tensor]
@@ -36,9 +41,14 @@ class Job:
     canvas_RL: Tensor | None = None
     answers: Sequence[Tensor] | None = None
     alpha_R: Tensor | None = None
+    frontier: int | None = None
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for length, block in torch.stack([self.length_R, self.block_R], 1).unique(dim=0).tolist():
+        if self.frontier is not None and self.frontier < 1:
+            raise SettingsError(f"frontier={self.frontier} leaves nothing to decode. Use at least 1, or null.")
+        whole_R = self.masks_R == self.length_R
+        for length, block in torch.stack([self.length_R, self.block_R], 1)[whole_R].unique(dim=0).tolist():
             if length < 1:
                 raise SettingsError(f"a canvas of {length} positions; there would be nothing to decode; use at least 1")
             if block < 1 or length % block:
@@ -69,6 +79,14 @@ class Job:
             same * block_length,
             same * 0,
         )
+
+    @cached_property
+    def masks_R(self) -> Tensor:
+        """Positions to decode: what a row's forward passes are measured against."""
+        if self.canvas_RL is None:
+            return self.length_R
+        valid_RL = torch.arange(self.canvas_RL.shape[1]) < self.length_R.unsqueeze(1)
+        return ((self.canvas_RL.cpu() < 0) & valid_RL).sum(1)
 
     @cached_property
     def shape(self) -> tuple[int, int]:

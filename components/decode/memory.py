@@ -16,9 +16,9 @@ import torch
 
 from components.core.errors import SettingsError
 from components.core.types import Canvas, Needs
-from components.decode.batch import tokens_per_forward
 from components.decode.job import Job
 from components.decode.readout import chunk_bytes
+from components.decode.refresh import tokens_per_forward
 from components.denoisers.protocol import Denoiser
 
 SHARE = 0.5  # of what the device has free
@@ -107,6 +107,12 @@ def fit(
     fitting = (budget - sizes.forward(found)) // sizes.row
     most = FORWARDS * max(1, asked // whole) if rows is None else rows
     return min(fitting, most), min(asked, found)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether the error is a refused allocation, an accelerator's or the host's."""
+    said = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def free_bytes(device: torch.device) -> int:

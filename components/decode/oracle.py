@@ -22,8 +22,9 @@ from torch import Tensor
 from components.core.errors import SettingsError
 from components.core.timer import Timer
 from components.core.types import Action, Needs, Observation, Rollout
-from components.decode.batch import DecodeBatch, admit, advance, is_done, refresh
+from components.decode.batch import DecodeBatch, admit, advance, is_done
 from components.decode.job import DecodeOptions, Job
+from components.decode.refresh import refresh
 from components.denoisers.protocol import Denoiser
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit, one_hot, take

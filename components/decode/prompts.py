@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,30 +12,43 @@ from components.core.rng import seed_of
 from components.core.types import Rollout
 from components.decode.job import Job
 from components.denoisers.encoder import Encoder
-from components.tasks.example import Example, Score, Task
+from components.tasks.example import MASK, Example, Score, Task
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """P encoded examples: ids, canvas lengths and noise addresses. Tasks may be mixed."""
+    """P encoded examples: ids, canvas lengths and noise addresses. Tasks may be mixed.
+
+    canvases: by prompt, of those that bring one that is partly filled, -1 at its masks.
+    """
 
     tasks: Sequence[Task]
     examples: Sequence[Example]
     ids: Sequence[Tensor]
     lengths: Sequence[int]
     encoder: Encoder
+    canvases: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     @staticmethod
     def of(task: Task, examples: Sequence[Example], encoder: Encoder, length: int | None = None) -> Prompts:
-        """``length``: the canvas; the task's own where it is None. DataError for a prompt that the dLLM cannot take."""
-        size, canvas = len(examples), length or task.canvas_length
+        """``length``: the canvas; the task's own where it is None. An example's own canvas is as long as it is.
+        DataError for a prompt that the dLLM cannot take."""
         ids = [encoder.prompt(x.prompt) for x in examples]
-        for example, prompt in zip(examples, ids, strict=True):
+        canvases = {i: encoder.canvas(x.canvas, MASK) for i, x in enumerate(examples) if x.canvas is not None}
+        lengths = [len(canvases[i]) if i in canvases else length or task.canvas_length for i in range(len(examples))]
+        for example, prompt, canvas in zip(examples, ids, lengths, strict=True):
             encoder.check_length(example.prompt, len(prompt), canvas)
-        return Prompts([task] * size, examples, ids, [canvas] * size, encoder)
+        return Prompts([task] * len(examples), examples, ids, lengths, encoder, canvases)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def longest(self) -> int:
+        """The longest canvas; of prompts that bring their own, what their tasks take for it."""
+        return max(
+            self.tasks[i].canvas_length if i in self.canvases else length for i, length in enumerate(self.lengths)
+        )
 
     def __add__(self, other: Prompts) -> Prompts:
         return Prompts(
@@ -44,6 +57,7 @@ class Prompts:
             [*self.ids, *other.ids],
             [*self.lengths, *other.lengths],
             self.encoder,
+            {**self.canvases, **{len(self) + i: canvas for i, canvas in other.canvases.items()}},
         )
 
     def take(self, index: Sequence[int]) -> Prompts:
@@ -53,6 +67,7 @@ class Prompts:
             [self.ids[i] for i in index],
             [self.lengths[i] for i in index],
             self.encoder,
+            {new: self.canvases[old] for new, old in enumerate(index) if old in self.canvases},
         )
 
     def job(
@@ -68,7 +83,8 @@ class Prompts:
 
         block_length None: the whole canvas, full diffusion. expert_block: of the experts' rows, None for the same.
         answers: with the reference answers, for a policy that needs them. alpha_P: the speed exponent that each
-        prompt's group is asked for, of a policy that is conditioned on it.
+        prompt's group is asked for, of a policy that is conditioned on it. Rows start from the canvases that examples
+        bring, and end at the encoder's ``stop_ids``.
         """
         members = group + experts
         prompt_R = torch.arange(len(self)).repeat_interleave(members)
@@ -87,9 +103,17 @@ class Prompts:
             length_R,
             block_R,
             expert_R.long(),
+            canvas_RL=self._canvases(prompt_R) if self.canvases else None,
+            end_ids=self.encoder.stop_ids,
             answers=self.answers() if answers else None,
             alpha_R=None if alpha_P is None else alpha_P[prompt_R],
         )
+
+    def _canvases(self, prompt_R: Tensor) -> Tensor:
+        canvas_PL = torch.full((len(self), max(self.lengths)), -1)
+        for i, ids in self.canvases.items():
+            canvas_PL[i, : len(ids)] = ids
+        return canvas_PL[prompt_R]
 
     def answers(self) -> list[Tensor]:
         """The reference answers as canvases."""

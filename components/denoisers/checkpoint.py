@@ -25,7 +25,8 @@ ROWS = 16  # of each tensor that are compared with the file
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
-
+    if (Path(path) / "config.json").exists():
+        return read_object(Path(path) / "config.json")
     from transformers.utils.hub import cached_file
 
     try:

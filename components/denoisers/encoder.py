@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,12 +24,19 @@ class Encoder:
     end_ids    ids that end a text.
     positions  the longest sequence (prompt and canvas) that the dLLM takes; None: no limit.
     mask_id    the id of a masked position, which text must never become.
+    stop_ids   ids at which the decoding of a row stops, the first of them fills what is behind; empty: at none.
     """
 
     tokenizer: Any
     end_ids: frozenset[int]
     positions: int | None = None
     mask_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+
+    def stopping(self) -> Encoder:
+        """The encoder for rows that stop at the end of their text. DataError if the tokenizer names no end token."""
+        end = self._end("a text that stops")
+        return replace(self, stop_ids=(end, *sorted(self.end_ids - {end})))
 
     def prompt(self, text: str) -> Tensor:
         """int64 (length,): the chat with one user message, up to where the assistant begins; the plain text where the
@@ -46,6 +53,22 @@ class Encoder:
             del ids[-1]  # the canvas goes on where the text stops: no end may stand between them
         return torch.tensor(ids, dtype=torch.int64)
 
+    def canvas(self, text: str, marker: str) -> Tensor:
+        """int64 (length,): a text with gaps, -1 where ``marker`` or the model's own mask stands. Ends of the text may
+        be written in it. DataError if there is no gap, or if a part would become another control token."""
+        mask = None if self.mask_id is None else self.tokenizer.convert_ids_to_tokens(self.mask_id)
+        ids = self._ids(text.replace(marker, mask or marker), text)
+        gaps = ids.count(-1 if self.mask_id is None else self.mask_id)
+        if not gaps or gaps < text.count(marker):
+            raise DataError(
+                f"the canvas {_short(text)} has {gaps} masks for this tokenizer. Write {marker} for a gap; the "
+                f"tokenizer must know its mask token."
+            )
+        if other := set(ids) & self._control_ids - self.end_ids - {self.mask_id}:
+            names = self.tokenizer.convert_ids_to_tokens(sorted(other))
+            raise DataError(f"the canvas {_short(text)} contains {names}, control tokens of this dLLM. Remove them.")
+        return torch.tensor([-1 if i == self.mask_id else i for i in ids], dtype=torch.int64)
+
     def plain(self, text: str) -> Tensor:
         """int64 (length,): the text alone. DataError if a character has no id."""
         return torch.tensor(self._ids(text, text), dtype=torch.int64)
@@ -53,10 +76,26 @@ class Encoder:
     def _prompt_ids(self, text: str) -> list[int]:
         if self.tokenizer.chat_template is None:
             return self._ids(text, text, special=True)
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        return self._ids(chat, text)
+        return self._ids(self._chat(text), text)
+
+    def _chat(self, text: str) -> str:
+        """The text as the chat template writes it. DataError where the template fails, or leaves the text out."""
+        try:
+            chat = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program of somebody else's
+            what = " ".join(str(error).split())
+            raise DataError(
+                f"this dLLM's chat template fails ({type(error).__name__}: {what}). Download the checkpoint again, or "
+                f"run `dvc repro pretrain`."
+            ) from error
+        if text.strip() not in chat:
+            raise DataError(
+                f"this dLLM's chat template leaves the question {_short(text)} out. Download the checkpoint again, or "
+                f"run `dvc repro pretrain`."
+            )
+        return chat
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
@@ -103,14 +142,18 @@ class Encoder:
                 f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
                 f"cut off; give the task a longer canvas"
             )
+        if len(ids) < length:
+            end = self._end(f"the answer {_short(text)}, which fills {len(ids)} of {length} positions")
+            ids = ids + [end] * (length - len(ids))
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _end(self, what: str) -> int:
+        """The id that fills a canvas behind its text. DataError, for ``what``, if the tokenizer names none."""
         end = self.tokenizer.eos_token_id
         end = min(self.end_ids, default=None) if end is None else end
-        if end is None and len(ids) < length:
-            raise DataError(
-                f"the answer {_short(text)} fills {len(ids)} of {length} positions, and the tokenizer names no end "
-                f"token for the rest. Set eos_token in tokenizer_config.json."
-            )
-        return torch.tensor(ids + [end] * (length - len(ids)), dtype=torch.int64)
+        if end is None:
+            raise DataError(f"The tokenizer names no end token for {what}. Set eos_token in tokenizer_config.json.")
+        return end
 
     def check_length(self, text: str, prompt: int, canvas: int) -> None:
         """DataError if a prompt of so many tokens and its canvas are longer than what the dLLM takes."""

@@ -169,15 +169,17 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
 @contextmanager
 def _described(path: str) -> Iterator[None]:
     """CheckpointError where the library does not make a config of config.json."""
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         yield
-    except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
-        what = " ".join(str(error).split())
+    except Exception as error:
         raise CheckpointError(
-            f"{path}: config.json does not describe a model ({what}). Mend it, or download the checkpoint again."
+            f"{path}: config.json describes no model ({_line(error)}). Mend it, or download the checkpoint again."
         ) from error
+
+
+def _line(error: Exception) -> str:
+    """What a library says of a file that it cannot use, in one line. Its errors have no common class."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str]) -> Any:
@@ -192,9 +194,9 @@ def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str
         model, info = kind.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **more
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:
         raise CheckpointError(
-            f"{path}: its weights do not load ({str(error).splitlines()[0]}). Compare config.json with the weights, or "
+            f"{path}: its weights do not load ({_line(error)}). Compare config.json with the weights, or "
             f"download the checkpoint again."
         ) from error
     finally:
@@ -246,8 +248,8 @@ def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> An
         kind = getattr(transformers, own)  # a vocabulary file, split by the class' own rules
     try:
         return kind.from_pretrained(path, revision=revision, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise CheckpointError(
-            f"{path}: no tokenizer ({str(error).splitlines()[0]}); no prompt could be encoded; put "
+            f"{path}: no tokenizer ({_line(error)}); no prompt could be encoded; put "
             f"the {family} checkpoint's tokenizer beside its weights"
         ) from error

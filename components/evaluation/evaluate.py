@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.evaluation.order import order_2P
 from components.evaluation.results import EvalResult
 from components.policies.heuristics import SuppressTokens
 from components.policies.protocol import Policy
@@ -32,13 +33,15 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to evaluate: its family and setting as the tables name them. block_length None: full diffusion."""
+    """A policy to evaluate: its family and setting as the tables name them. block_length None: full diffusion.
+    frontier: of the block's masks, so many are eligible; None: all."""
 
     family: str
     setting: str
     policy: Policy
     block_length: int | None
     choose: str = "mode"
+    frontier: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def _decode(
     """The job, what each seed made of it, and the seconds of decoding."""
     random = candidate.choose == "sample" or is_random(candidate.family)
     job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
+    job = replace(job, frontier=candidate.frontier)
     begin = time.perf_counter()
     done = [
         rollout(denoiser, candidate.policy, job, DecodeOptions(seed=seed, choose="sample" if random else "mode"))
@@ -101,7 +105,7 @@ def _score(
         split=board.split,
         family=candidate.family,
         setting=candidate.setting,
-        block_length=candidate.block_length or max(prompts.lengths),
+        block_length=candidate.block_length or prompts.longest,
         choose=candidate.choose,
         prompts=len(prompts),
         seeds=len(done),
@@ -112,14 +116,17 @@ def _score(
         nfe=float(nfe_SP.mean()),
         nfe_low=nfe[0],
         nfe_high=nfe[1],
-        tokens_per_second=sum(prompts.lengths) * len(done) / seconds,
+        tokens_per_second=int(job.masks_R.sum()) * len(done) / seconds,
         unfinished=float(sum(int((~one.finished_R).sum()) for one in done)),
         workers=done[0].shares[0],
         rows_in_flight=done[0].shares[1],
         tokens_per_forward=done[0].shares[2],
+        end_of_text=int(bool(job.end_ids)),
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
+        masks_P=job.masks_R.double().numpy() if prompts.canvases else np.zeros(0),
+        order_2P=np.mean([order_2P(one.order_RL.cpu().numpy()) for one in done], axis=0),
     )
 
 
@@ -128,29 +135,46 @@ class Sweep:
     """The rules to compare with, each at its ``numbers``, in the order of the table of rules.
 
     Whether a rule is also run in blocks of those ``block_lengths`` that divide the canvas is an entry of that table.
-    None stands for the whole canvas, full diffusion. There the rules that read statistics commit positions that predict
-    one of ``late_ids`` (the end of the text) last, as LLaDA's own baseline does.
+    None stands for the whole canvas, full diffusion. There these rules are run at each of the ``frontiers`` too, and
+    rules that read statistics commit positions that predict one of ``late_ids`` (the end of the text) last; with
+    ``renormalize`` exactly as LLaDA's own baseline does.
     """
 
     block_lengths: Sequence[int | None]
     numbers: Mapping[str, Sequence[float]]
     late_ids: Collection[int] = ()
+    frontiers: Sequence[int | None] = (None,)
+    renormalize: bool = False
 
     def rule(self, family: str, value: float, size: int | None) -> Policy:
         policy = heuristic(family, value)
-        return SuppressTokens(policy, tuple(sorted(self.late_ids))) if self.late_ids and size is None else policy
+        if not self.late_ids or size is not None:
+            return policy
+        return SuppressTokens(policy, tuple(sorted(self.late_ids)), self.renormalize)
 
     def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
         """wide: for the main table; else only the rules that reach the front anywhere, see ``Rule``."""
         named = {known(family) for family in self.numbers}
-        sizes = [b for b in self.block_lengths if b is None or (b < length and length % b == 0)]
+        windows: list[tuple[int | None, int | None]] = []
+        for size in self.block_lengths:
+            if size is None:
+                windows += [(None, f) for f in self.frontiers if f is None or f < length]
+            elif size < length and length % size == 0:
+                windows.append((size, None))
         return [
-            Candidate(family, f"{value:g}", self.rule(family, value, size), size)
+            Candidate(family, label(value, frontier), self.rule(family, value, size), size, frontier=frontier)
             for family, rule in RULES.items()
             if family in named and (wide or rule.everywhere)
-            for size in (sizes if rule.blocks == "always" or (wide and rule.blocks == "table") else [None])
+            for size, frontier in (
+                windows if rule.blocks == "always" or (wide and rule.blocks == "table") else [(None, None)]
+            )
             for value in self.numbers[family]
         ]
+
+
+def label(value: float, frontier: int | None) -> str:
+    """A rule's setting as the tables name it: its number, and its frontier where it has one."""
+    return f"{value:g}" if frontier is None else f"{value:g}, first {frontier}"
 
 
 def table(

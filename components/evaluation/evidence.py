@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ HEAD = ("family", "setting", "block_length", "choose")
 
 
 def check_result(result: EvalResult, canvas: int) -> None:
-    """DataError where a value per prompt is missing or outside its range; correct is in [0, 1], NFE in [1, canvas]."""
+    """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, masks].
+
+    masks: those that the canvas began with.
+    """
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
     if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
@@ -29,11 +32,12 @@ def check_result(result: EvalResult, canvas: int) -> None:
         )
     if seeds.shape != (0,) and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
         raise DataError(f"{name}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
+    most = result.masks_P if result.masks_P.size else canvas
     for correct_SP, nfe_SP in ((correct[None], nfe[None]), result.by_seed):
         for what, value_SP, right_SP, why in (
             ("correct", correct_SP, (correct_SP >= 0) & (correct_SP <= 1), "is not in [0, 1]"),
             ("NFE", nfe_SP, (nfe_SP >= 1) & (nfe_SP < np.inf), "is not a number of at least 1"),
-            ("NFE", nfe_SP, nfe_SP <= canvas, f"is more than the canvas of {canvas} has positions"),
+            ("NFE", nfe_SP, nfe_SP <= most, f"is more than the canvas of {canvas} has positions"),
         ):
             if not right_SP.all():  # a NaN is right under no condition
                 seed, prompt = np.argwhere(~right_SP)[0]
@@ -45,23 +49,25 @@ def check_result(result: EvalResult, canvas: int) -> None:
 def result_json(result: EvalResult) -> dict[str, Any]:
     """The rule and its values per prompt."""
     head = dict(zip(HEAD, result.key, strict=True))
-    seeds = {"seeds": result.seeds_2SP.tolist()} if result.seeds_2SP.size else {}
-    return head | {"correct": result.correct_P.tolist(), "nfe": result.nfe_P.tolist()} | seeds
+    more = {"seeds": result.seeds_2SP, "masks": result.masks_P}
+    head |= {"correct": result.correct_P.tolist(), "nfe": result.nfe_P.tolist()}
+    return head | {name: values.tolist() for name, values in more.items() if values.size}
 
 
 def result_of(row: Mapping[str, Any], task: str) -> EvalResult:
-    """The result that ``result_json`` stored. DataError where it did not."""
+    """The result of a row of ``result_json``. DataError for another row."""
     try:
         head = {"task": task, "family": row["family"], "setting": str(row["setting"]), "choose": row["choose"]}
         head |= {"block_length": int(row["block_length"])}
-        return EvalResult.of_prompts(head, row["correct"], row["nfe"], row.get("seeds") or ())
+        result = EvalResult.of_prompts(head, row["correct"], row["nfe"], row.get("seeds") or ())
+        return replace(result, masks_P=np.asarray(row.get("masks") or (), dtype=np.float64))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"a line of results cannot be read ({error!r}). {AGAIN}") from error
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is founded on.
+    """The basis of a verdict.
 
     identity: of the exported policy. prompts: hash of the gate prompts, in order. policy: its results.
     heuristics: the sweep on the same prompts by the same frozen model. canvas: positions of the task's canvas.
@@ -93,7 +99,7 @@ class Evidence:
             raise DataError(f"alpha={self.alpha} is no exponent of speed. Use a number of at least 0.")
 
     def refuse_gaps(self, rules: Collection[Rule]) -> None:
-        """DataError where a rule of ``rules``, which the settings ask for, was not evaluated."""
+        """Raise DataError where a rule of ``rules`` was not evaluated."""
         have = {result.rule for result in self.heuristics}
         if missing := sorted(rule for rule in rules if rule not in have):
             family, setting, block = missing[0]
@@ -109,7 +115,7 @@ class Evidence:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Evidence:
-        """DataError where this is not what `to_json` made."""
+        """The evidence of a `to_json`. DataError for anything else."""
         try:
             head = {name: stored[name] for name in ("identity", "task", "prompts", "canvas", "alpha")}
             policy, rows = stored["policy"], list(stored["heuristics"])

@@ -1,27 +1,25 @@
-"""May this policy go live? Pure functions on per-prompt results: no files, no registry, numpy alone.
+"""The gate: whether a policy may be promoted. Pure functions on results per prompt, numpy alone.
 
 The score of a policy is its accuracy minus what the heuristics attain with as many forward passes (NFE):
 
     score = accuracy - envelope(nfe)
 
-The envelope is the upper concave hull of all swept heuristics. A cell of the sweep is a point (NFE, accuracy); who
-decodes each prompt with one of two cells, chosen at random, attains every point between them, so the hull is attainable
-and a policy below it is of no use. This is stricter than the best single cell with no more NFE. Beyond the best cell
-the envelope stays level (unused passes cost nothing), and so it does before the fastest cell: a policy faster than
-every heuristic is measured against the fastest one.
+The envelope is the upper concave hull of all swept heuristics, points (NFE, accuracy). Decoding each prompt with one of
+two heuristics, chosen at random, attains every point between them: the hull is attainable, and a policy below it is of
+no use. This is stricter than the best single heuristic with no more NFE. Beyond the best heuristic the envelope stays
+level, because unused passes cost nothing. It is also level before the fastest one, against which a policy faster than
+every heuristic is measured.
 
-Uncertainty is the prompts': a paired bootstrap draws prompts with replacement and computes everything again, the
-policy's accuracy and NFE, each cell's, and the hull. A hull is a maximum, and resampling inflates it: the interval
-leans against the policy (by 2 points with 60 independent cells on 512 prompts, by less where cells agree on what is
-hard).
+Uncertainty comes from the prompts: a paired bootstrap draws prompts with replacement and recomputes accuracy and NFE of
+the policy and of each heuristic, and the hull. A hull is a maximum, and resampling inflates it: the interval leans
+against the policy, by 2 points with 60 independent heuristics on 512 prompts, by less where they agree on hard prompts.
 
 Against the champion, the declared utility is compared, mean of correct x speed^alpha at the exponent that the profile
-serves, paired by prompt in the same resamples. The envelope cannot serve there: each policy would be measured at its
-own NFE, and one at a speed where rules are bad would look better than a better policy. The comparison means something
-only if both were evaluated on the same prompts by the same frozen model; `incomparable` finds out.
+serves, paired by prompt in the same resamples. The envelope does not suit this comparison: a policy at a speed where
+rules are bad would look better than a better policy. Both must be evaluated on the same prompts by the same frozen
+model, which `incomparable` checks.
 
-Evidence that is not a number, or outside its range, is refused with DataError, and every condition of a promotion is
-written so that a NaN fails it.
+Evidence outside its range is refused with DataError. Every condition of a promotion is written so that a NaN fails it.
 """
 
 from __future__ import annotations
@@ -80,7 +78,7 @@ def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
     """Accuracy that the heuristics among `rows` (family, nfe, accuracy: a row of gate.csv) attain at `nfe`."""
     cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in POLICIES]
     if not cells:
-        raise DataError("no heuristic among the rows; there is nothing to compare with; evaluate the sweep too")
+        raise DataError("no heuristic among the rows. Evaluate the sweep too.")
     return front_at(*zip(*cells, strict=True), at=nfe)
 
 
@@ -94,7 +92,7 @@ def scores(policies: Sequence[EvalResult], heuristics: Sequence[EvalResult], wei
 
 
 def resample(prompts: int, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap weights (resamples, prompts): how often each prompt was drawn, as a share."""
+    """Bootstrap weights (resamples, prompts): the share of draws of each prompt."""
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
 
 
@@ -129,7 +127,7 @@ def _interval(name: str, middle: float, drawn_R: np.ndarray) -> dict[str, float]
 
 
 def incomparable(challenger: Evidence, champion: Evidence) -> str | None:
-    """Why these two cannot be paired, or None. Equal heuristics on equal prompts prove an equal frozen model."""
+    """The reason why these two cannot be paired, or None. Equal heuristics on equal prompts prove an equal model."""
     if (challenger.task, challenger.prompts) != (champion.task, champion.prompts):
         return "the champion was evaluated on other prompts"
     if challenger.canvas != champion.canvas:

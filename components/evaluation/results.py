@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from components.core.errors import DataError
 from components.core.files import read_csv, read_lines, write_csv, write_lines
 
-POLICIES = ("learned", "distilled")
-"""Families that were trained. Every other family is a rule and counts towards the front."""
+POLICIES = ("learned", "distilled", "influence")
+"""Families of trained policies. Every other family is a rule, a point of the front."""
 
-PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP")
+PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P", "order_2P")
+OPTIONAL = ("end_of_text",)
 Rule = tuple[str, str, int]
 """Family, setting and block length of a rule; the whole canvas is a block, too."""
 
@@ -33,8 +34,11 @@ class EvalResult:
     block_length is the canvas length for full diffusion. choose: "mode" or "sample". Accuracies are in [0, 1] with
     95 % bootstrap intervals, NFE in forwards per prompt. dense: the mean partial score. unfinished: canvases with masks
     left. workers, rows_in_flight (of each), tokens_per_forward: how the canvases were batched, which in bfloat16 may
-    change a text. correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table.
-    seeds_2SP: correct and NFE by seed; empty where there is one seed.
+    change a text. end_of_text: 1 where rows stopped at the end of their text, so that NFE counts no more than that.
+    correct_P, nfe_P: per prompt, means over decode seeds; empty where the row was read from a CSV table. seeds_2SP:
+    correct and NFE by seed; empty where there is one seed. masks_P: positions that were decoded; empty where that is
+    all of the canvas.
+    order_2P: AR-ness@1 and Kendall's tau of the order of commits, see ``evaluation.order``.
     """
 
     task: str
@@ -58,9 +62,12 @@ class EvalResult:
     workers: int = field(default=0, compare=False)
     rows_in_flight: int = field(default=0, compare=False)
     tokens_per_forward: int = field(default=0, compare=False)
+    end_of_text: int = 0
     correct_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     nfe_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
     seeds_2SP: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    masks_P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
+    order_2P: NDArray[np.float64] = field(default_factory=_empty, repr=False, compare=False)
 
     @property
     def is_policy(self) -> bool:
@@ -84,7 +91,8 @@ class EvalResult:
     def utility_P(self, canvas: int, alpha: float) -> NDArray[np.float64]:
         """correct x speed^alpha per prompt, mean over seeds; speed is that of the training's reward."""
         correct_SP, nfe_SP = self.by_seed
-        return (correct_SP * ((canvas - np.minimum(nfe_SP, canvas) + 1) / canvas) ** alpha).mean(0)
+        most = self.masks_P if self.masks_P.size else canvas
+        return (correct_SP * ((most - np.minimum(nfe_SP, most) + 1) / most) ** alpha).mean(0)
 
     @classmethod
     def of_prompts(cls, head: Mapping[str, Any], correct_P: Any, nfe_P: Any, seeds_2SP: Any = ()) -> EvalResult:
@@ -94,8 +102,9 @@ class EvalResult:
         """
         correct, nfe, seeds = (np.asarray(values, dtype=np.float64) for values in (correct_P, nfe_P, seeds_2SP))
         unknown = ("accuracy_low", "accuracy_high", "dense", "nfe_low", "nfe_high", "tokens_per_second", "unfinished")
+        known: dict[str, Any] = {"denoiser": "", "split": "", **head, **dict.fromkeys(unknown, math.nan)}
         return cls(
-            **{"denoiser": "", "split": "", **head, **dict.fromkeys(unknown, math.nan)},
+            **known,
             prompts=correct.size,
             seeds=seeds.shape[1] if seeds.ndim == 3 else 1,
             accuracy=float(correct.mean()) if correct.size else math.nan,
@@ -106,12 +115,14 @@ class EvalResult:
         )
 
     def row(self) -> dict[str, Any]:
-        """The columns of a table: everything but the per-prompt arrays."""
-        return {name: value for name, value in vars(self).items() if name not in PER_PROMPT}
+        """The columns of a table: everything but the per-prompt arrays, and ``OPTIONAL`` ones where they are 0."""
+        return {n: v for n, v in vars(self).items() if n not in PER_PROMPT and (v or n not in OPTIONAL)}
 
 
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float | int | None}  # NaN is null in JSON
+KINDS = {f.name: _KINDS[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 _TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
-COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT}
+COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 
 
 def write_results(path: Path, results: Iterable[EvalResult]) -> None:
@@ -121,13 +132,17 @@ def write_results(path: Path, results: Iterable[EvalResult]) -> None:
 
 
 def read_results(path: Path) -> list[EvalResult]:
-    """What ``write_results`` wrote. DataError for a file that is missing, or a line that is no result."""
+    """The results of ``write_results``. DataError for a missing file, or a line that is no result."""
     results = []
-    for number, row in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
-            row.setdefault("seeds_2SP", [])
+            row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], "order_2P": [], **line}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
-            results.append(EvalResult(**{name: row[name] for name in COLUMNS}, **arrays))
+            if strange := [name for name, kind in KINDS.items() if not isinstance(row[name], kind)]:
+                raise TypeError(f"{strange[0]}={row[strange[0]]!r}")
+            head = {name: math.nan if row[name] is None else row[name] for name in COLUMNS}
+            optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
+            results.append(EvalResult(**head, **optional, **arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results
@@ -151,12 +166,13 @@ def read_table(*paths: Path) -> list[EvalResult]:
             raise DataError(f"{path}: no column {', '.join(missing)}. Run `dvc repro` to make it.")
         results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     if not results:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run stage evaluate first.")
+        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run `dvc repro` to make one.")
     return results
 
 
 def _result(row: dict[str, str], where: str) -> EvalResult:
     try:
-        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()})
+        optional: dict[str, Any] = {name: int(row.get(name) or 0) for name in OPTIONAL}
+        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()}, **optional)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}. Run `dvc repro` to make it.") from error

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import CheckpointError, DataError, SettingsError
+from components.core.files import no_number
 
 VERSION = 2
 PREFIX = "unmask."
@@ -33,6 +34,15 @@ OUTPUTS = {
     "accept": (OUTPUT, *PAIRED),
 }
 """What a file gives, by the kind of its action."""
+KNOBS = {
+    "bernoulli": {"temperature", "scale"},
+    "categorical": {"temperature"},
+    "dpls": {"temperature"},
+    "coupled": {"kappa", "tau", "cost", "temperature"},
+    "accept": {"kappa", "tau", "cost", "temperature"},
+}
+"""The numbers that an action comes with, by its kind."""
+LONGEST_EXAMPLE = 512  # positions on which a file is tried
 
 FIELDS = {
     "masked_BL": np.bool_,
@@ -76,11 +86,12 @@ class OnnxFile:
         unknown = [i.name for i in self._session.get_inputs() if FIELDS.get(i.name) != _TYPES.get(i.type, object)]
         outputs = [o.name for o in self._session.get_outputs()]
         kind = str(self.action.get("kind"))
-        if unknown or tuple(outputs) != OUTPUTS.get(kind):
+        knobs = {name for name, value in self.action.items() if type(value) in (int, float)}
+        if unknown or tuple(outputs) != OUTPUTS.get(kind) or knobs != KNOBS[kind] or len(self.action) > len(knobs) + 1:
             raise CheckpointError(
-                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {kind!r}; an exported policy reads "
-                f"fields of the Observation, draws by one of {sorted(OUTPUTS)} and gives what that needs; export it "
-                f"again"
+                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {self.action}; an exported policy "
+                f"reads fields of the Observation, draws by one of {sorted(OUTPUTS)} with its numbers and gives what "
+                f"that needs; export it again"
             )
         if offset and PAIRED[0] not in OUTPUTS[kind]:
             raise SettingsError(
@@ -92,10 +103,14 @@ class OnnxFile:
         self._require_finite()
 
     def _require_finite(self) -> None:
-        """A weight that is NaN or infinite reaches the utilities of a small observation: every layer is dense."""
-        sizes = {str(axis): 4 for axes in self.inputs.values() for axis in axes if not isinstance(axis, int)}
+        """A weight that is NaN or infinite reaches the utilities of an observation that is as long as the policy's
+        tables of positions and distances: every other layer is dense."""
+        shape = self.policy.get("shape")
+        read = [shape.get(name) for name in ("positions", "offsets")] if isinstance(shape, dict) else []
+        length = min(LONGEST_EXAMPLE, max([6, *(size + 2 for size in read if type(size) is int)]))
+        dynamic = {"batch": 1}
         feed = {
-            name: _example(name, tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes))
+            name: _example(name, tuple(a if isinstance(a, int) else dynamic.get(a, length) for a in axes), length)
             for name, axes in self.inputs.items()
         }
         for name, value in zip(
@@ -110,11 +125,11 @@ class OnnxFile:
 
     def _parsed(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self.metadata[PREFIX + name])
-        except (KeyError, json.JSONDecodeError) as error:
+            return dict(**json.loads(self.metadata[PREFIX + name], parse_constant=no_number))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.path}: {PREFIX}{name} is missing or no JSON; without it the utilities cannot "
-                f"be turned into actions; export the policy again"
+                f"{self.path}: {PREFIX}{name} is missing or no JSON object of finite numbers; without it the utilities "
+                f"cannot be turned into actions; export the policy again"
             ) from error
 
     def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -171,13 +186,13 @@ class OnnxFile:
         return value.astype(wanted, copy=False)
 
 
-def _example(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An input of moderate values: every second position masked, rows at their first step."""
+def _example(name: str, shape: tuple[int, ...], length: int) -> np.ndarray:
+    """An input of moderate values: four of five positions masked, rows at their first step."""
     kind, place = np.dtype(FIELDS[name]), np.indices(shape).sum(0) if shape else np.zeros(shape)
     if name == "length_B":
-        return np.full(shape, 4, kind)
+        return np.full(shape, length, kind)
     if name in ("masked_BL", "eligible_BL"):
-        return place % 2 == 0
+        return place % 5 != 4
     return np.ones(shape, kind) if kind == np.bool_ else (place % 3 / 4).astype(kind)
 
 

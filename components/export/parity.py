@@ -45,14 +45,16 @@ SETS = (AcceptOrSkip, CoupledPlackettLuce)  # draws that an exported graph gives
 @dataclass(frozen=True)
 class Decoding:
     """What both policies decode: every prompt once by the mode and once by a sample. block_length None: full
-    diffusion. progress is called with the number of rows that have just finished, of four per prompt."""
+    diffusion. frontier None: all masks of the block. progress is called with the number of rows that have just
+    finished, of four per prompt."""
 
     denoiser: Denoiser
     prompts: Prompts
     block_length: int | None
+    frontier: int | None = None
+    progress: Callable[[int], None] | None = None
     seed: int = 0
     rows: int = 256
-    progress: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
 
 def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, decoding: Decoding) -> ParityReport:
     prompts, watched = decoding.prompts, _Watched(policy, exported)
-    job = prompts.job(decoding.block_length)
+    job = replace(prompts.job(decoding.block_length), frontier=decoding.frontier)
     equal_texts = equal_orders = 0
     unequal: list[str] = []
     for choose in CHOICES:

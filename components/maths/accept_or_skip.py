@@ -1,4 +1,4 @@
-"""Accept or skip along the greedy path: the best of what is left is taken or passed over for this step.
+"""Accept or skip along the greedy path: each best remaining position is taken, or skipped for this step.
 
 The candidate is always the position of the largest utility u_j(S) (``components.maths.coupling``) among those that are
 neither taken nor skipped. It is taken with probability sigma(u), else skipped, until every eligible position had its
@@ -34,8 +34,10 @@ class AcceptOrSkip(Coupled):
 
     @torch.no_grad()
     def _walk(self, below_BL: Tensor) -> tuple[Action, Tensor]:
-        """What is taken where a candidate of probability p is if ``below_BL`` < p at its position; and the order
-        (B, K) of the candidates, of which a row's own come first."""
+        """The taken positions and the order (B, K) of the candidates, a row's own first.
+
+        A candidate of probability p is taken if ``below_BL`` < p at its position.
+        """
         path, left_BL = Path.start(self), self.eligible_BL
         candidates = []
         for turn in range(left_BL.shape[-1]):
@@ -56,7 +58,7 @@ class AcceptOrSkip(Coupled):
         return self._walk(noise.uniform(0, self.eligible_BL.shape[-1]))[0]
 
     def mode(self) -> Action:
-        """Each candidate's likelier fate on the way; an even one is skipped."""
+        """The more probable decision of each candidate on the path; at p = 1/2 it is skipped."""
         return self._walk(torch.full_like(self.log_odds_BL, 0.5))[0]
 
     def log_prob(self, action: Action) -> Tensor:
@@ -77,7 +79,7 @@ class AcceptOrSkip(Coupled):
         return -p_log(log_BO, log_BO).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
+        """KL(self || other), +inf where the other one gives a draw of this one no probability."""
         same_kind(self, other)
         assert isinstance(other, AcceptOrSkip)
         narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
@@ -85,7 +87,7 @@ class AcceptOrSkip(Coupled):
         return p_log(log_BO, log_BO - other._outcomes()).sum(-1)
 
     def _outcomes(self) -> Tensor:
-        """(B, 2^L) log-probability of every set there is, possible or not."""
+        """(B, 2^L) log-probability of every set, possible or not."""
         rows, length = self.eligible_BL.shape
         place_L = torch.arange(length, device=self.eligible_BL.device)
         drawn_OL = (torch.arange(2**length, device=place_L.device).unsqueeze(1) >> place_L & 1).bool()

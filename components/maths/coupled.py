@@ -1,4 +1,4 @@
-"""Coupled Plackett-Luce with STOP: ordered picks whose utilities move with what has been taken before them.
+"""Coupled Plackett-Luce with STOP: ordered picks whose utilities move with the earlier picks.
 
 Each pick comes from a softmax over the utilities u_j(S) of what is left (``components.maths.coupling``) and STOP, an
 item of utility 0 that competes from the second pick on. At least one position is drawn wherever one is eligible.
@@ -39,8 +39,10 @@ class CoupledPlackettLuce(Coupled):
 
     @torch.no_grad()
     def _walk(self, among_BL: Tensor, noise: Noise | None, stops: bool) -> Action:
-        """The best of what is left of ``among_BL``, pick by pick, while it is better than STOP (if that competes);
-        under ``noise`` the best after Gumbel noise of its own for each pick, which makes it a draw."""
+        """The best remaining position of ``among_BL``, pick by pick, while its utility is above STOP's.
+
+        stops: whether STOP competes. noise: Gumbel noise is added to each pick, which makes the picks a draw.
+        """
         path, left_BL, length = Path.start(self), among_BL, among_BL.shape[-1]
         going_B = among_BL.any(-1)
         for pick in range(length):
@@ -66,7 +68,7 @@ class CoupledPlackettLuce(Coupled):
         return self._walk(self.eligible_BL, None, stops=True)
 
     def ordered(self, selected_BL: Tensor) -> Action:
-        """A set as a draw: all of its eligible members, greedily by utility, whatever STOP would say."""
+        """A set as a draw: all of its eligible members, greedily by utility, without STOP."""
         return self._walk(selected_BL & self.eligible_BL, None, stops=False)
 
     def log_prob_of_set(self, selected_BL: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class CoupledPlackettLuce(Coupled):
         return -p_log(log_BO, log_BO).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """Also valid against a reference with other eligible positions: +inf where it forbids what this may draw."""
+        """KL(self || other), +inf where the other one gives a draw of this one no probability."""
         same_kind(self, other)
         assert isinstance(other, CoupledPlackettLuce)
         narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
@@ -106,7 +108,7 @@ class CoupledPlackettLuce(Coupled):
         return p_log(log_BO, log_BO - other._outcomes()).sum(-1)
 
     def _outcomes(self) -> Tensor:
-        """(B, O) log-probability of every ordered draw there is, possible or not."""
+        """(B, O) log-probability of every ordered draw, possible or not."""
         rows, length = self.eligible_BL.shape
         rank_OL = _orders(length).to(self.eligible_BL.device)
         index_N = torch.arange(rows, device=rank_OL.device).repeat_interleave(len(rank_OL))

@@ -1,4 +1,4 @@
-"""What distributions with pair shifts share: utilities that move with what has been taken, and the risk of a set.
+"""The common part of distributions with pair shifts: utilities that move with each commit, and the risk of a set.
 
 With S the positions taken so far in this step, each position j has
 
@@ -28,7 +28,7 @@ from components.maths.masked import masked_argmax, one_hot, sort_eligible
 
 @dataclass(frozen=True)
 class Coupled:
-    """What distributions with pair shifts are made of.
+    """The fields of a distribution with pair shifts.
 
     log_odds_BL  l, of the present prediction at each position.
     bias_BL      b, what the policy adds to each position.
@@ -75,7 +75,7 @@ def _per_row(value: Tensor | float, ndim: int) -> Tensor | float:
 
 
 def _among(values_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """The values where the mask is set, 0 elsewhere: whatever stands there reaches neither value nor gradient."""
+    """The values where the mask is set, 0 elsewhere. Values outside the mask reach neither result nor gradient."""
     return values_BL.masked_fill(~mask_BL, 0.0)
 
 
@@ -90,7 +90,7 @@ def surprise(log_odds: Tensor) -> Tensor:
 
 
 def added_risk(mix: Tensor, cond: Tensor, before: Tensor) -> Tensor:
-    """What a position taken at log-odds ``cond``, of ``before`` when the step began, adds to the risk."""
+    """The risk of taking a position at log-odds ``cond``. before: its log-odds when the step began."""
     now, start = surprise(cond), surprise(before)
     return mix * now + (1 - mix) * (now - start)
 
@@ -115,7 +115,7 @@ def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Ten
 
 @dataclass
 class Path:
-    """Where rows stand while positions are taken one after the other. It carries no gradient."""
+    """State of rows while positions are taken one after the other, without a gradient."""
 
     coupled: Coupled
     cond_BL: Tensor
@@ -134,7 +134,7 @@ class Path:
         return utility(self.coupled, self.cond_BL, self.risk_B1)
 
     def take(self, index_B: Tensor, taken_B: Tensor) -> None:
-        """Takes position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
+        """Take position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
         own, index_B1, taken_B1 = self.coupled, index_B.unsqueeze(1), taken_B.unsqueeze(1)
         mix_B1, cond_B1, before_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, log_odds(own)))
         added_B1 = added_risk(mix_B1, cond_B1, before_B1)
@@ -150,7 +150,7 @@ class Path:
 
 
 def over(going_B: Tensor, pick: int) -> bool:
-    """Whether every row has stopped. An accelerator is asked every fourth time only, so that no pick waits for it."""
+    """True once every row has stopped. An accelerator is read at every fourth pick only, to save synchronizations."""
     return (going_B.device.type == "cpu" or pick % 4 == 3) and not bool(going_B.any())
 
 

@@ -46,15 +46,14 @@ Kind = TypeVar("Kind", bound=Any)
 
 
 def take(distribution: Kind, index: Tensor) -> Kind:
-    """The rows of a distribution that an index picks, with repetition if it says so. A tensor of no axes is every
-    row's."""
+    """The rows of a distribution at an index, which may repeat them. A tensor without axes belongs to every row."""
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
     return replace(distribution, **{name: v[index] for name, v in values.items() if isinstance(v, Tensor) and v.ndim})
 
 
 def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Tensor:
     """(B,) -E_target log policy, which is KL(target || policy) up to the target's own entropy: in closed form where
-    the target is a rule without randomness, or of the policy's kind (ties of max-confidence split evenly)."""
+    the target is deterministic, or of the policy's kind (ties of max-confidence split evenly)."""
     return target.kl(policy) + target.entropy()
 
 
@@ -77,7 +76,7 @@ class Bernoulli:
     scale: float = 1.0
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
-        """log s and log(1-s), by logsigmoid: no clamp, no saturation. What is not eligible is certainly not drawn."""
+        """log s and log(1-s), by logsigmoid: no clamp, no saturation. Ineligible positions have s = 0."""
         logits_BL = self.logits_BL / self.temperature
         log_p_BL, log_q_BL = F.logsigmoid(logits_BL), F.logsigmoid(-logits_BL)
         if self.scale != 1.0:
@@ -99,7 +98,7 @@ class Bernoulli:
         return Action(noise.uniform(0, self.logits_BL.shape[-1]) < self.probability_BL)
 
     def mode(self) -> Action:
-        """Each bit's likelier value; an even one is not drawn."""
+        """Each bit's more probable value; at s = 1/2 it is not drawn."""
         return Action(self.probability_BL > 0.5)
 
     def log_prob(self, action: Action) -> Tensor:
@@ -159,7 +158,7 @@ class Categorical:
         return -p_log(log_BL, log_BL).sum(-1)
 
     def kl(self, other: ActionDistribution) -> Tensor:
-        """Also valid against a reference with other candidates: +inf where it forbids what this one may draw."""
+        """KL(self || other), +inf where the other one gives a draw of this one no probability."""
         same_kind(self, other)
         assert isinstance(other, Categorical)
         log_BL, log2_BL = self.log_probs_BL, other.log_probs_BL
@@ -169,7 +168,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Deterministic:
-    """A rule without randomness: the selected positions, with probability 1."""
+    """A deterministic rule: the selected positions, with probability 1."""
 
     selected_BL: Tensor
     eligible_BL: Tensor

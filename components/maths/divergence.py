@@ -1,4 +1,4 @@
-"""How far a policy's draw is from a reference's at each recorded state, as a term of a loss.
+"""Divergence of a policy from a reference at each recorded state, as a term of a loss.
 
 Bernoulli and categorical draws have closed forms, and so has the cross-entropy to a rule. Ordered draws have too many
 outcomes. Their divergence is estimated from the recorded draw a, of probability q(a) when it was drawn:
@@ -25,11 +25,11 @@ from components.maths.plackett_luce import DPLS
 
 @dataclass(frozen=True)
 class Draw:
-    """What was recorded at n states.
+    """The recorded draws of n states.
 
     log_prob_n  of the action by the policy as it is now, with its gradient.
     old_n       of the action when it was drawn.
-    foreign_n   bool, drawn by another policy: it says nothing of this one's divergence and counts 0.
+    foreign_n   bool, drawn by another policy; such a draw counts 0.
     """
 
     action: Action
@@ -43,7 +43,7 @@ def divergence(
 ) -> Tensor:
     """(n,) the divergence, its gradient that of the divergence too. kind: "kl", to a rule the cross-entropy, or "ce".
 
-    learns: False where it is only looked at; DPLS, whose exact sum is long, is then estimated too.
+    learns: False where it is logged only; the divergence of DPLS, an exact sum of many terms, is then estimated.
     """
     if kind == "ce" or isinstance(reference, Deterministic):
         return cross_entropy(reference, policy)

@@ -1,4 +1,4 @@
-"""The greedy set: positions that go together, chosen one after the other by log-odds that move with each choice."""
+"""The greedy set: positions chosen one after the other by log-odds that move with each choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front that heuristics reach together: the upper, concave, non-decreasing envelope of accuracy against NFE.
+"""The front of the heuristics: the upper, concave, non-decreasing envelope of accuracy against NFE.
 
 Two cells of a sweep can be mixed by tossing a coin per prompt: every point on the chord between them is attainable
 (time-sharing), and a decoder that is allowed more forwards than it needs loses nothing. A policy that is better than
@@ -41,7 +41,7 @@ def front_at(nfe: ArrayLike, accuracy: ArrayLike, at: float) -> float:
     """The best accuracy that mixtures of the points reach with ``at`` forwards on average.
 
     Below the smallest NFE no mixture is that fast; there the envelope is level, the accuracy of the fastest point. This
-    leans against whoever is compared (nobody passes a gate by being merely too fast) and keeps every bootstrap
+    leans against the compared policy (no policy passes a gate by its speed alone) and keeps every bootstrap
     replicate finite.
 
     Errors:
@@ -87,7 +87,7 @@ def _chunk(x_RC: NDArray[np.float64], y_RC: NDArray[np.float64], at_R: NDArray[n
 
 
 def _not_above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b lies on or below the chord from a to c."""
+    """True where b lies on or below the chord from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
 
 

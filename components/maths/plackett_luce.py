@@ -1,4 +1,4 @@
-"""Ordered draws: Plackett-Luce with a fixed number of picks, and DPLS, which decides itself when to stop.
+"""Ordered draws: Plackett-Luce with a fixed number of picks, and DPLS, whose number of picks is drawn.
 
 DPLS (arXiv 2512.09106, appendix E): the first pick from a softmax over the eligible utilities; then the remaining
 positions and an item STOP of utility 0 are ranked by Plackett-Luce, and what ranks before STOP is committed. It never
@@ -101,7 +101,7 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
 
 @dataclass(frozen=True)
 class PlackettLuce:
-    """``count_B`` ordered picks without replacement, or all that is eligible where that is fewer."""
+    """``count_B`` ordered picks without replacement, or all eligible positions where they are fewer."""
 
     logits_BL: Tensor
     eligible_BL: Tensor

@@ -1,1 +1,1 @@
-"""Who chooses the positions: heuristics, the confidence transformer (paper A), the feature head (paper B)."""
+"""Policies: heuristics, the confidence transformer (paper A), the feature head (paper B), the coupled policy."""

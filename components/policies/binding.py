@@ -1,4 +1,4 @@
-"""Which dLLM a policy belongs to: hidden states of another one of the same width mean something else."""
+"""The dLLM that a policy belongs to: hidden states of another one of the same width mean something else."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 
 def check_policy(policy: Policy, width: int = 8) -> list[str]:
-    """What is wrong, a sentence each; an empty list where nothing is.
+    """The violations of the protocol, a sentence each; an empty list for a good policy.
 
     width: of the hidden states, for a policy that reads them.
     """
@@ -160,7 +160,7 @@ def _sets(obs: Observation) -> list[Action]:
 
 
 def _rows(policy: Policy, obs: Observation) -> list[str]:
-    """Whether a row is the same alone, and with a longer canvas of padding behind it."""
+    """Violations of batch invariance: a row alone, and with padding behind its canvas."""
     plain_BL = policy.score(obs)
     found = []
     alone = [policy.score(obs.rows(torch.tensor([i], device=plain_BL.device)))[0] for i in range(ROWS)]

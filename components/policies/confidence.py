@@ -28,7 +28,7 @@ _SCALE = {"log_odds": 1 / 8}  # brings +-30 to a few units; the others are of or
 
 @dataclass(frozen=True)
 class Shape:
-    """What fixes the policy's parameters; stored beside its weights.
+    """The shape of the policy's parameters; stored beside its weights.
 
     features: width of the frozen model's hidden states, 0 to leave them out. period: of the sinusoidal time embedding
     (paper: 1, which makes all frequencies equal). bias: the output's first bias (paper: -2, an initial unmasking
@@ -95,8 +95,7 @@ def rotate(x_BHLd: Tensor) -> Tensor:
 def entropy_before(entropy_BL: Tensor, eligible_BL: Tensor) -> Tensor:
     """(B, L) summed entropy of the eligible positions that are more certain than this one (ties: the earlier ones).
 
-    What EB-Sampler (arXiv 2505.24857) compares with gamma: with it the strongest heuristic is one threshold on one
-    input, and an imitation of it exact.
+    EB-Sampler (arXiv 2505.24857) compares it with gamma: a threshold on this one input is that heuristic.
     """
     place_L = torch.arange(entropy_BL.shape[1], device=entropy_BL.device)
     mine_BL1, theirs_B1L = entropy_BL.unsqueeze(2), entropy_BL.unsqueeze(1)
@@ -141,8 +140,8 @@ class Block(nn.Module):
 class ConfidencePolicy(nn.Module):
     """Utilities (B, L) from an Observation; see the module's docstring.
 
-    temperature and scale are test-time knobs of the Bernoulli action (paper: tau_pi and beta); speed is the alpha
-    that a conditioned policy is asked for where the observation does not say (``alpha_B``). denoiser: fingerprint of
+    temperature, scale: test-time factors of the Bernoulli action (paper: tau_pi and beta). speed: the alpha of a
+    conditioned policy where the observation has none (``alpha_B``). denoiser: fingerprint of
     the dLLM whose hidden states it reads, "" if it reads none.
     """
 
@@ -165,15 +164,14 @@ class ConfidencePolicy(nn.Module):
             self.add_alpha_input(shape.alphas)
 
     def add_alpha_input(self, alphas: tuple[float, ...]) -> None:
-        """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
-        nothing changes until it is trained."""
+        """Make the speed exponent an input, through a projection that starts at zero and so changes no decision."""
         self.shape = replace(self.shape, alphas=tuple(alphas))
         self.alpha = nn.Linear(1, self.shape.width, device=self.head.weight.device, dtype=self.head.weight.dtype)
         nn.init.zeros_(self.alpha.weight)
         nn.init.zeros_(self.alpha.bias)
 
     def drop_features(self, width: int) -> None:
-        """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
+        """Ignore hidden states from now on; those of another dLLM, of this width, mean something else."""
         self.shape, self.denoiser = replace(self.shape, features=width), ""
         self.features = nn.Linear(width, self.shape.width, bias=False, device=self.head.weight.device)
         nn.init.zeros_(self.features.weight)
@@ -185,7 +183,7 @@ class ConfidencePolicy(nn.Module):
         return Needs(self.shape.where, self.shape.top_k, features, statistics=read & set(STATISTICS))
 
     def _inputs(self, obs: Observation) -> Tensor:
-        """(B, L, F) what is read, zero where this policy does not look."""
+        """(B, L, F) the inputs, zero outside the positions that this policy reads."""
         parts = []
         for name in self.shape.inputs:
             field = {"top": "top_BLK", "bound": "entropy_BL"}.get(name, f"{name}_BL")

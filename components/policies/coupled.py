@@ -1,12 +1,12 @@
-"""Our policy: what the frozen model predicts at each position, and by how much a commit at one moves the log-odds at
-another. A set is chosen with both (``maths.coupled``).
+"""Our policy: it chooses a set by the predictions at each position and by pair shifts (``maths.coupled``).
 
-A small block reads the positions. A pair head then reads every two of them and gives their *shift* w_ij: what a commit
-at i adds to the log-odds of j. The shifts are learned by probing the frozen model (``trainers.influence``). The last
-layers of the shifts, of the bias b_j and of what hidden states say start at zero, so that an untrained policy decides
-on the frozen model's log-odds alone.
+Two small networks read the positions. The first gives every two of them a *shift* w_ij: what a commit at i adds to the
+log-odds of j. It learns by probing the frozen model (``trainers.influence``) and is then left as it is: the shifts are
+facts of the frozen model. The second starts as a copy of the first's reader and gives every position a bias b_j and its
+risk mixture; distillation and reinforcement train it. The last layers of the shifts, of the bias and of what hidden
+states add start at zero, so that an untrained policy decides on the frozen model's log-odds alone.
 
-Nothing depends on where a position is, unless absolute positions or relative offsets are asked for.
+Nothing depends on a position's place, unless the shape has absolute positions or relative offsets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.core.errors import SettingsError
@@ -24,16 +23,16 @@ from components.core.types import Needs, Observation
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, Categorical
-from components.policies.pairs import Mixer, Pairs
+from components.policies.pairs import Shifts
+from components.policies.reader import Reader
 
 SETS = {"coupled": CoupledPlackettLuce, "accept": AcceptOrSkip}
 ACTIONS = (*SETS, "categorical")
-_ODDS = 1 / 8  # brings log-odds of +-30 to a few units
 
 
 @dataclass(frozen=True)
 class CoupledShape:
-    """What fixes the policy's parameters; stored beside its weights.
+    """The shape of the policy's parameters; stored beside its weights.
 
     top_k: probabilities per position, and ids that two positions are compared by. width, heads, mlp_width, blocks: of
     the block over positions. pair_width: of the pair head. pair_shifts: False leaves the shifts out.
@@ -42,7 +41,7 @@ class CoupledShape:
     offsets are told apart up to so many positions, 0 for not at all. positions: so many first positions have an
     embedding each, 0 for none. features: width of the frozen model's hidden states, 0 to leave them out.
 
-    action: what is drawn. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
+    action: the draw. "accept": a set, each candidate along the greedy path taken or skipped. "coupled": a set in
     the order of its picks, with STOP. "categorical": one position. alphas: the speed exponents that one policy is
     trained for, and conditioned on. kappa, tau, cost, mix: where these start, see ``maths.coupled``.
     """
@@ -90,9 +89,9 @@ class CoupledShape:
 class CoupledPolicy(nn.Module):
     """Bias, shifts and risk mixture from an Observation; see the module's docstring.
 
-    temperature is inside the likelihood. speed is the alpha that a conditioned policy is asked for where the
-    observation does not say (``alpha_B``). offset is added to tau: above 0 more is committed per step, below 0 less.
-    scale is a knob of the confidence policy and changes nothing here.
+    temperature: inside the likelihood. speed: the alpha of a conditioned policy where the observation has none
+    (``alpha_B``). offset: added to tau; above 0 more is committed per step, below 0 less. scale: of the confidence
+    policy, without effect here.
     """
 
     def __init__(self, shape: CoupledShape, temperature: float = 1.0, speed: float = 1.0, offset: float = 0.0) -> None:
@@ -100,17 +99,9 @@ class CoupledPolicy(nn.Module):
         self.shape, self.temperature, self.scale, self.speed, self.offset = shape, temperature, 1.0, speed, offset
         self.denoiser = ""  # fingerprint of the dLLM whose hidden states it reads
         width = shape.width
-        self.stem = nn.Linear(2 + shape.top_k, width)
-        self.bit = nn.Embedding(2, width)
-        if shape.positions:
-            self.place = nn.Embedding(shape.positions, width)
-        if shape.features:
-            self.features = nn.Linear(shape.features, width, bias=False)
-            nn.init.zeros_(self.features.weight)
-        self.blocks = nn.ModuleList(Mixer(width, shape.heads, shape.mlp_width) for _ in range(shape.blocks))
-        self.norm = nn.LayerNorm(width)
+        self.reader = Reader(shape)
         if shape.pair_shifts:
-            self.pairs = Pairs(width, shape.heads, shape.pair_width, shape.top_k, shape.attention, shape.offsets)
+            self.shifts = Shifts(shape)
         self.bias, self.mix = nn.Linear(width, 1), nn.Linear(width, 1)
         for layer, start in ((self.bias, 0.0), (self.mix, math.log(shape.mix / (1 - shape.mix)))):
             nn.init.zeros_(layer.weight)
@@ -121,18 +112,25 @@ class CoupledPolicy(nn.Module):
             self.add_alpha_input(shape.alphas)
 
     def add_alpha_input(self, alphas: tuple[float, ...]) -> None:
-        """From now on the speed exponent is an input; it enters through a projection that starts at zero, so that
-        nothing changes until it is trained."""
+        """Make the speed exponent an input, through a projection that starts at zero and so changes no decision."""
         self.shape = replace(self.shape, alphas=tuple(alphas))
-        self.alpha = nn.Linear(1, self.shape.width, device=self.tau.device, dtype=self.tau.dtype)
-        nn.init.zeros_(self.alpha.weight)
-        nn.init.zeros_(self.alpha.bias)
+        self.reader.add_alpha()
 
     def drop_features(self, width: int) -> None:
-        """From now on hidden states, of this width, count for nothing: those of another dLLM mean something else."""
+        """Ignore hidden states from now on; those of another dLLM, of this width, mean something else."""
         self.shape, self.denoiser = replace(self.shape, features=width), ""
-        self.features = nn.Linear(width, self.shape.width, bias=False, device=self.tau.device)
-        nn.init.zeros_(self.features.weight)
+        for reader in self._readers():
+            reader.shape = self.shape
+            reader.add_features(width)
+            reader.features.requires_grad_(reader is self.reader)
+
+    def start_from_shifts(self) -> None:
+        """Read single positions as the shifts do: what probing learned is where the decisions start from."""
+        if self.shape.pair_shifts:
+            self.reader.load_state_dict(self.shifts.reader.state_dict())
+
+    def _readers(self) -> list[Reader]:
+        return [self.reader, self.shifts.reader] if self.shape.pair_shifts else [self.reader]
 
     @property
     def needs(self) -> Needs:
@@ -146,50 +144,27 @@ class CoupledPolicy(nn.Module):
             attention=self.shape.attention if self.shape.pair_shifts else (),
         )
 
-    def _positions(self, obs: Observation) -> tuple[Tensor, Tensor]:
-        """(B, L, W) the positions after the block, and (B, L) their scaled log-odds."""
-        if obs.log_odds_BL is None or obs.entropy_BL is None or obs.top_BLK is None:
-            raise ValueError(
-                "The observation has no log-odds, entropy or largest probabilities. Ask for them in Needs."
-            )
-        odds_BL = (obs.log_odds_BL * _ODDS).to(self.tau.dtype).masked_fill(~obs.masked_BL, 0.0)
-        top_BLK = obs.top_BLK[..., : self.shape.top_k].to(odds_BL.dtype)
-        given_BLF = torch.cat([odds_BL.unsqueeze(-1), obs.entropy_BL.to(odds_BL.dtype).unsqueeze(-1), top_BLK], -1)
-        given_BLF = given_BLF.masked_fill(~obs.masked_BL.unsqueeze(-1), 0.0)
-        x_BLW = self.stem(given_BLF) + self.bit(obs.masked_BL.long())
-        length = obs.masked_BL.shape[1]
-        place_L = torch.arange(length, device=odds_BL.device)
-        if self.shape.positions:
-            # Later positions have none: a longer canvas than the policy was trained on can still be decoded.
-            place_LW = self.place(place_L.clamp(max=self.shape.positions - 1))
-            x_BLW = x_BLW + place_LW.masked_fill((place_L >= self.shape.positions).unsqueeze(-1), 0.0)
-        if self.shape.features:
-            assert obs.features_BTD is not None
-            states_BLD = obs.features_BTD[:, obs.canvas_start :].to(odds_BL.dtype)
-            x_BLW = x_BLW + self.features(F.layer_norm(states_BLD, states_BLD.shape[-1:]))
+    def _positions(self, obs: Observation) -> Tensor:
+        """(B, L, W) the positions that bias and mix are read from."""
+        alpha_B = None
         if self.shape.alphas:
-            alpha_B = torch.full_like(odds_BL[:, 0], self.speed) if obs.alpha_B is None else obs.alpha_B.to(odds_BL)
-            x_BLW = x_BLW + self.alpha(alpha_B.log1p().unsqueeze(-1)).unsqueeze(1)
-        padding_B11L = (place_L >= obs.length_B.unsqueeze(1))[:, None, None, :]
-        # Additive and expanded: ONNX Runtime wants every query's keys, and would make a bool mask into this one.
-        attend_B1LL = torch.zeros_like(padding_B11L, dtype=odds_BL.dtype).masked_fill(padding_B11L, -torch.inf)
-        attend_B1LL = attend_B1LL.expand(-1, -1, length, -1)
-        for block in self.blocks:
-            x_BLW = block(x_BLW, attend_B1LL)
-        return self.norm(x_BLW), odds_BL
+            assert obs.log_odds_BL is not None
+            speed_B = torch.full_like(obs.log_odds_BL[:, 0], self.speed) if obs.alpha_B is None else obs.alpha_B
+            alpha_B = speed_B.to(self.tau)
+        return self.reader(obs, alpha_B)
 
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """What is exported: bias_BL, added to the frozen model's log-odds; shift_BLL, zero on the diagonal and where
+        """The exported graph: bias_BL, added to the frozen model's log-odds; shift_BLL, zero on the diagonal and where
         either position is not masked; mix_BL, the joint probability's share of the risk."""
-        x_BLW, odds_BL = self._positions(obs)
+        x_BLW = self._positions(obs)
         bias_BL, mix_BL = self.bias(x_BLW).squeeze(-1), torch.sigmoid(self.mix(x_BLW).squeeze(-1))
         if self.shape.pair_shifts:
-            return bias_BL, self.pairs(x_BLW, obs, odds_BL), mix_BL
-        return bias_BL, torch.zeros_like(odds_BL.unsqueeze(2) * odds_BL.unsqueeze(1)), mix_BL
+            return bias_BL, self.shifts(obs), mix_BL
+        return bias_BL, torch.zeros_like(bias_BL.unsqueeze(2) * bias_BL.unsqueeze(1)), mix_BL
 
     def score(self, obs: Observation) -> Tensor:
-        """(B, L) utilities before anything is taken."""
-        return self.utilities(obs, self.bias(self._positions(obs)[0]).squeeze(-1))
+        """(B, L) utilities of the first pick."""
+        return self.utilities(obs, self.bias(self._positions(obs)).squeeze(-1))
 
     def utilities(self, obs: Observation, bias_BL: Tensor) -> Tensor:
         """``score`` from the bias that ``forward`` gives."""

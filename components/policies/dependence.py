@@ -1,4 +1,4 @@
-"""Rules that look at pairs of positions, training-free, exact and safe in a batch as ``heuristics`` are.
+"""Rules over pairs of positions: training-free, exact and safe in a batch, as ``heuristics`` are.
 
 ==========  ==============================================================================  ==================
 MeanField   certain also where similar positions are certain of the same                     arXiv 2606.15805
@@ -69,7 +69,7 @@ def overlap(obs: Observation, top_k: int) -> Tensor:
 
 
 def _alike(p: Tensor, q: Tensor) -> Tensor:
-    """What a shared token adds to 1 - JSD(p, q) / ln 2. Summed over tokens, p and q alone would give 1."""
+    """A shared token's term of 1 - JSD(p, q) / ln 2."""
     mean = ((p + q) / 2).clamp(min=_TINY)
     return torch.where(q > 0, mean - (p.xlogy(p / mean) + q.xlogy(q / mean)) / (2 * _LN_2), 0.0)
 
@@ -86,7 +86,7 @@ class MeanField:
     the positions that predict alike.
 
     q <- sigma(m), then twice q <- sigma(m - D q), with m the difference of the two largest logits, and D the likeness
-    divided by its largest value in the row. Nobody passes: the row's best.
+    divided by its largest value in the row. Where no position passes: the row's best.
     """
 
     tau: float
@@ -97,7 +97,7 @@ class MeanField:
         return Needs(top_k=self.top_k, top_ids=True, statistics=("log_odds",))
 
     def score(self, obs: Observation) -> Tensor:
-        """m - D q of the second round."""
+        """m - D q of the second pass."""
         top_BLK, eligible_BL = _read(obs, "top_BLK").double(), obs.eligible_BL
         lead_BL = top_BLK[..., 0].log() - top_BLK[..., 1].log()
         # A suppressed position has log-odds of -inf; elsewhere m comes from the probabilities.
@@ -178,7 +178,7 @@ def mean_attention(obs: Observation, layers: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Adas:
-    """Greedy by u_i = c_i - ``weight`` x the attention from i to each position taken, times how unsure that one was.
+    """Greedy by u_i = c_i - ``weight`` x the attention from i to each position taken, times that one's uncertainty.
 
     The stop is the threshold rule's: the best of what is left is taken while its u >= ``threshold``; the first is free.
     """

@@ -27,11 +27,11 @@ FLAGS = 2  # masked, in the current block
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What fixes the policy's parameters; stored beside its weights.
+    """The shape of the policy's parameters; stored beside its weights.
 
     features: width of the frozen model's hidden states, and of the block. mlp_width: of its gated feed-forward. hidden:
-    layers of the MLP. top_k: probabilities beside the block's output. shortlist: draw among the most confident so many
-    positions, 0 for all.
+    layers of the MLP. top_k: probabilities beside the block's output. shortlist: number of most confident positions
+    to draw from, 0 for all.
     """
 
     features: int
@@ -85,8 +85,8 @@ class GatedBlock(nn.Module):
 class FeaturePolicy(nn.Module):
     """Utilities (B, L) from an Observation; -inf outside the shortlist, if there is one.
 
-    temperature is inside the likelihood, so that what is drawn at it is also learned at it. scale and speed are knobs
-    of the confidence policy and change nothing here. denoiser: fingerprint of the dLLM whose hidden states it reads.
+    temperature: inside the likelihood, in training too. scale, speed: of the confidence policy, without effect here.
+    denoiser: fingerprint of the dLLM whose hidden states it reads.
     """
 
     def __init__(self, shape: FeatureShape, temperature: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""The rules that a learned policy is measured against, each exact and safe in a batch: at least one commit per row
+"""The heuristics, each exact and safe in a batch: at least one commit per row
 with something eligible, only eligible positions, ties broken by the lowest index.
 
 ==================  ============================================================  ==================================
@@ -128,8 +128,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class EntropyBound:
-    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma. An infinite
-    entropy (a suppressed position) is nobody's largest term: it is committed only where there is no other."""
+    """Entropies in ascending order: commit the largest k whose sum without its largest term is <= gamma. A position of
+    infinite entropy (a suppressed one) is committed only where there is no other."""
 
     gamma: float
     needs: Needs = ENTROPY
@@ -236,15 +236,22 @@ class TopKRandom:
 @dataclass(frozen=True)
 class SuppressTokens:
     """Another policy that sees positions predicting one of ``ids`` (end of text, end of turn) as hopeless, so that
-    they come last: LLaDA's ``confidence_eos_eot_inf``, without which full diffusion ends the text first. Rules that
-    read no statistics (random, left to right) are left as they are."""
+    they come last: without it full diffusion ends the text first. Rules that read no statistics (random, left to right)
+    are left as they are.
+
+    LLaDA's ``confidence_eos_eot_inf`` does a little more: it also takes the other positions' confidences among the
+    tokens that are left, p / (1 - p_ids). Where ends compete for a position, that changes which one comes first, and
+    which ones pass a threshold. ``renormalize``: so here, for every statistic. The two are the same where no position
+    gives ``ids`` any probability.
+    """
 
     policy: Policy
     ids: tuple[int, ...]
+    renormalize: bool = False
 
     @property
     def needs(self) -> Needs:
-        return self.policy.needs
+        return replace(self.policy.needs, late=self.ids) if self.renormalize else self.policy.needs
 
     def _seen(self, obs: Observation) -> Observation:
         token_BL = _read(obs, "token_BL")

@@ -1,39 +1,43 @@
-"""The parts of the coupled policy: a block over positions, and a head over every two of them."""
+"""The part of the coupled policy that reads pairs of positions: their shifts, learned by probing the frozen model."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.core.types import Observation
+from components.policies.reader import Reader, scaled_odds
+
+if TYPE_CHECKING:
+    from components.policies.coupled import CoupledShape
 
 _FLOOR = 1e-4  # of attention, before its logarithm
 
 
-class Mixer(nn.Module):
-    """A pre-norm block over positions: attention, then feed-forward. It has no positions of its own."""
+class Shifts(nn.Module):
+    """A reader of its own and a head over every two positions.
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    Only ``trainers.influence`` trains it: its parameters need no gradient elsewhere. What distillation and
+    reinforcement learn is what to do with the shifts, which stay those of the frozen model.
+    """
+
+    def __init__(self, shape: CoupledShape) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+        self.reader = Reader(shape)
+        self.pairs = Pairs(shape.width, shape.heads, shape.pair_width, shape.top_k, shape.attention, shape.offsets)
+        self.requires_grad_(False)
 
-    def forward(self, x_BLW: Tensor, attend_B1LL: Tensor) -> Tensor:
-        h = self.norm_1(x_BLW)
-        split = (*h.shape[:2], self.heads, -1)
-        q, k, v = (f(h).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend_B1LL)
-        x_BLW = x_BLW + self.out(mixed.transpose(1, 2).reshape(h.shape))
-        return x_BLW + self.down(F.gelu(self.up(self.norm_2(x_BLW))))
+    def forward(self, obs: Observation) -> Tensor:
+        """(B, L, L), zero on the diagonal and where either is not masked. Row i: what a commit at i adds."""
+        return self.pairs(self.reader(obs), obs, scaled_odds(obs, self.reader.stem.weight.dtype))
 
 
 class Pairs(nn.Module):
-    """The shift of every pair (i, j), from both positions and from what is known of the two together.
+    """The shift of every pair (i, j), from both positions and from statistics of the two together.
 
     width, heads: of the positions that are compared. pair_width: of the comparison. The others: see ``CoupledShape``.
     """
@@ -75,8 +79,8 @@ class Pairs(nn.Module):
 
 
 def shared(obs: Observation, top_k: int) -> Tensor:
-    """(B, L, L, 4) what the largest probabilities say of i and j: sum_v p_i(v) p_j(v); whether both predict one token;
-    p_j(t_i); p_i(t_j). A token that is not among the ``top_k`` of a position has probability 0 there."""
+    """(B, L, L, 4) statistics of the largest probabilities at i and j: sum_v p_i(v) p_j(v); whether both predict one
+    token; p_j(t_i); p_i(t_j). A token that is not among the ``top_k`` of a position has probability 0 there."""
     assert obs.top_BLK is not None and obs.top_ids_BLK is not None
     # Beside a policy that needs more of the largest probabilities there are more than ours.
     top_BLK, ids_BLK = obs.top_BLK[..., :top_k], obs.top_ids_BLK[..., :top_k]

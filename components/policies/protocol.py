@@ -1,4 +1,4 @@
-"""Who chooses the positions: a heuristic, a learned policy, or an exported file; all the same kind of object."""
+"""The protocol of a policy: a heuristic, a learned policy and an exported file are the same kind of object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components.maths.distributions import ActionDistribution
 class Policy(Protocol):
     @property
     def needs(self) -> Needs:
-        """Which fields of the Observation it reads."""
+        """The fields of the Observation that it reads."""
         ...
 
     def score(self, obs: Observation) -> Tensor:
@@ -21,5 +21,5 @@ class Policy(Protocol):
         ...
 
     def distribution(self, obs: Observation) -> ActionDistribution:
-        """What it may draw, over the observation's eligible positions."""
+        """The distribution of its draws over the observation's eligible positions."""
         ...

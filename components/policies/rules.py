@@ -1,4 +1,4 @@
-"""The one table of decoding rules: settings, sweep, reports and the command line read what a rule is from here.
+"""The table of decoding rules, read by settings, sweep, reports and the command line.
 
 To add a rule, write its class and one entry of ``RULES``. Nothing here imports torch before a rule is built, so that
 settings, help texts and reports stay light.
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What everybody must know of a rule.
+    """An entry of the table.
 
     build       makes it from its one number, or from nothing where it takes none.
     label       its name in tables and pictures.
-    number      what the number is; empty where the rule takes none. low, high: its bounds; ``above``: low is excluded.
+    number      the meaning of the number; empty where the rule takes none. low, high: its bounds; ``above``: low is
+                excluded.
     whole       the number must be whole.
     default     the number where none is given; None: one must be given.
-    commits     "fixed": as many positions a step as the number; "several": as many as it finds fit; "one": one
-                position, drawn from a law over many.
+    commits     "fixed": as many positions a step as the number; "several": as many as the state allows; "one":
+                one position, drawn from a distribution over many.
     random      it is sampled, so that an evaluation averages over decode seeds.
-    decodes     False for what only training can use: a target of a loss, a teacher that needs the answer.
-    reads_pairs it looks at pairs of positions, not at each one alone.
+    decodes     False for training alone: a target of a loss, the teacher.
+    reads_pairs it reads pairs of positions, not each one alone.
     blocks      whether a sweep runs it in shorter blocks too: never, in the main "table" only, or always.
     everywhere  it is swept where only the strongest rules are: transfer, out of domain, headroom.
+    attends     it reads the frozen dLLM's attention, which a cache does not have.
     """
 
     build: Callable[..., Policy]
@@ -52,6 +54,7 @@ class Rule:
     reads_pairs: bool = False
     blocks: Literal["never", "table", "always"] = "never"
     everywhere: bool = False
+    attends: bool = False
 
     @property
     def range(self) -> str:
@@ -120,8 +123,12 @@ RULES: dict[str, Rule] = {
         everywhere=True,
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats", reads_pairs=True),
-    "adas": Rule(_lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True),
-    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True),
+    "adas": Rule(
+        _lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True, attends=True
+    ),
+    "dapd": Rule(
+        _lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True, attends=True
+    ),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
     ),
@@ -135,7 +142,7 @@ def decoders() -> dict[str, Rule]:
 
 
 def is_random(family: str) -> bool:
-    """Whether the family is a rule that must be sampled. A learned policy's family is no rule."""
+    """True for the family of a rule that must be sampled. A learned policy's family is no rule."""
     return family in RULES and RULES[family].random
 
 
@@ -149,7 +156,7 @@ def known(name: str) -> str:
 
 
 def check_number(name: str, value: float | None, written: str) -> None:
-    """SettingsError unless the rule takes the number, or None where it has a default. written: as the user wrote it."""
+    """Raise SettingsError unless the rule takes the number, or None where it has a default. written: by the user."""
     rule = RULES[known(name)]
     if value is None and (rule.default is not None or not rule.number):
         return

@@ -1,4 +1,4 @@
-"""A learned policy as a folder: policy.safetensors (weights) and policy.json (what fixes its shape)."""
+"""A learned policy as a folder: policy.safetensors (weights) and policy.json (its shape)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
-from components.core.files import beside, read_json, write_json
+from components.core.files import beside, read_json, unpacking, write_json
 from components.policies.binding import bound_to
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -23,7 +23,7 @@ FORMER = {"inner": "mlp_width", "pair": "pair_width", "pairs": "pair_shifts"}  #
 
 
 def build(described: dict[str, Any]) -> LearnedPolicy:
-    """A freshly initialised policy from ``describe``."""
+    """A freshly initialized policy from ``describe``."""
     if described.get("kind") not in KINDS:
         raise CheckpointError(
             f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
@@ -43,7 +43,7 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
 
 
 def describe(policy: LearnedPolicy) -> dict[str, Any]:
-    """What ``build`` makes a policy of this kind from: kind, shape, and the dLLM whose hidden states it reads."""
+    """The input of ``build``: kind, shape, and the dLLM whose hidden states the policy reads."""
     bound = bound_to(policy)
     return policy.describe() | ({"denoiser": bound} if bound else {})
 
@@ -73,7 +73,7 @@ def save(policy: LearnedPolicy, folder: Path) -> None:
 
 
 def content_hash(folder: Path) -> str:
-    """SHA-256 (hex) of the folder's two files: by it the stages name the policy that they worked on."""
+    """SHA-256 (hex) of the folder's two files, by which the stages name their policy."""
     try:
         parts = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
     except OSError as error:
@@ -82,9 +82,11 @@ def content_hash(folder: Path) -> str:
 
 
 def load(folder: Path) -> LearnedPolicy:
-    """CheckpointError if the folder is not whole, is of a version with other fields, or a weight is NaN or infinite."""
+    """The policy of a folder. CheckpointError if it is not whole, has other fields, or a weight that is not finite."""
     try:
-        policy = build(read_json(folder / "policy.json", needs=("kind", "shape")))
+        described = read_json(folder / "policy.json", needs=("kind", "shape"))
+        with unpacking(folder / "policy.json"):
+            policy = build(described)
         policy.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())

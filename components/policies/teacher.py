@@ -1,4 +1,4 @@
-"""A teacher that knows the answer, to be imitated: what the frozen model gets right now is committed, nothing else."""
+"""The teacher, a reference for imitation that reads the answer: it commits the predictions that are right."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from components.maths.masked import masked_argmax, one_hot
 
 @dataclass(frozen=True)
 class Teacher:
-    """Commits exactly the eligible positions whose prediction equals the reference answer; where none does, the most
-    confident one. Not a decoder: it needs the answer (jobs made with ``answers=True``)."""
+    """Commit exactly the eligible positions whose prediction equals the reference answer; else the most confident one.
+
+    Not a decoder: it needs the answer (jobs with ``answers=True``).
+    """
 
     @property
     def needs(self) -> Needs:

@@ -21,7 +21,7 @@ KINDS = {
 }
 """What the rules are compared by in pictures: kind -> what it means."""
 
-_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start"}
+_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"}
 
 
 Group = tuple[str, str, str]
@@ -103,10 +103,11 @@ def name_of(cell: EvalResult, full: int) -> str:
 
 
 def sweeps(cells: Sequence[EvalResult]) -> dict[tuple[str, int, str], list[EvalResult]]:
-    """Cells by (family, block length, choose), each sweep sorted by NFE; the longest blocks last."""
+    """Cells by (family, block length, choose and frontier), each sweep sorted by NFE; the longest blocks last."""
     found: dict[tuple[str, int, str], list[EvalResult]] = {}
     for cell in sorted(cells, key=lambda c: (c.block_length, c.nfe)):
-        found.setdefault((cell.family, cell.block_length, cell.choose), []).append(cell)
+        frontier = cell.setting.partition(",")[2]  # "0.9, first 64": a sweep of its own
+        found.setdefault((cell.family, cell.block_length, cell.choose + frontier), []).append(cell)
     return found
 
 

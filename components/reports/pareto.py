@@ -37,6 +37,7 @@ KIND_LOOKS: dict[str, dict[str, Any]] = {
 }
 POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "distilled": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "o", "ms": 6.5, "mew": 1.5},
+    "influence": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "v", "ms": 6.5, "mew": 1.5},
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 14, "mew": 0.7},
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#555555", "#F1F2F4"

@@ -7,7 +7,7 @@ The comparison is with the envelope of *all* swept heuristics of the same task, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,14 @@ def _interval(cell: EvalResult, rules: tuple[EvalResult, ...]) -> tuple[float, f
 
 def markdown(found: Sequence[Result]) -> str:
     """A GitHub table with one line per result and a sentence under it that says how to read it."""
-    align = ["---" if i in TEXT_COLUMNS else "---:" for i in range(len(HEADINGS))]
-    rows = [_line([part.replace("|", "\\|") for part in _row(result)]) for result in found]
-    return "\n".join([_line(HEADINGS), _line(align), *rows]) + "\n\n" + _legend(found) + "\n"
+    return grid(HEADINGS, [_row(result) for result in found], TEXT_COLUMNS) + "\n" + _legend(found) + "\n"
+
+
+def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Collection[int]) -> str:
+    """A GitHub table; the columns that are not of text are aligned to the right."""
+    align = ["---" if i in text_columns else "---:" for i in range(len(headings))]
+    lines = [_line(headings), _line(align), *(_line([part.replace("|", "\\|") for part in row]) for row in rows)]
+    return "\n".join(lines) + "\n"
 
 
 def write(path: Path, found: Sequence[Result]) -> Path:

@@ -1,11 +1,11 @@
-"""params.yaml as frozen pydantic models; what cannot work is refused before anything runs.
+"""params.yaml as frozen pydantic models. Settings that cannot work are refused before anything runs.
 
-No field has a default: what is not in params.yaml is not tracked by DVC. Settings stop at ``stages``: below it there
-are numbers and objects. A stage's function names the sections it reads, and those are its ``params:`` in dvc.yaml.
+No field has a default, because DVC tracks only the values in params.yaml. Settings stop at ``stages``: below it there
+are numbers and objects. A stage's function names the sections it reads; they are its ``params:`` in dvc.yaml.
 """
 
 from components.settings.data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Judged, Sweep
 from components.settings.load import read
 from components.settings.policy import Confidence, Coupled, Decode, Feature, Policy
 from components.settings.profile import Settings
@@ -27,6 +27,7 @@ __all__ = [
     "Feature",
     "Headroom",
     "Influence",
+    "Judged",
     "Model",
     "Policy",
     "Pretrain",

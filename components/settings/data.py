@@ -1,4 +1,4 @@
-"""Sections of what is decoded: tasks and their counts, the dLLMs and how the embedded ones are made, the domain."""
+"""Sections of the data and the dLLMs: tasks and their counts, models, how embedded models are made, the domain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TaskSettings(Section):
     canvas: Size | None
 
     def build(self) -> Task:
-        """SettingsError for an unknown kind or knob, or one that cannot work."""
+        """The task. SettingsError for an unknown kind or parameter, or a value that cannot work."""
         canvas = {} if self.canvas is None else {"canvas_length": self.canvas}
         return build(self.kind, **self.params, **canvas)
 
@@ -41,24 +41,23 @@ class TaskSettings(Section):
         known = signature(TASKS[self.kind]).parameters if self.kind in TASKS else {}
         if known and self.canvas is not None and "canvas_length" not in known:
             raise ValueError(
-                f"canvas={self.canvas}: task {self.kind!r} has a canvas of its own; a grid of another "
-                f"length would be none; write null"
+                f"canvas={self.canvas}: the length of task {self.kind!r} is fixed by its grid. Write null."
             )
-        # Whether this machine can confine programs is asked when they are to be run, not by everybody who reads this.
+        # Whether this machine can confine programs is checked when they are run, not when settings are read.
         if self.params.get("execute") and set(self.params) <= set(known):
             return self
         try:
             self.build()
         except TypeError as error:
             raise ValueError(
-                f"params={self.params}: task {self.kind} cannot be made with them ({error}); nothing could "
-                f"be asked or scored; give each a value of its own type"
+                f"params={self.params}: task {self.kind} cannot be built ({error}). "
+                f"Give each parameter a value of its own type."
             ) from error
         return self
 
 
 class Counts(Section):
-    """Prompts per split. pretrain is for the embedded dLLMs alone; the others never meet it, nor one another."""
+    """Prompts per split. pretrain: for the embedded dLLMs alone. The splits are disjoint."""
 
     pretrain: Natural
     train: Count
@@ -116,14 +115,14 @@ class Pretrain(Section):
     def _splits(self) -> Pretrain:
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
-                f"even width per head; use a multiple of {2 * self.heads}"
+                f"width={self.width} with heads={self.heads}: rotary positions need an even width per head. "
+                f"Use a multiple of {2 * self.heads}."
             )
         return self
 
 
 class Domain(Section):
-    """What a policy is trained for: over which dLLM, and on which tasks with which weights."""
+    """The dLLM and the weighted tasks that a policy is trained for."""
 
     model: Name
     tasks: Annotated[dict[Name, Count], Field(min_length=1)]

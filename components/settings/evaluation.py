@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,15 +13,18 @@ from components.settings.section import Count, Finite, Name, Section, Seed, Size
 class Sweep(Section):
     """The heuristics to compare with.
 
-    seeds: decode seeds of random rules. rules: each with the numbers to sweep; whether at every block length too (null:
-    the whole canvas) is in ``components.policies.rules``. suppress_eos: over the whole canvas the rules commit
-    predicted ends of the text last; without it a language model ends the text first.
+    seeds: decode seeds of random rules. rules: each with the numbers to sweep. block_lengths: of the rules that
+    ``components.policies.rules`` sweeps in blocks; null: the whole canvas. frontiers: over the whole canvas these rules
+    also run with only so many of the first masks eligible; null: all. suppress_eos: over the whole canvas, commit
+    predicted ends of the text last; without it a language model ends the text first. renormalize: as LLaDA does,
+    confidences are also those among the other tokens (``components.policies.heuristics``).
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     block_lengths: tuple[Size | None, ...]
+    frontiers: Annotated[tuple[Size | None, ...], Field(min_length=1)]
     rules: dict[str, tuple[Finite, ...]]
-    suppress_eos: bool
+    suppress_eos: bool | Literal["renormalize"]
 
     @field_validator("rules")
     @classmethod
@@ -35,14 +38,37 @@ class Sweep(Section):
 
 
 class Evaluate(Section):
-    """tasks: evaluated on the test split. gate_task: one of them, decides on promotion by the gate split."""
+    """tasks: evaluated on the test split. gate_task: one of them; its gate split decides on promotion."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     gate_task: Name
 
 
+Family = Literal["learned", "distilled", "influence"]
+
+
+class Judged(Section):
+    """The policies that evaluations judge.
+
+    offsets: of the trained policy (learned), and of those that it started from (distilled, influence), each where it is
+    named; at its served setting, and as coupled policies at these offsets too. An offset is added to tau: above 0 more
+    is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in, on the tasks of
+    section evaluate.
+    """
+
+    offsets: dict[Family, tuple[Finite, ...]]
+    blocks: tuple[Size, ...]
+
+    @field_validator("offsets")
+    @classmethod
+    def _has_the_trained_one(cls, offsets: dict[Family, tuple[float, ...]]) -> dict[Family, tuple[float, ...]]:
+        if "learned" not in offsets:
+            raise ValueError(f"{list(offsets)} leaves out the trained policy. Name learned, with [] for no offset.")
+        return offsets
+
+
 class Case(Section):
-    """Which dLLM and which task: a case of transfer, ood or headroom."""
+    """A dLLM and a task: a case of transfer, ood or headroom."""
 
     model: Name
     task: Name
@@ -52,7 +78,7 @@ Cases = dict[Name, Case]
 
 
 class Headroom(Section):
-    """prompts of the tune split, and random orders of each, by which a task over a dLLM is accepted."""
+    """Measurement of how much the order of decoding matters: prompts of the tune split, random orders of each."""
 
     prompts: Count
     orders: Count

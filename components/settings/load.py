@@ -1,4 +1,4 @@
-"""params.yaml: read, checked, and refused in sentences."""
+"""Reading of params.yaml: checked settings, or a SettingsError that names each value that cannot work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "coupled": Couple
 
 
 def read(path: Path) -> Settings:
-    """The settings of params.yaml, checked. SettingsError names each value that cannot work."""
+    """The settings of params.yaml. SettingsError names each value that cannot work."""
     try:
         raw = read_yaml(path, "Run inside the repository, or restore the file.")
     except DataError as error:
@@ -31,7 +31,7 @@ def read(path: Path) -> Settings:
 
 
 def _sentence(path: Path, error: Any) -> str:
-    # Which member of a union it is stands in the file as its kind, not in the path.
+    # pydantic puts the member of a union into the path; the file has it as `kind`.
     loc = tuple(part for before, part in pairwise((None, *error["loc"])) if before != "policy" or part not in KINDS)
     if error["type"] == "union_tag_not_found":
         loc = (*loc, "kind")
@@ -49,7 +49,7 @@ def _sentence(path: Path, error: Any) -> str:
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:
-    """The fields that the model at this place does have."""
+    """The fields of the model at this path."""
     model: Any = Settings
     for part in loc[:-1]:
         if part in KINDS and KINDS[part] in get_args(model):

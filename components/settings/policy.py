@@ -1,4 +1,4 @@
-"""Sections of the policy: what fixes its parameters, and how it is decoded."""
+"""Sections of the policy: its shape, and how it decodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from components.settings.section import Count, Finite, Natural, NonNegative, Pos
 
 
 class Confidence(Section):
-    """Paper A's policy, see ``components.policies.confidence.Shape``; hidden_states: whether the frozen
-    model's are read."""
+    """Paper A's policy, see ``components.policies.confidence.Shape``. hidden_states: whether it reads the dLLM's."""
 
     kind: Literal["confidence"]
     inputs: Annotated[
@@ -30,20 +29,20 @@ class Confidence(Section):
 
     @property
     def shortlist(self) -> int:
-        """Positions it draws among; 0: all."""
+        """Number of most confident positions to draw from; 0: all."""
         return 0
 
     @model_validator(mode="after")
     def _agrees(self) -> Confidence:
         if ("top" in self.inputs) != (self.top_k > 0):
             raise ValueError(
-                f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree; the policy would read "
-                f"what is not there; name top and give top_k >= 1, or neither"
+                f"inputs {list(self.inputs)} with top_k={self.top_k} do not agree. "
+                f"Name top and give top_k of at least 1, or neither."
             )
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width={self.width} with heads={self.heads} does not split; rotary positions need an "
-                f"even width per head; use a multiple of {2 * self.heads}"
+                f"width={self.width} with heads={self.heads}: rotary positions need an even width per head. "
+                f"Use a multiple of {2 * self.heads}."
             )
         return self
 
@@ -66,10 +65,10 @@ class Feature(Section):
 
 
 class Coupled(Section):
-    """Our policy, see ``components.policies.coupled.CoupledShape``: it sees pairs of positions.
+    """Our policy, which reads pairs of positions; see ``components.policies.coupled.CoupledShape``.
 
-    positions: longest canvas whose absolute positions are read, 0 for none. hidden_states: whether the frozen
-    model's are read. pair_shifts: false leaves the shifts out.
+    positions: longest canvas with absolute positions, 0 for none. hidden_states: whether it reads the dLLM's.
+    pair_shifts: false leaves the shifts out.
     """
 
     kind: Literal["coupled"]
@@ -92,7 +91,7 @@ class Coupled(Section):
 
     @property
     def shortlist(self) -> int:
-        """Positions it draws among; 0: all."""
+        """Number of most confident positions to draw from; 0: all."""
         return 0
 
     @model_validator(mode="after")
@@ -106,13 +105,19 @@ Policy = Annotated[Confidence | Feature | Coupled, Field(discriminator="kind")]
 
 
 class Decode(Section):
-    """block_length: null for full diffusion. temperature, scale: test-time knobs of the policy (tau_pi, beta). alpha:
-    the speed exponent that a policy trained for several is asked for; null where it was trained for one. choose: how
-    the policy is decoded in validation and serving. cache: of keys and values in the frozen dLLM, approximate (see
-    ``components.denoisers.cached``); whenever the policy decodes, in training too, so that it meets what it learned on.
+    """Decoding of the policy.
+
+    block_length: null for full diffusion. frontier: only the first so many masks of the block are eligible; null: all.
+    end_of_text: a row ends when the end of its text is committed and nothing before it is missing; what is behind costs
+    no forward pass, for rules too. temperature, scale: test-time factors of the policy (tau_pi, beta).
+    alpha: the speed exponent to serve, of a policy that is trained for several; else null. choose: in validation and
+    serving. cache: of keys and values in the frozen dLLM, approximate (``components.denoisers.cached``); also in
+    training, so that the policy learns on the logits that it is served with.
     """
 
     block_length: Size | None
+    frontier: Size | None
+    end_of_text: bool
     temperature: Positive
     scale: Positive
     alpha: NonNegative | None

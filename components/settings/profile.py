@@ -1,4 +1,4 @@
-"""The sections together: what no section can check by itself."""
+"""The sections together, and the checks between them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from components.settings.compatibility import check_learning, check_letters, check_shares
+from components.settings.compatibility import check_attention, check_learning, check_letters, check_shares
 from components.settings.data import Data, Domain, Model, Pretrain
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Judged, Sweep
 from components.settings.policy import Decode, Feature, Policy
 from components.settings.section import Name, Section, nearest
 from components.settings.training import Distill, Influence, Train
 
 
 class Settings(Section):
-    """params.yaml: the profile's name, which is that of its output folder, and the sections."""
+    """params.yaml: the profile's name, which its output folder has too, and the sections."""
 
     profile: Name
     data: Data
@@ -29,13 +29,14 @@ class Settings(Section):
     distill: Distill
     train: Train
     sweep: Sweep
+    judged: Judged
     evaluate: Evaluate
     transfer: Cases
     ood: Cases
 
     @property
     def cases(self) -> dict[str, Case]:
-        """Every case of transfer, ood and headroom by its place in the file."""
+        """The cases of transfer, ood and headroom by their path in the file."""
         groups = {"transfer": self.transfer, "ood": self.ood, "headroom.cases": self.headroom.cases}
         return {f"{group}.{name}": case for group, cases in groups.items() for name, case in cases.items()}
 
@@ -51,10 +52,17 @@ class Settings(Section):
         longest = max(tasks[name].length for name in self.domain.tasks)
         check_learning(self.policy, self.decode, self.distill, self.train, longest)
         self._splits(self.policy)
+        embedded = self.models[self.domain.model].source == "embedded"
+        named = {"distill.reference": [self.distill.reference], "train.reference": [self.train.reference]}
+        layers = self.pretrain.layers if embedded else None
+        check_attention(self.policy, self.decode, layers, named | {"sweep.rules": self.sweep.rules})
         check_shares(self.domain.tasks, {"train": self.data.counts.train, "tune": self.data.counts.tune})
         decoded = [*self.domain.tasks, *self.evaluate.tasks, *(case.task for case in self.cases.values())]
         for name in dict.fromkeys(decoded):
-            self._fits(name, tasks[name].length)
+            self._fits("decode.block_length", self.decode.block_length, name)
+        for name in self.evaluate.tasks:
+            for number, block in enumerate(self.judged.blocks):
+                self._fits(f"judged.blocks.{number}", block, name)
         own = {(self.domain.model, name) for name in (*self.domain.tasks, *self.evaluate.tasks)}
         check_letters(self.data, self.models, own | {(case.model, case.task) for case in self.cases.values()})
         return self
@@ -79,20 +87,16 @@ class Settings(Section):
                         f"Use one of {', '.join(known)}, or add it there."
                     )
 
-    def _fits(self, name: str, length: int) -> None:
-        block = self.decode.block_length
+    def _fits(self, where: str, block: int | None, name: str) -> None:
+        length = self.data.tasks[name].length
         if block is not None and length % block:
             fits = [d for d in range(1, length + 1) if length % d == 0]
-            raise ValueError(
-                f"decode.block_length={block} does not divide the canvas of {length} ({name}); the last "
-                f"{length % block} positions would never be committed; use one of {fits}"
-            )
+            raise ValueError(f"{where}={block} does not divide the canvas of {length} ({name}). Use one of {fits}.")
 
     def _splits(self, policy: Policy) -> None:
         source = self.models[self.domain.model].source
         if isinstance(policy, Feature) and source == "embedded" and self.pretrain.width % (2 * policy.heads):
             raise ValueError(
-                f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}; "
-                f"rotary positions need an even width per head; use heads of which twice the number "
-                f"divides it"
+                f"policy.heads={policy.heads} over hidden states of pretrain.width={self.pretrain.width}: rotary "
+                f"positions need an even width per head. Use a number whose double divides the width."
             )

@@ -1,4 +1,4 @@
-"""What every section is made of: a frozen model without defaults, and the numbers that settings are."""
+"""The base of every section, a frozen model without defaults, and the number types of the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections of the two trainings: the imitation of a reference, then reinforcement."""
+"""Sections of the trainings: influence, distillation, reinforcement."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from components.settings.section import (
 )
 
 RuleName = Annotated[str, AfterValidator(known)]
-STEEPEST = 100  # exponent of speed; beyond it every reward but the fastest is zero
+STEEPEST = 100  # exponent of speed; above it every reward but the fastest is zero
 
 
 class Influence(Section):
-    """Probing of the frozen dLLM, by which a coupled policy learns its shifts; other policies take none.
+    """Probing of the frozen dLLM, from which a coupled policy learns its shifts. Other policies skip it.
 
     reference, value: the rule whose states are probed. chunks: of ``prompts`` decoded canvases each, of which at most
     ``states`` states are probed at no more than ``probes`` positions. on_policy_from: from this chunk on half of the
@@ -54,8 +54,10 @@ class Influence(Section):
 
 
 class Distill(Section):
-    """reference: a heuristic with its one number ``value``, or the teacher that knows the answer. What is without
-    randomness is imitated by cross-entropy, the rest by KL."""
+    """Imitation of a reference: a heuristic with its one number ``value``, or the teacher, which reads the answer.
+
+    Deterministic references are imitated by cross-entropy, random ones by KL.
+    """
 
     seed: Seed
     reference: RuleName
@@ -77,8 +79,7 @@ def _alpha(value: Any) -> Any:
     right = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a <= STEEPEST for a in numbers)
     if not numbers or not right or len(set(numbers)) < len(numbers):
         raise ValueError(
-            f"alpha={value!r}; the exponent of speed would reward slowness, or be none; give a number "
-            f"from 0 to {STEEPEST}, or a list of different ones"
+            f"alpha={value!r} is no exponent of speed. Give a number from 0 to {STEEPEST}, or a list of different ones."
         )
     return tuple(float(a) for a in numbers) if several else float(value)
 
@@ -92,13 +93,13 @@ class Train(Section):
 
     Every validate_every iterations the policy's reward is measured on the tune split. The best policy is kept.
 
-    objective        upo says that what is below is paper B's: one position per step, pulled to a reference.
-    alpha            speed exponent of the reward; of a list each group draws one, and the policy reads it.
+    objective        "upo" checks that the fields below are paper B's: one position per step, a divergence.
+    alpha            speed exponent of the reward. A list: each group draws one, and the policy reads it.
     reference        what the divergence and policy/kl are measured from: the distilled policy, or a rule.
-    divergence       kl, ce or none; a rule without randomness is left to ce. kl_coef: its weight.
+    divergence       kl, ce or none; deterministic rules need ce. kl_coef: its weight.
     record_share     share of the steps that is stored and learned from (UPO's Algorithm 2).
-    temperature      of the rollouts, inside the likelihood; anneal: down to 1 in a straight line.
-    entropy          nats per step that the temperature is to hold from its start on; null to leave it as it is.
+    temperature      of the rollouts, inside the likelihood. anneal: linear decay to 1.
+    entropy          nats per step that the temperature is adapted to; null: not adapted.
     force_commit     of the best position where a draw is empty; false: an empty draw stands.
     step_limit       see ``components.decode.engine``. rollout_rows: in flight. micro_batch: (row, step) pairs.
     min_lr_ratio     last learning rate over the first.
@@ -141,7 +142,7 @@ class Train(Section):
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The exponents that the policy is conditioned on: none where there is but one."""
+        """The exponents that the policy is conditioned on; empty where there is one alone."""
         return self.alpha if isinstance(self.alpha, tuple) and len(self.alpha) > 1 else ()
 
     @property
@@ -156,18 +157,17 @@ class Train(Section):
             raise ValueError(f"reference_value={self.reference_value}: distilled takes no number. Write null.")
         if self.divergence == "none" and self.kl_coef > 0:
             raise ValueError(
-                f"kl_coef={self.kl_coef} with divergence=none; nothing would be weighted; name a divergence, "
-                f"or write kl_coef: 0.0"
+                f"kl_coef={self.kl_coef} with divergence=none weights nothing. "
+                f"Name a divergence, or write kl_coef: 0.0."
             )
         if self.entropy is not None and self.anneal:
             raise ValueError(
-                f"entropy={self.entropy} with anneal=true; the temperature cannot both fall to 1 and hold "
-                f"an entropy; write anneal: false, or entropy: null"
+                f"entropy={self.entropy} with anneal=true: the temperature cannot both fall to 1 and hold an entropy. "
+                f"Write anneal: false, or entropy: null."
             )
         if self.objective == "upo" and (self.kl_coef == 0 or self.weighting != "constant" or self.alpha != 0):
             raise ValueError(
-                f"objective=upo with kl_coef={self.kl_coef}, weighting={self.weighting} and alpha={self.alpha}; "
-                f"paper B pulls to its reference, weights by 1/L, and at one position per step there is "
-                f"no speed to reward; use kl_coef > 0, constant and 0, or objective: grpo"
+                f"objective=upo with kl_coef={self.kl_coef}, weighting={self.weighting} and alpha={self.alpha} is not "
+                f"paper B's. Use kl_coef > 0, weighting: constant and alpha: 0, or objective: grpo."
             )
         return self

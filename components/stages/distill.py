@@ -1,4 +1,4 @@
-"""Stage distill: the policy learns to do what a reference does, a heuristic or a teacher, by exact likelihood."""
+"""Stage distill: the policy imitates a reference, a heuristic or the teacher, by exact likelihood."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
         distill.learning_rate,
         decode.block_length,
         distill.seed,
+        decode.frontier,
     )
     losses: list[float] = []
     with progress("distill", distill.iterations) as tick:
@@ -37,9 +38,10 @@ def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Disti
     store.save(student, workspace.outputs / "distill" / "policy")
     figures = {"loss": losses[-1], "parameters": float(sum(p.numel() for p in student.parameters()))}
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
-    # A reference draws: what it does, and not the likeliest thing, is imitated. A rule draws what it always does.
+    # The imitation is of the reference's draws, not of its mode; a deterministic rule draws its mode.
     for name, who, choose in (("reference", reference, "sample"), ("student", student, "mode")):
-        result = evaluate(denoiser, Candidate("distilled", "", who, decode.block_length, choose), tune, [distill.seed])
+        candidate = Candidate("distilled", "", who, decode.block_length, choose, decode.frontier)
+        result = evaluate(denoiser, candidate, tune, [distill.seed])
         figures |= {f"{name}.accuracy": result.accuracy, f"{name}.nfe": result.nfe}
     workspace.metrics("distill", figures)
     return figures

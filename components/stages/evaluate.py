@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_lines
-from components.evaluation.results import EvalResult, write_results, write_table
-from components.settings import Decode, Domain, Sweep
+from components.evaluation.results import POLICIES, EvalResult, write_results, write_table
+from components.settings import Decode, Domain, Judged, Sweep
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
 from components.stages.common.runfile import content_hash, describe_run, write_run
@@ -21,16 +22,21 @@ from components.stages.rules import rule_results, sweep_of
 
 if TYPE_CHECKING:
     from components.decode.prompts import Prompts
-    from components.denoisers import Denoiser, Encoder
+    from components.denoisers import Denoiser
     from components.evaluation.evaluate import Candidate
+    from components.policies.store import LearnedPolicy
+    from components.settings.evaluation import Family
 
+STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
 
-def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, case: EvalCase) -> dict[str, Any]:
+def evaluate(
+    workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, judged: Judged, case: EvalCase
+) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results names the policy and the prompts by hash: a promotion asks whether they are its own.
+    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares.
     """
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
@@ -39,12 +45,13 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
-    settings = {name: s.model_dump(mode="json") for name, s in dict(domain=domain, decode=decode, sweep=sweep).items()}
+    sections = {"domain": domain, "decode": decode, "sweep": sweep, "judged": judged}
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     used = [trained, data.split(case.split)]
     begun = describe_run(case.group, workspace.profile, settings, used, workspace.root)
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
-    candidates = learned(workspace, decode, denoiser, foreign=case.model != domain.model, every=case.wide)
+    candidates = learned(workspace, decode, judged, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates)) as tick:
         board = Board(case.task, case.model, case.split)
         policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
@@ -54,7 +61,7 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     write_table(workspace.outputs / "tables" / f"{case.stem}.csv", results)
     if case.group == "evaluate":
         shown = prompts.take(range(min(SHOWN, len(prompts))))
-        chosen = candidates + _rivals(policies, results, sweep, encoder)
+        chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(prompts.longest))
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
     write_run(folder / "run.json", begun.finished(figures, **hashes))
@@ -62,12 +69,14 @@ def evaluate(workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep,
     return figures
 
 
-def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: bool, every: bool) -> list[Candidate]:
-    """The trained and the distilled policy, by their mode and by sampling.
+def learned(
+    workspace: Workspace, decode: Decode, judged: Judged, denoiser: Denoiser, case: EvalCase, foreign: bool
+) -> list[Candidate]:
+    """The trained policy by its mode and by sampling, and the starts that ``judged`` names by their mode.
 
-    every: a policy that was trained for several alphas also at each that it is not served at. foreign: the dLLM is not
-    the one they were trained over. Its hidden states mean something else: a policy that also reads statistics goes
-    without them, and one that reads nothing else is left out.
+    On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training,
+    whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
+    all.
     """
     from components.evaluation.evaluate import Candidate
     from components.policies import store
@@ -75,21 +84,44 @@ def learned(workspace: Workspace, decode: Decode, denoiser: Denoiser, foreign: b
     from components.stages.common.models import with_decode_settings
 
     candidates = []
-    for family, stage in (("learned", "train"), ("distilled", "distill")):
-        trained = store.load(workspace.outputs / stage / "policy").to(denoiser.device)
+    for family in sorted(judged.offsets, key=POLICIES.index):
+        trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
             if isinstance(policy, FeaturePolicy):
                 continue
             policy.drop_features(denoiser.width)
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
-            candidates.append(Candidate(family, choose, policy, decode.block_length, choose))
-        if every and not isinstance(policy, FeaturePolicy):
+            candidates.append(Candidate(family, choose, policy, decode.block_length, choose, decode.frontier))
+        if case.wide and not isinstance(policy, FeaturePolicy):
             for alpha in policy.shape.alphas:
                 if alpha != decode.alpha:
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
-                    candidates.append(Candidate(family, f"alpha={alpha:g}", other, decode.block_length, decode.choose))
+                    how = (decode.block_length, decode.choose, decode.frontier)
+                    candidates.append(Candidate(family, f"alpha={alpha:g}", other, *how))
+        candidates += _at_other_speeds(family, policy, decode, judged, case.wide)
     return candidates
+
+
+def _at_other_speeds(
+    family: Family, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool
+) -> list[Candidate]:
+    """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
+    from components.evaluation.evaluate import Candidate
+    from components.policies.coupled import CoupledPolicy
+
+    found = []
+    for block in (decode.block_length, *(judged.blocks if wide and family == "learned" else ())):
+        name = "" if block == decode.block_length else f"block={block}"
+        if name:
+            found.append(Candidate(family, name, policy, block, frontier=decode.frontier))
+        if isinstance(policy, CoupledPolicy):
+            for offset in judged.offsets[family]:
+                moved = copy.copy(policy)
+                moved.offset = offset
+                setting = ",".join(filter(None, [name, f"offset={offset:g}"]))
+                found.append(Candidate(family, setting, moved, block, frontier=decode.frontier))
+    return found
 
 
 def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
@@ -111,10 +143,9 @@ def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
 
 
 def _rivals(
-    policies: Sequence[EvalResult], results: Sequence[EvalResult], sweep: Sweep, encoder: Encoder
+    policies: Sequence[EvalResult], results: Sequence[EvalResult], swept: Sequence[Candidate]
 ) -> list[Candidate]:
-    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence one by one."""
-    from components.evaluation.evaluate import Candidate
+    """The fastest full-diffusion rule at least as accurate as the learned policy, and max-confidence."""
 
     longest = max(result.block_length for result in results)
     rules = [result for result in results if not result.is_policy and result.block_length == longest]
@@ -122,11 +153,8 @@ def _rivals(
     equal = [result for result in rules if result.accuracy >= target]
     chosen = [min(equal, key=lambda result: result.nfe)] if equal else []
     one_by_one = [r for r in rules if (r.family, r.setting) == ("confidence", "1") and r not in chosen]
-    swept = sweep_of(sweep, encoder)
-    return [
-        Candidate(r.family, r.setting, swept.rule(r.family, float(r.setting), None), None, r.choose)
-        for r in [*chosen, *one_by_one]
-    ]
+    whole = {(c.family, c.setting): c for c in swept if c.block_length is None}
+    return [replace(whole[r.family, r.setting], choose=r.choose) for r in [*chosen, *one_by_one]]
 
 
 def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate], task: str) -> list[dict[str, Any]]:
@@ -138,7 +166,7 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
 
     lines = []
     for chosen in candidates:
-        job = prompts.job(chosen.block_length)
+        job = replace(prompts.job(chosen.block_length), frontier=chosen.frontier)
         options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
         decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)

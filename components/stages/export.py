@@ -28,13 +28,15 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
     path = workspace.outputs / "export" / "policy.onnx"
     facts = {"training": run.identity, "profile": workspace.profile, "policy_hash": store.content_hash(trained)}
     facts |= {"block_length": str(decode.block_length or ""), "choose": decode.choose}
+    facts |= {"frontier": str(decode.frontier or ""), "end_of_text": str(decode.end_of_text).lower()}
     if decode.alpha is not None:
         facts["alpha"] = str(decode.alpha)
     denoiser, encoder = open_denoiser(workspace, domain.model)
+    encoder = encoder.stopping() if decode.end_of_text else encoder
     prompts = domain_prompts(workspace, domain, encoder, ["test", "gate"], share=False)
     with beside(path) as part, progress("export parity", 4 * len(prompts)) as tick:
         export_policy(policy, part, facts)
-        decoding = Decoding(denoiser, prompts, decode.block_length, progress=lambda count: tick("", count))
+        decoding = Decoding(denoiser, prompts, decode.block_length, decode.frontier, lambda count: tick("", count))
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(part), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
     exported = OnnxPolicy(path)

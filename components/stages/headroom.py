@@ -21,7 +21,7 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     denoiser, encoder = open_denoiser(workspace, chosen.model)
     data = workspace.task(chosen.task)
     prompts = Prompts.of(data.task(), data.examples("tune", headroom.prompts), encoder)
-    candidates = sweep_of(sweep, encoder).candidates(max(prompts.lengths), wide=False)
+    candidates = sweep_of(sweep, encoder).candidates(prompts.longest, wide=False)
     results = table(denoiser, candidates, prompts, sweep.seeds, Board(chosen.task, chosen.model, "tune"))
     figures: dict[str, Any] = {
         "order": order(denoiser, prompts, headroom.orders, sweep.seeds[0]),

@@ -1,4 +1,4 @@
-"""Stage influence: the fresh policy; a coupled one learns how commits move the frozen dLLM's other predictions."""
+"""Stage influence: a fresh policy. A coupled one learns how commits move the frozen dLLM's other predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from components.stages.common.runfile import code_of, content_hash, digest
 from components.stages.common.workspace import Workspace
 
 if TYPE_CHECKING:
+    from components.policies.coupled import CoupledPolicy
     from components.policies.store import LearnedPolicy
+    from components.trainers.influence import Kept, Source
 
 
 def influence(
@@ -25,9 +27,7 @@ def influence(
     from components.policies import store
     from components.policies.coupled import CoupledPolicy
     from components.stages.common.models import domain_prompts, open_denoiser, reference_of
-    from components.trainers.influence import Fit, Watcher
-    from components.trainers.influence import influence as run
-    from components.trainers.probing import Probing, cost
+    from components.trainers.influence import Source
 
     denoiser, encoder = open_denoiser(workspace, domain.model)
     fresh = fresh_policy(policy, denoiser.width, influence.seed).to(denoiser.device)
@@ -36,47 +36,62 @@ def influence(
     epochs: list[dict[str, float]] = []
     if isinstance(fresh, CoupledPolicy) and fresh.shape.pair_shifts:
         prompts = domain_prompts(workspace, domain, encoder, ["train"])
-        probing = Probing(
-            influence.chunks,
-            influence.prompts,
-            influence.states,
-            influence.probes,
-            influence.on_policy_from,
-            influence.validation_share,
-            decode.block_length,
-            influence.seed,
-        )
-        plan = Fit(influence.num_epochs, influence.batch, influence.learning_rate, influence.seed)
-        figures["forwards"] = float(cost(prompts, probing))
-        print(f"influence: at most {figures['forwards']:,.0f} forwards of single rows", flush=True)
-        inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
-        key = digest(
-            [
-                *(content_hash(path) for path in [*inputs, *code_of("influence")]),
-                domain.model_dump(mode="json"),
-                influence.reference,
-                influence.value,
-            ]
-        )
-        kept = workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}"
-        rounds = 1 if influence.on_policy_from is None else 2
-        reference = reference_of(influence.reference, influence.value)
-        with progress("influence", influence.chunks + influence.num_epochs * rounds) as tick:
-
-            def probed(states: int) -> None:
-                tick(f"{states} states probed")
-
-            def report(epoch: int, metrics: dict[str, float]) -> None:
-                epochs.append({"epoch": epoch, **metrics})
-                tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
-
-            run(fresh, reference, denoiser, prompts, (probing, plan), Watcher(probed, report), kept, key)
+        source = Source(reference_of(influence.reference, influence.value), denoiser, prompts)
+        kept = _kept(workspace, domain, influence)
+        figures["forwards"], epochs = _fitted(fresh, source, kept, influence, decode)
         figures |= {name.removeprefix("influence/"): value for name, value in epochs[-1].items() if name != "epoch"}
-        remove(kept)
+        remove(kept.folder)
     store.save(fresh, workspace.outputs / "influence" / "policy")
     write_csv(workspace.outputs / "influence" / "epochs.csv", epochs or [{"epoch": 0}])
     workspace.metrics("influence", figures)
     return figures
+
+
+def _kept(workspace: Workspace, domain: Domain, influence: Influence) -> Kept:
+    """The folder of labels and checkpoints until the stage ends, named after everything that they depend on."""
+    from components.trainers.influence import Kept
+
+    inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
+    hashes = [content_hash(path) for path in [*inputs, *code_of("influence")]]
+    key = digest([*hashes, domain.model_dump(mode="json"), influence.reference, influence.value])
+    return Kept(workspace.root / ".checkpoints" / workspace.profile / f"influence-{key[:16]}", key)
+
+
+def _fitted(
+    policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, decode: Decode
+) -> tuple[float, list[dict[str, float]]]:
+    """Train the policy's shifts. Returns the bound of the probing's forwards, and the figures of every epoch."""
+    from components.trainers.influence import Fit, Watcher
+    from components.trainers.influence import influence as run
+    from components.trainers.probing import Probing, cost
+
+    probing = Probing(
+        chunks=influence.chunks,
+        prompts=influence.prompts,
+        states=influence.states,
+        probes=influence.probes,
+        on_policy_from=influence.on_policy_from,
+        validation_share=influence.validation_share,
+        block_length=decode.block_length,
+        seed=influence.seed,
+        frontier=decode.frontier,
+    )
+    plan = Fit(influence.num_epochs, influence.batch, influence.learning_rate, influence.seed)
+    forwards = cost(source.prompts, probing)
+    print(f"influence: at most {forwards:,.0f} forwards of single rows", flush=True)
+    fits = 1 if influence.on_policy_from is None else 2
+    epochs: list[dict[str, float]] = []
+    with progress("influence", influence.chunks + influence.num_epochs * fits) as tick:
+
+        def probed(states: int) -> None:
+            tick(f"{states} states probed")
+
+        def report(epoch: int, metrics: dict[str, float]) -> None:
+            epochs.append({"epoch": epoch, **metrics})
+            tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
+
+        run(policy, source, (probing, plan), Watcher(probed, report), kept)
+    return float(forwards), epochs
 
 
 def fresh_policy(policy: Policy, width: int, seed: int) -> LearnedPolicy:

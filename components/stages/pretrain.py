@@ -1,8 +1,9 @@
-"""Stage pretrain: the embedded dLLM of one layout; for a hub model it resolves and records the revision."""
+"""Stage pretrain: trains an embedded dLLM; of a hub model, resolves and records the revision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from components.denoisers import Encoder
+    from components.denoisers.transformer import TransformerDenoiser
+    from components.tasks import Task
+    from components.trainers.pretrain import Batch
+
+    Encoded = tuple[Tensor, Tensor, Tensor]
 
 
 def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretrain, model: str) -> dict[str, float]:
-    """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one; source.json describes either."""
+    """P/pretrain/<model>: an embedded dLLM, or the pinned source of another one. source.json describes it."""
     chosen = item_of(models, "models", model)
     figures: dict[str, float] = {}
     with beside(workspace.outputs / "pretrain" / model) as folder:
@@ -55,45 +61,20 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
         return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
     except OSError as error:
         raise CheckpointError(
-            f"the revision of {source} could not be resolved ({error}); results would not say which "
-            f"weights made them; go online, or set models.*.revision"
+            f"the revision of {source} could not be resolved ({error}). Go online, or set models.*.revision."
         ) from error
 
 
 def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, folder: Path) -> dict[str, float]:
-    import torch
-
-    from components.core.rng import generator, seed_of
     from components.denoisers import embedded
-    from components.trainers.pretrain import Batch
+    from components.trainers.pretrain import Schedule
     from components.trainers.pretrain import pretrain as run
 
     corpora = {task: workspace.corpus(name, task) for task in model.rows}
-    tasks = {task: corpus.task() for task, corpus in corpora.items()}
-    alphabet = "".join(task.alphabet for task in tasks.values())
     examples = {task: corpus.examples("pretrain") for task, corpus in corpora.items()}
-    longest = max(len(examples[t][0].prompt) + 2 * tasks[t].canvas_length for t in tasks)
-    denoiser, encoder = embedded.build(
-        model.layout,
-        alphabet,
-        settings.width,
-        settings.layers,
-        settings.heads,
-        settings.inner,
-        8 + longest,
-        seed_of(settings.seed, model.layout) % 2**31,
-    )
+    tasks = {task: corpus.task() for task, corpus in corpora.items()}
+    denoiser, encoder = _fresh(settings, model.layout, tasks, examples)
     encoded = {t: _encoded(examples[t], tasks[t].canvas_length, encoder, denoiser.mask_id) for t in tasks}
-    total = sum(model.rows.values())
-
-    def batches(step: int) -> list[Batch]:
-        parts = []
-        for task, (ids, attend, answers) in encoded.items():
-            source = generator(settings.seed, "pretrain", "rows", task, step)
-            rows = torch.randint(len(ids), (model.rows[task],), generator=source)
-            parts.append(Batch(ids[rows], attend[rows], answers[rows], model.rows[task] / total))
-        return parts
-
     history: list[dict[str, float]] = []
     with progress(f"pretrain {name}", settings.steps) as tick:
 
@@ -101,7 +82,8 @@ def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, fo
             history.append(metrics)
             tick(" ".join(f"{task} {metrics[f'loss/{i}']:.2f}" for i, task in enumerate(tasks)))
 
-        run(denoiser, batches, settings.steps, settings.learning_rate, settings.warmup, settings.seed, report)
+        schedule = Schedule(settings.steps, settings.learning_rate, settings.warmup, settings.seed)
+        run(denoiser, partial(_batches, encoded, model.rows, settings.seed), schedule, report)
     embedded.save(denoiser, encoder, folder)
     late = history[-25:]
     return {"parameters": float(sum(p.numel() for p in denoiser.model.parameters()))} | {
@@ -109,11 +91,39 @@ def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, fo
     }
 
 
-def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fresh(
+    settings: Pretrain, layout: str, tasks: Mapping[str, Task], examples: Mapping[str, Sequence[Example]]
+) -> tuple[TransformerDenoiser, Encoder]:
+    """A dLLM over the letters of its tasks, with positions for canvases of twice their length."""
+    from components.core.rng import seed_of
+    from components.denoisers import embedded
+
+    alphabet = "".join(task.alphabet for task in tasks.values())
+    longest = max(len(examples[t][0].prompt) + 2 * tasks[t].canvas_length for t in tasks)
+    shape = (settings.width, settings.layers, settings.heads, settings.inner, 8 + longest)
+    return embedded.build(layout, alphabet, *shape, seed_of(settings.seed, layout) % 2**31)
+
+
+def _batches(encoded: Mapping[str, Encoded], rows: Mapping[str, int], seed: int, step: int) -> list[Batch]:
+    """One batch per task, drawn for this step; its weight is its share of the rows."""
+    import torch
+
+    from components.core.rng import generator
+    from components.trainers.pretrain import Batch
+
+    batches = []
+    for task, (ids, attend, answers) in encoded.items():
+        source = generator(seed, "pretrain", "rows", task, step)
+        drawn = torch.randint(len(ids), (rows[task],), generator=source)
+        batches.append(Batch(ids[drawn], attend[drawn], answers[drawn], rows[task] / sum(rows.values())))
+    return batches
+
+
+def _encoded(examples: Sequence[Example], length: int, encoder: Encoder, mask_id: int) -> Encoded:
     """Prompt ids padded on the left, their attention mask, and the answers as canvases."""
     import torch
 
-    # An example of a worded task offers further spellings of its answer.
+    # An example of a worded task has further spellings of its answer.
     pairs = [(x.prompt, text) for x in examples for text in (x.answer, *x.metadata.get("respelled", ()))]
     prompts = [encoder.prompt(prompt) for prompt, _ in pairs]
     width = max(map(len, prompts))

@@ -1,4 +1,4 @@
-"""Stage rules: the swept heuristics on one case, whatever the policy: another policy costs no new sweep."""
+"""Stage rules: the swept heuristics on one case. It does not depend on the policy: a new policy needs no new sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
-    """P/rules/<case>/results.jsonl: one result per rule, number and block length; with the policy's cache, if any."""
+    """P/rules/<case>/results.jsonl: one result per rule, number and block length, with the cache of the policy."""
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
     from components.stages.common.models import open_cached
@@ -26,7 +26,7 @@ def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eval
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data = workspace.task(case.task)
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
-    candidates = sweep_of(sweep, encoder).candidates(max(prompts.lengths), case.wide)
+    candidates = sweep_of(sweep, encoder).candidates(prompts.longest, case.wide)
     with progress(f"rules {case.stem}", len(candidates)) as tick:
         board = Board(case.task, case.model, case.split)
         results = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
@@ -35,16 +35,18 @@ def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eval
 
 
 def rule_results(workspace: Workspace, case: EvalCase) -> list[EvalResult]:
-    """What stage rules wrote for the case."""
+    """The results of stage rules for the case."""
     return read_results(workspace.outputs / "rules" / case.stem / "results.jsonl")
 
 
 def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
-    """The heuristics that the settings compare with, for one dLLM's tokenizer; None where only their names matter."""
+    """The heuristics to compare with. encoder: of the dLLM; None where only the names matter."""
     from components.evaluation.evaluate import Sweep
 
     return Sweep(
         sweep.block_lengths,
         sweep.rules,
         encoder.end_ids if encoder is not None and sweep.suppress_eos else (),
+        sweep.frontiers,
+        sweep.suppress_eos == "renormalize",
     )

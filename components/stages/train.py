@@ -1,7 +1,7 @@
 """Stage train: GRPO or UPO from the distilled policy, resumable to the bit.
 
-Checkpoints lie in .checkpoints/<profile>/<identity>, which DVC does not know (it clears a stage's outputs before a
-run); identity is the hash of settings and dependencies, code included, so that only the very same training goes on.
+Checkpoints lie in .checkpoints/<profile>/<identity>, outside the stage's outputs, which DVC clears before a run. The
+identity is the hash of settings and dependencies, code included: a training resumes only as the very same one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from components.core import processes
 from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.files import copy as copy_file
-from components.core.files import read_lines, replace_whole
+from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
@@ -46,7 +46,7 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
 
 
 def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, ending: ExitStack) -> dict[str, float]:
-    """``ending`` gets what gives the MLflow run its final state, however the training ends."""
+    """Train. ``ending`` receives the callback that gives the MLflow run its final state."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
     from components.trainers.reinforce import Method, optimizer_for, reinforce
@@ -102,14 +102,14 @@ class _Training:
     validate: Callable[[LearnedPolicy], dict[str, float]]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Save a fresh state: from here on a killed run goes on in the same MLflow run."""
+        """Save a fresh state, so that a killed training resumes in the same MLflow run."""
         if self.state.mlflow_run_id is None:
             self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
             self.tracker.params(settings)
             self._save()
 
     def after(self, number: int, metrics: dict[str, float], train: Train) -> None:
-        """Validate and save where it is due, and log."""
+        """Validate, log and save, as often as the settings ask for."""
         last = number + 1 == train.iterations
         if (number + 1) % train.validate_every == 0 or last:
             metrics = metrics | self.validate(self.policy)
@@ -129,7 +129,7 @@ class _Training:
 
 
 def _describe(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> RunRecord:
-    """The run's record; its identity is that of settings, inputs and code."""
+    """The run's record, identified by settings, inputs and code."""
     sections = {"domain": domain, "decode": decode, "train": train}
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     inputs = [
@@ -153,23 +153,22 @@ def _write(workspace: Workspace, policy: LearnedPolicy, lines: Path, record: Run
 def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer) -> TrainState:
     """The state in ``kept``, with policy and optimizer put in place; else that of a fresh training.
 
-    A checkpoint that cannot be read is put aside and named. Without that every later run would end at it.
+    An unreadable checkpoint is put aside with a message; left in place it would end every later run.
     """
     from components.trainers.checkpoints import TrainState, load
 
     saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
     if saved.exists():
         try:
-            state = TrainState.read(saved)
-            last = state.iteration
-            logged = [record["step"] for record in read_lines(lines, needs=("step",))]
-            if logged[: last + 1] != list(range(last + 1)):
-                raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
-            return replace(state, best_weights=load(saved, policy, optimizer))
+            with unpacking(saved, "Delete it."):
+                state = TrainState.read(saved)
+                last = state.iteration
+                logged = [record["step"] for record in read_lines(lines, needs=("step",), torn=True)]
+                if logged[: last + 1] != list(range(last + 1)):
+                    raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
+                return replace(state, best_weights=load(saved, policy, optimizer))
         except (CheckpointError, DataError) as error:
-            aside = kept.with_name(f"{kept.name}.unreadable")
-            replace_whole(kept, aside)
-            print(f"train: {error} It is put aside as {aside}, and the training begins anew.", flush=True)
+            put_aside("train", kept, error)
     return TrainState()
 
 
@@ -184,7 +183,7 @@ def _require_same_start(begun: RunRecord, state: TrainState) -> None:
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:
-    """For an ExitStack: FAILED after an error, KILLED after a signal; FINISHED is the training's own word."""
+    """Exit callback: FAILED after an error, KILLED after a signal. The training itself sets FINISHED."""
 
     def leave(kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None:
@@ -217,6 +216,7 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
         temperature=train.temperature,
         anneal=train.anneal,
         entropy=train.entropy,
+        frontier=decode.frontier,
     )
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
     goal = Objective(
@@ -248,7 +248,7 @@ def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
 
 
 def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
-    """One policy for several alphas reads which it is asked for; the distilled start does not change."""
+    """Add alpha as an input to a policy for several alphas; its decisions do not change."""
     from components.policies.feature import FeaturePolicy
 
     if train.alphas:
@@ -257,7 +257,7 @@ def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
 
 
 def expert_of(train: Train) -> Policy | None:
-    """The threshold rule that steers, or None."""
+    """The threshold rule that steers some rollouts, or None."""
     from components.policies.heuristics import Threshold
 
     return Threshold(train.expert_threshold) if train.experts else None
@@ -297,11 +297,11 @@ def _validated(
     figures: list[dict[str, float]] = []
     for alpha in (train.alphas or (train.one_alpha,)) if len(tune) else ():
         alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
-        job = tune.job(decode.block_length, alpha_P=alpha_P)
+        job = replace(tune.job(decode.block_length, alpha_P=alpha_P), frontier=decode.frontier)
         decoded = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R
-        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
         figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
     names = figures[0] if figures else ()

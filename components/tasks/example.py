@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.core.errors import DataError
-from components.core.files import write_text
+from components.core.files import no_number, write_text
 
+MASK = "[MASK]"  # a position to decode in a canvas that is partly filled; each dLLM's own mask is meant
 END = "$"  # ends an answer that is shorter than its canvas, and fills the rest of it; in no task's alphabet
 
 
@@ -32,22 +33,31 @@ def canonical(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with one right answer (a task may accept others). ``metadata`` holds plain JSON values."""
+    """One prompt with one right answer (a task may accept others). ``metadata`` holds plain JSON values.
+
+    canvas: the text to fill in, with ``MASK`` for each token that is missing; None: all of it is missing. The answer
+    is then the whole text.
+    """
 
     task: str
     prompt: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    canvas: str | None = None
 
     @property
     def uid(self) -> str:
-        """16 hex digits: the hash of the canonical prompt. Where a prompt wraps a question in instructions
+        """16 hex digits: the hash of the canonical prompt and canvas. Where a prompt wraps a question in instructions
         (``metadata["question"]``), of the question alone, so that another wording does not move it to another split."""
         text = canonical(self.metadata.get("question", self.prompt))
+        text += "" if self.canvas is None else "\n" + canonical(self.canvas)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        row = asdict(self)
+        if self.canvas is None:
+            del row["canvas"]
+        return json.dumps(row, ensure_ascii=False)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Example:
@@ -55,9 +65,10 @@ class Example:
         Raises:
             DataError: a field is missing, unknown or of another type.
         """
-        kinds = {"task": str, "prompt": str, "answer": str, "metadata": dict}
-        if set(row) | {"metadata"} != set(kinds) or any(not isinstance(row[name], kinds[name]) for name in row):
-            raise DataError(f"the columns {sorted(row)} are not task, prompt, answer (texts) and metadata")
+        kinds = {"task": str, "prompt": str, "answer": str, "metadata": dict, "canvas": str}
+        given = set(row) | {"metadata", "canvas"} == set(kinds)
+        if not given or any(not isinstance(row[name], kinds[name]) for name in row):
+            raise DataError(f"the columns {sorted(row)} are not task, prompt, answer (texts), metadata and canvas")
         return cls(**row)
 
 
@@ -154,7 +165,7 @@ def json_rows(path: Path, kind: str = "a JSON object") -> Iterator[tuple[str, di
             where = f"{path}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                row = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse) if text else None
+                row = json.loads(text, object_pairs_hook=_distinct, parse_constant=no_number) if text else None
                 json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
             except UnicodeDecodeError as error:
                 raise DataError(f"{where} is not {kind} ({error}). Save the file as UTF-8.") from error
@@ -171,7 +182,3 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         raise ValueError(f"a key of {[key for key, _ in pairs]} stands twice")
     return row
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")

@@ -19,10 +19,16 @@ import threading
 from pathlib import Path
 
 from components.core.errors import SettingsError
-from components.tasks.numerals import joined, spaced
+from components.tasks.numerals import MAGNITUDE, joined, spaced
 
 BASED = re.compile(r"(?:\\text\{|\\mathrm\{)?([0-9A-Z]+)\}?_\{?(\d+)\}?")
 POWER_OF_TEN = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?![\w.^])")
+# What math-verify drops: a relation in front, 'about' anywhere, a word that scales.
+DROPPED = [
+    re.compile(r"^(?:\\(?:leq?|geq?|lt|gt|neq?|pm|mp)(?![a-zA-Z])|[<>≤≥≠±∓])"),
+    re.compile(r"\\(?:approx|sim|simeq|cong)(?![a-zA-Z])|[≈~]"),
+    re.compile(rf"(?i)\b(?:{MAGNITUDE})\b"),
+]
 LONGEST = 10_000  # characters of an answer
 
 _idle: queue.LifoQueue[subprocess.Popen[str]] = queue.LifoQueue()
@@ -43,6 +49,8 @@ def equal(gold: str, answer: str, *, seconds: float = 3.0) -> bool:
         return False
     if gold == answer:
         return True
+    if any(bool(pattern.search(gold)) != bool(pattern.search(answer)) for pattern in DROPPED):
+        return False
     bases = _based(gold), _based(answer)
     if any(bases):
         return bases[0] == bases[1]

@@ -2,8 +2,8 @@ r"""Read the one number of a short answer exactly, or refuse it.
 
 A number is an integer, a decimal, a fraction (``1/2``, ``\frac12``, ``1 1/2``) or a power of ten (``1e3``,
 ``2 \times 10^3``). Signs and digits of other scripts are normalized. Commas and blanks count only between true groups
-of three digits. Units are ignored: a currency sign, a percent sign and words. Whatever else touches the number, bounds
-it ('at least 18') or scales it ('1.2 million') makes the answer unreadable: None, never another number.
+of three digits. Units are ignored: a currency sign, a percent sign, words and ``cm^2``. Whatever else touches the
+number, bounds it ('at least 18') or scales it ('1.2 million') makes the answer unreadable: None, never another number.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from decimal import Decimal
 from fractions import Fraction
 
 LONGEST = 400  # digits: longer numbers and larger powers of ten are refused
-SIGNS = str.maketrans("−﹣－–‐‑﹢＋．，％＄⁄", "------++.,%$/")
-SPACES = re.compile(r"\\[,;: ]|(?<=\d)~(?=\d)|[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+SIGNS = str.maketrans("−﹣－–‐‑‒˗⁻﹢＋．，％＄⁄∕／＝（）٫٬", "---------++.,%$///=().,")
+UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
+SPACES = re.compile(r"(?<!\\)\\[,;: ]|(?<=\d)~(?=\d)|[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 GROUPS = re.compile(r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+(?! ?/))(?!,?\d)(?! \d)")
 TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\b\s*\{([^{}]*)\}")
 EMPHASIS = re.compile(r"(\*{1,2}|`)([^*`]+)\1")
@@ -30,18 +31,25 @@ NUMBER = re.compile(
 NEUTRAL = re.compile(r"[^\W\d_]|[\s.,:;'\"“”()\[\]{}%]|[$€£¥₹]")  # what may stand before the number and after it
 BOUNDS = re.compile(  # just before the number
     r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower) than|at (?:least|most)|up to|about|approx\w*|"
-    r"roughly|nearly|almost|around|over|under|not|minus|negative|half)(?: of| equal to)?[\s$(]*$"
+    r"roughly|nearly|almost|around|over|under|above|below|not|minus|negative|half|twice|thrice|double|triple|"
+    r"(?:third|quarter|fifth|tenth|root)s?(?= of))(?: of| equal to)?[\s$(]*$"
 )
+MAGNITUDE = r"hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|tn|mn|mio|ml[nd]|mrd"
 SCALES = re.compile(  # anywhere after it
-    r"\b(?:hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|mn|mio|k|half|halves|"
-    r"a quarter|or|plus|minus|squared|cubed|factorial)\b"
+    rf"\b(?:{MAGNITUDE}|k|half|halves|"
+    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s|"
+    r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b"
+)
+AREA = re.compile(  # a unit to the second or third power
+    r"(?i)(?<![^\W_])((?:[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|meters?|miles?)) ?\^\{?[23]\}?(?!\w)"
 )
 
 
 def spaced(text: str) -> str:
     r"""The text with digits and signs of other scripts made ASCII and thin blanks (``\,``, ``~``) made plain ones."""
     text = "".join(str(int(c)) if c.isdecimal() and not c.isascii() else c for c in text.translate(SIGNS))
-    return SPACES.sub(" ", text.replace(r"\!", "").replace("{,}", ","))
+    text = UNSEEN.sub("", text)
+    return SPACES.sub(" ", re.sub(r"\\! ?", "", text).replace("{,}", ","))
 
 
 def joined(text: str) -> str:
@@ -59,7 +67,7 @@ def number_in(text: str) -> Fraction | None:
     found = NUMBER.search(text)
     if found is None:
         return None
-    before, after = text[: found.start()], text[found.end() :]
+    before, after = text[: found.start()], AREA.sub(r"\1", text[found.end() :])
     signed = re.fullmatch(r"(.*?)([-+]?)([$€£¥₹(]?)(\s*)", before, re.DOTALL)
     assert signed is not None
     prefix, sign, opening, gap = signed.groups()
@@ -91,7 +99,9 @@ def number_text(value: Fraction) -> str:
 
 def _neutral(text: str, touching: str, refused: re.Pattern[str]) -> bool:
     """True if only words and punctuation stand beside the number, and no letter touches it."""
-    return not NEUTRAL.sub("", text) and not re.search(r"[^\W_]", touching) and not refused.search(text.lower())
+    words = not any(c.isnumeric() and not c.isdigit() for c in text)  # '1 ½', '3 万'
+    words = words and not NEUTRAL.sub("", text) and not refused.search(text.lower())
+    return words and not re.search(r"[^\W_]", touching)
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -18,7 +18,12 @@ PROCESS = "unmask.process"
 
 def this_process() -> dict[str, str]:
     """A tag that names this process: machine, number and start, since numbers are used again."""
-    return {PROCESS: f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"}
+    return {PROCESS: f"{socket.gethostname()} {os.getpid()} {started(psutil.Process()):.2f}"}
+
+
+def started(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's: no change of the clock moves it."""
+    return process.create_time() - psutil.boot_time()
 
 
 def close(uri: str) -> list[str]:
@@ -45,6 +50,8 @@ def _is_gone(process: str) -> bool:
         return False  # of another machine, or of a program that names no process
     number, _, created = rest.partition(" ")
     try:
-        return abs(psutil.Process(int(number)).create_time() - float(created)) > 1
+        return abs(started(psutil.Process(int(number))) - float(created)) > 1
     except psutil.NoSuchProcess:
         return True
+    except ValueError:  # nobody's tag
+        return False

@@ -101,7 +101,7 @@ def reading(uri: str) -> Iterator[MlflowClient]:
     """
     path = database(uri)
     if path is not None and not path.exists():
-        raise SettingsError(f"there is no tracking store {path}. Run `unmask train` or `unmask promote` first.")
+        raise SettingsError(f"there is no tracking store {path}. Run `dvc repro` first, then `unmask promote`.")
     with tempfile.TemporaryDirectory() as folder:
         with _sentences(uri):
             client = _client(uri if path is None else uri_of(_copied(path, Path(folder))))

@@ -45,7 +45,7 @@ class JsonlTracker:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         resumes = resume_after is not None and path.exists()
-        write_lines(path, [r for r in read_lines(path) if r["step"] <= resume_after] if resumes else [])
+        write_lines(path, [r for r in read_lines(path, torn=True) if r["step"] <= resume_after] if resumes else [])
         self._file = path.open("a", encoding="utf-8")
 
     def params(self, settings: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Training: an embedded dLLM (pretrain), imitation of a reference policy (distil), reinforcement (grpo, upo)."""
+"""Trainings: embedded dLLM (pretrain), pair shifts (influence), imitation (distill), GRPO and UPO (reinforce)."""

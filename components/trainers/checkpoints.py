@@ -20,6 +20,7 @@ from components.core.errors import CheckpointError
 from components.core.files import beside
 
 NO_WEIGHTS: Mapping[str, Tensor] = {}
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW, the one optimizer here, remembers of a parameter
 
 
 def save(
@@ -29,7 +30,7 @@ def save(
     facts: Mapping[str, Any],
     best_weights: Mapping[str, Tensor] = NO_WEIGHTS,
 ) -> None:
-    """facts: JSON values. best_weights: of the best policy so far. The file appears whole or not at all."""
+    """Write a checkpoint, whole or not at all. facts: JSON values. best_weights: of the best policy so far."""
     tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best_weights.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -57,23 +58,34 @@ def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     facts_of(path)
     with safe_open(path, framework="pt") as stored:
         tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    weights = {n.removeprefix("policy/"): t for n, t in tensors.items() if n.startswith("policy/")}
+    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinite numbers. Delete it.")
+    weights, best = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in ("policy/", "best/")
+    )
     wanted = {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != wanted:
+    shapes = [{name: tensor.shape for name, tensor in kept.items()} for kept in (weights, best)]
+    if shapes[0] != wanted or shapes[1] not in ({}, wanted):
         raise CheckpointError(f"{path} holds the weights of another policy. Delete it.")
-    policy.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/", 2)
             state.setdefault(int(index), {})[key] = tensor
+    sizes = {index: p.shape for index, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    for index, moments in state.items():
+        fits = all(tensor.shape in ((), sizes.get(index)) for tensor in moments.values())
+        if not fits or set(moments) != MOMENTS:
+            raise CheckpointError(f"{path} holds the state of another optimizer. Delete it.")
+    policy.load_state_dict(weights)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+    return best
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training stands.
+    """The progress of a training.
 
     iteration: the last one that counts, -1 before the first. before: "decode/temperature" and "decode/entropy" of that
     iteration. best_reward, best_weights: of the best validation. mlflow_run_id: the run that a resumed training uses.

@@ -1,4 +1,4 @@
-"""Gradient clipping that stops before an optimizer step on a loss or a gradient that is not finite."""
+"""Gradient clipping that refuses a loss or a gradient that is not finite."""
 
 from __future__ import annotations
 

@@ -30,8 +30,11 @@ from components.trainers.clipping import clip_finite
 
 @dataclass(frozen=True)
 class DistillPlan:
-    """iterations: batches of ``prompts`` decoded canvases; each is used for one optimizer step per ``micro_batch``
-    (row, step) pairs. learning_rate falls by a cosine to zero."""
+    """Schedule of an imitation.
+
+    iterations: batches of ``prompts`` decoded canvases, with one optimizer step per ``micro_batch`` (row, step) pairs.
+    learning_rate falls by a cosine to zero.
+    """
 
     iterations: int
     prompts: int
@@ -39,10 +42,11 @@ class DistillPlan:
     learning_rate: float
     block_length: int | None
     seed: int
+    frontier: int | None = None
 
 
 def imitation_loss(student: Policy, reference: Policy, observation: Observation, noise: Noise) -> Tensor:
-    """(n,) KL(reference || student) per observation, up to the reference's own entropy where its draw stands in."""
+    """(n,) KL(reference || student) per observation; where a draw replaces it, up to the reference's own entropy."""
     target, own = reference.distribution(observation), student.distribution(observation)
     if type(target) is type(own) or isinstance(target, Deterministic):
         return target.kl(own)
@@ -57,8 +61,9 @@ def imitate(
     plan: DistillPlan,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Trains ``student`` in place; ``report(iteration, metrics)`` after each."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    """Train ``student`` in place; ``report(iteration, metrics)`` after each iteration."""
+    weights = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
     for number in range(plan.iterations):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * number / plan.iterations))
@@ -71,9 +76,8 @@ def imitate(
             loss = imitation_loss(student, reference, part.observation, noise).mean()
             if bool(loss.isinf()):
                 raise SettingsError(
-                    f"{type(student).__name__} cannot draw what {reference} does; the imitation loss "
-                    f"is {float(loss.detach())}; use an action that can (a categorical one commits one "
-                    f"position per step), or a rule that commits what it can"
+                    f"{type(student).__name__} cannot draw what {reference} draws: the imitation loss is "
+                    f"{float(loss.detach())}. Use an action of several positions, or a rule that commits one."
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -86,7 +90,7 @@ def imitate(
 def _visit(
     student: LearnedPolicy, reference: Policy, denoiser: Denoiser, prompts: Prompts, plan: DistillPlan, number: int
 ) -> Steps:
-    """The states of one iteration: by the reference, from half of the iterations on by the student too."""
+    """The states of one iteration, drawn by the reference; from half of the iterations on also by the student."""
     source = generator(plan.seed, "distil", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
     job = chosen.job(plan.block_length, answers=reference.needs.answer)
@@ -94,6 +98,7 @@ def _visit(
     if 2 * number >= plan.iterations:
         by_reference_R[::2] = 0
     options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
-    steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps
+    job = replace(job, policy_R=by_reference_R, frontier=plan.frontier)
+    steps = rollout(denoiser, [student, reference], job, options).steps
     assert steps is not None
     return steps

@@ -1,7 +1,7 @@
-"""Pair shifts fitted to what probing the frozen model gave (``trainers.probing``).
+"""Fit of pair shifts to the labels of ``trainers.probing``.
 
 The loss is the cross-entropy of sigma(l_j + w_ij) against the soft label sigma(l_j given i), over the probed pairs.
-Figure of merit: the share of the shifts' divergence that is still *unexplained*,
+Figure of merit: the *unexplained* share of the shifts' divergence,
 
     (cross-entropy - the labels' entropy) / (cross-entropy without shifts - the labels' entropy),
 
@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.core.errors import CheckpointError
+from components.core.files import put_aside
 from components.core.rng import generator
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
@@ -35,7 +37,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fit:
-    """epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
+    """num_epochs over the labels in batches of ``batch`` states. learning_rate falls by a cosine to zero."""
 
     num_epochs: int
     batch: int
@@ -44,33 +46,39 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The source of labels: the frozen model, probed at states of these prompts that the reference visits."""
+
+    reference: Policy
+    denoiser: Denoiser
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Labels and checkpoints of a training that may be killed, in ``folder``. key: names the source."""
+
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
 class Watcher:
-    """Who is told how far the work is: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each
-    epoch."""
+    """Callbacks: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each epoch."""
 
     chunk: Callable[[int], None]
     epoch: Report
 
 
-def influence(
-    policy: CoupledPolicy,
-    reference: Policy,
-    denoiser: Denoiser,
-    prompts: Prompts,
-    plans: tuple[Probing, Fit],
-    watcher: Watcher,
-    folder: Path,
-    key: str,
-) -> None:
-    """Collects labels and trains the policy's shifts in place.
+def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], watcher: Watcher, kept: Kept) -> None:
+    """Collect labels and train the policy's shifts in place.
 
     With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
-    trained on all. Labels and checkpoints lie in ``folder``: killed and started again it ends at the same bits, and
-    reports the finished epochs once more. key: names everything else that the labels depend on (the frozen
-    model, the prompts, the reference); labels of another key are collected anew.
+    trained on all. Killed and started again it ends at the same bits, and reports the finished epochs once more. Labels
+    of another key are collected anew.
     """
     probing, plan = plans
-    visits = json.dumps([key, asdict(probing), asdict(policy.needs)], sort_keys=True)
+    visits = json.dumps([kept.key, asdict(probing), asdict(policy.needs)], sort_keys=True)
     key = json.dumps([visits, asdict(plan), policy.describe()], sort_keys=True)
     own = probing.chunks if probing.on_policy_from is None else min(probing.on_policy_from, probing.chunks)
     labels: list[Labels] = []
@@ -78,13 +86,13 @@ def influence(
         if first == last:
             continue
         for chunk in range(first, last):
-            make = partial(collect, policy, reference, denoiser, prompts, probing, chunk)
+            make = partial(collect, policy, source.reference, source.denoiser, source.prompts, probing, chunk)
             # What the reference alone visits does not depend on how the policy is trained.
-            labels.append(stored(folder / f"labels-{chunk:04d}.safetensors", key if number else visits, make))
+            path = kept.folder / f"labels-{chunk:04d}.safetensors"
+            labels.append(stored(path, key if number else visits, make))
             watcher.chunk(len(labels[-1]))
-        epochs = number * plan.num_epochs
-        later = partial(_later, watcher.epoch, epochs)
-        fit(policy, labels, plan, later, folder / f"fit-{number}.safetensors", key)
+        later = partial(_later, watcher.epoch, number * plan.num_epochs)
+        fit(policy, labels, plan, later, kept.folder / f"fit-{number}.safetensors", key)
 
 
 def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -92,10 +100,10 @@ def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -
 
 
 def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Sums over the pairs: cross-entropy, the same without shifts, the labels' entropy; and how many pairs."""
+    """Sums over the pairs: cross-entropy, cross-entropy without shifts, entropy of the labels; and the count."""
     obs = labels.observation
     assert obs.log_odds_BL is not None
-    _, shift_SLL, _ = policy(obs)
+    shift_SLL = policy.shifts(obs)
     state_M, probe_M, j_M = labels.pairs_SNL.nonzero(as_tuple=True)
     after_M = labels.after_SNL[state_M, probe_M, j_M].to(shift_SLL.dtype)
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
@@ -108,20 +116,28 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
 
 
 def share(fitted: float, without: float, least: float) -> float:
-    """The figure of merit from the sums; 1 where no commit moved anything."""
+    """The figure of merit from the sums; 1 where no commit moved a prediction."""
     return (fitted - least) / (without - least) if without > least else 1.0
 
 
 @torch.no_grad()
 def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
-    """The figure of merit over the held-out states, or over those that are trained on; NaN where there are none."""
+    """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
-        for index in (chunk.held_S == held).nonzero().squeeze(1).split(batch):
+        for index in _batches(chunk.held_S == held, batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
     fitted, without, least = total.tolist()
     return share(fitted, without, least) if count else math.nan
+
+
+def _batches(chosen_S: Tensor, batch: int, source: torch.Generator | None = None) -> list[Tensor]:
+    """The chosen states in batches, shuffled by ``source``; none where nothing is chosen."""
+    index = chosen_S.nonzero().squeeze(1)
+    if source is not None:
+        index = index[torch.randperm(len(index), generator=source)]
+    return list(index.split(batch)) if len(index) else []
 
 
 def fit(
@@ -132,14 +148,18 @@ def fit(
     checkpoint: Path | None = None,
     key: str = "",
 ) -> None:
-    """Trains the policy's shifts in place; goes on from ``checkpoint`` where that is of the same ``key``."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+    """Train the policy's shifts in place; resume from ``checkpoint`` where it has the same ``key``."""
+    policy.shifts.requires_grad_(True)
+    optimizer = torch.optim.AdamW(policy.shifts.parameters(), lr=plan.learning_rate, weight_decay=0.0)
     history: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
-        facts = checkpoints.facts_of(checkpoint)
-        if facts.get("key") == key:
-            checkpoints.load(checkpoint, policy, optimizer)
-            history = facts["history"]
+        try:
+            facts = checkpoints.facts_of(checkpoint)
+            if facts.get("key") == key:
+                checkpoints.load(checkpoint, policy, optimizer)
+                history = list(facts["history"])
+        except (CheckpointError, LookupError, TypeError) as error:
+            put_aside("influence", checkpoint, error)
     for epoch, metrics in enumerate(history):
         report(epoch, metrics)
     for epoch in range(len(history), plan.num_epochs):
@@ -148,17 +168,18 @@ def fit(
         if checkpoint is not None:
             checkpoints.save(checkpoint, policy, optimizer, {"key": key, "history": history})
         report(epoch, metrics)
+    policy.shifts.requires_grad_(False)
+    policy.start_from_shifts()
 
 
 def _epoch(
     policy: CoupledPolicy, optimizer: torch.optim.Optimizer, labels: list[Labels], plan: Fit, epoch: int
 ) -> dict[str, float]:
-    """Once over all states that are trained on, in batches of one chunk each."""
+    """One pass over the states trained on, in batches of one chunk each."""
     source, device = generator(plan.seed, "influence", "order", epoch), policy.tau.device
     batches: list[tuple[Labels, Tensor]] = []
     for chunk in labels:
-        mine = (~chunk.held_S).nonzero().squeeze(1)
-        batches += [(chunk, part) for part in mine[torch.randperm(len(mine), generator=source)].split(plan.batch)]
+        batches += [(chunk, part) for part in _batches(~chunk.held_S, plan.batch, source)]
     total, pairs = torch.zeros(3, dtype=torch.float64), 0
     for number, b in enumerate(torch.randperm(len(batches), generator=source).tolist()):
         progress = (epoch + number / len(batches)) / plan.num_epochs

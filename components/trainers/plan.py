@@ -1,4 +1,4 @@
-"""What reinforcement maximizes (``Objective``) and by which schedule (``Plan``)."""
+"""The objective of reinforcement (``Objective``) and its schedule (``Plan``)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from components.trainers.rewards import REWARDS
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised, and by how much per iteration.
+    """The quantity to maximize, and the steps of an iteration.
 
     alpha, reward    speed exponent and form, see ``rewards``. signal: "correct" or "dense", the score that is rewarded.
-    alphas           each group draws one of them in place of alpha: for a policy that is conditioned on it.
+    alphas           each group draws one of them in place of alpha, for a policy that is conditioned on it.
     clip_eps         of the clipped ratio. num_epochs: optimizer steps per iteration (mu).
     weighting        "row" (1/T_g) or "constant" (1/L).
     normalize_advantage  divide the advantage by the group's standard deviation.
     kl_coef          weight of the divergence from the reference policy; divergence "kl": KL(policy || reference) per
                      step, in closed form or, of a coupled draw, estimated without bias (``maths.divergence``); "ce":
-                     the cross-entropy from the reference to the policy. Both leave out the effect of today's action
-                     on the states visited later (the KL to go).
-    micro_batch      (row, step) pairs per forward of the policy; gradients are added up over them.
+                     the cross-entropy from the reference to the policy. Both leave out the effect of an action on the
+                     states visited later (the KL to go).
+    micro_batch      (row, step) pairs per forward of the policy; their gradients are added up.
     record_share     share of the steps that is recorded and enters the update, with weights to match (UPO's Algorithm
                      2: stored features of long canvases are large), 1.0 for all.
     """
@@ -44,13 +44,12 @@ class Objective:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise SettingsError(
-                    f"objective {name}={getattr(self, name)!r} is unknown; nothing could be maximised; "
-                    f"use one of {', '.join(known)}"
+                    f"objective {name}={getattr(self, name)!r} is unknown. Use one of {', '.join(known)}."
                 )
         if not 0 < self.record_share <= 1 or self.num_epochs < 1:
             raise SettingsError(
-                f"objective with record_share={self.record_share} and num_epochs={self.num_epochs}; there would be "
-                f"no update; use a share in (0, 1] and at least one epoch"
+                f"objective with record_share={self.record_share} and num_epochs={self.num_epochs} has no update. "
+                f"Use a share in (0, 1] and at least one epoch."
             )
 
 
@@ -67,9 +66,14 @@ COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
 
 @dataclass(frozen=True)
 class Plan:
-    """iterations of ``prompts`` prompts x ``group`` members (+ ``experts`` that the expert policy draws, in blocks of
-    ``expert_block``). The learning rate rises over ``warmup`` iterations and falls by a cosine to
-    ``min_lr_ratio`` of it. force_commit, step_limit: see ``DecodeOptions``. rollout_rows: in flight at most."""
+    """Schedule of a reinforcement.
+
+    iterations      of ``prompts`` prompts x ``group`` members, + ``experts`` members that the expert policy draws in
+                    blocks of ``expert_block``.
+    learning_rate   rises over ``warmup`` iterations and falls by a cosine to ``min_lr_ratio`` of itself.
+    force_commit    and step_limit: see ``DecodeOptions``. rollout_rows: rows in flight at most.
+    temperature     and anneal, entropy: see ``temperature_at``.
+    """
 
     iterations: int
     prompts: int
@@ -89,6 +93,7 @@ class Plan:
     temperature: float = 1.0
     anneal: bool = True
     entropy: float | None = None
+    frontier: int | None = None
 
     def learning_rate_at(self, number: int) -> float:
         """Linear warm-up, then a cosine to ``min_lr_ratio``."""

@@ -1,4 +1,4 @@
-"""Trains an embedded dLLM with the masked-diffusion objective.
+"""Training of an embedded dLLM with the masked-diffusion objective.
 
 The negative evidence lower bound of a masked diffusion model is, up to the factor L, the mean over a uniform number n
 of masks and a uniform set of that size of the mean cross-entropy at the masked positions (Ou et al. 2024, any-order
@@ -24,7 +24,7 @@ PIECE = 64  # rows whose gradient is computed at a time
 
 
 def mask_some(answer_BL: Tensor, mask_id: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The canvas with a uniform number (1 to L) of uniformly chosen masks per row, and where they are."""
+    """The canvas with a uniform number (1 to L) of uniformly chosen masks per row, and the mask positions."""
     rows, length = answer_BL.shape
     count_B1 = torch.randint(1, length + 1, (rows, 1), generator=source)
     rank_BL = torch.rand(rows, length, generator=source).argsort(-1).argsort(-1)
@@ -56,7 +56,7 @@ class Batch:
     weight: float
 
     def pieces(self) -> list[Batch]:
-        """As few equal pieces as hold at most ``PIECE`` rows; their weights add up to the batch's."""
+        """The fewest equal pieces of at most ``PIECE`` rows; their weights add up to the batch's."""
         parts = -(-len(self.answer_BL) // PIECE)
         split = zip(*(t.tensor_split(parts) for t in (self.prompt_BP, self.attend_BP, self.answer_BL)), strict=True)
         return [Batch(p, a, x, self.weight * len(x) / len(self.answer_BL)) for p, a, x in split]
@@ -96,26 +96,37 @@ def _backward(
     return losses
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over ``warmup`` of the ``steps``, then a cosine to zero."""
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    seed: int
+
+    def share_at(self, step: int) -> float:
+        """The learning rate at a step over ``learning_rate``."""
+        return min(1.0, (step + 1) / max(self.warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
 def pretrain(
     denoiser: TransformerDenoiser,
     batches: Callable[[int], list[Batch]],
-    steps: int,
-    learning_rate: float,
-    warmup: int,
-    seed: int,
+    schedule: Schedule,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Linear warm-up, then a cosine to zero. ``batches(step)``: one batch per task, their gradients are added up."""
+    """Train in place. ``batches(step)``: one batch per task, their gradients are added up."""
     model = denoiser.model.train().requires_grad_(True)
-    optimizers = optimizers_for(model, learning_rate)
+    optimizers = optimizers_for(model, schedule.learning_rate)
     first = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    for step in range(steps):
-        rate = min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for step in range(schedule.steps):
+        rate = schedule.share_at(step)
         for optimizer, rates in zip(optimizers, first, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        losses = _backward(denoiser, batches(step), list(model.parameters()), (seed, "pretrain", step))
+        losses = _backward(denoiser, batches(step), list(model.parameters()), (schedule.seed, "pretrain", step))
         norm = clip_finite(model, 1.0, sum(losses.values()), f"step {step} of pretraining")
         for optimizer in optimizers:
             optimizer.step()

@@ -1,8 +1,8 @@
 """Labels for pair shifts, from the frozen model alone: no reward, no checker, no answers.
 
-At each visited state the present prediction is committed at one position i alone, and the frozen model is asked again.
-By how much did the log-odds of the present prediction t_j move, at every other masked j? One forward per i gives the
-whole row of shifts. Any denoiser, canvas length and block length will do.
+At each visited state the present prediction is committed at one position i alone, and the frozen model runs again.
+The label is the new log-odds of the present prediction t_j at every other masked j. One forward per i gives a whole
+row of labels. Any denoiser, canvas length and block length will do.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from components.core.errors import DataError
-from components.core.files import beside
+from components.core.files import beside, put_aside, unpacking
 from components.core.rng import generator, seed_of
 from components.core.types import Canvas, Needs, Observation, Rollout, Steps
 from components.decode import readout
-from components.decode.batch import admit, tokens_per_forward
+from components.decode.batch import admit
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
+from components.decode.refresh import tokens_per_forward
 from components.denoisers.protocol import Denoiser
 from components.policies.protocol import Policy
 
-BASE = Needs("masked", statistics=("log_odds",))  # what the labels themselves are about
+BASE = Needs("masked", statistics=("log_odds",))  # inputs of the labels themselves
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Probing:
 
     From chunk ``on_policy_from`` on half of the rows are drawn by the policy itself; never where it is None.
     validation_share: of the prompts, never trained on, for the figure of merit. block_length None: full diffusion.
+    frontier: of the block's masks, so many are eligible; None: all.
     """
 
     chunks: int
@@ -50,15 +52,16 @@ class Probing:
     validation_share: float
     block_length: int | None
     seed: int
+    frontier: int | None = None
 
 
 @dataclass(frozen=True)
 class Labels:
     """S probed states.
 
-    observation  what a policy may read there, and the present log-odds l_j.
-    place_SN     int64, the positions that were committed, one alone; -1 where there were fewer.
-    after_SNL    float32, the log-odds of the present predictions after that.
+    observation  inputs of the policy, and the present log-odds l_j.
+    place_SN     int64, the probed positions; -1 behind the last one.
+    after_SNL    float32, the log-odds of the present predictions after each probe.
     held_S       bool, states of the prompts that are held out.
     """
 
@@ -79,14 +82,14 @@ class Labels:
 
     @property
     def pairs_SNL(self) -> Tensor:
-        """Pairs that count: i was probed, j is another masked position."""
+        """The labeled pairs: i was probed, j is another masked position."""
         place_L = torch.arange(self.after_SNL.shape[-1], device=self.after_SNL.device)
         other_SNL = (self.place_SN.unsqueeze(-1) >= 0) & (self.place_SN.unsqueeze(-1) != place_L)
         return other_SNL & self.observation.masked_BL.unsqueeze(1)
 
 
 def cost(prompts: Prompts, plan: Probing) -> int:
-    """Row-forwards of the frozen model at most: the visits, then the probes."""
+    """Upper bound of the frozen model's row-forwards: the visits, then the probes."""
     length = max(prompts.lengths, default=0)
     return plan.chunks * (plan.prompts * length + plan.states * min(plan.probes, length))
 
@@ -99,7 +102,7 @@ def collect(
     DataError if no visited state has two masks.
     """
     chosen = prompts.take(_drawn(len(prompts), plan, number))
-    job = chosen.job(plan.block_length, answers=reference.needs.answer)
+    job = replace(chosen.job(plan.block_length, answers=reference.needs.answer), frontier=plan.frontier)
     policies: list[Policy] = [reference]
     if plan.on_policy_from is not None and number >= plan.on_policy_from:
         policies = [policy, reference]
@@ -122,11 +125,18 @@ def collect(
 
 
 def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
-    """The labels in a file; where there is none, or one of another ``key``, those that ``make`` gives, stored."""
+    """The labels in a file. Without a file of this ``key``: those of ``make``, which are then stored.
+
+    A file that is not whole is put aside. Without that every later run would end at it.
+    """
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata().get("key") == key:
-                return _unpacked({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
+        try:
+            with unpacking(path, ""), safe_open(path, framework="pt") as file:
+                said = file.metadata()
+                if said["key"] == key:
+                    return _unpacked({name: file.get_tensor(name) for name in file.keys()}, said)  # noqa: SIM118
+        except (DataError, OSError, SafetensorError) as error:
+            put_aside("influence", path, error)
     labels = make()
     tensors = {f"observation/{name}": t for name, t in labels.observation.tensors().items()}
     tensors |= {"place_SN": labels.place_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
@@ -142,13 +152,15 @@ def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
 
 def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
     facts = json.loads(metadata["facts"])
+    if bad := [name for name, tensor in tensors.items() if bool(tensor.isnan().any())]:
+        raise ValueError(f"{bad[0]} holds NaN")
     seen = {name.removeprefix("observation/"): t for name, t in tensors.items() if name.startswith("observation/")}
     obs = Observation(**seen, canvas_start=facts["canvas_start"], attention_layers=tuple(facts["layers"]))
     return Labels(obs, tensors["place_SN"], tensors["after_SNL"], tensors["held_S"])
 
 
 def _drawn(count: int, plan: Probing, number: int) -> list[int]:
-    """The prompts of chunk ``number``: every one once before any comes a second time."""
+    """The prompts of chunk ``number``: each one once before the first one repeats."""
     first, last = number * plan.prompts, (number + 1) * plan.prompts
     rounds = range(first // count, -(-last // count))
     pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in rounds]
@@ -180,10 +192,9 @@ def _places(obs: Observation, probes: int, source: torch.Generator) -> Tensor:
 
 
 def _states(visited: Rollout, steps: Steps, mask_id: int) -> Tensor:
-    """(S, L) the canvases at these steps: what had been committed before them."""
-    order_SL, canvas_SL = visited.order_RL[steps.row_N], visited.canvas_RL[steps.row_N]
-    there_SL = (order_SL >= 0) & (order_SL < steps.step_N.unsqueeze(1))
-    return canvas_SL.where(there_SL, mask_id)
+    """(S, L) the canvases at these steps: what was given, and what had been committed before them."""
+    canvas_SL = visited.canvas_RL[steps.row_N]
+    return canvas_SL.where(~steps.observation.masked_BL & (canvas_SL >= 0), mask_id)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ from components.trainers.rewards import REWARDS
 
 @dataclass(frozen=True)
 class Method:
-    """How a policy is reinforced. reference: of the divergence. expert: draws ``plan.experts`` rows of each group."""
+    """The method of a reinforcement. reference: of the divergence. expert: draws ``plan.experts`` rows per group."""
 
     plan: Plan
     objective: Objective
@@ -113,8 +113,8 @@ class Pairs:
     def of(experience: Experience, method: Method) -> Pairs:
         """All pairs of an iteration."""
         plan, objective, steps = method.plan, method.objective, experience.steps
-        nfe_R, length_R = experience.rollout.nfe_R, experience.job.length_R
-        weight_N = objectives.pair_weights(steps.row_N, nfe_R, length_R, objective.weighting)
+        nfe_R, masks_R = experience.rollout.nfe_R, experience.job.masks_R
+        weight_N = objectives.pair_weights(steps.row_N, nfe_R, masks_R, objective.weighting)
         steered_N = (experience.job.policy_R > 0)[steps.row_N]
         old_N = objectives.mixture_log_prob(steps.log_prob_N, steered_N, plan.group, plan.experts)
         advantage_N = experience.advantage_R[steps.row_N]
@@ -127,7 +127,10 @@ class Pairs:
 
 def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        policy.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=plan.weight_decay,
     )
 
 
@@ -147,13 +150,14 @@ def collect(
     answers = needs.answer or any(p.needs.answer for p in policies)
     alpha_P = _alphas(method, number, len(drawn))
     job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
+    job = replace(job, frontier=plan.frontier)
     with timer("rollout"):
         decoded = rollout(denoiser, policies, job, _options(method, needs, number))
     with timer("reward"):
         _, correct_R, dense_R = chosen.scores(job, decoded)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
-        reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.length_R, alpha)
+        reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert decoded.steps is not None
     share = len(chosen) / len(drawn)

@@ -1,4 +1,4 @@
-"""Reward of a finished row: task score times speed. Terminal only, pure, with its parts."""
+"""Rewards of a finished row: a function of its task score and its number of forward passes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def speed(nfe_R: Tensor, length_R: Tensor) -> Tensor:
 def multiplicative(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float | Tensor) -> Tensor:
     """(R,) r * speed^alpha, paper A's reward. alpha = 0 is pure correctness; a tensor: each row its own."""
     if bool((torch.as_tensor(alpha) < 0).any()):
-        raise SettingsError(f"alpha={alpha} is negative; slower decoding would be rewarded; use alpha >= 0")
+        raise SettingsError(f"alpha={alpha} is negative and would reward slowness. Use alpha of at least 0.")
     return score_R * speed(nfe_R, length_R) ** alpha
 
 
 def additive(score_R: Tensor, nfe_R: Tensor, length_R: Tensor, alpha: float | Tensor) -> Tensor:
-    """(R,) r - alpha n/L, paper A's ablation: a wrong one-step answer beats a wrong long one, and training collapses
-    to committing everything at once."""
+    """(R,) r - alpha n/L, paper A's ablation. A wrong one-step answer beats a wrong long one: training collapses to
+    committing everything at once."""
     return score_R - alpha * nfe_R / length_R
 
 

@@ -1,10 +1,12 @@
-"""A repository's root with an empty MLflow store."""
+"""A repository's root with an empty MLflow store, and one with a finished run at toy size."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.tracking import store
 from tests.registry import new_store
@@ -16,6 +18,23 @@ def empty_store(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     store.connect(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """Settings, outputs and graph of a run at toy size, and an empty tracking store; take a copy."""
+    from tests.e2e.test_stages import through, toy
+
+    root = tmp_path_factory.mktemp("finished")
+    probes = {"chunks": 2, "prompts": 4, "states": 8, "probes": 2, "num_epochs": 1}
+    settings = toy(influence=probes, pretrain={"steps": 2, "warmup": 1, "layers": 1, "inner": 16})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        through(root, settings, patch)
+    (root / "params.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+    shutil.rmtree(root / "graph")
+    new_store(empty_store, root)
+    return root
 
 
 @pytest.fixture

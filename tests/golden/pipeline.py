@@ -102,7 +102,8 @@ policy:
   where: masked
   action: bernoulli
   rounded: false
-decode: {block_length: null, temperature: 1.0, scale: 1.0, alpha: null, choose: mode, cache: none}
+decode: {block_length: null, frontier: null, end_of_text: false, temperature: 1.0, scale: 1.0, alpha: null,
+         choose: mode, cache: none}
 influence:
   seed: 2
   reference: entropy_bound
@@ -153,10 +154,12 @@ train:
   rollout_rows: 16
   validate_every: 4
   save_every: 5
+judged: {offsets: {learned: [], distilled: []}, blocks: []}
 evaluate: {tasks: [sudoku_many], gate_task: sudoku_many}
 sweep:
   seeds: [0, 1]
   block_lengths: [4, null]
+  frontiers: [null]
   rules:
     {threshold: [0.7], factor: [0.8], entropy_bound: [0.3], random: [2], left_to_right: [2], confidence: [2],
       margin: [2], entropy: [2]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 import torch
 
 from components import cli
-from components.bench import policy_step
+from components.bench import policy_step, single
 from components.bench.decoding import SECTIONS
-from components.bench.measure import Timed, ratios, timed
+from components.bench.measure import Timed, in_turn, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
 from components.commands import bench
@@ -47,6 +48,7 @@ def found(place: Path) -> dict[str, Any]:
         patch.chdir(place)
         patch.setattr(bench, "fresh_policies", lambda settings, width: {"profile's": small})
         patch.setattr(policy_step, "SIZES", ((1, 4), (2, 3)))
+        patch.setattr(single, "CASES", (single.Single(40, 2, True, 6), single.Single(5_000, None, False, 6)))
         patch.setattr(policy_step, "export_policy", lambda *_: None)
         patch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: small)
         patch.setattr(sys, "argv", ["unmask", "bench", "--random=6", *WORDS])
@@ -70,6 +72,26 @@ def test_both_loops_decide_alike_and_their_shares_sum_to_one(found: dict[str, An
         assert row["engine"]["useful"] == 1 and row["engine"]["forwards"] <= row["reference"]["forwards"]
     one_by_one = next(row for row in found["decoding"] if row["name"] == "confidence:1")
     assert one_by_one["nfe"] == one_by_one["nfe_longest"] == 6 and one_by_one["engine"]["forwards"] == 4 * 6
+
+
+def test_a_canvas_alone_is_decoded_as_a_public_sampler_does(found: dict[str, Any]) -> None:
+    quota, threshold = found["single"]
+    assert quota["name"] == "confidence:2, 40 tokens, sharp logits" and quota["nfe"] == 3
+    assert threshold["name"] == "threshold:0.9, 5,000 tokens, plain logits" and 1 <= threshold["nfe"] <= 6
+    for row in found["single"]:
+        assert row["same"] == 1.0 and row["engine_seconds"] > 0 and row["public_seconds"] > 0
+
+
+def test_what_is_left_of_the_time_is_shared_by_what_is_left_to_measure() -> None:
+    said: list[str] = []
+    clock = bench._Clock(30.0, 3, said.append)
+    first, second = clock.next("one"), clock.next("other")
+    assert 9.0 < first <= 10.0 and 14.0 < second <= 15.0
+    assert said[0].startswith("3 measurements in about 30 s") and said[1].startswith("1/3, ") and "other" in said[2]
+    assert bench._Clock(0.0, 1, said.append).next("late") == 0.0
+    work = lambda: time.sleep(0.02)  # noqa: E731
+    for seconds, counted in ((0.0, 1), (0.5, 4), (None, 4)):
+        assert len(in_turn([work], 4, torch.device("cpu"), seconds)[0]) == counted
 
 
 def test_a_training_round_is_told_in_its_parts(found: dict[str, Any]) -> None:

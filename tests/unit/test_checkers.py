@@ -129,6 +129,10 @@ x_1 || x_{1}
 90^\circ || 90
 y=2x+1 || y=1+2x
 9^{9^{9^{9}}} || 9^{9^{9^{9}}}
+\begin{pmatrix}1\\2\end{pmatrix} || \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+11,\! 111 || 11111
+2\pm\sqrt3 || 2+\sqrt3, 2-\sqrt3
+x>3 || (3,\infty)
 """.strip().splitlines()
 OTHER = r"""
 1/2^{99} || 1/2^{98}
@@ -155,6 +159,12 @@ x_1 || x_2
 1,2,3 || 123
 \frac13 || 0.33
 3 || 9^{9^{
+3 || \ge 3
+3 || <3
+3 || \pm 3
+3 || x \approx 3
+3 || 3\text{ thousand}
+3 || 3 million
 """.strip().splitlines()
 
 

@@ -30,6 +30,7 @@ from components.policies.heuristics import Threshold
 from components.tasks.example import Example, Score
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.messages import has_remedy
 from tests.unit.test_denoisers import (
     DREAM_CONFIG,
     HEADS,
@@ -517,3 +518,27 @@ def test_a_fingerprint_names_the_weights_and_not_their_type(tmp_path: Path):
         made.model.model.layers[1].mlp.up_proj.weight += 0.01
     assert fingerprint(made.model) != known
     assert math.isfinite(int(known, 16)) and LLADA_CONFIG["n_kv_heads"] == HEADS
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "word"),
+    [
+        ("tokenizer.json", {"decoder": {"type": "none"}}, "no tokenizer"),
+        ("tokenizer.json", {"model": 7}, "no tokenizer"),
+        ("tokenizer_config.json", {"mask_token": 7}, "no tokenizer"),
+        ("config.json", {"num_attention_heads": 0}, "config.json|weights"),
+        ("config.json", {"hidden_size": "wide"}, "config.json|weights"),
+        ("config.json", {"rope_parameters": 7}, "config.json|weights"),
+    ],
+)
+def test_whatever_a_library_says_of_a_damaged_file_is_a_refusal(
+    file: str, change: dict[str, Any], word: str, tmp_path: Path
+):
+    denoiser, encoder = embedded.build("llada", "abc", 16, 1, 2, 16, 32, seed=0)
+    embedded.save(denoiser, encoder, tmp_path)
+    load(tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=word) as caught:
+        load(tmp_path)
+    assert has_remedy(str(caught.value)) and "\n" not in str(caught.value)

@@ -26,7 +26,7 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import Klass, MaxConfidence, SuppressTokens, Threshold
 from components.policies.rules import RULES, heuristic
 from components.policies.teacher import Teacher
-from components.trainers.pretrain import Batch, pretrain
+from components.trainers.pretrain import Batch, Schedule, pretrain
 
 torch.set_num_threads(1)
 
@@ -217,7 +217,7 @@ def test_logits_that_are_read_a_row_off_are_noticed_by_a_text_the_model_knows(la
     denoiser, encoder = embedded.build(layout, "abcdefghij", 32, 2, 2, 48, 64, seed=0)
     answer_BL = encoder.plain(text).expand(16, -1)
     batch = Batch(answer_BL[:, :0], torch.ones(16, 0, dtype=torch.bool), answer_BL, 1.0)
-    pretrain(denoiser, lambda step: [batch], 60, 3e-3, 5, 0, lambda step, metrics: None)
+    pretrain(denoiser, lambda step: [batch], Schedule(60, 3e-3, 5, 0), lambda step, metrics: None)
     assert check_denoiser(denoiser, encoder.plain(text)) == []
     denoiser.shifted = not denoiser.shifted
     problems = check_denoiser(denoiser, encoder.plain(text))

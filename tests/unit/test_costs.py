@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.bench.costs import PARALLEL, PROMPT, SHAPES, costs, document
+from components.commands.costs import PARALLEL, PROMPT, SHAPES, costs, document
 from components.settings import read
 
 ROOT = Path(__file__).parents[2]
@@ -15,13 +15,13 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
 def test_the_document_is_what_the_arithmetic_prints() -> None:
     written = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
-    assert written == document(PROFILES), "Run `python -m components.bench.costs > docs/costs.md`."
+    assert written == document(PROFILES), "Run `python -m components.commands.costs > docs/costs.md`."
     for name in ("gpu", "gpu-coupled", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
         assert f"\n## {name}\n" in written
 
 
 def test_one_row_of_a_forward_is_counted_by_hand() -> None:
-    """8.02e9 parameters, 456 tokens: 7.31e12 operations for the weights and .11e12 for attention, at 396e12 a second."""
+    """8.02e9 parameters, 456 tokens: 7.31e12 operations for the weights, .11e12 for attention, at 396e12 a second."""
     seconds = SHAPES["GSAI-ML/LLaDA-8B-Instruct"].seconds(456)
     assert seconds == pytest.approx((2 * 8.02e9 * 456 + 4 * 32 * 4096 * 456**2) / 395.6e12)
 

@@ -193,7 +193,7 @@ def test_hidden_states_and_the_speed_exponent_start_without_effect_and_can_be_wi
     obs = observed(policy)
     assert obs.features_BTD is not None and obs.features_BTD.shape[-1] == 5
     assert torch.equal(policy(replace(observed(CoupledPolicy(PLAIN)), features_BTD=obs.features_BTD))[0], before)
-    policy.alpha.weight.data.fill_(1.0)
+    policy.reader.alpha.weight.data.fill_(1.0)
     policy.bias.weight.data.fill_(1.0)
     slow, fast = (policy(replace(obs, alpha_B=torch.full((6,), a)))[0] for a in (0.0, 9.0))
     assert not torch.allclose(slow, fast)
@@ -240,11 +240,13 @@ def test_positions_beyond_the_absolute_ones_have_none():
     assert obs.masked_BL.shape[1] > 8
     before = policy.score(obs)
     longer = policy_of(replace(PLAIN, positions=obs.masked_BL.shape[1]))
-    state = longer.state_dict() | {n: v for n, v in policy.state_dict().items() if n != "place.weight"}
-    state["place.weight"] = torch.zeros_like(longer.place.weight)
-    state["place.weight"][:8] = policy.place.weight
+    state = longer.state_dict() | {n: v for n, v in policy.state_dict().items() if not n.endswith("place.weight")}
+    for name in ("reader.place.weight", "shifts.reader.place.weight"):
+        state[name] = torch.zeros_like(state[name])
+        state[name][:8] = policy.state_dict()[name]
     longer.load_state_dict(state)
     assert torch.equal(before, longer.score(obs))
+    assert torch.equal(policy(obs)[1], longer(obs)[1])
 
 
 @pytest.mark.parametrize("wrong", [dict(action="dpls"), dict(heads=3), dict(top_k=0), dict(mix=1.0), dict(kappa=0.0)])
@@ -254,7 +256,7 @@ def test_shapes_that_cannot_work_are_refused(wrong):
 
 
 def test_the_default_is_small():
-    assert 12_000 < sum(p.numel() for p in CoupledPolicy(CoupledShape()).parameters()) < 14_000
+    assert 20_000 < sum(p.numel() for p in CoupledPolicy(CoupledShape()).parameters()) < 24_000
 
 
 def test_it_is_stored_and_found_again(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from components.decode.prompts import Prompts
 from components.denoisers import TransformerDenoiser, embedded, load
 from components.denoisers.encoder import Encoder
 from components.policies.heuristics import Threshold
-from components.tasks.example import Example
+from components.tasks.example import Example, Score
 from tests.messages import has_remedy
 from tests.unit.test_checkpoints import write_masked
 from tests.unit.test_denoisers import WRITERS
@@ -103,6 +104,23 @@ def test_without_a_chat_template_the_plain_text_is_the_prompt(tmp_path: Path):
     assert bool(rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("ab 1")], 4, 4)).finished_R.all())
 
 
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("{% for message in messages %}{{ message.content }}", "fails"),
+        ("{{ messages[0].content.nothing.more }}", "fails"),
+        ("{{ raise_exception('system messages only') }}", "system messages only"),
+        ("{{ 1 / 0 }}", "fails"),
+        ("a{{ messages[0].contemt }}b", "leaves the question 'ab 1' out"),
+        ("", "leaves the question"),
+    ],
+)
+def test_a_chat_template_that_is_damaged_is_refused(template: str, word: str):
+    encoder = built()[1]
+    encoder.tokenizer.chat_template = template
+    refused(encoder, "ab 1", "chat template", word)
+
+
 def test_a_masked_model_s_prompt_is_not_ended_before_its_canvas(tmp_path: Path):
     write_masked(tmp_path, "Bert")
     _, encoder = load(tmp_path)
@@ -163,3 +181,20 @@ def test_padding_does_not_count_as_positions():
     attend_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     attend_BT[0, :2] = attend_BT[1, 8:] = False
     assert bool(denoiser.hidden(Canvas(ids_BT, attend_BT, 5))[0].isfinite().all())
+
+
+class Sure(Letters):
+    """Every text is right."""
+
+    def score(self, text: str, example: Example) -> Score:
+        return Score(1.0, 1.0)
+
+
+def test_a_row_with_masks_left_is_wrong_whatever_its_text():
+    denoiser, encoder = built()
+    asked = Prompts.of(Sure(), [Example("letters", "ab", "a"), Example("letters", "c", "a")], encoder)  # type: ignore[arg-type]
+    job = asked.job(None)
+    done = rollout(denoiser, Threshold(0.9), job)
+    assert asked.scores(job, done)[1].tolist() == [1.0, 1.0]
+    half = replace(done, finished_R=torch.tensor([True, False]))
+    assert [scores.tolist() for scores in asked.scores(job, half)[1:]] == [[1.0, 0.0]] * 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,15 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
-from components.evaluation.results import COLUMNS, PER_PROMPT, read_results, read_table, write_results, write_table
+from components.evaluation.results import (
+    COLUMNS,
+    PER_PROMPT,
+    EvalResult,
+    read_results,
+    read_table,
+    write_results,
+    write_table,
+)
 from components.policies.rules import heuristic
 from tests.messages import has_remedy
 
@@ -108,3 +119,62 @@ def test_a_line_that_is_no_result_is_refused_with_its_number(key_first, tmp_path
     with pytest.raises(DataError, match="line 2 is no result") as refused:
         read_results(tmp_path / "results.jsonl")
     assert has_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("family", None), ("nfe", "5"), ("block_length", 4.5), ("seeds", []), ("task", 1)]
+)
+def test_a_result_of_other_types_is_refused_by_its_line(tmp_path: Path, name: str, value: object) -> None:
+    head = {"task": "t", "family": "threshold", "setting": "0.9", "block_length": 4, "choose": "mode"}
+    path = tmp_path / "results.jsonl"
+    write_results(path, [EvalResult.of_prompts(head, [1.0, 0.0], [2.0, 3.0])])
+    (whole,) = read_results(path)
+    assert whole.nfe == 2.5 and math.isnan(whole.dense), "NaN is null in the file"
+    row = json.loads(path.read_text(encoding="utf-8")) | {name: value}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"results\.jsonl, line 1 is no result \({name}="):
+        read_results(path)
+
+
+def test_a_frontier_is_swept_over_the_whole_canvas_and_every_label_carries_it(key_first):
+    """Rules that are run in blocks, and no others; the cells differ by their settings, and decode as they say."""
+    numbers = {"threshold": [0.5], "factor": [1.0], "confidence": [1]}
+    sweep = Sweep((2, None), numbers, frontiers=(None, 1, 2, 64))
+    cells = [(c.family, c.setting, c.block_length, c.frontier) for c in sweep.candidates(4)]
+    ungated = [("threshold", "0.5", 2, None), ("threshold", "0.5", None, None)]
+    gated = [("threshold", f"0.5, first {w}", None, w) for w in (1, 2)]
+    assert cells[:4] == ungated + gated and cells[-1] == ("confidence", "1", None, None)
+    assert len({cell[:3] for cell in cells}) == len(cells) == 9
+    narrow = [c for c in sweep.candidates(4, wide=False) if c.family == "factor"]
+    assert [c.setting for c in narrow] == ["1"], "in other tables only the strongest are run in blocks"
+    denoiser, prompts = key_first.denoiser(), key_first.prompts()
+    first = next(c for c in sweep.candidates(4) if c.frontier == 1)
+    result, again = (
+        evaluate(denoiser, Candidate("threshold", "", heuristic(name, 1), None, frontier=w), prompts, [0])
+        for name, w in (("threshold", 1), ("left_to_right", None))
+    )
+    found = evaluate(denoiser, first, prompts, [0])
+    assert found.setting == "0.5, first 1" and found.nfe == again.nfe == result.nfe == 4.0
+    assert np.array_equal(found.correct_P, again.correct_P), "one position at a time from the left"
+
+
+def test_a_result_says_that_rows_stopped_at_the_end_of_their_text(key_first, tmp_path):
+    """On file too, and as a column of a table only where they did."""
+    prompts = key_first.prompts()
+    stopping = replace(prompts, encoder=stopped(prompts.encoder))
+    rule = Candidate("left_to_right", "1", heuristic("left_to_right", 1), None)
+    plain, early = (evaluate(key_first.denoiser(), rule, p, [0]) for p in (prompts, stopping))
+    assert (plain.end_of_text, early.end_of_text) == (0, 1) and early.nfe < plain.nfe == 4.0
+    for result in (plain, early):
+        write_results(tmp_path / "results.jsonl", [result])
+        write_table(tmp_path / "table.csv", [result])
+        assert read_results(tmp_path / "results.jsonl") == read_table(tmp_path / "table.csv") == [result]
+        header = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert ("end_of_text" in header) == bool(result.end_of_text)
+
+
+def stopped(encoder):
+    """The letter c ends a text."""
+    found = type(encoder)()
+    found.end_ids, found.stop_ids = frozenset({3}), (3,)
+    return found

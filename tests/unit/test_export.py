@@ -357,8 +357,21 @@ def test_files_that_are_not_ours_are_refused(bernoulli: tuple[LearnedPolicy, Pat
             NumpyPolicy(changed("unmask.version", str(other)))
     with pytest.raises(CheckpointError, match=r"unmask\.needs is missing"):
         OnnxPolicy(changed("unmask.needs", None))
-    with pytest.raises(CheckpointError, match="action 'bandit'"):
+    with pytest.raises(CheckpointError, match="'bandit'"):
         OnnxPolicy(changed("unmask.action", '{"kind": "bandit"}'))
+    for text in (
+        "[1]",
+        "7",
+        "null",
+        '{"kind": ',
+        '{"kind": "bernoulli", "temperature": NaN, "scale": 1.0}',
+        "[" * 9000,
+    ):
+        with pytest.raises(CheckpointError, match=r"unmask\.action is missing or no JSON object of finite numbers"):
+            OnnxPolicy(changed("unmask.action", text))
+    for knobs in ('"temperature": "1"', '"temperature": 1.0', '"temperature": 1.0, "scale": 1.0, "kappa": 1.0'):
+        with pytest.raises(CheckpointError, match="with its numbers"):
+            OnnxPolicy(changed("unmask.action", f'{{"kind": "bernoulli", {knobs}}}'))
 
 
 def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:

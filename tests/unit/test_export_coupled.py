@@ -126,7 +126,7 @@ def test_everything_that_the_utilities_are_made_of_is_compared(exported: Callabl
     """A difference that shows in a pair, in the risk or in a scalar alone is found."""
     _, path = exported("marginals")
     states = random_states(make(PLAIN), 60, "other")
-    for part in ("pairs.out.bias", "mix.bias", "cost", "tau", "log_kappa", "bias.bias"):
+    for part in ("shifts.pairs.out.bias", "mix.bias", "cost", "tau", "log_kappa", "bias.bias"):
         other = make(PLAIN)
         dict(other.named_parameters())[part].add_(2e-3)
         for given in ((states, None), ([], decoding)):

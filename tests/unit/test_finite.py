@@ -29,10 +29,11 @@ from components.maths.objectives import group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
-from components.trainers.pretrain import Batch, pretrain
+from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
 from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
@@ -140,7 +141,7 @@ def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first
         "multiplicative",
         lambda score_R, nfe_R, length_R, alpha: score_R * math.nan,
     )
-    with pytest.raises(SettingsError, match="round 0: the loss is nan"):
+    with pytest.raises(SettingsError, match="iteration 0: the loss is nan"):
         train(key_first, policy)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
@@ -165,7 +166,7 @@ def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
     plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=0.1, block_length=None, seed=0)
-    with pytest.raises(SettingsError, match="round 0 of distillation"):
+    with pytest.raises(SettingsError, match="iteration 0 of distillation"):
         imitate(policy, Threshold(0.9), key_first.denoiser(), key_first.prompts(), plan, lambda number, metrics: None)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
@@ -177,7 +178,7 @@ def test_pretraining_stops_before_a_step_that_is_not_finite():
     prompt_BP = encoder.prompt("ab").expand(2, -1)
     batch = Batch(prompt_BP, torch.ones_like(prompt_BP, dtype=torch.bool), encoder.answer("abc", 4).expand(2, -1), 1.0)
     with pytest.raises(SettingsError, match=r"step 0 of pretraining: .* gradient of lm_head\.weight"):
-        pretrain(denoiser, lambda step: [batch], 2, 0.1, 0, 0, lambda step, metrics: None)
+        pretrain(denoiser, lambda step: [batch], Schedule(2, 0.1, 0, 0), lambda step, metrics: None)
     assert all(torch.equal(before[name], value) for name, value in denoiser.model.state_dict().items())
 
 
@@ -216,6 +217,29 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         with pytest.raises(CheckpointError, match=r"policy\.onnx") as caught:
             opened(path)
         assert has_remedy(str(caught.value)), weight.name
+        weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+@pytest.mark.parametrize("action", ["coupled", "accept"])
+def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
+    """A short example would not reach it."""
+    path, sizes = tmp_path / "policy.onnx", {"positions": 12, "offsets": 4}
+    shape = CoupledShape(top_k=2, width=8, heads=2, mlp_width=8, blocks=1, pair_width=8, action=action, **sizes)
+    export_policy(CoupledPolicy(shape).eval(), path, {})
+    NumpyPolicy(path)
+    model = onnx.load(path)
+    tables = [w for w in model.graph.initializer if len(w.dims) == 2 and w.dims[0] in (12, 9)]
+    assert sorted(w.dims[0] for w in tables) == [9, 12]
+    for weight in tables:
+        whole = onnx.numpy_helper.to_array(weight)
+        never = {4} if len(whole) == 9 else set[int]()  # the distance of a position from itself
+        for row in set(range(len(whole))) - never:
+            bad = whole.copy()
+            bad[row] = np.nan
+            weight.CopyFrom(onnx.numpy_helper.from_array(bad, weight.name))
+            onnx.save(model, path)
+            with pytest.raises(CheckpointError, match="NaN or infinite"):
+                NumpyPolicy(path)
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 

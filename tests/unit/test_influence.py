@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from components.core.errors import DataError
@@ -21,8 +25,11 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, Watcher, influence
+from components.trainers.influence import Fit, Kept, Source, Watcher, influence
+from components.trainers.plan import Plan
 from components.trainers.probing import Labels, Probing, collect, cost, stored
+from components.trainers.reinforce import optimizer_for
+from tests.conftest import KeyFirst
 
 torch.set_num_threads(1)
 
@@ -36,6 +43,7 @@ LENGTHS = (8, 4)
 
 class Letters:
     end_ids: frozenset[int] = frozenset()
+    stop_ids: tuple[int, ...] = ()
 
     def prompt(self, text: str) -> Tensor:
         return torch.tensor([ord(c) - 92 for c in text])
@@ -199,8 +207,8 @@ def run(
         if epoch == stop:
             raise KeyboardInterrupt
 
-    watcher = Watcher(lambda states: None, report)
-    influence(policy, Quota("confidence", 2), denoiser, prompts_of(), (plan, fit), watcher, folder, "test")
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy, source, (plan, fit), Watcher(lambda states: None, report), Kept(folder, "test"))
     return policy, figures
 
 
@@ -213,7 +221,8 @@ def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(d
         files.append(len(list(tmp_path.glob("labels-*.safetensors"))))
 
     watcher = Watcher(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
-    influence(policy_of(), Quota("confidence", 2), denoiser, prompts_of(), (plan, FIT), watcher, tmp_path, "test")
+    source = Source(Quota("confidence", 2), denoiser, prompts_of())
+    influence(policy_of(), source, (plan, FIT), watcher, Kept(tmp_path, "test"))
     epochs = list(range(2 * FIT.num_epochs))
     kinds = ["chunk", *["epoch"] * FIT.num_epochs, *["chunk"] * (PLAN.chunks - 1), *["epoch"] * FIT.num_epochs]
     assert [kind for kind, _ in told] == kinds
@@ -236,13 +245,57 @@ def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser, tmp_path, s
         assert torch.equal(value, again.state_dict()[name]) and torch.equal(value, resumed.state_dict()[name]), name
 
 
+def spoiled(path: Path) -> bytes:
+    """The file with NaN in every tensor of numbers."""
+    with safe_open(path, framework="pt") as file:
+        tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    bad = {name: t * torch.nan if t.is_floating_point() else t for name, t in tensors.items()}
+    return save(bad, said)
+
+
+DAMAGES: dict[str, Callable[[Path], bytes]] = {
+    "empty": lambda path: b"",
+    "cut in the head": lambda path: path.read_bytes()[:50],
+    "cut in the middle": lambda path: path.read_bytes()[: path.stat().st_size // 2],
+    "zeros": lambda path: bytes(path.stat().st_size),
+    "other names": lambda path: path.read_bytes().replace(b"_SN", b"_SM").replace(b"avg_sq", b"avg_sz"),
+    "not a number": spoiled,
+}
+
+
+@pytest.mark.parametrize("file", ["labels-0001.safetensors", "fit-0.safetensors"])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_file_is_put_aside_and_made_anew(
+    denoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, what: str
+) -> None:
+    if denoiser.model.config.model_type != "llama":
+        return
+    whole, figures = run(denoiser, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(denoiser, tmp_path / "killed", stop=1)
+    path = tmp_path / "killed" / file
+    path.write_bytes(DAMAGES[what](path))
+    again, told = run(denoiser, tmp_path / "killed")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"It is put aside as {path}.unreadable" in said
+    assert told == figures
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_old_fit(denoiser, tmp_path):
     one, _ = run(denoiser, tmp_path)
     two, figures = run(denoiser, tmp_path, fit=replace(FIT, num_epochs=1))
     assert len(figures) == 1
-    assert not torch.equal(one.pairs.out.weight, two.pairs.out.weight)
+    assert not torch.equal(one.shifts.pairs.out.weight, two.shifts.pairs.out.weight)
     three, _ = run(denoiser, tmp_path, plan=replace(PLAN, seed=2))
-    assert not torch.equal(one.pairs.out.weight, three.pairs.out.weight)
+    assert not torch.equal(one.shifts.pairs.out.weight, three.shifts.pairs.out.weight)
+
+
+@pytest.mark.parametrize("held", [0.0, 1.0])
+def test_chunks_without_a_state_that_is_held_out_or_trained_on_are_left_out(denoiser, tmp_path, held: float) -> None:
+    policy, figures = run(denoiser, tmp_path, replace(PLAN, validation_share=held))
+    assert math.isnan(figures[-1]["influence/held_unexplained"]) == (held == 0.0)
+    assert bool(policy.pairs.out.weight.any()) == (held == 0.0)
 
 
 def test_only_the_shifts_are_trained(denoiser, tmp_path):
@@ -263,8 +316,31 @@ def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(denois
     true_SLL = torch.zeros(*obs.masked_BL.shape, obs.masked_BL.shape[1])
     for s, n, i in [(s, n, int(i)) for s, row in enumerate(labels.place_SN) for n, i in enumerate(row) if i >= 0]:
         true_SLL[s, i] = labels.after_SNL[s, n] - obs.log_odds_BL[s]
-    monkeypatch.setattr(policy, "forward", lambda seen: (None, true_SLL, None))
+    monkeypatch.setattr(policy.shifts, "forward", lambda seen: true_SLL)
     assert trainer.unexplained(policy, [labels], 1000) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_only_probing_trains_the_shifts_and_the_decisions_start_from_their_reader(
+    key_first: KeyFirst, tmp_path: Path
+) -> None:
+    policy = policy_of()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    plan = replace(PLAN, chunks=1, prompts=14, on_policy_from=None)
+    source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    fit = Fit(num_epochs=2, batch=32, learning_rate=1e-2, seed=0)
+    watcher = Watcher(lambda states: None, lambda epoch, metrics: None)
+    influence(policy, source, (plan, fit), watcher, Kept(tmp_path, "k"))
+    after = policy.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("shifts.pairs"))
+    read = {name for name in after if name.startswith("reader.")}
+    assert read and all(torch.equal(after[name], after[f"shifts.{name}"]) for name in read)
+    assert all(torch.equal(before[name], after[name]) for name in ("bias.weight", "mix.weight", "tau", "cost"))
+
+    trained = {
+        id(p) for group in optimizer_for(policy, Plan(1, 1, 2, 1e-3, 0, None)).param_groups for p in group["params"]
+    }
+    shifts = {id(p) for p in policy.shifts.parameters()}
+    assert trained and trained == {id(p) for p in policy.parameters()} - shifts
 
 
 def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_first, tmp_path):
@@ -280,16 +356,10 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
         block_length=None,
         seed=0,
     )
-    influence(
-        policy,
-        Quota("random", 1),
-        key_first.denoiser(),
-        key_first.prompts(14),
-        (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0)),
-        Watcher(lambda states: None, lambda epoch, m: figures.append(m)),
-        tmp_path,
-        "key first",
-    )
+    source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
+    plans = (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0))
+    watcher = Watcher(lambda states: None, lambda epoch, m: figures.append(m))
+    influence(policy, source, plans, watcher, Kept(tmp_path, "key first"))
     assert figures[-1]["influence/loss"] < figures[0]["influence/loss"]
     assert figures[-1]["influence/held_unexplained"] < 0.1
     assert figures[-1]["influence/unexplained"] < figures[0]["influence/unexplained"]

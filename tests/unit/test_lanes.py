@@ -122,10 +122,7 @@ def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads):
         pretrain.pretrain(
             denoiser,
             lambda _, batches=batches: batches,
-            4,
-            0.01,
-            1,
-            7,
+            pretrain.Schedule(4, 0.01, 1, 7),
             lambda _, metrics, reports=reports: reports.append(metrics),
         )
         found.append((denoiser.model.state_dict(), reports))

@@ -35,7 +35,7 @@ from tests.unit.test_lock import PROJECT
 torch.set_num_threads(1)
 
 TASK = build("sudoku_unique")
-SMALL: dict[str, Any] = dict(width=8, heads=1, inner=8)
+SMALL: dict[str, Any] = dict(width=8, heads=1, mlp_width=8)
 
 
 @pytest.fixture(scope="module")

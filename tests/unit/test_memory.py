@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from components.core.errors import SettingsError
 from components.core.timer import Timer
 from components.core.types import STATISTICS, Needs
-from components.decode import batch, memory
-from components.decode.batch import DecodeBatch, admit, refresh
+from components.decode import memory
+from components.decode.batch import DecodeBatch, admit
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
+from components.decode.refresh import refresh, tokens_per_forward
 from components.denoisers import embedded
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Klass, Threshold
@@ -112,7 +113,7 @@ def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
         assert row + sizes.forward(whole) > budget
         assert has_remedy(str(refusal))
         return
-    asked = tokens or batch.tokens_per_forward(CPU)
+    asked = tokens or tokens_per_forward(CPU)
     most = memory.FORWARDS * max(1, asked // whole) if limit is None else limit
     taken = sizes.forward(max(whole, positions))
     assert 1 <= found <= most and 1 <= positions <= asked
@@ -144,7 +145,7 @@ def test_any_budget_decodes_the_same(denoiser, policy, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_prompts(denoiser, monkeypatch):
     """The largest batch of a job of 400 rows is that of a job of 40."""
     most: dict[int, int] = {}
-    inside = batch.refresh
+    inside = refresh
 
     def watched(seen: DecodeBatch, *rest, **named):
         result = inside(seen, *rest, **named)

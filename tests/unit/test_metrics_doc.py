@@ -14,9 +14,9 @@ from components.policies.heuristics import Threshold
 from components.reports import summary
 from components.tracking.publish import results
 from components.trainers.distill import DistillPlan, imitate
-from components.trainers.influence import Fit, Watcher, influence
+from components.trainers.influence import Fit, Kept, Source, Watcher, influence
 from components.trainers.plan import Objective, Plan
-from components.trainers.pretrain import Batch, pretrain
+from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.probing import Probing
 from components.trainers.reinforce import Method, optimizer_for, reinforce
 from tests.outputs import result
@@ -68,7 +68,7 @@ def probed(task, folder: Path) -> set[str]:
     policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, mlp_width=8, pair_width=8))
     plans = (Probing(1, 8, 16, 4, None, 0.3, None, 0), Fit(1, 8, 1e-3, 0))
     watcher = Watcher(lambda states: None, names)
-    influence(policy, Threshold(0.9), task.denoiser(), task.prompts(), plans, watcher, folder, "key")
+    influence(policy, Source(Threshold(0.9), task.denoiser(), task.prompts()), plans, watcher, Kept(folder, "key"))
     return names.seen[0]
 
 
@@ -79,7 +79,7 @@ def pretrained() -> set[str]:
     batch = Batch(
         prompt_BP, torch.ones_like(prompt_BP, dtype=torch.bool), torch.stack([encoder.answer("ab", 2)] * 2), 0.5
     )
-    pretrain(denoiser, lambda _: [batch, batch], 1, 1e-3, 1, 0, names)
+    pretrain(denoiser, lambda _: [batch, batch], Schedule(1, 1e-3, 1, 0), names)
     return {re.sub(r"^loss/\d+$", "loss/<number>", name) for name in names.seen[0]}
 
 

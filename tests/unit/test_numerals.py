@@ -14,6 +14,18 @@ READ = [
     for line in r"""
 −3 => -3
 －3 => -3
+‒3 => -3
+˗3 => -3
+⁻3 => -3
+x＝18 => 18
+１／２ => 1/2
+（18） => 18
+3٫5 => 3.5
+18​ => 18
+﻿1­8 => 18
+18 cm^2 => 18
+18 m^{3} => 18
+18 square feet => 18
 –3 => -3
 − 3 => -3
 - 3 => -3
@@ -98,6 +110,19 @@ $1.2 million
 18 dozen
 18k
 18 and a half
+1 ½
+3 万
+1.2 mln
+2 thirds
+5 hundredths
+twice 18
+a third of 18
+square root of 18
+below 18
+18 at most
+18 x^2
+18 m^4
+—3
 half of 18
 <18
 >18

@@ -164,13 +164,17 @@ def sections_of(stage: str) -> list[str]:
     return [p for p in inspect.signature(function_of(stage)).parameters if p in Settings.model_fields]
 
 
+RULES_READ = ["decode.end_of_text", "decode.cache"]
+
+
 def parts(section: str, stage: str) -> list[str]:
     """A section, field by field; of a mapping whose items are stages, the item of this stage.
 
-    Rules decode with the policy's cache and read nothing else of ``decode``: another policy costs no new sweep.
+    Rules decode with the policy's cache, and stop at the end of the text where it does. They read nothing else of
+    ``decode``: another policy costs no new sweep.
     """
     if section == "decode" and body(stage)["cmd"].startswith("unmask rules"):
-        return ["decode.cache"]
+        return RULES_READ
     own = f"{section}.${{key}}"
     if STAGES[stage].get("foreach") == f"${{{section}}}":
         return [own]
@@ -183,7 +187,7 @@ def parts(section: str, stage: str) -> list[str]:
 def test_a_stage_has_the_params_that_its_signature_names_and_of_its_mapping_its_own_item(name: str) -> None:
     wanted, given = ["profile"], body(name)["params"]
     for section in sections_of(name):
-        part = ["decode.cache"] if (name in GROUPS, section) == (True, "decode") else parts(section, name)
+        part = RULES_READ if (name in GROUPS, section) == (True, "decode") else parts(section, name)
         wanted += [section] if section in given else part
     # What case_of reads; the names of evaluate.tasks are those of the stages.
     group = GROUPS.get(name, name)
@@ -243,7 +247,7 @@ READS = {
     "export": {"data/domain", "pretrain/{domain}", "train"},
     "report": {"data/domain", "headroom", "train", "evaluate", "export"},
     **{name: ON_CASE for name in GROUPS},
-    **{group: ON_CASE | {"distill/policy", "train", "rules/{stem}"} for group in GROUPS.values()},
+    **{group: ON_CASE | {"influence", "distill/policy", "train", "rules/{stem}"} for group in GROUPS.values()},
 }
 """What a stage reads of the outputs of others."""
 

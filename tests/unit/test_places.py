@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,16 @@ os.kill(os.getpid(), 9)
     assert client.get_run(gone).info.status == "RUNNING" and abandoned.close(uri) == []
 
 
+def test_a_clock_that_is_put_back_makes_no_living_run_an_abandoned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine says of its start, and so of a process's, moves with the clock."""
+    tag, boot, created = abandoned.this_process()[abandoned.PROCESS], psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot - 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created - 3600)
+    assert not abandoned._is_gone(tag)
+    machine, number, _ = tag.split()
+    assert abandoned._is_gone(f"{machine} {number} 1.00") and not abandoned._is_gone(f"{machine} by hand")
+
+
 # --- the code ---
 
 FAKE = "import os, sys\nif __name__ == '__main__':\n    print('the copy', sys.argv[1:], os.getcwd())\n"
@@ -112,12 +123,13 @@ def outside() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cli/__main__.py", "cli.py"])  # now, and in older commits
+def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path, name: str) -> None:
     """A copy made by `dvc exp run --temp`, a Git worktree: `unmask` is installed from elsewhere."""
     copy = tmp_path / "copy"
-    (copy / "components" / "cli").mkdir(parents=True)
+    (copy / "components" / name).parent.mkdir(parents=True)
     (copy / "components" / "__init__.py").touch()
-    (copy / "components" / "cli" / "__main__.py").write_text(FAKE, encoding="utf-8")
+    (copy / "components" / name).write_text(FAKE, encoding="utf-8")
     command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
     run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
     assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
@@ -125,7 +137,9 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path)
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
-def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["--temp", "--queue"])
+def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path, how: str) -> None:
+    """A queued experiment runs the code of when it was queued, which the workspace has left by then."""
     root = tmp_path / "workspace"
     (root / "components" / "cli").mkdir(parents=True)
     (root / "components" / "__init__.py").touch()
@@ -147,9 +161,14 @@ def test_dvc_exp_run_in_a_temporary_copy_has_the_copys_code_and_the_workspaces_s
     run(*dvc, "init", "--quiet")
     run("git", "add", "--all")
     run("git", "commit", "--quiet", "-m", "one")
-    run(*dvc, "exp", "run", "--temp", "--name", "queued")
+    code = root / "components" / "cli" / "__main__.py"
+    code.write_text(SAYS_STORE.replace("the copy", "as queued"), encoding="utf-8")
+    run(*dvc, "exp", "run", how, "--name", "queued")
+    code.write_text(SAYS_STORE, encoding="utf-8")
+    if how == "--queue":
+        run(*dvc, "exp", "run", "--run-all")
     run(*dvc, "exp", "apply", "queued")
-    assert (root / "out.txt").read_text(encoding="utf-8") == f"the copy sqlite:///{root}/mlflow.db"
+    assert (root / "out.txt").read_text(encoding="utf-8") == f"as queued sqlite:///{root}/mlflow.db"
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------
@@ -216,6 +235,13 @@ def test_what_a_library_raises_about_a_file_is_a_sentence(error: Exception) -> N
     said = sentence(error)
     assert said and "\n" not in said and has_remedy(said)
     assert getattr(error, "filename", None) is None or "/x/y" in said
+
+
+@pytest.mark.parametrize("name", ["safetensors_rust", "mlflow.exceptions", "sqlite3", "torch"])
+@pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "database or disk is full"])
+def test_a_full_disk_is_named_whoever_meets_it(name: str, text: str) -> None:
+    kind: Any = type("Failure", (Exception,), {"__module__": name})
+    assert sentence(kind(text)) == "the disk is full. Free space and run the command again; a training resumes."
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError(), ValueError("x")], ids=repr)

@@ -164,3 +164,37 @@ def test_what_is_forbidden_has_no_part_in_drift():
     head = torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[1.0, 2.0, -50.0]])
     now, before = (read(x, [2], Needs(drift=1))["log_probs"] for x in head)
     assert readout.drift(now, before).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("needs", [Needs(), Needs(statistics=STATISTICS, top_k=6, top_ids=True)], ids=["plain", "all"])
+@pytest.mark.parametrize("deviation", [1.0, 19.0, 80.0])
+def test_what_is_too_small_for_a_float32_is_left_out_and_moves_no_bit(deviation: float, needs: Needs, monkeypatch):
+    """A CPU takes many times as long for subnormal numbers; logits of a sure model give thousands of them."""
+    logits_NV = deviation * torch.randn(6, 9_000, generator=generator("sharp"))
+    logits_NV[0, 7] = 500.0  # so sure that all of its entropy is subnormal
+    smallest, seen = torch.finfo(torch.float32).tiny, []
+    inside = readout._odds
+
+    def watched(gap_NV: Tensor, second_N: Tensor | None) -> Tensor:
+        odds_NV = inside(gap_NV, second_N)
+        seen.append(int(((odds_NV > 0) & (odds_NV < smallest)).sum()))
+        return odds_NV
+
+    monkeypatch.setattr(readout, "_odds", watched)
+    found = read(logits_NV[1:], [3], needs)
+    assert deviation > 20 or not any(seen)
+    sure = read(logits_NV[:1], [3], needs)
+    monkeypatch.setattr(readout, "_odds", lambda gap_NV, second_N: gap_NV.exp())
+    for mine, rows_NV in ((found, logits_NV[1:]), (sure, logits_NV[:1])):
+        wanted = read(rows_NV, [3], needs)
+        assert all(torch.equal(mine[name], wanted[name]) for name in wanted), deviation
+
+
+@pytest.mark.parametrize("vocabulary", [5_000, 8 * 512, 8 * 512 + 1, 10_239])
+def test_the_winner_of_a_large_vocabulary_is_the_lowest_of_the_largest(vocabulary: int):
+    logits_NV = torch.randn(40, vocabulary, generator=generator("pieces"))
+    places = torch.randint(vocabulary, (40, 3), generator=generator("places"))
+    places[:2] = torch.tensor([[vocabulary - 1] * 3, [vocabulary - 1, 511, 512]])
+    logits_NV.scatter_(1, places, 9.0)
+    assert torch.equal(read(logits_NV, [])["token"], places.amin(1))
+    assert torch.equal(read(torch.zeros(1, vocabulary), [0, 1])["token"], torch.tensor([2]))

@@ -244,6 +244,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "softmax_confidence": lambda width: SoftmaxConfidence(0.1),
     "top_k_random": lambda width: TopKRandom(3),
     "suppressed": lambda width: SuppressTokens(Threshold(0.4), (3, 4)),
+    "suppressed_as_llada_does": lambda width: SuppressTokens(heuristic("margin", 2), (3, 4), renormalize=True),
     "learned": lambda width: learned(Shape(**SMALL)),
     "learned_paper": lambda width: learned(replace(PAPER, **SMALL)),
     "learned_top": lambda width: learned(Shape(inputs=("top", "margin"), top_k=3, **SMALL)),
@@ -308,7 +309,7 @@ def partly_filled(job: Job, seed: int) -> Job:
     shape = (len(job), int(job.length_R.max()))
     ids_RL = torch.randint(1, VOCABULARY - 1, shape, generator=source)
     share_R1 = torch.rand(len(job), 1, generator=source) * 1.2
-    return replace(job, canvas_RL=ids_RL.masked_fill(torch.rand(shape, generator=source) > share_R1, MASK))
+    return replace(job, canvas_RL=ids_RL.masked_fill(torch.rand(shape, generator=source) > share_R1, -1))
 
 
 # A transformer that sees nothing but masks says the same at each of them, up to rounding: no prompt is empty here.
@@ -347,10 +348,13 @@ def assert_lawful(done: Rollout, job: Job, force: bool) -> None:
     valid_RL = torch.arange(done.canvas_RL.shape[1]) < length_R.unsqueeze(1)
     assert bool((done.nfe_R <= length_R).all())
     assert torch.equal(done.canvas_RL == -1, ~valid_RL)
-    given_RL = torch.zeros_like(valid_RL) if job.canvas_RL is None else (job.canvas_RL != MASK) & valid_RL
+    given_RL = torch.zeros_like(valid_RL) if job.canvas_RL is None else (job.canvas_RL >= 0) & valid_RL
     asked_RL = valid_RL & ~given_RL
-    assert torch.equal(done.order_RL >= 0, (done.canvas_RL != MASK) & asked_RL)
-    assert torch.equal(done.finished_R, ((done.order_RL >= 0) | ~asked_RL).all(1))
+    # Behind the end of a text nothing was decoded, and nothing is left.
+    behind_RL = behind_ends(done, asked_RL, job.end_ids)
+    assert torch.equal(done.order_RL >= 0, (done.canvas_RL != MASK) & asked_RL & ~behind_RL)
+    assert not job.end_ids or bool((done.canvas_RL[behind_RL] == job.end_ids[0]).all())
+    assert torch.equal(done.finished_R, ((done.order_RL >= 0) | ~asked_RL | behind_RL).all(1))
     assert job.canvas_RL is None or torch.equal(done.canvas_RL[given_RL], job.canvas_RL[given_RL])
     assert torch.equal(done.nfe_R == 0, ~asked_RL.any(1))
     assert bool((done.order_RL < done.nfe_R.unsqueeze(1)).all())
@@ -371,6 +375,21 @@ def assert_lawful(done: Rollout, job: Job, force: bool) -> None:
     assert torch.equal(steps.observation.token_BL[committed_NL], canvas_NL[committed_NL])
     if force:
         assert bool(committed_NL.any(1).all())
+
+
+def behind_ends(done: Rollout, asked_RL: Tensor, end_ids: tuple[int, ...]) -> Tensor:
+    """What was asked for and never committed, behind the first end with nothing missing before it."""
+    behind_RL = torch.zeros_like(asked_RL)
+    for row, (ids, order, asked) in enumerate(
+        zip(done.canvas_RL.tolist(), done.order_RL.tolist(), asked_RL.tolist(), strict=True)
+    ):
+        for place in range(len(ids)):
+            if asked[place] and order[place] < 0:
+                break
+            if asked[place] and ids[place] in end_ids:
+                behind_RL[row, place:] = asked_RL[row, place:] & (done.order_RL[row, place:] < 0)
+                break
+    return behind_RL
 
 
 def assert_blocks_in_order(done: Rollout, job: Job) -> None:
@@ -457,6 +476,8 @@ def situations(draw):
     )
     job = job_of(draw(st.lists(lengths, min_size=1, max_size=5)), group, draw(st.integers(0, 9)), experts)
     job = partly_filled(job, draw(st.integers(0, 99))) if draw(st.booleans()) else job
+    ends = draw(st.sampled_from([(), (), (4,), (9, 4, 1)]))
+    job = replace(job, frontier=draw(st.sampled_from([None, None, 1, 2, 5])), end_ids=ends)
     names = (draw(st.sampled_from(sorted(POLICIES))), draw(st.sampled_from(sorted(POLICIES))))
     return draw(st.sampled_from(["table", "remembering"])), names, job, options, draw(st.sampled_from([None, 1, 3]))
 
@@ -468,7 +489,9 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation):
     denoiser = DENOISERS[which]()
     policies = [POLICIES[first](denoiser.width)]
     if bool((job.policy_R > 0).any()):
-        policies.append(POLICIES[second](denoiser.width))
+        expert = POLICIES[second](denoiser.width)
+        # All of a job's policies leave the same tokens out of their statistics, or none.
+        policies.append(expert if expert.needs.late == policies[0].needs.late else policies[0])
     wanted = reference_rollout(denoiser, policies, job, replace(options, rows=64))
     if room is not None:  # so many times the memory that one row takes
         needs = policies[0].needs | policies[-1].needs
@@ -629,11 +652,12 @@ def test_paper_a_s_cap_leaves_a_block_after_as_many_steps_as_it_is_long():
 
 def test_what_is_given_stays_costs_nothing_and_is_not_decoded():
     job = job_of([(3, 8, 2)], group=1)
-    given = torch.tensor([[5, 6, MASK, MASK, 7, 7, MASK, 8]])
+    given = torch.tensor([[5, 6, -1, -1, 7, 7, -1, 8]])
     done = rollout(Table(), heuristic("left_to_right", 1), replace(job, canvas_RL=given), DecodeOptions())
     assert done.order_RL.tolist() == [[-1, -1, 0, 1, -1, -1, 2, -1]]
-    assert torch.equal(done.canvas_RL[given != MASK], given[given != MASK])
-    whole = rollout(Table(), Never(), replace(job, canvas_RL=given.masked_fill(given == MASK, 1)), DecodeOptions())
+    assert torch.equal(done.canvas_RL[given >= 0], given[given >= 0]) and job.masks_R.tolist() == [8]
+    assert replace(job, canvas_RL=given).masks_R.tolist() == [3]
+    whole = rollout(Table(), Never(), replace(job, canvas_RL=given.clamp(min=1)), DecodeOptions())
     assert (whole.nfe_R.tolist(), whole.forwards, whole.finished_R.tolist()) == ([0], 0, [True])
 
 

@@ -207,13 +207,15 @@ def test_humaneval_rows_whose_tests_cannot_fail_are_refused(change: dict[str, An
 def test_one_question_with_two_answers_is_refused_with_both_lines(tmp_path: Path) -> None:
     one, two = {"question": "How  many?", "answer": "#### 3"}, {"question": "How many?", "answer": "#### 4"}
     path = file(tmp_path / "x.jsonl", one, {"question": "b", "answer": "#### 3"}, two)
-    with pytest.raises(DataError, match=r"x.jsonl, line 3 has the question of .*x.jsonl, line 1 .*answer>4.*answer>3"):
+    with pytest.raises(
+        DataError, match=r"x.jsonl, line 3: it has the question of .*x.jsonl, line 1 .*answer>4.*answer>3"
+    ):
         gsm8k(test_path=path).examples("test")
     task = gsm8k(test_path=file(tmp_path / "y.jsonl", one, {**one, "answer": "else\n#### 3.0"}))
     assert len(task.examples("test")) == 1
     half = [{"problem": "Half?", "answer": answer} for answer in (r"\frac12", "0.5")]
     assert len(math(test_path=file(tmp_path / "z.jsonl", *half)).examples("test")) == 1
-    with pytest.raises(DataError, match="line 2 has the question"):
+    with pytest.raises(DataError, match="line 2: it has the question"):
         math(test_path=file(tmp_path / "w.jsonl", half[0], {**half[1], "answer": "0.6"})).examples("test")
 
 

@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no alpha": ({"train.alpha": []}, r"alpha=\[\]"),
     "an alpha twice": ({**SPEEDS, "train.alpha": [1.0, 1.0]}, r"alpha=\[1.0, 1.0\]"),
     "a speed that is not asked for": ({"train.alpha": [0.3, 3.0]}, r"decode.alpha=None .*\[0.3, 3.0\]"),
-    "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*give 0.3 to 3"),
+    "a speed out of the range": ({**SPEEDS, "decode.alpha": 9.0}, "decode.alpha=9.0 .*Use 0.3 to 3"),
     "a speed of a policy for one": ({"decode.alpha": 1.0}, r"decode.alpha=1.0 .*one alpha \(3.0\)"),
     "speeds at one position per step": (
         {**SPEEDS, "policy.action": "categorical", **ONE},
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reference of ordered draws": (
         {"train.reference": "random", "train.reference_value": 1},
-        "train.reference=random; .*top_k_random",
+        "train.reference=random .*top_k_random",
     ),
     "an exact divergence of too many orders": ({"policy.action": "dpls", "train.kl_coef": 0.1}, r"2\^16"),
     "an exact divergence of steered rows": (
@@ -292,6 +292,37 @@ def test_what_a_coupled_draw_may_be_pulled_to(
         read(write(tmp_path, changes))
         return
     with pytest.raises(SettingsError, match=r"ce to a coupled policy over \d+ open positions.*Use kl"):
+        read(write(tmp_path, changes))
+
+
+READERS_OF_ATTENTION = {
+    "a swept rule": ({"sweep.rules": {"threshold": [0.9], "adas": [0.6]}}, "sweep.rules=adas"),
+    "another one": ({"sweep.rules": {"dapd": [0.1]}}, "sweep.rules=dapd"),
+    "what is imitated": ({"distill.reference": "adas", "distill.value": 0.6}, "distill.reference=adas"),
+    "the policy": ({"policy": COUPLED | {"attention": [-1]}, "train.divergence": "none"}, "policy.attention"),
+}
+
+
+@pytest.mark.parametrize("what", READERS_OF_ATTENTION)
+def test_what_reads_attention_is_refused_beside_a_cache(tmp_path: Path, what: str) -> None:
+    changes, named = READERS_OF_ATTENTION[what]
+    changes = changes | {"train.kl_coef": 0.0, "train.experts": 0}
+    read(write(tmp_path, changes))
+    with pytest.raises(SettingsError, match=rf"cache=prefix with {named}, which reads attention") as refused:
+        read(write(tmp_path, changes | {"decode.cache": "prefix"}))
+    assert_place_and_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize(("layers", "refused"), [([0, 2, -3], None), ([3], "not 3"), ([-4, 0], "not -4")])
+def test_attention_of_a_layer_that_an_embedded_dllm_does_not_have_is_refused(
+    tmp_path: Path, layers: list[int], refused: str | None
+) -> None:
+    changes = {"policy": COUPLED | {"attention": layers}, "pretrain.layers": 3, "train.divergence": "none"}
+    changes |= {"train.kl_coef": 0.0, "train.experts": 0}
+    if refused is None:
+        read(write(tmp_path, changes))
+        return
+    with pytest.raises(SettingsError, match=rf"the dLLM has 3 layers\. Use -3 to 2, {refused}"):
         read(write(tmp_path, changes))
 
 

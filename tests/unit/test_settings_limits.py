@@ -90,7 +90,7 @@ def cases() -> Iterator[tuple[str, ...]]:
     yield from (("headroom", "cases", name) for name in RAW["headroom"]["cases"])
 
 
-@pytest.mark.parametrize("place", cases(), ids=".".join)
+@pytest.mark.parametrize("place", list(cases()), ids=".".join)
 def test_a_case_in_letters_that_its_dllm_never_learned_is_refused(tmp_path: Path, place: tuple[str, ...]) -> None:
     raw = copy.deepcopy(RAW)
     raw["data"]["tasks"]["foreign"] = {"kind": "n_queens", "params": {"marker": "@"}, "canvas": None}

@@ -1,1 +1,1 @@
-"""What stages share: the workspace, opened models, progress, run files."""
+"""Shared parts of the stages: the workspace, opened models, progress, run files."""

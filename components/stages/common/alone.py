@@ -1,4 +1,4 @@
-"""One process at a time where two would write the same files."""
+"""A lock for stages whose files two processes must not write at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from components.core.errors import CheckpointError
 from components.stages.common.workspace import Workspace
 
-PATIENCE_SECONDS = 30.0  # enough for one that is ending
+PATIENCE_SECONDS = 30.0  # a process that is ending needs less
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Evaluation cases: which task and split, over which dLLM, for the stages evaluate, gate, transfer, ood and rules."""
+"""Evaluation cases: task, split and dLLM of the stages evaluate, gate, transfer, ood and rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class EvalCase:
-    """group: the stage it belongs to. name: of the case in it. wide: whether every rule is swept in blocks too."""
+    """A case. group: its stage. name: in the stage. wide: whether every rule is also swept in blocks."""
 
     group: str
     name: str

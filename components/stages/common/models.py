@@ -1,4 +1,4 @@
-"""What the stages that decode share: the frozen dLLM, opened, and prompts encoded for it."""
+"""The frozen dLLM of a stage, opened, and prompts encoded for it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from components.core.errors import CheckpointError
+from components.core.errors import CheckpointError, DataError
 from components.core.files import read_json
 from components.core.imports import is_import_path, named
 from components.decode.prompts import Prompts
 from components.denoisers import Denoiser, Encoder, LoadedDenoiser, load, with_cache
+from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.settings import Decode, Domain
 from components.stages.common.workspace import Workspace
 
 
 def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
-    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names."""
+    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names; rows stop as ``decode`` says."""
     denoiser, encoder = open_denoiser(workspace, model)
-    return with_cache(denoiser, decode.cache), encoder
+    return with_cache(denoiser, decode.cache), encoder.stopping() if decode.end_of_text else encoder
 
 
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
     """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
+    if not all(value is None or isinstance(value, str) for value in pinned.values()):
+        raise DataError(f"{folder / 'source.json'} holds what is no text. Run `dvc repro` to make it.")
     source = pinned["source"] or str(folder)
     if is_import_path(source):
         return _own(source)
@@ -33,7 +36,7 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
 
 
 def _own(source: str) -> tuple[Any, Any]:
-    """A user's own dLLM: what the named function returns, a denoiser and its encoder, checked by the protocol."""
+    """A user's own dLLM: denoiser and encoder from the named function, checked against the protocol."""
     from components.denoisers import check_denoiser
 
     denoiser, encoder = named(source)()
@@ -42,15 +45,15 @@ def _own(source: str) -> tuple[Any, Any]:
     return denoiser, encoder
 
 
-def reference_of(name: str, value: float | None):
-    """A reference policy as the settings name it: a heuristic with its one number, or the teacher."""
+def reference_of(name: str, value: float | None) -> Policy:
+    """A reference policy by its name in the settings: a heuristic with its one number, or the teacher."""
     from components.policies.rules import heuristic
 
     return heuristic(name, value)
 
 
 def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy:
-    """The policy with the test-time knobs of the settings."""
+    """The policy with the test-time factors of the settings."""
     policy.temperature, policy.scale = decode.temperature, decode.scale
     if decode.alpha is not None:
         policy.speed = decode.alpha
@@ -60,7 +63,7 @@ def with_decode_settings(policy: LearnedPolicy, decode: Decode) -> LearnedPolicy
 def domain_prompts(
     workspace: Workspace, domain: Domain, encoder: Encoder, splits: Sequence[str], share: bool = True
 ) -> Prompts:
-    """Prompts of the domain's tasks, split by split. share: so many of each as the tasks' weights say, else all."""
+    """Prompts of the domain's tasks, split by split. share: as many of each as the tasks' weights give, else all."""
     total = sum(domain.tasks.values())
     parts = []
     for name, weight in domain.tasks.items():

@@ -1,7 +1,6 @@
-"""run.json: what a stage ran with, so that an output folder introduces itself.
+"""run.json: settings, dependencies, code and results of a stage, beside its outputs.
 
-The same settings and dependencies have the same `identity`; commit, start and duration are of the one run. Where the
-file goes and which stage reads it is `dvc.yaml`'s matter.
+Equal settings and dependencies give the same `identity`; commit, start and duration belong to one run.
 """
 
 from __future__ import annotations
@@ -55,7 +54,8 @@ class RunRecord:
     def finished(self, metrics: Mapping[str, Any], **facts: str | None) -> RunRecord:
         """The record with its results. facts: ``mlflow_run_id`` and the hashes."""
         passed = datetime.now(UTC) - datetime.fromisoformat(self.started)
-        return replace(self, metrics=dict(metrics), seconds=round(passed.total_seconds(), 3), **facts)
+        seconds = max(0.0, round(passed.total_seconds(), 3))  # the clock may have been put back
+        return replace(self, metrics=dict(metrics), seconds=seconds, **facts)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the facts that the stage does not have."""
@@ -122,7 +122,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    """SHA-256 (hex) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -156,7 +156,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Python's and those of the main packages that are installed."""
+    """Versions of Python and of the installed main packages."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

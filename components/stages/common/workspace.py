@@ -1,4 +1,4 @@
-"""Where a stage reads and writes: the repository, the active profile's output folder, and the task data in it."""
+"""The folders of a stage: the repository, the active profile's outputs, and the task data in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import DataError
-from components.core.files import read_json, write_json
+from components.core.files import read_json, unpacking, write_json
 from components.tasks import build
 from components.tasks.example import Example, Task, read_examples
 
@@ -26,9 +26,11 @@ class TaskData:
 
     def task(self) -> Task:
         """The task. DataError where stage prepare has not run, SettingsError where the definition cannot work."""
-        defined = read_json(self.folder / "task.json", needs=("kind", "params", "canvas"))
+        path = self.folder / "task.json"
+        defined = read_json(path, needs=("kind", "params", "canvas"))
         canvas = {} if defined["canvas"] is None else {"canvas_length": defined["canvas"]}
-        return build(defined["kind"], **defined["params"], **canvas)
+        with unpacking(path):
+            return build(defined["kind"], **defined["params"], **canvas)
 
     def split(self, split: str) -> Path:
         return self.folder / f"{split}.jsonl"
@@ -44,7 +46,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Workspace:
-    """root: the repository. profile: its outputs lie under outputs/<profile> and never touch another profile's."""
+    """root: the repository. profile: its outputs lie under outputs/<profile>, apart from those of other profiles."""
 
     root: Path
     profile: str
@@ -61,18 +63,18 @@ class Workspace:
         self.write_json(figures, "metrics", f"{name}.json")
 
     def check_writable(self, stage: str) -> None:
-        """Raise OSError, before any work is done, where the stage's results could not be written."""
+        """Raise OSError before any work where the stage's results cannot be written."""
         for folder in (self.outputs / stage, self.outputs / "metrics"):
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass
 
     def task(self, name: str) -> TaskData:
-        """The data of a task to evaluate on: splits tune, gate and test."""
+        """The data of an evaluation task: splits tune, gate and test."""
         return TaskData(self.outputs / "data" / "tasks" / name)
 
     def domain(self, name: str) -> TaskData:
-        """The data of a task that the policy is trained on: splits train, tune, gate and test."""
+        """The data of a training task: splits train, tune, gate and test."""
         return TaskData(self.outputs / "data" / "domain" / name)
 
     def corpus(self, model: str, name: str) -> TaskData:

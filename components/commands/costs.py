@@ -1,6 +1,6 @@
 """The cost of a profile over a large dLLM, by arithmetic: forwards, hours and memory on one H100.
 
-``python -m components.bench.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
+``python -m components.commands.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
 assumption is a constant of this file and is stated in the document.
 """
 
@@ -123,14 +123,15 @@ def memory(settings: Settings) -> float:
 
 HEAD = """# What the profiles over large dLLMs cost
 
-Arithmetic, not measurement: `python -m components.bench.costs > docs/costs.md`, and a test compares. No profile of this
-page was run by us. Hours are those of **one H100**; rows are independent, so that eight cards need about an eighth.
+Arithmetic, not measurement: `python -m components.commands.costs > docs/costs.md`, and a test compares. No profile of
+this page was run by us. Hours are those of **one H100**; rows are independent: eight cards need about an eighth.
 
-Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per canvas position for
-whatever commits several a step (a public grid of threshold 0.9 in blocks of 32 over a canvas of 256 has 81.5), one per
-position for whatever commits one; every row runs to the end of its canvas. One forward of LLaDA-8B over 456 tokens
-then takes {milliseconds:.0f} ms of the card. Memory: weights, and float32 logits of the eligible positions of all rows in
-flight; activations and the update of the policy come on top. The policy's own arithmetic is below 1 % of it.
+Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per
+canvas position for whatever commits several a step (a public grid of threshold 0.9 in blocks of 32 over a canvas of 256
+has 81.5), one per position for whatever commits one; every row runs to the end of its canvas. One forward of LLaDA-8B
+over 456 tokens then takes {milliseconds:.0f} ms of the card. Memory: weights, and float32 logits of the eligible
+positions of all rows in flight; activations and the update of the policy come on top. The policy's own arithmetic is
+below 1 % of it.
 
 To make it cheaper: fewer `sweep` numbers and block lengths (the sweep is decoded once per dLLM and task, whatever the
 policy), fewer `data.counts.test`, `decode.end_of_text: true`.

@@ -1,0 +1,218 @@
+"""The cells of a study as docs/results.md sees them: policies by case and setting, and a row of figures for each.
+
+A line of the document is one policy on one case, over all cells that differ in the training seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.core.files import read_json, read_yaml
+from components.evaluation.results import EvalResult, read_results
+from components.reports import fronts
+from components.reports.curves import aup, difference, error_cut, mean_interval, nfe_for
+from components.reports.table import MINUS, NONE, interval
+
+RESAMPLES = 1000
+HEADINGS = (
+    "policy", "seeds", "accuracy, %", "NFE", "TPF", "rules' front there, %", "difference", "errors cut, %",
+    "forwards saved, %", "AUP", "AR-ness@1", "tau",
+)  # fmt: skip
+
+
+NAMES = {
+    "evaluate-worded_position": "worded_position: sudoku, any completion, spellings by position (trained on)",
+    "evaluate-sudoku_many": "sudoku_many: any completion (trained on)",
+    "evaluate-sudoku_unique": "sudoku_unique: one solution (trained on)",
+    "evaluate-worded_content": "worded_content: spellings by content (trained on in this table)",
+    "transfer-other_dllm": "other dLLM (mini-dream): sudoku_many",
+    "transfer-longer": "other dLLM, canvas 32: two puzzles in one",
+    "ood-wording": "worded_content: spellings by content (never seen)",
+    "ood-related": "latin squares (never seen)",
+    "ood-unrelated": "sorting (never seen)",
+    "ood-queens": "other dLLM: queens (never seen)",
+}
+"""The cases in the order of the document."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished cell: what cell.json, run.json and params.yaml say of it, and its results by case."""
+
+    name: str
+    about: dict[str, Any]
+    run: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    results: dict[str, list[EvalResult]]
+
+    @property
+    def dllm_seed(self) -> int:
+        return self.settings["pretrain"]["seed"]
+
+    @property
+    def parameters(self) -> int:
+        return int(self.metrics["distill"]["parameters"])
+
+
+def read_kept(folder: Path) -> Kept:
+    """What the study kept of one cell."""
+    remedy = "Run `python -m flows.study` to make it."
+    return Kept(
+        folder.name,
+        read_json(folder / "cell.json", remedy),
+        read_json(folder / "run.json", remedy),
+        read_yaml(folder / "params.yaml", remedy),
+        {path.stem: read_json(path) for path in sorted((folder / "metrics").glob("*.json"))},
+        {path.stem: read_results(path) for path in sorted((folder / "results").glob("*.jsonl"))},
+    )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One policy on one case in several training seeds: a list of results for each setting, and the rules there."""
+
+    label: str
+    by_setting: dict[str, list[EvalResult]]
+    rules: list[EvalResult]
+
+    @property
+    def canvas(self) -> int:
+        return max(rule.block_length for rule in self.rules)
+
+    def curve(self, seed: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """NFE and accuracy of each full-diffusion setting decoded by its mode; of one seed, or their means."""
+        chosen = [
+            results if seed is None else [results[seed]]
+            for results in self.by_setting.values()
+            if results[0].choose == "mode" and results[0].block_length == self.canvas
+        ]
+        nfe = np.asarray([np.mean([r.nfe for r in results]) for results in chosen], dtype=np.float64)
+        accuracy = np.asarray([np.mean([r.accuracy for r in results]) for results in chosen], dtype=np.float64)
+        return nfe, accuracy
+
+    @property
+    def front(self) -> tuple[list[float], list[float]]:
+        """NFE and accuracy of the swept rules."""
+        return [rule.nfe for rule in self.rules], [rule.accuracy for rule in self.rules]
+
+
+def runs(cells: Sequence[Kept], case: str, family: str, label: str) -> Runs | None:
+    """The policy of ``family`` on the case, over the cells that judged it; None where none of them did.
+
+    A setting that only some of them were asked for has no mean over all, and is left out.
+    """
+    having = [
+        (results, own)
+        for cell in cells
+        if (results := cell.results.get(case)) and (own := [r for r in results if r.family == family])
+    ]
+    found: dict[str, list[EvalResult]] = {}
+    for _, own in having:
+        for result in own:
+            found.setdefault(result.setting, []).append(result)
+    if not having:
+        return None
+    whole = {setting: results for setting, results in found.items() if len(results) == len(having)}
+    return Runs(label, whole, [r for r in having[0][0] if not r.is_policy])
+
+
+class Study:
+    """The cells by kind, and every policy of them on a case."""
+
+    def __init__(self, cells: Sequence[Kept]) -> None:
+        self.cells = list(cells)
+        self.default: dict[int, list[Kept]] = {}
+        for cell in cells:
+            if cell.about["kind"] == "default":
+                self.default.setdefault(cell.dllm_seed, []).append(cell)
+
+    def kind(self, kind: str) -> list[Kept]:
+        return [cell for cell in self.cells if cell.about["kind"] == kind]
+
+    @property
+    def first(self) -> list[Kept]:
+        """The default policy over the first dLLM."""
+        return self.default[min(self.default)]
+
+    def cases(self) -> list[str]:
+        """Every case: those that have a name in their order, then the others."""
+        found = list(dict.fromkeys(case for cell in self.cells for case in cell.results))
+        return [case for case in NAMES if case in found] + [case for case in found if case not in NAMES]
+
+    def learned(self, case: str) -> Runs | None:
+        return runs(self.first, case, "learned", "coupled, reinforced")
+
+    def on(self, case: str) -> list[Runs]:
+        """Each policy on the case: the default ones of each dLLM with their starts, the papers', and other domains'."""
+        found: list[Runs | None] = []
+        for seed, cells in self.default.items():
+            where = "" if len(self.default) == 1 else f", dLLM seed {seed}"
+            found += [
+                runs(cells, case, "learned", f"coupled, reinforced{where}"),
+                runs(cells, case, "distilled", f"its distilled start{where}"),
+                runs(cells, case, "influence", f"influence alone{where}"),
+            ]
+        for cell in [*self.kind("domain"), *self.kind("paper")]:
+            found.append(runs([cell], case, "learned", cell.about["about"]))
+            if cell.about["kind"] == "domain":
+                found.append(runs([cell], case, "influence", f"{cell.about['about']}: influence alone"))
+        return [one for one in found if one is not None]
+
+
+def best_accuracy(many: Iterable[Runs]) -> float:
+    """The highest accuracy of any policy or rule on the case."""
+    return max(max([*one.front[1], *one.curve()[1]]) for one in many)
+
+
+def row(one: Runs, setting: str, best: float) -> list[str]:
+    """The figures of the policy at one setting, under HEADINGS."""
+    results = one.by_setting[setting]
+    accuracy, nfe = (float(np.mean([getattr(r, name) for r in results])) for name in ("accuracy", "nfe"))
+    low, high = mean_interval(np.stack([r.correct_P for r in results]), RESAMPLES)
+    middle, *ends = difference(results, one.rules, RESAMPLES)
+    needed = nfe_for(*one.front, accuracy)
+    order_2 = np.mean([r.order_2P.mean(1) for r in results], axis=0)
+    curve_nfe, curve_accuracy = one.curve()
+    served = setting == "mode"
+    return [
+        one.label,
+        str(len(results)),
+        f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        f"{nfe:.2f}",
+        f"{one.canvas / nfe:.2f}",
+        f"{100 * (accuracy - middle):.1f}",
+        interval(middle, *ends),
+        percent(error_cut(accuracy, accuracy - middle)),
+        "not reached" if math.isinf(needed) else percent(1 - nfe / needed),
+        f"{aup(one.canvas / curve_nfe, curve_accuracy, best):.0f}" if served and len(curve_nfe) else NONE,
+        f"{order_2[0]:.2f}",
+        f"{order_2[1]:+.2f}".replace("-", MINUS),
+    ]
+
+
+def front_row(one: Runs, best: float) -> list[str]:
+    """The rules' front itself: its best accuracy, and its AUP by its corners of full diffusion."""
+    corners = fronts.corners(one.rules)
+    last = corners[-1]
+    figures = aup([one.canvas / c.nfe for c in corners], [c.accuracy for c in corners], best)
+    name = f"best rule ({fronts.name_of(last, one.canvas)})"
+    order_2 = last.order_2P.mean(1)
+    tau = f"{order_2[1]:+.2f}".replace("-", MINUS)
+    accuracy = f"{100 * last.accuracy:.1f} [{100 * last.accuracy_low:.1f}, {100 * last.accuracy_high:.1f}]"
+    return [
+        name, NONE, accuracy, f"{last.nfe:.2f}", f"{one.canvas / last.nfe:.2f}", *[NONE] * 4, f"{figures:.0f}",
+        f"{order_2[0]:.2f}", tau,
+    ]  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """``+34``: a share in whole percent with its sign; a dash for NaN."""
+    return NONE if math.isnan(share) else f"{100 * share:+.0f}".replace("-", MINUS)

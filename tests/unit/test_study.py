@@ -1,0 +1,183 @@
+"""The cells of infra/study.yaml, and the document that is made of those that are done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from components.core.errors import SettingsError
+from components.core.files import write_json
+from components.evaluation.results import EvalResult, write_results
+from components.reports import study_bars, study_document, study_figure
+from components.reports.study import HEADINGS, Study, read_kept, row, runs
+from flows.study import GROUPS, cells_of
+from tests.messages import has_remedy
+from tests.outputs import result
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("worded_position", "sudoku_many", "sudoku_unique")
+
+
+def reader(**changed: Any) -> Callable[[str], str]:
+    """The repository's files, with some cells of the study in the place of all."""
+
+    def text_of(name: str) -> str:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if name == "infra/study.yaml" and changed:
+            return yaml.safe_dump(yaml.safe_load(text) | changed)
+        return text
+
+    return text_of
+
+
+def cell(**entry: Any) -> dict[str, Any]:
+    return {"a": {"about": "a cell", "kind": "ablation", "groups": ["evaluate"]} | entry}
+
+
+def test_every_cell_of_the_study_works_and_all_that_is_asked_for_is_there() -> None:
+    cells = {one.name: one for one in cells_of(reader())}
+    base = cells["seed-0"].settings
+    seeds = [c for c in cells.values() if c.kind == "default" and c.settings.pretrain.seed == base.pretrain.seed]
+    assert {c.settings.train.seed for c in seeds if "evaluate" in c.groups} == set(range(5))
+    others = [c for c in cells.values() if c.kind == "default" and c.settings.pretrain.seed != base.pretrain.seed]
+    assert len({c.settings.train.seed for c in others}) >= 2
+    for one in cells.values():
+        assert set(one.groups) <= set(GROUPS) and one.about and one.stems
+        # The rules are swept once: every cell of one dLLM asks for the same.
+        assert (one.settings.sweep, one.settings.data.counts) == (base.sweep, base.data.counts)
+    assert {one.settings.policy.kind for one in cells.values()} == {"coupled", "confidence", "feature"}
+    assert next(iter(cells)) == "seed-0"
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"set": {"train.nothing.seed": 1}}, "train.nothing.seed is no place"),
+        ({"set": {"train.seed": -1}}, "cell a: "),
+        ({"set": {"train.sed": 1}}, "cell a: "),
+        ({"set": {"judged.offsets": {"distilled": []}}}, "leaves out the trained policy"),
+        ({"set": {"judged.blocks": [4, 5]}}, "judged.blocks.1=5 does not divide"),
+        ({"groups": ["gate"]}, "gate"),
+        ({"grups": []}, "grups"),
+    ],
+)
+def test_a_cell_that_cannot_work_is_named(entry: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(named)) as refused:
+        cells_of(reader(cells=cell(**entry)))
+    assert has_remedy(str(refused.value))
+
+
+def test_a_cell_takes_whole_sections_and_then_its_own_values() -> None:
+    (one,) = cells_of(
+        reader(cells=cell(take={"profiles/confidence.yaml": ["policy", "distill", "train"]}, set={"train.seed": 7}))
+    )
+    assert one.settings.policy.kind == "confidence" and one.settings.train.seed == 7
+    assert one.settings.profile == "tiny" and one.stems[0].startswith("evaluate-")
+
+
+def row_of(family: str, setting: str, accuracy: float, nfe: float, task: str) -> EvalResult:
+    order_2P = np.stack([np.full(200, 0.25), np.full(200, -0.5)])
+    return replace(result(family, setting, accuracy, nfe), task=task, order_2P=order_2P)
+
+
+def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "default", dllm: int = 0) -> None:
+    """A finished cell: rules at .5 @ 2 and .9 @ 8, a policy ``gain`` above them, influence alone on them."""
+    for task in TASKS if name != "elsewhere" else ("latin_square",):
+        rules = [row_of("threshold", "0.5", 0.5, 2, task), row_of("confidence", "1", 0.9, 8, task)]
+        policies = [
+            row_of("learned", "mode", 0.6 + gain, 3.5, task),
+            row_of("learned", "offset=4", 0.5 + gain, 2, task),
+            row_of("learned", "offset=-4", min(1.0, 0.9 + gain), 8, task),
+            row_of("influence", "mode", 0.6, 3.5, task),
+            row_of("influence", "offset=4", 0.5, 2, task),
+        ]
+        if name == "seed-0":
+            policies.append(row_of("distilled", "mode", 0.7, 4, task))
+        blocks = [replace(p, block_length=4, setting="block=4") for p in policies[:1]]
+        blocks += [replace(row_of("confidence", "1", 0.95, 3.5, task), block_length=4)]
+        write_results(folder / name / "results" / f"evaluate-{task}.jsonl", [*policies, *blocks, *rules])
+    about = {"about": f"cell {name}", "kind": kind, "seconds": 60.0, "started": "2026-01-02T03:04:05"}
+    write_json(folder / name / "cell.json", about | {"machine": "2 cores"})
+    write_json(folder / name / "run.json", {"commit": "abcdef123456"})
+    write_json(folder / name / "metrics" / "distill.json", {"parameters": 15000.0})
+    write_json(folder / name / "metrics" / "influence.json", {"held_unexplained": 0.4})
+    settings = {"pretrain": {"seed": dllm}, "train": {"seed": seed}}
+    (folder / name / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    keep(tmp_path, "seed-0", 0.35)
+    keep(tmp_path, "seed-1", 0.25, seed=1)
+    keep(tmp_path, "small", 0.1, kind="ablation")
+    keep(tmp_path, "elsewhere", 0.2)
+    return Study([read_kept(tmp_path / name) for name in ("seed-0", "seed-1", "small", "elsewhere")])
+
+
+def test_seeds_are_one_line_and_its_figures_are_theirs(study: Study) -> None:
+    one = runs(study.first, "evaluate-sudoku_many", "learned", "ours")
+    assert one is not None and [len(results) for results in one.by_setting.values()] == [2, 2, 2, 2]
+    assert one.curve()[1] == pytest.approx([0.9, 0.8, 1.0]) and one.curve(1)[1] == pytest.approx([0.85, 0.75, 1.0])
+    figures = dict(zip(HEADINGS, row(one, "mode", 1.0), strict=True))
+    assert figures["seeds"] == "2" and figures["NFE"] == "3.50" and figures["TPF"] == "4.57"
+    # The rules' front at 3.5: a quarter of the way from .5 to .9, but blocks of 4 are right on .95 there.
+    assert figures["rules' front there, %"] == "95.0" and figures["difference"].startswith("−5.0 [")
+    start = runs(study.first, "evaluate-sudoku_many", "distilled", "its start")  # which one seed alone judged
+    assert start is not None and [r.accuracy for r in start.by_setting["mode"]] == [0.7]
+    assert runs(study.first, "ood-queens", "learned", "") is None
+    assert figures["AR-ness@1"] == "0.25" and figures["tau"] == "−0.50"
+
+
+def test_a_bar_is_held_by_every_seed_or_missed_by_so_much(study: Study) -> None:
+    seen = [study_bars.Seen(0.7, 3.0, 0.8, 2.0, 4.0), study_bars.Seen(0.55, 2.5, 0.6, 2.0, 4.0)]
+    missed = study_bars.judged("cut", 0.6, seen)
+    assert not missed.held and missed.verdict == "missed by 5, 1 of 2" and "NFE 2.50" in missed.seen
+    assert study_bars.judged("cut", 0.5, seen).held
+    nothing = study_bars.judged("cut", 0.5, [study_bars.Seen(*[float("nan")] * 5)])
+    assert not nothing.held and nothing.verdict.startswith("not decided")
+
+
+def test_the_bars_of_a_study_by_hand(study: Study) -> None:
+    one = runs(study.first, "evaluate-sudoku_many", "learned", "ours")
+    assert one is not None
+    plain = replace(one, rules=[rule for rule in one.rules if rule.block_length == 16])
+    # Seed 0: .85 @ 2, .95 @ 3.5, 1 @ 8; the front: .5 @ 2 to .9 @ 8.
+    cut = study_bars.errors_cut(plain, 0)
+    assert cut.worst == pytest.approx(0.7) and cut.low == pytest.approx(2.0) and cut.high == pytest.approx(8.0)
+    above = study_bars.points_above(plain, 1, [2.0, 3.5])
+    assert above.worst == pytest.approx(0.25)
+    # No rule takes 1.5 forwards: the front is level there. The policy has no curve left of its fastest setting.
+    faster = replace(plain, rules=[replace(rule, nfe=rule.nfe + 1) for rule in plain.rules])
+    assert study_bars.points_above(faster, 0, [1.5, 2.0]).worst == pytest.approx(0.35)
+    assert study_bars.points_above(faster, 0, [1.5, 2.0]).low == 2.0
+    saved = study_bars.forwards_saved(plain, 0)  # from .85, its own fastest, to .9, where the rules end
+    assert saved.low == pytest.approx(0.85) and saved.high == pytest.approx(0.9)
+    assert saved.worst == pytest.approx(1 - 2.75 / 8) and saved.where == pytest.approx(0.9)
+    blocks = [bar for bar in study_bars.bars(study) if "blocks" in bar.asked]
+    # Level with the rules of the same blocks, .95, in every case.
+    assert len(blocks) == 1 and blocks[0].held and "none of 3" in blocks[0].seen
+
+
+def test_the_document_has_every_part_and_the_figure_is_drawn(study: Study, tmp_path: Path) -> None:
+    found = study_bars.bars(study)
+    speed_row = {"name": "ours", "parameters": 5, "accuracy": 0.5, "nfe": 2.0, "tokens_per_second": 1000.0}
+    speed_row |= {"ratio": 1.0, "low": 0.9, "high": 1.1, "policy": 0.2}
+    speed = {"task": "worded_position", "prompts": 9, "repeats": 3, "threads": 1, "rows": [speed_row]}
+    path = study_document.write(tmp_path / "results.md", study, found, speed, "Run here.")
+    text = path.read_text(encoding="utf-8")
+    opening = text.split("\n\n")[1]
+    assert len(re.findall(r"[.:] (?=[A-Z])|\.$", opening)) == 3, opening
+    for part in ("results.png", "Run here.", "## Blocks", "## Ablations", "## Tokens per second", "## The bars", "AUP"):
+        assert part in text
+    (ablated,) = [line for line in text.splitlines() if line.startswith("| cell seed-0 |")]
+    assert ablated.count("@") == 4  # the three tasks, and the one of cell elsewhere
+    assert "cell small" in text and "nan" not in text
+    assert all(bar.asked in text for bar in found) and len(found) > 5
+    assert study_figure.draw(tmp_path / "results.png", study).stat().st_size > 10_000
