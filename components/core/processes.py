@@ -68,9 +68,12 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    with _peers():
+    try:
         dist.init_process_group("gloo", timeout=WORK)
         pulse = _Pulse(dist.new_group(backend="gloo", timeout=SILENCE))
+    except RuntimeError as error:
+        what = str(error).splitlines()[0]
+        raise ProcessLost(f"the processes did not meet ({what}). Check the launcher's address and port.") from error
     pulse.start()
     try:
         yield
@@ -104,10 +107,9 @@ class _Pulse(threading.Thread):
                 dist.all_reduce(least, dist.ReduceOp.MIN, self._group)
             except RuntimeError:
                 least.fill_(FAILED)
-            if own == FAILED:
+            if own != ALIVE and least.item() != ALIVE:  # nobody waits for this process any more
                 return
-        if least.item() == FAILED:
-            _end()
+        _end()
 
 
 def _end() -> None:

@@ -11,9 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from components.denoisers import embedded
+from components.policies import store
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.settings import Settings
+from components.stages.common.workspace import Workspace
+from components.stages.prepare import prepare
+from components.stages.train import train
+from tests.e2e.test_stages import toy
 from tests.training_process import ITERATIONS, trained
 
 pytestmark = pytest.mark.e2e
@@ -26,6 +36,7 @@ CASES = {
     "resumes from one process": FULL,
 }
 SAME = 1e-6
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 LIMIT = 60.0  # seconds in which a process must find out that another one is gone
 
 
@@ -99,3 +110,47 @@ def test_a_process_that_is_killed_ends_the_other_and_the_training_resumes(tmp_pa
         for process in started:
             process.kill()
     assert apart(trained(cut, **FULL), whole / "state.safetensors") < SAME
+
+
+def before_training(root: Path, settings: Settings) -> Workspace:
+    """What stage train reads: data, an untrained dLLM and an untrained policy."""
+    (root / "params.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
+    workspace = Workspace(root, settings.profile)
+    prepare(workspace, settings.data, settings.models, settings.domain)
+    alphabet = "".join(sorted(set("".join(task.build().alphabet for task in settings.data.tasks.values()))))
+    denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
+    embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
+    workspace.write_json(
+        {"source": None, "revision": None, "dtype": "float32"}, "pretrain", "mini-llada", "source.json"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        store.save(ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8)), workspace.outputs / "distill" / "policy")
+    return workspace
+
+
+def test_the_launched_command_is_one_training(root: Path) -> None:
+    """One MLflow run, the files of `unmask train`, and nothing left behind; another stage is refused."""
+    # An untrained dLLM is never right: rows differ by their forwards alone.
+    settings = toy(train={"reward": "additive", "iterations": 3, "validate_every": 1, "learning_rate": 1e-3})
+    workspace = before_training(root, settings)
+    figures = train(workspace, settings.domain, settings.decode, settings.train)
+    folder = workspace.outputs / "train"
+    folder.rename(root / "alone")
+    launched = launch("train")
+    assert launched.returncode == 0, launched.stderr
+    places = (workspace.outputs / "distill", root / "alone", folder)
+    start, alone, both = (place / "policy" / "policy.safetensors" for place in places)
+    assert apart(alone, both) < SAME < 1e-3 <= apart(start, both)
+    written = json.loads((workspace.outputs / "metrics" / "train.json").read_text(encoding="utf-8"))
+    assert written == pytest.approx(figures)
+    assert launched.stdout.count("train tune/reward") == 1
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 2
+    assert not [path for path in (root / ".checkpoints" / "toy").iterdir() if path.is_dir()]
+    refused = launch("prepare")
+    assert refused.returncode != 0 and "unmask: stage prepare is the work of one process" in refused.stderr
+
+
+def launch(stage: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *LAUNCH, "-m", "components.cli", stage]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
