@@ -27,6 +27,7 @@ PROMISED = {
     "unmask demo": r"learned policy +\d+\.\d % right in \d+\.\d\d forward passes",
     "unmask compare": r"paired by prompt:\n  accuracy [+-]\d+\.\d\d points \[[+-]\d.*\]\n  forward passes [+-]\d",
     "dvc repro": r"up to date",
+    "dvc metrics show": r"accuracy",
     "dvc exp run": r"Ran experiment\(s\)|Experiment results have been applied",
     "unmask decode": r"\d+ forward pass(es)?, (right|wrong)",
     "unmask promote": r"(promoted|already live|refused).*:",
