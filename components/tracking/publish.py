@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from components.core.errors import DataError
 from components.core.files import read_json, read_lines, read_text
 from components.tracking import mlflow_tracker as entries
-from components.tracking import pages, store
+from components.tracking import abandoned, pages, store
 from components.tracking.model import log_policy
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _training_run(client: MlflowClient, outputs: Path, run: Mapping[str, Any]) -
     again = client.search_runs([experiment_id], f"tags.`recreated.from` = '{origin}'", max_results=1)
     if again:
         return again[0].info.run_id
-    tags = {"recreated.from": origin, "recreated.run_id": str(run_id)}
+    # With this process's name: a publishing that is killed leaves no run that stays RUNNING for ever.
+    tags = {"recreated.from": origin, "recreated.run_id": str(run_id)} | abandoned.this_process()
     name = entries.run_name(run["profile"], run.get("settings", {}))
     made = client.create_run(experiment_id, start_time=_started(run), run_name=name, tags=tags)
     return made.info.run_id
