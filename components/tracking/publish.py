@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.errors import DataError
 from components.core.files import read_json, read_lines, read_text
-from components.tracking import mlflow_tracker as entries
 from components.tracking import abandoned, pages, store
+from components.tracking import mlflow_tracker as entries
 from components.tracking.model import log_policy
 
 if TYPE_CHECKING:
