@@ -294,11 +294,5 @@ class Rollout:
     shares: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        _same_rows(
-            "Rollout",
-            canvas_RL=self.canvas_RL,
-            order_RL=self.order_RL,
-            nfe_R=self.nfe_R,
-            finished_R=self.finished_R,
-            policy_R=self.policy_R,
-        )
+        names = ("canvas_RL", "order_RL", "nfe_R", "finished_R", "policy_R")
+        _same_rows("Rollout", **{name: getattr(self, name) for name in names})

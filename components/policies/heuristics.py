@@ -235,8 +235,9 @@ class TopKRandom:
 
 @dataclass(frozen=True)
 class SuppressTokens:
-    """Another policy that sees positions predicting one of ``ids`` (end of text, end of turn) as hopeless, so that
-    they come last: without it full diffusion ends the text first. Rules that read no statistics (random, left to right)
+    """Another policy, with the lowest statistics at positions that predict one of ``ids`` (end of text, end of turn).
+
+    They come last: without it full diffusion ends the text first. Rules that read no statistics (random, left to right)
     are left as they are.
 
     LLaDA's ``confidence_eos_eot_inf`` does a little more: it also takes the other positions' confidences among the

@@ -185,9 +185,13 @@ def _final_state(tracker: Tracker) -> Callable[..., None]:
 
 def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
     """The trainer's plan and objective from the settings."""
-    from components.trainers.plan import Objective, Plan
+    return _plan(train, decode), _objective(train)
 
-    plan = Plan(
+
+def _plan(train: Train, decode: Decode) -> Plan:
+    from components.trainers.plan import Plan
+
+    return Plan(
         train.iterations,
         train.prompts,
         train.group,
@@ -208,8 +212,13 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
         entropy=train.entropy,
         frontier=decode.frontier,
     )
+
+
+def _objective(train: Train) -> Objective:
+    from components.trainers.plan import Objective
+
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
-    goal = Objective(
+    return Objective(
         alpha=train.one_alpha,
         alphas=train.alphas,
         reward=train.reward,
@@ -223,7 +232,6 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
         record_share=train.record_share,
         **divergence,
     )
-    return plan, goal
 
 
 def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:

@@ -254,5 +254,5 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
 
 def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"openai/gsm8k main \(test\) cannot be loaded .* pass test_path=FILE"):
-        load_rows(None, ("openai/gsm8k", "main"), "test")
+    with pytest.raises(DataError, match=r"openai/gsm8k main \(test\) cannot be loaded .*test_path=FILE"):
+        load_rows(None, ("openai/gsm8k", "main"), "test", "test_path")

@@ -295,7 +295,7 @@ def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_o
 def test_chunks_without_a_state_that_is_held_out_or_trained_on_are_left_out(denoiser, tmp_path, held: float) -> None:
     policy, figures = run(denoiser, tmp_path, replace(PLAN, validation_share=held))
     assert math.isnan(figures[-1]["influence/held_unexplained"]) == (held == 0.0)
-    assert bool(policy.pairs.out.weight.any()) == (held == 0.0)
+    assert bool(policy.shifts.pairs.out.weight.any()) == (held == 0.0)
 
 
 def test_only_the_shifts_are_trained(denoiser, tmp_path):

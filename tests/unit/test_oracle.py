@@ -100,7 +100,7 @@ def coupled_learner(seed: int = 0, **knobs) -> CoupledPolicy:
     )
     for weight in policy.double().parameters():
         weight.data += 0.4 * torch.randn_like(weight)
-    return policy
+    return policy.requires_grad_(True)  # the gradient through the shifts is exact too, though no trainer asks for it
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="u
 STAGES: dict[str, dict[str, Any]] = GRAPH["stages"]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PROFILES = {RAW["profile"]: ROOT / "params.yaml"} | {p.stem: p for p in sorted((ROOT / "profiles").glob("*.yaml"))}
-TOOLS = {"promote", "rollback", "repair", "demo", "decode", "compare", "bench", "doctor"}
+TOOLS = {"promote", "rollback", "repair", "demo", "decode", "compare", "bench", "doctor", "lm_eval"}
 EXEMPT = (
     # A change of these does not change what a stage computes. Settings reach it as params.
     "components/settings",

@@ -281,8 +281,11 @@ def test_learning_csv_holds_every_round_and_quantity(tmp_path):
 def test_a_resumed_and_killed_run_reads_as_one(tmp_path):
     lines = [{"step": 1, "reward/mean": 0.1}, {"step": 2, "reward/mean": 0.2}, {"step": 2, "reward/mean": 0.3}]
     path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "rew')
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     assert learning.read_iterations(path) == [lines[0], lines[2]]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "rew', encoding="utf-8")
+    with pytest.raises(DataError, match="cut off in line 4"):
+        learning.read_iterations(path)
     path.write_text('{"torn\n' + json.dumps(lines[0]) + "\n")
     with pytest.raises(DataError, match="line 1"):
         learning.read_iterations(path)

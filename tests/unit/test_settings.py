@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reference of ordered draws": (
         {"train.reference": "random", "train.reference_value": 1},
-        "train.reference=random .*top_k_random",
+        "train.reference=random: .*top_k_random",
     ),
     "an exact divergence of too many orders": ({"policy.action": "dpls", "train.kl_coef": 0.1}, r"2\^16"),
     "an exact divergence of steered rows": (

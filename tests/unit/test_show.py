@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -24,7 +23,7 @@ from components.commands.resolve import candidate, rule, task_for
 from components.core.errors import DataError, SettingsError
 from components.core.types import Action
 from components.evaluation.evaluate import Candidate
-from components.evaluation.results import COLUMNS, EvalResult, write_results
+from components.evaluation.results import EvalResult, write_results
 from components.maths.distributions import Bernoulli
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.settings import read
@@ -214,8 +213,8 @@ def test_a_prompt_without_right_answer_is_named_as_such() -> None:
 
 
 def measured(setting: str, correct: list[float], nfe: list[float]) -> EvalResult:
-    row = dict.fromkeys(COLUMNS, 0.0) | {"setting": setting, "prompts": len(correct), "seeds": 1}
-    return EvalResult(**row, correct_P=np.array(correct), nfe_P=np.array(nfe))  # type: ignore[arg-type]
+    head = {"task": "t", "family": "f", "setting": setting, "block_length": 16, "choose": "mode"}
+    return EvalResult.of_prompts(head, correct, nfe)
 
 
 @pytest.mark.parametrize(("better", "where"), [([1, 1, 0], 1), ([0, 0, 0], 0), ([1, 0, 0], 2)])

@@ -170,7 +170,7 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
     write_examples(corpus.split("pretrain"), [example])
     seen: list[str] = []
 
-    def watch(denoiser, batches, steps, learning_rate, warmup, seed, report):
+    def watch(denoiser, batches, schedule, report):
         (batch,) = batches(0)
         letters = sorted(set(build("worded_many").alphabet))
         seen.extend("".join(letters[i - 4] for i in row) for row in batch.answer_BL.tolist())
