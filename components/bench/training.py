@@ -15,8 +15,9 @@ from components.core.types import Steps
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.policies.store import LearnedPolicy
+from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Experience, Method, collect, optimizer_for, update
+from components.trainers.reinforce import Method, collect, optimizer_for, update
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 

@@ -153,6 +153,13 @@ def gathered(value: Any) -> list[Any]:
     return [json.loads(bytes(row[: int(n)].tolist())) for row, n in zip(padded, lengths, strict=True)]
 
 
+def require_same(value: Any, what: str) -> None:
+    """SettingsError in every process unless all have the same value. what: names it in the message."""
+    values = gathered(value)
+    if any(other != values[0] for other in values):
+        raise SettingsError(f"the processes differ in {what} ({values}). Give all of them one checkout on one disk.")
+
+
 def added(sums: Mapping[str, float]) -> dict[str, float]:
     """The sums over all processes, which have the same names."""
     first, *rest = gathered(dict(sums))

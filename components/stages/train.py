@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core import processes
-from components.core.errors import CheckpointError, DataError, SettingsError
+from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
 from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
@@ -61,7 +61,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     optimizer = optimizer_for(policy, plan)
     with processes.main_first():
         state = _resumed(kept, policy, optimizer)
-    _require_same_start(begun, state)
+    processes.require_same([begun.identity, state.iteration], "settings, inputs, code or checkpoint")
     main = processes.rank() == 0
     if main and state.iteration >= 0:
         print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
@@ -170,16 +170,6 @@ def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer
         except (CheckpointError, DataError) as error:
             put_aside("train", kept, error)
     return TrainState()
-
-
-def _require_same_start(begun: RunRecord, state: TrainState) -> None:
-    """SettingsError if the processes would train different things, or from different checkpoints."""
-    starts = processes.gathered([begun.identity, state.iteration])
-    if starts != starts[:1] * len(starts):
-        told = "; ".join(f"process {i}: {name[:8]} after iteration {last}" for i, (name, last) in enumerate(starts))
-        raise SettingsError(
-            f"the processes start differently ({told}). Give all of them the same checkout, on one disk."
-        )
 
 
 def _final_state(tracker: Tracker) -> Callable[..., None]:
@@ -312,6 +302,5 @@ def _validated(
         reward_R = REWARDS[train.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         means = (float(x.mean()) for x in (reward_R, correct_R, decoded.nfe_R.float()))
         figures.append(dict(zip(("tune/reward", "tune/correct", "tune/nfe"), means, strict=True)))
-    names = figures[0] if figures else ()
-    means = {name: sum(f[name] for f in figures) / len(figures) for name in names}
-    return processes.averaged(means, dict.fromkeys(names, len(tune)))
+    means = {name: sum(f[name] for f in figures) / len(figures) for name in (figures[0] if figures else ())}
+    return processes.averaged(means, dict.fromkeys(means, len(tune)))

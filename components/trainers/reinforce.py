@@ -7,7 +7,7 @@ policy's action distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +18,9 @@ from torch import Tensor
 from components.core import processes, workers
 from components.core.rng import generator, seed_of
 from components.core.timer import Timer
-from components.core.types import Needs, Rollout, Steps
+from components.core.types import Needs, Steps
 from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
+from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
 from components.maths import objectives
@@ -29,6 +29,7 @@ from components.policies.protocol import Policy
 from components.policies.store import LearnedPolicy
 from components.trainers.checkpoints import TrainState
 from components.trainers.clipping import clip_finite
+from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
 from components.trainers.rewards import REWARDS
 
@@ -41,58 +42,6 @@ class Method:
     objective: Objective
     reference: Policy | None = None
     expert: Policy | None = None
-
-
-@dataclass(frozen=True)
-class Experience:
-    """The rollouts of iteration ``number`` with their scores, rewards and advantages.
-
-    share: of the iteration's prompts that are this process's.
-    """
-
-    job: Job
-    rollout: Rollout
-    steps: Steps
-    reward_R: Tensor
-    correct_R: Tensor
-    dense_R: Tensor
-    advantage_R: Tensor
-    number: int = 0
-    share: float = 1.0
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Rewards and decoding; steered rows stay out of them."""
-        own_R = self.job.policy_R == 0
-        reward_R = self.reward_R[own_R]
-        groups = self.job.prompt_R[own_R]
-        spread_R = objectives.group_advantages(reward_R, groups)
-        size = int(groups.max()) + 1
-        # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
-        drawn_N = self.steps.log_prob_N[own_R[self.steps.row_N]]
-        std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
-        return {
-            "reward/mean": float(reward_R.mean()),
-            "reward/group_std": float(std_P.mean()),
-            "reward/mixed_groups": float((std_P > 0).float().mean()),
-            "reward/correct": float(self.correct_R[own_R].mean()),
-            "reward/dense": float(self.dense_R[own_R].mean()),
-            "decode/entropy": -float(drawn_N.mean()) if len(drawn_N) else 0.0,
-            "decode/nfe": float(self.rollout.nfe_R.cpu()[own_R].float().mean()),
-            "decode/useful": self.rollout.useful / max(self.rollout.forwards, 1),
-            "decode/finished": float(self.rollout.finished_R.cpu()[own_R].float().mean()),
-        }
-
-    def counts(self, metrics: Mapping[str, float]) -> dict[str, int]:
-        """How many rows, groups, draws or forwards each of the metrics is the mean over."""
-        own_R = self.job.policy_R == 0
-        groups, drawn = len(self.job.prompts), int(own_R[self.steps.row_N].sum())
-        return dict.fromkeys(metrics, int(own_R.sum())) | {
-            "reward/group_std": groups,
-            "reward/mixed_groups": groups,
-            "decode/entropy": drawn,
-            "decode/useful": self.rollout.forwards,
-        }
 
 
 @dataclass(frozen=True)

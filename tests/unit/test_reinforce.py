@@ -26,8 +26,9 @@ from components.policies.heuristics import Quota, Threshold
 from components.policies.teacher import Teacher
 from components.trainers.checkpoints import TrainState
 from components.trainers.distill import DistillPlan, imitate
+from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
-from components.trainers.reinforce import Experience, Method, collect, optimizer_for, reinforce, update
+from components.trainers.reinforce import Method, collect, optimizer_for, reinforce, update
 
 torch.set_num_threads(1)
 
