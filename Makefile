@@ -16,9 +16,9 @@ export ORT_DISABLE_TELEMETRY = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: train test lint lock up down clean help
+.PHONY: train test test-long lint lock up down clean help
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
 # A CPU build of torch in PIP_FIND_LINKS goes before the index's build, which pip would prefer for its stated hash.
 # The lock has every package but the CUDA libraries, which torch's CUDA build pins: the last line brings those.
@@ -36,8 +36,11 @@ train: $(READY)  ## set up, run the pipeline, promote the policy
 	dvc repro
 	unmask promote
 
-test: $(READY)   ## set up, run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+test: $(READY)   ## set up, run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: $(READY)  ## the README's first minutes, full disks, a study of two cells: another quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 STRICT := 816
 lint: $(READY)   ## ruff and the type checker, by its standard rules and, counted, by its strict ones

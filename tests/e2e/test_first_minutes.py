@@ -18,7 +18,7 @@ import pytest
 from tests.clone import Clone
 from tests.messages import has_remedy
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHAMPION = "models:/unmasking-policy-tiny@champion"

@@ -13,7 +13,7 @@ import pytest
 
 from components.tasks.example import read_examples
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "prepare": ["prepare"],

@@ -16,7 +16,7 @@ from components.core.files import read_json
 from components.evaluation.results import read_results
 from tests.clone import Clone, ran
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 OFFSETS = {"influence": [2.0], "learned": [2.0], "distilled": []}
 STUDY = {
     "base": {"data.counts.test": 32, "judged.offsets": OFFSETS},
