@@ -126,7 +126,8 @@ def log_settings(client: MlflowClient, run_id: str, settings: Mapping[str, Any])
     from mlflow.entities import Param
 
     if SETTINGS not in {entry.path for entry in client.list_artifacts(run_id)}:
-        client.log_dict(run_id, dict(settings), SETTINGS)
+        # By way of JSON: a subclass of str, such as torch's version, would be written as a Python object.
+        client.log_dict(run_id, json.loads(json.dumps(settings)), SETTINGS)
     have, given = client.get_run(run_id).data.params, dict(flatten(settings))
     params = [
         Param(name, value if isinstance(value, str) else json.dumps(value))

@@ -276,4 +276,5 @@ def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipe
     rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     patterns = {name: re.sub("<[a-z]+>", "[^/]+", name.replace(".", r"\.")) for name in rows}
     assert not [name for name in logged if not any(re.fullmatch(p, name) for p in patterns.values())]
-    assert not [row for row, p in patterns.items() if not any(re.fullmatch(p, name) for name in logged)]
+    rare = {"prepare/<task>.rows_left_out"}  # there for a data set of which rows cannot be scored
+    assert not [row for row, p in patterns.items() if row not in rare and not any(re.fullmatch(p, n) for n in logged)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from components import cli
 from components.bench import policy_step, single
@@ -127,11 +128,13 @@ def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.Monke
 
 def test_the_same_figures_are_a_run_of_mlflow(found: dict[str, Any], place: Path) -> None:
     from components.tracking import store
-    from components.tracking.mlflow_tracker import clean
+    from components.tracking.mlflow_tracker import SETTINGS, clean
 
     client = store.connect(f"sqlite:///{place}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.stage = 'bench'")
-    assert run.info.status == "FINISHED" and run.data.params["request.random"] == "6"
+    stored = Path(client.download_artifacts(run.info.run_id, SETTINGS, str(place)))
+    assert run.info.status == "FINISHED"
+    assert yaml.safe_load(stored.read_text(encoding="utf-8"))["request"]["random"] == 6
     for row in found["decoding"]:
         above = clean(f"bench/decoding/{row['name']}")
         assert run.data.metrics[f"{above}/speedup"] == row["speedup"][0]

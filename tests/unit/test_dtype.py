@@ -54,6 +54,15 @@ def test_a_policy_decodes_with_the_cache_that_is_set(
     workspace: Workspace, cache: Literal["none", "prefix", "dual"]
 ) -> None:
     record(workspace, "float32")
-    decode = Decode(block_length=None, temperature=1.0, scale=1.0, alpha=None, choose="mode", cache=cache)
+    decode = Decode(
+        block_length=None,
+        frontier=None,
+        end_of_text=False,
+        temperature=1.0,
+        scale=1.0,
+        alpha=None,
+        choose="mode",
+        cache=cache,
+    )
     denoiser, _ = open_cached(workspace, "mini-llada", decode)
     assert getattr(denoiser, "kind", "none") == cache
