@@ -136,8 +136,8 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     run("influence", influence)
     run("distill", distill)
     run("train", training.train)
-    # Stage rules depends on one of decode's settings alone.
-    cache = SimpleNamespace(cache=settings.decode.cache)
+    # Stage rules depends on two of decode's settings alone.
+    read = SimpleNamespace(cache=settings.decode.cache, end_of_text=settings.decode.end_of_text)
     for group, name, suffix in (
         ("evaluate", "sudoku_many", "@sudoku_many"),
         ("gate", "", ""),
@@ -145,7 +145,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         ("ood", "related", "@related"),
     ):
         case = case_of(settings, group, name)
-        run(("rules" if group == "evaluate" else f"{group}-rules") + suffix, rules, case=case, decode=cache)
+        run(("rules" if group == "evaluate" else f"{group}-rules") + suffix, rules, case=case, decode=read)
         run(group + suffix, evaluate, case=case)
     run("export", export)
     run("report", reporting.report)
