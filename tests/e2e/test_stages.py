@@ -122,6 +122,8 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         unread = {"report": {"outputs/toy/export"}}.get(stage, set())  # its card tells how that file is loaded
         if stage == "influence" and settings.policy.kind != "coupled":  # no other policy asks for a decode
             unread = {"outputs/toy/data/domain"}
+        if stage.partition("@")[0] in ("evaluate", "gate", "transfer", "ood"):  # read where `judged` names it
+            unread = {"outputs/toy/influence"}
         with held_to(cells[stage], root, unread):
             function(workspace, **sections | given)
 
