@@ -27,11 +27,12 @@ from torch import Tensor
 
 from components.core.errors import ParityError
 from components.core.rng import Noise, row_keys
-from components.core.types import Needs, Observation, Rollout
+from components.core.types import Observation, Rollout
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.decode.prompts import Prompts
 from components.denoisers.protocol import Denoiser
+from components.export.states import Watched
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit
@@ -167,23 +168,14 @@ def _apart(ours: Tensor, theirs: Tensor, obs: Observation) -> float:
     return float((difference.masked_fill(same, 0.0) / largest).max())
 
 
-class _Watched:
-    """The policy, with an eye on how far the exported one is from it at each state that it visits."""
+class _Apart:
+    """How far the exported policy is from the policy, over the states that a decode visits."""
 
-    def __init__(self, policy: Policy, exported: Policy) -> None:
-        self._policy, self._exported, self.largest = policy, exported, 0.0
+    def __init__(self, exported: Policy) -> None:
+        self._exported, self.largest = exported, 0.0
 
-    @property
-    def needs(self) -> Needs:
-        return self._policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        return self._policy.score(obs)
-
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        ours = self._policy.distribution(obs)
+    def __call__(self, obs: Observation, ours: ActionDistribution) -> None:
         self.largest = max(self.largest, _difference(ours, self._exported.distribution(obs), obs))
-        return ours
 
 
 def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
@@ -191,7 +183,8 @@ def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
 
 
 def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, decoding: Decoding) -> ParityReport:
-    prompts, watched = decoding.prompts, _Watched(policy, exported)
+    prompts, apart = decoding.prompts, _Apart(exported)
+    watched = Watched(policy, apart)
     job = replace(prompts.job(decoding.block_length), frontier=decoding.frontier)
     equal_texts = equal_orders = 0
     unequal: list[str] = []
@@ -211,6 +204,6 @@ def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, dec
         texts=len(CHOICES) * len(prompts),
         equal_texts=equal_texts,
         equal_orders=equal_orders,
-        largest_decoding=watched.largest,
+        largest_decoding=apart.largest,
         unequal=tuple(unequal),
     )

@@ -6,6 +6,7 @@ steps and lengths are arbitrary. They are not states that a decode would visit; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -97,17 +98,16 @@ def random_states(policy: LearnedPolicy, rows: int = 500, *address: object) -> l
 
 def visited_state(policy: Policy, denoiser: Denoiser, job: Job, choose: str = "mode") -> Observation:
     """The observation half-way through the policy's own decode of the job, which has one row."""
-    watched = _Watched(policy)
-    rollout(denoiser, watched, job, DecodeOptions(choose=choose))
-    return watched.seen[len(watched.seen) // 2]
+    seen: list[Observation] = []
+    rollout(denoiser, Watched(policy, lambda obs, _: seen.append(obs)), job, DecodeOptions(choose=choose))
+    return seen[len(seen) // 2]
 
 
-class _Watched:
-    """The policy, and what it observed."""
+class Watched:
+    """The policy; ``look(observation, distribution)`` is called at every state that it decides."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.seen: list[Observation] = []
+    def __init__(self, policy: Policy, look: Callable[[Observation, ActionDistribution], None]) -> None:
+        self._policy, self._look = policy, look
 
     @property
     def needs(self) -> Needs:
@@ -117,5 +117,6 @@ class _Watched:
         return self._policy.score(obs)
 
     def distribution(self, obs: Observation) -> ActionDistribution:
-        self.seen.append(obs)
-        return self._policy.distribution(obs)
+        distribution = self._policy.distribution(obs)
+        self._look(obs, distribution)
+        return distribution
