@@ -311,7 +311,7 @@ def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(extras.metadata, "version", version)
     ok, text = doctor.installation(tmp_path)
-    assert ok and text.startswith("library, hub;") and "pip install" in text
+    assert ok and text.startswith("library, hub") and "more by pip install" in text and "pip install" in text
     (tmp_path / "dvc.yaml").touch()
     ok, text = doctor.installation(tmp_path)
     assert not ok and "[pipeline]" in text and has_remedy(text)
