@@ -36,9 +36,13 @@ class Shape:
         return operations / (PEAK * UTILISATION)
 
 
+LLADA, DREAM = Shape(8.02e9, 32, 4096, 126_464), Shape(7.62e9, 28, 3584, 152_064)
 SHAPES = {
-    "GSAI-ML/LLaDA-8B-Instruct": Shape(8.02e9, 32, 4096, 126_464),
-    "Dream-org/Dream-v0-Instruct-7B": Shape(7.62e9, 28, 3584, 152_064),
+    "GSAI-ML/LLaDA-8B-Instruct": LLADA,
+    "Dream-org/Dream-v0-Instruct-7B": DREAM,
+    # What `python -m components.bench.checkpoints data/smoke --size 8b` writes.
+    "data/smoke/llada": LLADA,
+    "data/smoke/dream": DREAM,
 }
 
 
