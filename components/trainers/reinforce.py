@@ -97,9 +97,9 @@ def collect(
     drawn = torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist()
     chosen = prompts.take(processes.shard(drawn))
     answers = needs.answer or any(p.needs.answer for p in policies)
-    alpha_P = _alphas(method, number, len(drawn))
-    job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
-    job = replace(job, frontier=plan.frontier)
+    job = chosen.job(plan.block_length, plan.frontier, plan.group, plan.experts, plan.expert_block, answers)
+    if objective.alphas:
+        job = replace(job, alpha_R=_alphas(method, number, len(drawn))[job.prompt_R])
     with timer("rollout"):
         decoded = rollout(denoiser, policies, job, _options(method, needs, number))
     with timer("reward"):
@@ -118,11 +118,9 @@ def has_prompts(prompts: Prompts, plan: Plan) -> bool:
     return processes.rank() < min(plan.prompts, len(prompts))
 
 
-def _alphas(method: Method, number: int, count: int) -> Tensor | None:
-    """(P,) the speed exponents of this process's of ``count`` groups, where the policy is conditioned on them."""
+def _alphas(method: Method, number: int, count: int) -> Tensor:
+    """(P,) the speed exponents of this process's of ``count`` groups."""
     alphas = method.objective.alphas
-    if not alphas:
-        return None
     source = generator(method.plan.seed, "reinforce", "alpha", number)
     drawn = torch.randint(len(alphas), (count,), generator=source).tolist()
     return torch.tensor([alphas[i] for i in processes.shard(drawn)])
