@@ -288,7 +288,7 @@ def _validated(
     from components.core.rng import seed_of
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
-    from components.trainers.rewards import REWARDS
+    from components.maths.objectives import REWARDS
 
     tune = tune.take(processes.shard(range(len(tune))))
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)

@@ -31,7 +31,6 @@ from components.trainers.checkpoints import TrainState
 from components.trainers.clipping import clip_finite
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
-from components.trainers.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def collect(
         _, correct_R, dense_R = chosen.scores(job, decoded)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
-        reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
+        reward_R = objectives.REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert decoded.steps is not None
     share = len(chosen) / len(drawn)
