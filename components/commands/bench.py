@@ -105,30 +105,6 @@ class _Clock:
         return share
 
 
-def log_to_mlflow(found: dict[str, Any]) -> None:
-    """Everything as one run named "bench" of the profile's experiment; SettingsError if the store takes none."""
-    from components.core.files import flatten
-    from components.tracking import store
-    from components.tracking.mlflow_tracker import MlflowTracker
-    from components.tracking.publish import experiment_name
-
-    workspace, _ = active_profile(anywhere=True)
-    uri = store.tracking_uri(workspace.root)
-    tracker = MlflowTracker.start(uri, experiment_name(workspace.profile), "bench", tags={"stage": "bench"})
-    tracker.params({"machine": found["machine"], "request": found["request"]})
-    by_name = {
-        "decoding": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["decoding"]},
-        "training": found["training"],
-        "single": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["single"]},
-        "policy_step": {
-            f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
-            for row in found["policy_step"]
-        },
-    }
-    tracker.log({name: value for name, value in flatten({"bench": by_name}, "/") if isinstance(value, int | float)}, 0)
-    tracker.finish("FINISHED")
-
-
 def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     """Untrained policies, of the profile's shape, of the published one and the default coupled one; the same ones each
     time."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from components import cli
 from components.bench import policy_step, single
@@ -31,7 +30,7 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json", "--mlflow"]
+WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,6 @@ def found(place: Path) -> dict[str, Any]:
         patch.setattr(policy_step, "export_policy", lambda *_: None)
         patch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: small)
         patch.setattr(sys, "argv", ["unmask", "bench", "--random=6", *WORDS])
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
         with (place / "bench.json").open("w") as out:
             patch.setattr(sys, "stdout", out)
             cli.main()
@@ -129,22 +127,6 @@ def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.Monke
     monkeypatch.setattr(policy_step, "OnnxPolicy", lambda *_, **__: Watched())
     (row,) = policy_step.policy_step(policy, ((2, 6),), repeats=1, inner=2)
     assert row["torch_ms"] > 0 and len(asked) >= 2
-
-
-def test_the_same_figures_are_a_run_of_mlflow(found: dict[str, Any], place: Path) -> None:
-    from components.tracking import store
-    from components.tracking.mlflow_tracker import SETTINGS, clean
-
-    client = store.connect(f"sqlite:///{place}/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.stage = 'bench'")
-    stored = Path(client.download_artifacts(run.info.run_id, SETTINGS, str(place)))
-    assert run.info.status == "FINISHED"
-    assert yaml.safe_load(stored.read_text(encoding="utf-8"))["request"]["random"] == 6
-    for row in found["decoding"]:
-        above = clean(f"bench/decoding/{row['name']}")
-        assert run.data.metrics[f"{above}/speedup"] == row["speedup"][0]
-        assert run.data.metrics[f"{above}/engine/shares/readout"] == row["engine"]["shares"]["readout"]
-    assert run.data.metrics["bench/training/shares/update"] == found["training"]["shares"]["update"]
 
 
 def test_ratios_are_of_pairs() -> None:
