@@ -97,12 +97,12 @@ class _Training:
     validate: Callable[[LearnedPolicy], dict[str, float]]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Save a fresh state, so that a killed training resumes in the same MLflow run."""
+        """Save a fresh state, so that a killed training resumes in the same MLflow run; report a resumed one."""
         if self.state.mlflow_run_id is None:
             self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
             self.tracker.params(settings)
             self._save()
-        elif processes.rank() == 0 and self.state.iteration >= 0:
+        if processes.rank() == 0 and self.state.iteration >= 0:
             iterations = settings["train"]["iterations"]
             print(f"train: resumes after iteration {self.state.iteration} of {iterations}", flush=True)
 
