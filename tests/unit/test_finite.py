@@ -209,6 +209,15 @@ def test_a_policy_folder_with_a_weight_that_is_not_finite_is_refused(value: floa
     assert has_remedy(str(caught.value))
 
 
+def test_a_policy_folder_with_whole_numbers_for_weights_is_refused(tmp_path: Path):
+    store.save(learner(), tmp_path)
+    path = tmp_path / "policy.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"block.up.weight": weights["block.up.weight"].to(torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: block\.up\.weight \(torch\.int8\)"):
+        store.load(tmp_path)
+
+
 @pytest.mark.parametrize("opened", [OnnxPolicy, NumpyPolicy])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from components.core import files
 from components.core.errors import DataError
 from components.reports import boards, headroom
 from components.stages.common.runfile import RunRecord
+from components.stages.common.workspace import Workspace
 from components.tracking import publish
 from components.tracking.tracker import read_curve
 from tests.messages import has_remedy
@@ -146,9 +146,32 @@ def test_a_place_that_cannot_be_written_is_noticed_before_any_work(tmp_path: Pat
         assert has_remedy(said)
 
 
+@pytest.mark.parametrize(
+    ("stage", "part", "blocked"),
+    [
+        ("prepare", "", "data"),
+        ("pretrain", "mini-llada", "pretrain/mini-llada"),
+        ("rules", "gate", "rules/gate"),
+        ("gate", "gate", "evaluate/gate"),
+        ("ood", "ood-related", "evaluate/ood-related"),
+        ("transfer", "transfer-longer", "tables"),
+        ("train", "", "train"),
+        ("train", "", "metrics"),
+        ("report", "", "result"),
+    ],
+)
+def test_each_place_of_a_stage_is_tried_before_its_work(stage: str, part: str, blocked: str, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "tiny")
+    workspace.check_writable(stage, part)
+    (workspace.outputs / blocked).parent.mkdir(parents=True)
+    (workspace.outputs / blocked).write_text("a file", encoding="utf-8")
+    with pytest.raises(NotADirectoryError):
+        workspace.check_writable(stage, part)
+
+
 # --- values of another type ---------------------------------------------------------------------------------------
 
-RUN: dict[str, Any] = {
+RECORD: dict[str, Any] = {
     "profile": "tiny",
     "stage": "train",
     "settings": {"train": {"alpha": 2.0, "seed": 1}, "decode": {"choose": "mode"}},
@@ -180,17 +203,17 @@ DECODE: dict[str, Any] = {
 }
 # What is read of a file -> an object as it is written, and the keys of which any type will do.
 KINDS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
-    "run.json": (RunRecord, RUN, {"settings.train", "settings.decode", "metrics.reward"}),
+    "run.json": (RunRecord, RECORD, {"settings.train", "settings.decode", "metrics.reward"}),
     "run.json as MLflow gets it": (
         publish.Trained,
-        RUN,
-        set(RUN) - {"profile", "settings", "dependencies", "started", "seconds", "mlflow_run_id"}
+        RECORD,
+        set(RECORD) - {"profile", "settings", "dependencies", "started", "seconds", "mlflow_run_id"}
         | {"settings.decode", "versions.torch", "metrics.reward"},
     ),
     "run.json of a promotion": (
         evidence.Made,
-        RUN,
-        set(RUN) - {"settings", "policy_hash", "prompts_hash", "file_hash"}
+        RECORD,
+        set(RECORD) - {"settings", "policy_hash", "prompts_hash", "file_hash"}
         | {"settings.train", "settings.decode.choose", "versions.torch", "dependencies.data", "metrics.reward"},
     ),
     "headroom": (headroom.Case, {"model": "m", "task": "t", "order": ORDER, "speed": SPEED}, set()),
@@ -201,7 +224,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """The path of every value inside, of lists the first."""
-    inside = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    inside: list[tuple[str | int, Any]] = list(value.items()) if isinstance(value, dict) else []
+    inside += list(enumerate(value))[:1] if isinstance(value, list) else []
     for key, part in inside:
         yield (*path, key)
         yield from places(part, (*path, key))
@@ -218,7 +242,9 @@ def test_a_value_of_another_type_is_refused_by_file_and_place(name: str, tmp_pat
         if any(dotted == key or dotted.startswith(f"{key}.") for key in free):
             continue
         changed = copy.deepcopy(whole)
-        target = functools.reduce(lambda part, key: part[key], place[:-1], changed)
+        target: Any = changed
+        for key in place[:-1]:
+            target = target[key]
         target[place[-1]] = [{"another": "type"}] if isinstance(target[place[-1]], dict) else {"another": ["type"]}
         path.write_text(json.dumps(changed), encoding="utf-8")
         with pytest.raises(DataError, match=rf"file\.json: {dotted}.* is of another type .*Run `dvc repro`"):
