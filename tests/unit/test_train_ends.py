@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -82,7 +85,26 @@ def no_facts(folder: Path) -> None:
     checkpoints.save(folder / "state.safetensors", policy, optimizer, {"iteration": 1})
 
 
+def rewritten(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """The same facts beside other tensors."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "state.safetensors"
+        with safe_open(path, framework="pt") as stored:
+            facts = stored.metadata()
+        save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path, facts)
+
+    return damage
+
+
 DAMAGES = {
+    "a weight that is NaN": rewritten(lambda ts: ts | {"policy/head.bias": ts["policy/head.bias"] * torch.nan}),
+    "infinite moments": rewritten(lambda ts: {n: t + torch.inf if "exp_avg" in n else t for n, t in ts.items()}),
+    "moments of another shape": rewritten(
+        lambda ts: {n: torch.cat([t, t]) if "exp_avg" in n else t for n, t in ts.items()}
+    ),
+    "another optimizer": rewritten(lambda ts: {n.replace("exp_avg_sq", "momentum"): t for n, t in ts.items()}),
+    "half of a best policy": rewritten(lambda ts: ts | {"best/head.bias": ts["policy/head.bias"].clone()}),
     "empty": cut(0),
     "cut in the head": cut(0.01),
     "cut in the middle": cut(0.5),
