@@ -27,7 +27,7 @@ def next_steps(outputs: Path, root: Path, profile: str, verdict: Verdict) -> lis
     folder = outputs.relative_to(root)
     found = {name: about for name, about in PAGES.items() if (outputs / name).exists()}
     width = max(len(str(folder / name)) for name in PAGES) + 2
-    lines = [f"  {str(folder / name):<{width}}{about}" for name, about in found.items()]
+    lines = [f"  {folder / name!s:<{width}}{about}" for name, about in found.items()]
     lines += _mlflow(store.tracking_uri(root), root, verdict)
     commands = list(_commands(folder, profile, verdict))
     width = max(len(command) for command, why in commands if why) + 2
@@ -44,7 +44,8 @@ def _mlflow(uri: str, root: Path, verdict: Verdict) -> Iterator[str]:
     yield f"  {masked(pages.run(server or LOCAL, experiment, verdict.run_id))}"
     if not server:
         beside = uri == store.uri_of(root.resolve() / "mlflow.db")
-        yield f"    served by: mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if beside else shlex.quote(masked(uri))}"
+        place = "sqlite:///mlflow.db" if beside else shlex.quote(masked(uri))
+        yield f"    served by: mlflow ui --backend-store-uri {place}"
 
 
 def _commands(folder: Path, profile: str, verdict: Verdict) -> Iterator[tuple[str, str]]:
