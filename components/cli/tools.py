@@ -48,6 +48,7 @@ def promote(
     """
     from components.commands.champion import reevaluate_on
     from components.commands.evidence import Pick
+    from components.commands.next_steps import next_steps
     from components.commands.promote import promote as run
     from components.core.files import write_json
     from components.settings import read
@@ -64,7 +65,12 @@ def promote(
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
     if verdict_file is not None:
         write_json(verdict_file, asdict(verdict))
-    typer.echo(json.dumps(asdict(verdict)) if as_json else str(verdict))
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict)))
+        return
+    typer.echo(str(verdict))
+    if not dry_run:
+        typer.echo("\n" + "\n".join(next_steps(workspace.outputs, workspace.root, settings.profile, verdict)))
 
 
 def rollback(
