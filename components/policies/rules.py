@@ -76,7 +76,7 @@ def _lazy(path: str, *given: Any, **fixed: Any) -> Callable[..., Policy]:
     module, name = path.split(".")
 
     def build(*number: float) -> Policy:
-        made = getattr(import_module(f"components.policies.{module}"), name)
+        made = getattr(import_module(f"{__package__}.{module}"), name)
         return partial(made, *given, **fixed)(*number)
 
     return build

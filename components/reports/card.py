@@ -144,10 +144,10 @@ def _provenance(run: Mapping[str, Any]) -> str:
     return "\n".join(f"- {TRAIN_KEYS[key]}: {value}" for key, value in said.items())
 
 
-_EXAMPLE = """from components.denoisers import load
-from components.export import OnnxPolicy
-from components.decode.job import Job, DecodeOptions
-from components.decode.engine import rollout
+_EXAMPLE = """from unmask_policies.denoisers import load
+from unmask_policies.export import OnnxPolicy
+from unmask_policies.decode.job import Job, DecodeOptions
+from unmask_policies.decode.engine import rollout
 
 denoiser, encoder = load($denoiser)
 job = Job.of([encoder.prompt($prompt)], length=$canvas, block_length=$canvas)
