@@ -26,8 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     from tests.e2e.test_stages import through, toy
 
     root = tmp_path_factory.mktemp("finished")
-    probes = {"chunks": 2, "prompts": 4, "states": 8, "probes": 2, "num_epochs": 1}
-    settings = toy(influence=probes, pretrain={"steps": 2, "warmup": 1, "layers": 1, "inner": 16})
+    settings = toy(pretrain={"steps": 2, "warmup": 1, "layers": 1, "inner": 16})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         through(root, settings, patch)

@@ -1,5 +1,9 @@
 """The whole pipeline for real, at minute size: a training that is killed half-way, resumed by `dvc repro`, evaluated,
-exported, reported, promoted, and looked at with every command that a user has."""
+exported, reported, promoted, and looked at with every command that a user has.
+
+It is open: dLLMs, cases and profiles are then added in params.yaml alone, and `dvc repro` runs what they need. A task
+kind is one more Python file and its line in the table of tasks; it is in the repository from the start.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
+from components.evaluation.results import read_table
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
@@ -44,10 +49,23 @@ main()
 """
 
 
+def add_a_task_kind(folder: Path) -> None:
+    """The example of CONTRIBUTING.md as a file, and its line in the table; nothing else of the code changes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- executed by a test: task -->\n```python\n(.*?)```", text, re.DOTALL)
+    lines = [line for line in code.splitlines() if "TASKS" not in line]
+    (folder / "components" / "tasks" / "reverse.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = folder / "components" / "tasks" / "__init__.py"
+    table = path.read_text(encoding="utf-8")
+    at, line = "from components.tasks.sequences", "from components.tasks.reverse import Reverse\n"
+    table = table.replace(at, line + at).replace('    "sudoku_many":', '    "reverse": Reverse,\n    "sudoku_many":')
+    path.write_text(table, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, Any], list[str]]:
     """A clone whose training was killed, the facts of its checkpoint, and the stages that ran."""
-    clone = Clone(tmp_path_factory.mktemp("killed"))
+    clone = Clone(tmp_path_factory.mktemp("killed"), add_a_task_kind)
     first = tmp_path_factory.mktemp("bin")
     (first / "unmask").write_text(KILLER)
     (first / "unmask").chmod(0o755)
@@ -90,7 +108,7 @@ def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pip
 
 def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipeline, tmp_path: Path) -> None:
     clone, _ = pipeline
-    other = Clone(tmp_path)
+    other = Clone(tmp_path, add_a_task_kind)
     for part in ("data", "pretrain", "influence", "distill"):
         shutil.copytree(clone.folder / P / part, other.folder / P / part)
     other.run("unmask", "train")
@@ -278,3 +296,83 @@ def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipe
     assert not [name for name in logged if not any(re.fullmatch(p, name) for p in patterns.values())]
     rare = {"prepare/<task>.rows_left_out"}  # there for a data set of which rows cannot be scored
     assert not [row for row, p in patterns.items() if row not in rare and not any(re.fullmatch(p, n) for n in logged)]
+
+
+# --- what params.yaml adds ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extended(pipeline: tuple[Clone, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, list[str]]:
+    """A copy of the finished clone with a task of the new kind, a third dLLM, and another case of transfer and of ood;
+    and the stages that `dvc repro` then ran."""
+    clone = pipeline[0].copy(tmp_path_factory.mktemp("open") / "clone")
+    params, before = clone.params(), _figures(clone)
+    params["data"]["tasks"]["backwards"] = {"kind": "reverse", "params": {"digits": 8}, "canvas": None}
+    params["models"]["third"] = params["models"]["mini-dream"] | {"rows": {"sudoku_many": 8, "backwards": 8}}
+    params["transfer"]["third"] = {"model": "third", "task": "sudoku_many"}
+    params["ood"]["backwards"] = {"model": "third", "task": "backwards"}
+    clone.set(params)
+    stages, after = ran(clone.run("dvc", "repro")), _figures(clone)
+    assert {name: after[name] for name in before if name != "prepare"} == {
+        name: text for name, text in before.items() if name != "prepare"
+    }
+    assert set(after) - set(before) == {"transfer-third", "ood-backwards"}
+    return clone, stages
+
+
+def _figures(clone: Clone) -> dict[str, str]:
+    return {stage: path.read_text(encoding="utf-8") for stage, path in metrics_files(clone.folder / P).items()}
+
+
+def test_repro_runs_what_params_yaml_alone_adds_the_data_and_the_report(extended: tuple[Clone, list[str]]) -> None:
+    """prepare runs where a task is new; the data of the others are the same bytes."""
+    clone, stages = extended
+    added = {"pretrain@third", "transfer-rules@third", "transfer@third", "ood-rules@backwards", "ood@backwards"}
+    assert set(stages) == added | {"prepare", "report"} and len(stages) == len(set(stages))
+    assert added < set(clone.run("dvc", "stage", "list", "--name-only").split())
+    made = {"dvc.lock", *(str(P / "result" / f"{name}.json") for name in (GATE, "gate"))}
+    changed = set(clone.run("git", "diff", "--name-only", "HEAD").split())
+    assert changed - made == {"params.yaml"}, "only the settings differ from the commit"
+
+
+def test_what_was_added_is_measured_and_reported(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    for name, task in (("transfer-third", "sudoku_many"), ("ood-backwards", "backwards")):
+        measured = read_table(clone.folder / P / "tables" / f"{name}.csv")
+        assert {(r.task, r.denoiser, r.split, r.prompts) for r in measured} == {(task, "third", "test", 24)}
+        assert {"learned", "distilled", "threshold"} <= {r.family for r in measured}
+    shown = (clone.folder / P / "report" / "table.md").read_text(encoding="utf-8")
+    assert re.search(r"\| backwards \| third \|", shown) and re.search(r"\| sudoku_many \| third \|", shown)
+
+
+def test_the_commands_work_over_the_new_dllm(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    prompt = read_lines(clone.folder / P / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0]["prompt"]
+    policy = str(P / "train" / "policy")
+    said = clone.run("unmask", "decode", prompt, "--model", str(P / "pretrain" / "third"), "--policy", policy)
+    assert said.splitlines()[0] == policy and re.search(r"forward pass(es)?, (right|wrong)$", said.strip())
+
+
+def test_a_removed_case_leaves_the_report(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    params = clone.params()
+    del params["ood"]["backwards"]
+    clone.set(params)
+    assert ran(clone.run("dvc", "repro")) == ["report"]
+    shown = (clone.folder / P / "report" / "table.md").read_text(encoding="utf-8")
+    assert "backwards" not in shown and "latin_square" in shown
+
+
+def test_another_profile_runs_in_folders_of_its_own(extended: tuple[Clone, list[str]]) -> None:
+    """Every stage of every profile is resolved in tests/unit/test_pipeline.py, and passed in test_stages.py."""
+    clone, _ = extended
+    before = {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    clone.set(clone.params() | {"profile": "mine"})
+    assert ran(clone.run("dvc", "repro", "pretrain@third")) == ["prepare", "pretrain@third"]
+    assert {path.name for path in (clone.folder / "outputs").iterdir()} == {"tiny", "mine"}
+    assert before == {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    prompt = read_lines(clone.folder / "outputs" / "mine" / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0][
+        "prompt"
+    ]
+    said = clone.run("unmask", "decode", prompt, "--model", "outputs/mine/pretrain/third", "--policy", "threshold:0.9")
+    assert re.search(r"forward pass(es)?, (right|wrong)$", said.strip())

@@ -11,6 +11,7 @@ import csv
 import inspect
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def toy(**changes: Any) -> Settings:
     raw["data"]["counts"] = {"pretrain": 4, "train": 12, "tune": 4, "gate": 4, "test": 8}
     raw["models"]["mini-llada"]["dtype"] = "float32"
     raw["pretrain"] |= {"width": 16, "heads": 2}
+    raw["influence"] |= {"chunks": 2, "prompts": 4, "states": 8, "probes": 2, "num_epochs": 1}
     raw["headroom"] = {"prompts": 2, "orders": 2, "cases": {"many": raw["headroom"]["cases"]["many"]}}
     raw["domain"]["tasks"] = {"sudoku_many": 1}
     raw["policy"] |= {"width": 8, "heads": 1, "mlp_width": 8}
@@ -192,9 +194,18 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
     assert parity["texts"] == parity["equal_texts"] == 24
 
 
-def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def several_alphas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
+    """A root with the outputs of a policy for two alphas, and its settings."""
+    root, settings = tmp_path_factory.mktemp("alphas"), toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0})
+    with pytest.MonkeyPatch.context() as patch:
+        through(root, settings, patch)
+    return root, settings
+
+
+def test_one_policy_for_several_alphas_passes_every_stage(several_alphas: tuple[Path, Settings]) -> None:
     """Judged at each alpha, gated and served at one, which the file holds beside its input."""
-    outputs = through(tmp_path, toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0}), monkeypatch)
+    outputs = several_alphas[0] / "outputs" / "toy"
     described = json.loads((outputs / "train" / "policy" / "policy.json").read_text())
     assert described["shape"]["alphas"] == [0.3, 5.0]
     assert json.loads((outputs / "distill" / "policy" / "policy.json").read_text())["shape"]["alphas"] == []
@@ -214,12 +225,15 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     assert parity["texts"] == parity["equal_texts"] == 24
 
 
-def test_what_a_removed_case_left_behind_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_removed_case_left_behind_is_not_reported(
+    several_alphas: tuple[Path, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DVC leaves the files of a stage that there is no longer where they are."""
-    settings = toy()
-    outputs = through(tmp_path, settings, monkeypatch)
+    root, settings = several_alphas
+    outputs = Path(shutil.copytree(root / "outputs", tmp_path / "outputs")) / "toy"
     shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
     assert "sudoku_unique" in shown and "latin_square" in shown
+    monkeypatch.setattr(reporting, "show", lambda workspace: None)
     sections = (settings.domain, settings.decode, settings.headroom, settings.evaluate)
     reporting.report(Workspace(tmp_path, "toy"), *sections, {}, {})
     assert {path.name for path in (outputs / "tables").iterdir()} >= {"ood-related.csv", "transfer-same.csv"}

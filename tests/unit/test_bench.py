@@ -30,7 +30,16 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json", "--mlflow"]
+WORDS = [
+    "--vocabulary=40",
+    "--dtype=float64",
+    "--count=4",
+    "--rows=3",
+    "--repeats=1",
+    "--seconds=1",
+    "--json",
+    "--mlflow",
+]
 
 
 @pytest.fixture(scope="module")

@@ -386,6 +386,7 @@ def test_what_the_library_has_is_sound(name: str):
 # --- a policy and its dLLM -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.e2e
 def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_path):
     from components.export import OnnxPolicy, export_policy
     from components.policies import store

@@ -92,7 +92,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return export
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# One export in the unit tier.
+LONG = [name if name == "bernoulli" else pytest.param(name, marks=pytest.mark.e2e) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=LONG)
 def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[LearnedPolicy, Path]:
     return exported(request.param)
 
@@ -283,6 +287,7 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[LearnedPolicy, Path]) -> N
             assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=TOLERANCE)
 
 
+@pytest.mark.e2e
 def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Callable) -> None:
     """``alpha_B`` is an input of a policy that was trained for several alphas, and of no other."""
     for name, reads in (("dpls", True), ("bernoulli", False), ("categorical", False)):

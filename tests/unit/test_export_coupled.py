@@ -39,6 +39,7 @@ from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.tasks.example import Example
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.e2e  # five exports
 
 WIDTH = 16
 PLAIN = CoupledShape(top_k=3, width=16, heads=2, mlp_width=16, pair_width=8, kappa=0.8, tau=-0.5, cost=1.5)

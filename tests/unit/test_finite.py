@@ -4,6 +4,7 @@ is equal stays equal."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,13 +198,20 @@ def test_a_policy_folder_with_a_weight_that_is_not_finite_is_refused(value: floa
     assert has_remedy(str(caught.value))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole file; an export takes seconds."""
+    path = tmp_path_factory.mktemp("exported") / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    return path
+
+
 @pytest.mark.parametrize("opened", [OnnxPolicy, NumpyPolicy])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is(
-    opened: Callable[[Path], object], value: float, tmp_path: Path
+    opened: Callable[[Path], object], value: float, exported: Path, tmp_path: Path
 ):
-    path = tmp_path / "policy.onnx"
-    export_policy(learner(features=8), path, {})
+    path = Path(shutil.copy(exported, tmp_path))
     opened(path)
     model = onnx.load(path)
     floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]
@@ -220,6 +228,7 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("action", ["coupled", "accept"])
 def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
     """A short example would not reach it."""

@@ -137,7 +137,7 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path,
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
-@pytest.mark.parametrize("how", ["--temp", "--queue"])
+@pytest.mark.parametrize("how", ["--temp", pytest.param("--queue", marks=pytest.mark.e2e)])
 def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path, how: str) -> None:
     """A queued experiment runs the code of when it was queued, which the workspace has left by then."""
     root = tmp_path / "workspace"

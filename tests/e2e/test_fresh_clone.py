@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from components.cli import stages, tools
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
 PROMPT = "W.1...4..4..1..3."
