@@ -371,8 +371,8 @@ def test_another_profile_runs_in_folders_of_its_own(extended: tuple[Clone, list[
     assert ran(clone.run("dvc", "repro", "pretrain@third")) == ["prepare", "pretrain@third"]
     assert {path.name for path in (clone.folder / "outputs").iterdir()} == {"tiny", "mine"}
     assert before == {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
-    prompt = read_lines(clone.folder / "outputs" / "mine" / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0][
-        "prompt"
-    ]
+    (prompt, *_) = (
+        row["prompt"] for row in read_lines(clone.folder / "outputs/mine/data/tasks/sudoku_many/test.jsonl")
+    )
     said = clone.run("unmask", "decode", prompt, "--model", "outputs/mine/pretrain/third", "--policy", "threshold:0.9")
     assert re.search(r"forward pass(es)?, (right|wrong)$", said.strip())

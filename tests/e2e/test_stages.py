@@ -217,6 +217,7 @@ def test_one_policy_for_several_alphas_passes_every_stage(several_alphas: tuple[
         "learned_alpha=0.3",
         "distilled_mode",
     }
+    assert "unmasking-policy-toy" in (outputs / "report" / "card.md").read_text(encoding="utf-8")
     graph = onnx.load(outputs / "export" / "policy.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert "alpha_B" in {value.name for value in graph.graph.input}
