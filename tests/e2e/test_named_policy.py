@@ -26,7 +26,7 @@ from components.settings import Settings
 from components.stages import train as training
 from components.stages.common.cases import case_of
 from components.stages.common.workspace import Workspace
-from components.tracking.tracker import JsonlTracker
+from tests.doubles import Unwatched
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e
@@ -78,9 +78,6 @@ def run(workspace: Workspace, settings: Settings, name: str, group: str = "") ->
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the outputs of every stage up to the export; take a copy."""
-
-    class Unwatched(JsonlTracker):
-        run_id = "none"
 
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:

@@ -37,7 +37,7 @@ from components.stages.headroom import headroom
 from components.stages.influence import influence
 from components.stages.prepare import prepare
 from components.stages.rules import rules
-from components.tracking.tracker import JsonlTracker
+from tests.doubles import Unwatched
 from tests.graph import Cell, resolve, within
 
 torch.set_num_threads(1)
@@ -111,9 +111,6 @@ def held_to(cell: Cell, root: Path, unread: set[str]) -> Iterator[None]:
 def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every stage with an untrained dLLM in place of pretrain's; the folder of the outputs."""
     workspace, cells = Workspace(root, "toy"), resolve(root / "graph", settings.model_dump(mode="json"))
-
-    class Unwatched(JsonlTracker):
-        run_id = "none"
 
     monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
     monkeypatch.setattr(reporting, "show", lambda workspace: None)

@@ -1,6 +1,5 @@
 """Laws of the checkers of free text."""
 
-import json
 import signal
 import threading
 import time
@@ -12,17 +11,13 @@ from components.tasks import build as build_task
 from components.tasks import mathematics
 from components.tasks.checkers import final_answer, last_boxed, math_equal, number_equal
 from components.tasks.hub import TextTask, load_rows
+from tests.doubles import json_lines
 
 
 def build(name: str, **knobs: object) -> TextTask:
     task = build_task(name, **knobs)
     assert isinstance(task, TextTask)
     return task
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 # --- numbers and mathematics ----------------------------------------------------------------------------------------
@@ -225,7 +220,9 @@ def test_workers_are_used_again_and_a_killed_one_is_replaced():
 
 
 def test_gold_answers_of_real_formats_are_right(tmp_path):
-    test = write(tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}])
+    test = json_lines(
+        tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}]
+    )
     task = build("gsm8k", test_path=test)
     (example,) = task.examples("test")
     assert example.answer == "<answer>1234</answer>" and "How many?" in example.prompt
@@ -233,7 +230,7 @@ def test_gold_answers_of_real_formats_are_right(tmp_path):
     assert task.score("<answer>1235</answer>", example).correct == task.score("", example).correct == 0.0
 
     row = {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$."}
-    task = build("math", test_path=write(tmp_path / "m.jsonl", [row, row | {"problem": "Two?", "answer": "2"}]))
+    task = build("math", test_path=json_lines(tmp_path / "m.jsonl", [row, row | {"problem": "Two?", "answer": "2"}]))
     half, two = task.examples("test")
     assert [half.metadata["gold"], two.metadata["gold"]] == [r"\frac{1}{2}", "2"]
     assert task.score(half.answer, half).correct == task.score(r"\boxed{0.5}", half).correct == 1.0
@@ -247,9 +244,11 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     with pytest.raises(DataError, match="line 2 is not a JSON object"):
         build("gsm8k", test_path=str(tmp_path / "torn.jsonl")).examples("test")
     with pytest.raises(DataError, match=r"columns \['problem'\] and no 'question'"):
-        build("gsm8k", test_path=write(tmp_path / "other.jsonl", [{"problem": "a"}])).examples("test")
+        build("gsm8k", test_path=json_lines(tmp_path / "other.jsonl", [{"problem": "a"}])).examples("test")
     with pytest.raises(DataError, match="ends in no '#### number'"):
-        build("gsm8k", test_path=write(tmp_path / "bare.jsonl", [{"question": "a", "answer": "b"}])).examples("test")
+        build("gsm8k", test_path=json_lines(tmp_path / "bare.jsonl", [{"question": "a", "answer": "b"}])).examples(
+            "test"
+        )
 
 
 def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch):

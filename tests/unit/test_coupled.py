@@ -30,6 +30,7 @@ from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
 from components.maths.plackett_luce import DPLS
+from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
 
@@ -70,23 +71,12 @@ def noise(rows: int, step: int = 0) -> Noise:
 
 def outcomes(kind: str, size: int = L) -> Action:
     """Every set, eligible or not; for an ordered draw every ordered selection."""
-    if kind == "accept":
-        return Action(torch.tensor(list(itertools.product([False, True], repeat=size))))
-    picks = [order for count in range(size + 1) for order in itertools.permutations(range(size), count)]
-    rank = torch.full((len(picks), size), -1)
-    for row, order in enumerate(picks):
-        for place, position in enumerate(order):
-            rank[row, position] = place
-    return Action(rank >= 0, rank)
+    return every_set(size) if kind == "accept" else every_order(size)
 
 
 def enumerated(kind: str, distribution: Any, row: int) -> Tensor:
     every = outcomes(kind)
     return take(distribution, torch.full((len(every.drawn_BL),), row)).log_prob(every)
-
-
-def expectation(log_p: Tensor, value: Tensor) -> float:
-    return float(torch.where(log_p == -torch.inf, 0.0, log_p.exp() * value).sum())
 
 
 class Literal:

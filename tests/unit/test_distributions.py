@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from components.core.types import Action
 from components.maths.distributions import Bernoulli, Categorical, Deterministic, commit, cross_entropy, take
 from components.maths.masked import masked_log_softmax, masked_logsumexp, one_hot
 from components.maths.plackett_luce import DPLS, EXACT_LIMIT, PlackettLuce
+from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
 
@@ -59,15 +59,8 @@ def utilities(seed: int, rows: int = len(ELIGIBLE), size: int = L) -> Tensor:
 
 
 def outcomes(kind: str, size: int = L) -> Action:
-    """Every bit pattern, eligible or not; for an ordered draw every ordered selection."""
-    if kind in UNORDERED:
-        return Action(torch.tensor(list(itertools.product([False, True], repeat=size))))
-    orders = [order for count in range(size + 1) for order in itertools.permutations(range(size), count)]
-    rank = torch.full((len(orders), size), -1)
-    for row, order in enumerate(orders):
-        for place, position in enumerate(order):
-            rank[row, position] = place
-    return Action(rank >= 0, rank)
+    """Every set, eligible or not; for an ordered draw every ordered selection."""
+    return every_set(size) if kind in UNORDERED else every_order(size)
 
 
 def enumerated(kind: str, row: int, seed: int = 0) -> Tensor:
@@ -75,11 +68,6 @@ def enumerated(kind: str, row: int, seed: int = 0) -> Tensor:
     every = outcomes(kind)
     one = take(ALL[kind](utilities(seed), ELIGIBLE), torch.full((len(every.drawn_BL),), row))
     return one.log_prob(every)
-
-
-def expectation(log_p: Tensor, value: Tensor) -> float:
-    """E[value], what is impossible counting nothing."""
-    return float(torch.where(log_p == -torch.inf, 0.0, log_p.exp() * value).sum())
 
 
 @every_kind

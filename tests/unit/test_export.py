@@ -43,6 +43,7 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.store import LearnedPolicy
 from components.tasks.example import Example
 from components.tracking.model import identity
+from tests.doubles import arrays
 
 WIDTH = 16  # of the denoiser, hence of the features
 CALLER = {"commit": "0123abc", "training": '{"iterations": 3}'}
@@ -113,10 +114,6 @@ def decoding() -> Decoding:
     lengths = [6, 8, 8, 5, 6, 9, 4, 7]
     prompts = Prompts([], examples, [encoder.prompt(x.prompt) for x in examples], lengths, encoder)
     return Decoding(denoiser, prompts, block_length=None, seed=5, rows=3)
-
-
-def arrays(obs: Observation) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in obs.tensors().items()}
 
 
 def test_the_layout_is_the_observation() -> None:

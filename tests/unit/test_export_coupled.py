@@ -37,6 +37,7 @@ from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Categorical
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.tasks.example import Example
+from tests.doubles import arrays
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e  # five exports
@@ -85,10 +86,6 @@ def decoding() -> Decoding:
     lengths = [6, 8, 8, 5, 6, 9, 4, 7]
     prompts = Prompts([], examples, [encoder.prompt(x.prompt) for x in examples], lengths, encoder)
     return Decoding(denoiser, prompts, block_length=None, seed=5, rows=3)
-
-
-def arrays(obs: Observation) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in obs.tensors().items()}
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -29,7 +29,7 @@ from components.maths.distributions import Bernoulli, Categorical, commit
 from components.maths.objectives import group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
-from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.confidence import ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.distill import DistillPlan, imitate
@@ -37,21 +37,13 @@ from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
 from components.trainers.rewards import REWARDS
+from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)
 
 BAD = {"NaN": math.nan, "infinite": math.inf}
 PLAN = Plan(iterations=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
-
-
-def learner(features: int = 0) -> ConfidencePolicy:
-    torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, features=features))
-
-
-def snapshot(policy: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
 
 # --- logits and hidden states --------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from components.policies.heuristics import (
     TopKRandom,
     shortlist,
 )
-from components.policies.protocol import Policy
 from components.policies.rules import heuristic
+from tests.doubles import picks
 
 torch.set_num_threads(1)
 
@@ -60,10 +60,6 @@ def example(**changes: list) -> Observation:
         log_odds_BL=torch.logit(confidence),
         **given,
     )
-
-
-def picks(policy: Policy, obs: Observation) -> set[int]:
-    return set(policy.distribution(obs).mode().drawn_BL[0].nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize(

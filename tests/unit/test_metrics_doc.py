@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from components.denoisers import embedded
-from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.reports import summary
@@ -19,6 +18,7 @@ from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.probing import Probing
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.doubles import learner
 from tests.outputs import result
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +39,6 @@ def documented(section: str) -> set[str]:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     (body,) = re.findall(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return set(re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE))
-
-
-def learner() -> ConfidencePolicy:
-    torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5))
 
 
 def reinforced(task) -> set[str]:

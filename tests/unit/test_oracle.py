@@ -20,7 +20,6 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
 from components.denoisers.formula import FormulaDenoiser
-from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import take
 from components.maths.divergence import Draw, divergence, entropy
@@ -41,6 +40,7 @@ from components.policies.rules import heuristic
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, Pairs, surrogate
 from components.trainers.rewards import multiplicative
+from tests.doubles import Accepting
 
 torch.set_num_threads(1)
 
@@ -101,26 +101,6 @@ def coupled_learner(seed: int = 0, **knobs) -> CoupledPolicy:
     for weight in policy.double().parameters():
         weight.data += 0.4 * torch.randn_like(weight)
     return policy.requires_grad_(True)  # the gradient through the shifts is exact too, though no trainer asks for it
-
-
-@dataclass(frozen=True)
-class Accepting:
-    """A coupled policy whose sets are accepted or skipped along the greedy path."""
-
-    policy: CoupledPolicy
-
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        return self.policy.score(obs)
-
-    def distribution(self, obs: Observation):
-        return AcceptOrSkip(**vars(self.policy.distribution(obs)))
-
-    def parameters(self):
-        return self.policy.parameters()
 
 
 LEARNED = ConfidencePolicy | TopK | CoupledPolicy | Accepting

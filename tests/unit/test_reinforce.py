@@ -19,7 +19,7 @@ from components.decode.job import DecodeOptions
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.divergence import Draw, divergence, entropy
 from components.maths.objectives import group_advantages
-from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.confidence import PAPER, ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import Quota, Threshold
@@ -29,15 +29,11 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, collect, optimizer_for, reinforce, update
+from tests.doubles import learner, snapshot
 
 torch.set_num_threads(1)
 
 PLAN = Plan(iterations=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
-
-
-def learner(seed: int = 0, **knobs: Any) -> ConfidencePolicy:
-    torch.manual_seed(seed)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, **knobs))
 
 
 def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
@@ -65,10 +61,6 @@ def run(task, policy, plan=PLAN, objective=Objective(), state=TrainState()) -> l
     method, optimizer = Method(plan, objective), optimizer_for(policy, plan)
     iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method, state)
     return [metrics for _, metrics in iterations]
-
-
-def snapshot(policy) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
-from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -38,6 +37,7 @@ from components.policies.heuristics import (
 from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from components.policies.teacher import Teacher
+from tests.doubles import Accepting
 
 torch.set_num_threads(1)
 
@@ -200,23 +200,6 @@ def coupled(width: int = 0, **shape) -> CoupledPolicy:
         for weight in policy.parameters():
             weight.data += 0.3 * torch.randn_like(weight)
     return policy.eval()
-
-
-@dataclass(frozen=True)
-class Accepting:
-    """A coupled policy whose sets are accepted or skipped along the greedy path; they may be empty."""
-
-    policy: CoupledPolicy
-
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        return self.policy.score(obs)
-
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        return AcceptOrSkip(**vars(self.policy.distribution(obs)))
 
 
 SMALL = dict(width=8, heads=2, mlp_width=16)

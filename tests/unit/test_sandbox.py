@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from components.tasks.checkers import program_in
 from components.tasks.hub import TextTask
 from components.tasks.programs import assemble
 from components.tasks.sandbox import Checks, Outcome
+from tests.doubles import json_lines
 
 
 def confined() -> bool:
@@ -38,11 +38,6 @@ def build(name: str, **knobs: object) -> TextTask:
     task = build_task(name, **knobs)
     assert isinstance(task, TextTask)
     return task
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def run(program: str, source: str = "", names: tuple[str, ...] = ("f",), head: str = "", **limits: float) -> Outcome:
@@ -91,7 +86,7 @@ def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypat
 
 @pytest.mark.parametrize(("name", "row"), [("humaneval", HUMANEVAL), ("mbpp", MBPP)])
 def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
-    task = build(name, test_path=write(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
+    task = build(name, test_path=json_lines(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
     (example,) = task.examples("test")
     assert task.score(example.answer, example).correct == 1.0
     wrong = example.answer.replace("return", "return 1 +")
@@ -102,7 +97,7 @@ def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
 
 def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path):
     task = build(
-        "humaneval", test_path=write(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
+        "humaneval", test_path=json_lines(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
     )
     (example,) = task.examples("test")
     body = "    return math.pi * r * r\n"
