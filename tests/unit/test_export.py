@@ -303,6 +303,7 @@ def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Cal
     assert OnnxPolicy(path).metadata["unmask.policy"].count('"speed": 2.5') == 1
 
 
+@pytest.mark.e2e
 def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     _, path = bernoulli
     again = make("bernoulli").train().double()
