@@ -12,7 +12,8 @@ from rich.console import Console
 from components.bench import tables
 from components.bench.decoding import Case, compare
 from components.bench.models import random_model, random_prompts
-from components.commands.bench import fresh_policies, machine, profile
+from components.commands.bench import fresh_policies, machine
+from components.commands.resolve import active_profile
 from components.decode.job import DecodeOptions
 from components.policies.heuristics import EntropyBound, Quota, Threshold
 from components.trainers.distill import DistillPlan, imitate
@@ -49,7 +50,7 @@ def main() -> None:
     asked.add_argument("--dtype", default="float32")
     asked.add_argument("--only", default="", help="policies whose name holds this")
     want = asked.parse_args()
-    console, (place, settings) = Console(width=150, highlight=False), profile()
+    console, (place, settings) = Console(width=150, highlight=False), active_profile()
     for canvas, rows in [(want.canvas, want.rows)] if want.canvas else SIZES:
         denoiser, encoder, task = random_model(canvas, vocabulary=want.vocabulary, dtype=want.dtype)
         console.print(tables.machine(machine(denoiser, place.root)))

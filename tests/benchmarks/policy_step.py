@@ -9,7 +9,8 @@ from rich.console import Console
 
 from components.bench import tables
 from components.bench.policy_step import SIZES, policy_step
-from components.commands.bench import fresh_policies, profile
+from components.commands.bench import fresh_policies
+from components.commands.resolve import active_profile
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     asked.add_argument("--repeats", type=int, default=31)
     asked.add_argument("--width", type=int, default=128, help="of the hidden states that the profile's policy reads")
     want = asked.parse_args()
-    _, settings = profile()
+    _, settings = active_profile()
     found = [
         {"policy": name, **row}
         for name, policy in fresh_policies(settings, want.width).items()

@@ -11,7 +11,8 @@ from rich.console import Console
 from components.bench import tables
 from components.bench.models import random_model, random_prompts
 from components.bench.training import training_round, update_throughput
-from components.commands.bench import fresh_policies, machine, profile
+from components.commands.bench import fresh_policies, machine
+from components.commands.resolve import active_profile
 from components.stages.train import plan_of
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     asked.add_argument("--prompts", type=int, default=8, help="of the round, with a group of 8 each")
     asked.add_argument("--repeats", type=int, default=5)
     want = asked.parse_args()
-    console, (place, settings) = Console(width=150, highlight=False), profile()
+    console, (place, settings) = Console(width=150, highlight=False), active_profile()
     denoiser, encoder, task = random_model(want.canvas)
     console.print(tables.machine(machine(denoiser, place.root)))
     prompts = random_prompts(task, encoder, want.prompts)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -238,7 +239,10 @@ def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> 
 
 def test_the_runs_graph_has_the_edges_that_dvc_knows(finished: Finished) -> None:
     runs = {task.id: task for task in _task_runs(finished.run)}
-    edges = {task.name: sorted(runs[i.id].name for i in task.task_inputs.get("wait_for", [])) for task in runs.values()}
+    edges: dict[str, list[str]] = {}
+    for task in runs.values():
+        waited: list[Any] = task.task_inputs.get("wait_for", [])
+        edges[task.name] = sorted(runs[i.id].name for i in waited)
     stages = {name: needs for name, needs in edges.items() if name not in ("preflight", "worktree", "promote")}
     assert stages == {
         "pretrain@mini-llada": [],

@@ -10,7 +10,6 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import mlflow.store.artifact.local_artifact_repo as local
 import pytest
 from mlflow import MlflowClient
 
@@ -119,8 +118,7 @@ def torn_copies(patch, count):
         if len(seen) == count:
             raise Killed
 
-    patch.setattr(local.shutil, "copy2", torn)
-    patch.setattr(local.shutil, "copyfile", torn)
+    patch.setattr(shutil, "copyfile", torn)
     patch.setattr(shutil, "copy2", torn)
 
 

@@ -265,7 +265,7 @@ def test_a_worse_policy_becomes_a_refused_version_and_a_better_one_the_champion(
     assert (tags["status"], tags["reason"]) == ("refused", verdict.reason) and "promoted" not in tags
     assert tags["gain"].startswith(f"{-6 * SPEED:+.1f} [")
     refused = client.get_model_version("unmasking-policy-tiny", "2")
-    assert refused.description == str(verdict) and refused.description.startswith("refused (version 2): not surely")
+    assert refused.description == str(verdict) and str(verdict).startswith("refused (version 2): not surely")
     assert refused.aliases == []
     run = client.get_run(str(verdict.run_id)).data.tags
     assert run["verdict"] == verdict.headline

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def denoiser(request) -> TransformerDenoiser:
             return TransformerDenoiser(LlamaForCausalLM(LlamaConfig(**SIZES)), MASK, range(WORDS), shifted=False)
         if request.param == "a2d-qwen3":
             model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8))
-            for layer in model.model.layers:
+            for layer in cast(Any, model.model.layers):
                 layer.self_attn.q_norm.weight.data.uniform_(0.5, 2.0)
                 layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
             return TransformerDenoiser(model, MASK, range(WORDS), shifted=False)
@@ -158,7 +158,7 @@ def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost)
     one, two = whole.observation, other.observation
     assert one.top_ids_BLK is not None and one.attention_BLLA is not None and two.attention_BLLA is not None
     assert one.attention_layers == two.attention_layers == (-1, 0)
-    assert torch.equal(one.top_ids_BLK, two.top_ids_BLK)
+    assert two.top_ids_BLK is not None and torch.equal(one.top_ids_BLK, two.top_ids_BLK)
     torch.testing.assert_close(one.attention_BLLA, two.attention_BLLA, rtol=0, atol=1e-6)
     assert bool((one.attention_BLLA.sum((1, 2, 3)) > 0).all())
 

@@ -83,9 +83,12 @@ class Literal:
     """One row, by Python's floats and the formulas of the module's text, one position after the other."""
 
     def __init__(self, given: dict[str, Any], row: int) -> None:
-        numbers = {name: v[row].tolist() if isinstance(v, Tensor) and v.ndim else float(v) for name, v in given.items()}
+        numbers: dict[str, Any] = {
+            name: v[row].tolist() if isinstance(v, Tensor) and v.ndim else float(v) for name, v in given.items()
+        }
         self.l, self.b, self.w = numbers["log_odds_BL"], numbers["bias_BL"], numbers["shift_BLL"]
-        self.m, self.numbers, self.left = numbers["mix_BL"], numbers, set(np.flatnonzero(numbers["eligible_BL"]))
+        self.m, self.numbers = numbers["mix_BL"], numbers
+        self.left: set[int] = set(np.flatnonzero(numbers["eligible_BL"]).tolist())
         self.taken: list[int] = []
         self.risk = 0.0
 
@@ -222,7 +225,7 @@ def test_without_shifts_and_cost_it_is_dpls_or_bernoulli_bit_for_bit(dtype: torc
     source = torch.Generator().manual_seed(5)
     eligible = torch.rand(64, 21, generator=source) < 0.6
     for seed, temperature in itertools.product(range(2), (1.0, 0.7)):
-        given = scores(seed, eligible, dtype) | {"cost": 0.0, "temperature": temperature}
+        given: dict[str, Any] = scores(seed, eligible, dtype) | {"cost": 0.0, "temperature": temperature}
         given["shift_BLL"] = torch.zeros_like(given["shift_BLL"])
         ours, known = CoupledPlackettLuce(**given), DPLS(CoupledPlackettLuce(**given).logits_BL, eligible, temperature)
         for action in (ours.sample(noise(64)), known.sample(noise(64)), ours.mode()):

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from components.core.errors import CheckpointError, DataError
 from components.core.rng import generator
 from components.core.types import Canvas
-from components.denoisers import TransformerDenoiser, embedded, load
+from components.denoisers import LoadedDenoiser, TransformerDenoiser, embedded, load
 from components.denoisers.encoder import Encoder
 from components.denoisers.loading import probe
 from tests.messages import has_remedy
@@ -247,7 +247,7 @@ def bidirectional(model: Any, ids_BT: Tensor) -> Tensor:
         return model(input_ids=ids_BT, attention_mask=mask, use_cache=False).logits
 
 
-def logits_of(denoiser: TransformerDenoiser, ids_BT: Tensor, attend_BT: Tensor | None = None) -> Tensor:
+def logits_of(denoiser: LoadedDenoiser, ids_BT: Tensor, attend_BT: Tensor | None = None) -> Tensor:
     attend_BT = torch.ones_like(ids_BT, dtype=torch.bool) if attend_BT is None else attend_BT
     return denoiser.logits(denoiser.hidden(Canvas(ids_BT, attend_BT, 0))[0])
 

@@ -49,6 +49,7 @@ WIDTH = 16  # of the denoiser, hence of the features
 CALLER = {"commit": "0123abc", "training": '{"iterations": 3}'}
 
 
+Exported = Callable[[str], tuple[LearnedPolicy, Path]]
 SMALL: dict[str, Any] = dict(width=16, heads=2, mlp_width=32)
 CASES = {
     "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
@@ -81,7 +82,7 @@ def make(name: str) -> LearnedPolicy:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LearnedPolicy, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """One export for each case, made when it is first asked for: they take seconds."""
 
     @functools.cache
@@ -98,12 +99,12 @@ LONG = [name if name == "bernoulli" else pytest.param(name, marks=pytest.mark.e2
 
 
 @pytest.fixture(scope="module", params=LONG)
-def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[LearnedPolicy, Path]:
+def pair(request: pytest.FixtureRequest, exported: Exported) -> tuple[LearnedPolicy, Path]:
     return exported(request.param)
 
 
 @pytest.fixture(scope="module")
-def bernoulli(exported: Callable) -> tuple[LearnedPolicy, Path]:
+def bernoulli(exported: Exported) -> tuple[LearnedPolicy, Path]:
     return exported("bernoulli")
 
 
@@ -285,7 +286,7 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[LearnedPolicy, Path]) -> N
 
 
 @pytest.mark.e2e
-def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Callable) -> None:
+def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Exported) -> None:
     """``alpha_B`` is an input of a policy that was trained for several alphas, and of no other."""
     for name, reads in (("dpls", True), ("bernoulli", False), ("categorical", False)):
         policy, path = exported(name)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -289,7 +290,7 @@ def profile(name: str, source: str | None = None) -> Settings:
     ],
 )
 def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
-    monkeypatch, name: str, source: str | None, environment: dict
+    monkeypatch, name: str, source: str | None, environment: dict[str, str]
 ) -> None:
     import torch
 
@@ -303,7 +304,7 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
     ("name", "source", "environment"),
     [("tiny", None, {}), ("gpu", None, {"UNMASK_DEVICE": "cpu"}), ("tiny", "my_package.models:small", {})],
 )
-def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict) -> None:
+def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict[str, str]) -> None:
     preflight.check_device(profile(name, source), environment)
 
 
@@ -373,7 +374,7 @@ def test_the_table_has_the_difference_in_view(tmp_path: Path) -> None:
         ({"promote": False, "version": "4", "live": True, "reason": "-"}, "version 4 is already live"),
     ],
 )
-def test_the_last_state_says_the_verdict(verdict: dict | None, said: str) -> None:
+def test_the_last_state_says_the_verdict(verdict: dict[str, Any] | None, said: str) -> None:
     state = results.completed(results.headline(verdict), 1)
     assert (state.name, state.message) == ("Completed", said)
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ CANVAS, ALPHA = 16, 1.0
 sweeps = st.lists(st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=8)
 
 
-def table(points):
+def table(points: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
     return [{"family": "threshold", "nfe": nfe, "accuracy": accuracy} for nfe, accuracy in points]
 
 

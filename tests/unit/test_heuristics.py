@@ -40,7 +40,7 @@ DRIFT = [[0.0, 0.0], [0.005, 0.2], [0.001, 0.001], [0.0, 0.0], [0.001, 0.002], [
 END = 7
 
 
-def example(**changes: list) -> Observation:
+def example(**changes: Any) -> Observation:
     confidence = torch.tensor([changes.pop("confidence", CONFIDENCE)])
     masked = torch.tensor([[True, True, True, False, True, True]])
     given: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch import Tensor
 from components.core.errors import DataError
 from components.core.types import Canvas
 from components.decode.prompts import Prompts
-from components.denoisers import embedded
+from components.denoisers import TransformerDenoiser, embedded
 from components.denoisers.cached import CachedDenoiser
 from components.denoisers.loading import Encoder
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -131,17 +131,18 @@ def test_how_the_visits_are_batched_changes_no_label(denoiser, monkeypatch):
 class Counting:
     """A denoiser that counts its row-forwards."""
 
-    def __init__(self, inner) -> None:
+    def __init__(self, inner: TransformerDenoiser) -> None:
+        self.inner = inner
         self.__dict__.update({n: v for n, v in vars(inner).items()}, inner=inner, stateless=True, rows=0)
 
     def start(self, canvas):
         return None
 
-    def hidden(self, canvas, state=None):
+    def hidden(self, canvas: Canvas, state: Any = None) -> Any:
         self.rows += len(canvas.ids_BT)
         return self.inner.hidden(canvas, state)
 
-    def logits(self, hidden_ND):
+    def logits(self, hidden_ND: Tensor) -> Tensor:
         return self.inner.logits(hidden_ND)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.refresh import refresh, tokens_per_forward
 from components.denoisers import embedded
+from components.denoisers.protocol import Denoiser
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Klass, Threshold
 from tests.messages import has_remedy
@@ -86,10 +88,11 @@ def test_what_grows_with_the_vocabulary_is_only_what_keeps_distributions(denoise
             self.__dict__.update(vars(denoiser), vocabulary=126_464, start=denoiser.start)
 
     job = job_of(2)
-    narrow, wide = (memory.count(job, d, Needs()) for d in (denoiser, Wide()))
+    large = cast(Denoiser, Wide())
+    narrow, wide = (memory.count(job, d, Needs()) for d in (denoiser, large))
     assert wide.row == narrow.row
     assert wide.forward(10**6) - 10**6 * wide.position <= 2 * sum(wide.chunks) + 3 * wide.chunks[1]  # chunked
-    assert memory.count(job, Wide(), Klass(0.5, 1.0).needs).row > LENGTH * 126_464 * 4
+    assert memory.count(job, large, Klass(0.5, 1.0).needs).row > LENGTH * 126_464 * 4
 
 
 @settings(max_examples=200, deadline=None)

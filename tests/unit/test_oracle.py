@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
     """All trajectories of positive probability, by recursion over drawn actions (not over committed sets)."""
     distributions = [policy.distribution(level.observation) for level in lattice.levels]
 
-    def walk(depth: int, state: int, steps: list, p: float) -> Iterator[Path]:
+    def walk(depth: int, state: int, steps: list[Any], p: float) -> Iterator[Path]:
         level, one = lattice.levels[depth], take(distributions[depth], torch.tensor([state]))
         eligible = level.observation.eligible_BL[state]
         edges = {
@@ -397,12 +398,12 @@ def mean_gradient(
     old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
     plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
     pairs = Pairs(groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row])
-    loss, _ = surrogate(policy, pairs, Method(plan, objective, reference))
+    loss, _ = surrogate(cast(Any, policy), pairs, Method(plan, objective, reference))
     return -flat_gradient(loss, policy)
 
 
 def flat_gradient(value: Tensor, policy) -> Tensor:
-    found = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(policy.parameters(), found, strict=True)]
     )

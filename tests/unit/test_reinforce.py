@@ -34,6 +34,7 @@ from tests.doubles import learner, snapshot
 torch.set_num_threads(1)
 
 PLAN = Plan(iterations=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
+OBJECTIVE, START = Objective(), TrainState()
 
 
 def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
@@ -44,19 +45,20 @@ def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
 def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
     """Far from its zero initialisation, so that shifts and mixture count."""
     torch.manual_seed(seed)
-    policy = CoupledPolicy(CoupledShape(**dict(top_k=3, width=8, heads=2, mlp_width=8, pair_width=6, tau=-1.0) | shape))
+    small: dict[str, Any] = dict(top_k=3, width=8, heads=2, mlp_width=8, pair_width=6, tau=-1.0)
+    policy = CoupledPolicy(CoupledShape(**small | shape))
     with torch.no_grad():
         for weight in policy.parameters():
             weight += 0.3 * torch.randn_like(weight)
     return policy
 
 
-def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Experience:  # noqa: B008
+def gathered(task, policy, plan=PLAN, objective=OBJECTIVE, reference=None, expert=None) -> Experience:
     method = Method(plan, objective, reference, expert)
     return collect(policy, task.denoiser(), task.prompts(), method, 0, Timer())
 
 
-def run(task, policy, plan=PLAN, objective=Objective(), state=TrainState()) -> list[dict[str, float]]:  # noqa: B008
+def run(task, policy, plan=PLAN, objective=OBJECTIVE, state=START) -> list[dict[str, float]]:
     """The figures of every iteration of a training."""
     method, optimizer = Method(plan, objective), optimizer_for(policy, plan)
     iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method, state)

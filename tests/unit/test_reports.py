@@ -44,7 +44,10 @@ SWEEPS = {
 SKILL = {"random": 0.5, "left_to_right": 0.6, "threshold": 1.0, "factor": 1.12, "entropy_bound": 1.25}
 
 
-def synthetic(tasks=(("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7)), seed=0):
+TASKS: tuple[tuple[str, int, float], ...] = (("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7))
+
+
+def synthetic(tasks: tuple[tuple[str, int, float], ...] = TASKS, seed: int = 0) -> list[EvalResult]:
     """Cells that look like an evaluation: accuracy saturates with NFE, rules differ in how fast, policies are ahead."""
     rng = np.random.default_rng(seed)
     cells = []
@@ -88,7 +91,7 @@ def make_cell(task, family, setting, block, nfe, length, skill, prompts=512, cho
     )
 
 
-def synthetic_decodes(seed=0, prompts=12):
+def synthetic_decodes(seed: int = 0, prompts: int = 12) -> list[dict[str, Any]]:
     """Decodes of a board, a larger board and a line; the learned policy needs the fewest forwards."""
     rng = np.random.default_rng(seed)
     rules = (("confidence", "1", 1.0), ("entropy_bound", "0.1", 0.5), ("distilled", "", 0.5), ("learned", "", 0.32))
@@ -121,7 +124,7 @@ def synthetic_decodes(seed=0, prompts=12):
     return decodes
 
 
-def synthetic_view(rng, order):
+def synthetic_view(rng: np.random.Generator, order: np.ndarray) -> dict[str, Any]:
     """A coupled policy's first step that fits the order."""
     length = len(order)
     shift = np.round(rng.normal(-0.5, 2.0, (length, length)) * (1 - np.eye(length)), 2)
@@ -129,7 +132,7 @@ def synthetic_view(rng, order):
     return {"alone": alone.tolist(), "taken": np.flatnonzero(order == 0).tolist(), "shift": shift.tolist()}
 
 
-def synthetic_rounds(rounds=60, seed=0):
+def synthetic_rounds(rounds: int = 60, seed: int = 0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     names = {
         "reward/mean": 0.6,

@@ -4,6 +4,7 @@ import itertools
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ def examples(task, count=25, seed=7):
     return [task.sample(index, seed) for index in range(count)]
 
 
-def full_grids(box_rows, box_columns, clues):
+def full_grids(box_rows: int, box_columns: int, clues: str) -> Iterator[str]:
     """All completions of a sudoku, by plain search over rows, columns and boxes (written apart from the library)."""
     side = box_rows * box_columns
     cells = list(clues)
@@ -39,7 +40,7 @@ def full_grids(box_rows, box_columns, clues):
                 return False
         return True
 
-    def search():
+    def search() -> Iterator[str]:
         if "." not in cells:
             yield "".join(cells)
             return

@@ -64,7 +64,7 @@ def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(kind,
 @pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
 def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(kind, spelled_by):
     task = build(kind, spelled_by=spelled_by)
-    seen: dict[str, Counter] = {}
+    seen: dict[str, Counter[str]] = {}
     for example in (task.sample(index, 5) for index in range(150)):
         for text in (example.answer, *example.metadata["respelled"]):
             assert task.score(text, example).correct == 1.0 and plain_of(text) == plain_of(example.answer)
@@ -102,7 +102,7 @@ def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind):
     plain = build(PLAIN[kind])
     for spelled_by in ("position", "content", "style"):
         task = build(kind, spelled_by=spelled_by)
-        marks = Counter()
+        marks = Counter[str]()
         for example in (task.sample(index, 2) for index in range(60)):
             mark = example.prompt[1] if spelled_by == "style" else ""
             marks[mark] += 1
