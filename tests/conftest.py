@@ -21,6 +21,11 @@ for name in ("ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"
     os.environ.setdefault(name, "1")
 for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}.items():
     os.environ.setdefault(name, value)
+# What a shell, a Git hook or a flow has set for its own runs reaches no test.
+OUTSIDE = ("MLFLOW_TRACKING_URI", "UNMASK_DEVICE", "UNMASK_CODE", "UNMASK_REPOSITORY", "DVC_STAGE", "PREFECT_API_URL")
+for name in (*OUTSIDE, "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    os.environ.pop(name, None)
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 WORDS = 16  # 0 is the mask, 1 to 15 the letters a to o
 
