@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -117,6 +118,16 @@ class ManyTexts:
 
     def prompts(self) -> Prompts:
         return Prompts.of(cast(Any, self), [self.sample(0, 0)], cast(Encoder, Letters()))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without a run. Making the tables takes seconds; every test starts from a copy."""
+    from components.tracking import store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.connect(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture

@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.tracking import store
 from tests.registry import new_store
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """Making the tables takes seconds; every test starts from a copy."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store.connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")

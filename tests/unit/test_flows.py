@@ -29,6 +29,7 @@ from flows.rollback import rollback_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
 from tests.messages import has_remedy
+from tests.registry import new_store
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """\
@@ -379,10 +380,11 @@ def test_the_last_state_says_the_verdict(verdict: dict[str, Any] | None, said: s
     assert (state.name, state.message) == ("Completed", said)
 
 
-def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(tmp_path: Path, monkeypatch) -> None:
+def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(results.UI, raising=False)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = store.connect(uri)
+    uri, client = f"sqlite:///{tmp_path}/mlflow.db", new_store(empty_store, tmp_path)
     made = client.create_run(store.experiment(client, "unmask-tiny"))
     verdict = {"run_id": made.info.run_id}
     assert results.UI in results.links_page(tmp_path, verdict, uri)
