@@ -17,7 +17,7 @@ from components.evaluation import gate
 from components.evaluation.evidence import Evidence, check_result, result_json, result_of
 from components.evaluation.gate import decide, envelope, measure, resample, scores
 from components.evaluation.results import EvalResult
-from components.trainers.rewards import multiplicative
+from components.maths.objectives import multiplicative
 from tests.messages import has_remedy
 
 HEURISTICS = {"0.7": (4.0, 0.40), "0.8": (5.0, 0.65), "0.9": (6.5, 0.90), "1.0": (9.0, 0.97)}
