@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
 
 
 @pytest.fixture
-def root(tmp_path, empty_store, monkeypatch):
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for processes that a test starts
     monkeypatch.chdir(tmp_path)

@@ -341,7 +341,9 @@ def test_parameters_out_of_bounds_and_settings_that_cannot_work_make_nothing(toy
     assert not _ran(toy) and not _worktrees(toy)
 
 
-def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(toy: Path, monkeypatch) -> None:
+def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -369,7 +371,9 @@ def test_an_evaluation_runs_what_it_needs_and_promotes_nothing(toy: Path) -> Non
     assert found.result()["stages"] == ["pretrain@mini-llada", "train", "gate"]
 
 
-def test_the_last_state_of_a_promotion_and_of_a_rollback_says_what_was_done(toy: Path, monkeypatch) -> None:
+def test_the_last_state_of_a_promotion_and_of_a_rollback_says_what_was_done(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[object] = []
 
     def rollback(*given: object) -> Rollback:

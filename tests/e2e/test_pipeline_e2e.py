@@ -88,14 +88,18 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
     return clone, json.loads(clone.run("unmask", "promote", "--json").splitlines()[-1])
 
 
-def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
+def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(
+    killed: tuple[Clone, dict[str, Any], list[str]],
+) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
     steps = [row["step"] for row in read_lines(lines, torn=True)]
     assert facts["iteration"] == SAVED and steps == list(range(KILLED + 1))
 
 
-def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
+def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(
+    killed: tuple[Clone, dict[str, Any], list[str]], pipeline: tuple[Clone, str]
+) -> None:
     clone, said = pipeline
     assert f"resumes after iteration {SAVED} of {ITERATIONS}" in said
     stages = killed[2] + ran(said)
@@ -106,7 +110,9 @@ def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pip
     assert {"gate-rules", "transfer-rules@longer", "transfer@longer", "ood-rules@related", "ood@related"} <= wanted
 
 
-def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipeline, tmp_path: Path) -> None:
+def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    killed: tuple[Clone, dict[str, Any], list[str]], pipeline: tuple[Clone, str], tmp_path: Path
+) -> None:
     clone, _ = pipeline
     other = Clone(tmp_path, add_a_task_kind)
     for part in ("data", "pretrain", "influence", "distill"):
@@ -127,7 +133,9 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     assert len({row["policy/entropy"] for row in curves[0]}) == ITERATIONS
 
 
-def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(killed, promoted) -> None:
+def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(
+    killed: tuple[Clone, dict[str, Any], list[str]], promoted: tuple[Clone, dict[str, Any]]
+) -> None:
     clone, verdict = promoted
     client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -139,19 +147,19 @@ def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a
     assert sorted(point.step for point in history) == list(range(ITERATIONS)) and run.info.status == "FINISHED"
 
 
-def test_a_second_repro_runs_nothing(pipeline) -> None:
+def test_a_second_repro_runs_nothing(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     said = clone.run("dvc", "repro")
     assert not ran(said) and "up to date" in said
 
 
-def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> None:
+def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     with clone.other_alpha():
         assert ran(clone.run("dvc", "repro", "--dry")) == ["train"]  # what follows depends on what that gives
 
 
-def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
+def test_dvc_shows_metrics_parameters_and_plots(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
     assert set(shown) == {str(P / "result" / f"{name}.json") for name in (GATE, "gate")}
@@ -167,7 +175,7 @@ def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> Non
     assert "report" in clone.run("dvc", "dag")
 
 
-def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
+def test_the_report_is_there_and_speaks_of_this_training(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     folder = clone.folder / P / "report"
     pictures = ("pareto.png", "pareto-all.png", "learning.png", "headroom.png", "picture.png")
@@ -222,7 +230,7 @@ def test_the_run_is_shown_before_any_promotion(pipeline: tuple[Clone, str]) -> N
     assert {"report/card.md", "report/pareto.png", "tables/gate.csv"} <= shown
 
 
-def test_promoting_twice_names_one_version_and_changes_nothing(promoted) -> None:
+def test_promoting_twice_names_one_version_and_changes_nothing(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, verdict = promoted
     assert verdict["promote"] and verdict["version"] == "1"
     before = _registry(clone)
@@ -245,7 +253,9 @@ def _registry(clone: Clone) -> str:
     return repr((dict(client.get_registered_model(name)), versions, runs, files))
 
 
-def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(promoted) -> None:
+def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(
+    promoted: tuple[Clone, dict[str, Any]],
+) -> None:
     clone, _ = promoted
     champion = f"models:/{registry.model_name('tiny')}@champion"
     prompt = read_lines(clone.folder / P / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0]["prompt"]
@@ -275,14 +285,14 @@ def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[C
     assert chosen and all(state["masked_BL"][0][place] for place in chosen)
 
 
-def test_the_doctor_is_content(promoted) -> None:
+def test_the_doctor_is_content(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, _ = promoted
     lines = clone.run("unmask", "doctor").splitlines()
     assert len(lines) >= 8 and all(line.startswith("ok ") for line in lines)
     assert f"all of {P}" in lines[-1]
 
 
-def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline) -> None:
+def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     logged = {
         name

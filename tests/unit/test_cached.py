@@ -52,7 +52,7 @@ def job_of(block: int | None = None) -> Job:
     return Job(prompts, prompt_R, prompt_R + 7, member_R, length_P[prompt_R], block_R, torch.zeros_like(prompt_R))
 
 
-def learned(**shape) -> ConfidencePolicy:
+def learned(**shape: Any) -> ConfidencePolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16, bias=-1.0, **shape)).double()

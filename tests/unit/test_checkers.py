@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def build(name: str, **knobs: object) -> TextTask:
         ("", False),
     ],
 )
-def test_numeric_answers(text, right):
+def test_numeric_answers(text: str, right: bool):
     assert number_equal(text, "She sells them.\n#### 18") is right
 
 
@@ -71,7 +72,7 @@ def test_numeric_answers(text, right):
         ("18", None),
     ],
 )
-def test_the_answer_stands_where_the_prompt_asks_for_it(text, answer):
+def test_the_answer_stands_where_the_prompt_asks_for_it(text: str, answer: str | None):
     assert final_answer(text) == answer
 
 
@@ -100,7 +101,7 @@ MATHEMATICS = [
 
 
 @pytest.mark.parametrize(("text", "gold", "right"), MATHEMATICS)
-def test_mathematical_answers(text, gold, right):
+def test_mathematical_answers(text: str, gold: str, right: bool):
     assert math_equal(text, gold) is right
 
 
@@ -164,13 +165,13 @@ x_1 || x_2
 
 
 @pytest.mark.parametrize("pair", SAME)
-def test_equal_mathematics(pair):
+def test_equal_mathematics(pair: str):
     gold, answer = pair.split(" || ")
     assert math_equal(f"\\boxed{{{answer}}}", gold)
 
 
 @pytest.mark.parametrize("pair", OTHER)
-def test_unequal_mathematics(pair):
+def test_unequal_mathematics(pair: str):
     gold, answer = pair.split(" || ")
     assert not math_equal(f"<answer>{answer}</answer>", gold) and not math_equal(f"<answer>{gold}</answer>", answer)
 
@@ -194,7 +195,7 @@ def test_mathematical_answers_in_threads():
 
 
 @pytest.mark.parametrize("tower", ["9^{9^{9^{9}}}", "((((9!)!)!)!)!", "10^{10^{10}}"])
-def test_a_tower_hangs_no_thread_and_the_next_comparison_works(tower):
+def test_a_tower_hangs_no_thread_and_the_next_comparison_works(tower: str):
     verdicts = []
 
     def compare():
@@ -219,7 +220,7 @@ def test_workers_are_used_again_and_a_killed_one_is_replaced():
     assert mathematics.equal("2", "2.0")
 
 
-def test_gold_answers_of_real_formats_are_right(tmp_path):
+def test_gold_answers_of_real_formats_are_right(tmp_path: Path):
     test = json_lines(
         tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}]
     )
@@ -237,7 +238,7 @@ def test_gold_answers_of_real_formats_are_right(tmp_path):
     assert task.score(half.answer, two).correct == 0.0
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
+def test_files_that_cannot_be_read_say_why(tmp_path: Path):
     with pytest.raises(DataError, match="is not there"):
         build("gsm8k", test_path=str(tmp_path / "none.jsonl")).examples("test")
     (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"questi')
@@ -251,7 +252,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
         )
 
 
-def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch):
+def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"openai/gsm8k main \(test\) cannot be loaded .*test_path=FILE"):
         load_rows(None, ("openai/gsm8k", "main"), "test", "test_path")

@@ -36,6 +36,7 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.conftest import KeyFirst
 from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
 
@@ -109,13 +110,13 @@ def test_hidden_states_that_are_not_finite_stop_only_a_policy_that_reads_them():
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def train(key_first, policy: ConfidencePolicy) -> None:
+def train(key_first: KeyFirst, policy: ConfidencePolicy) -> None:
     method, optimizer = Method(PLAN, Objective(signal="dense")), optimizer_for(policy, PLAN)
     for _ in reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method):
         pass
 
 
-def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first):
+def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first: KeyFirst):
     policy = learner()
     before = snapshot(policy)
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
@@ -125,7 +126,9 @@ def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
-def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first, monkeypatch):
+def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch
+):
     policy = learner()
     before = snapshot(policy)
     monkeypatch.setitem(
@@ -139,7 +142,9 @@ def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first, monkeypatch, error):
+def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+):
     policy = learner()
     policy.temperature = 0.7
 
@@ -153,7 +158,7 @@ def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first
     assert policy.temperature == 0.7
 
 
-def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
+def test_distillation_stops_before_a_step_that_is_not_finite(key_first: KeyFirst):
     policy = learner()
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
@@ -292,7 +297,7 @@ def test_equal_rewards_give_an_advantage_of_exactly_zero(reward: float, members:
     assert bool((advantage_R[members:] != 0).any())
 
 
-def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatch):
+def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(REWARDS, "multiplicative", lambda score_R, *rest: torch.full_like(score_R, 0.7))
     policy, plan = learner(), replace(PLAN, group=5)
     before, method = snapshot(policy), Method(plan, Objective())
@@ -305,7 +310,7 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
 # --- what bfloat16 depends on --------------------------------------------------------------------------------------
 
 
-def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first):
+def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first: KeyFirst):
     from components.evaluation.evaluate import Board, Candidate, evaluate
 
     denoiser, job = key_first.denoiser(), key_first.prompts().job(None)

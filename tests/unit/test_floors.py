@@ -272,7 +272,9 @@ def test_the_version_is_that_of_the_installed_package(tmp_path: Path) -> None:
         (("promote", "--dry-run"), "params.yaml cannot be read"),
     ],
 )
-def test_outside_the_repository_a_command_refuses_in_one_line(words: tuple[str, ...], named: str, tmp_path) -> None:
+def test_outside_the_repository_a_command_refuses_in_one_line(
+    words: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
     assert_one_line(unmask(*words, cwd=tmp_path), named)
     assert not [*tmp_path.iterdir()]
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
@@ -89,7 +90,7 @@ FLOWS = (train_policy, promote_policy, rollback_policy, evaluate_policy, sweep)
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_the_form_says_what_an_empty_field_means(flow) -> None:
+def test_the_form_says_what_an_empty_field_means(flow: Flow[..., Any]) -> None:
     fields = parameter_schema(flow.fn).properties
     empty = {name for name, field in fields.items() if field["default"] in (None, "")}
     assert all("Empty: " in fields[name]["description"] for name in empty), fields
@@ -97,7 +98,7 @@ def test_the_form_says_what_an_empty_field_means(flow) -> None:
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_the_form_is_flat_described_and_its_defaults_are_valid(flow) -> None:
+def test_the_form_is_flat_described_and_its_defaults_are_valid(flow: Flow[..., Any]) -> None:
     schema = parameter_schema(flow.fn)
     assert not schema.definitions  # a nested default would be replaced as a whole by a run's partial value
     assert all(field.get("description") for field in schema.properties.values())
@@ -291,7 +292,7 @@ def profile(name: str, source: str | None = None) -> Settings:
     ],
 )
 def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
-    monkeypatch, name: str, source: str | None, environment: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, name: str, source: str | None, environment: dict[str, str]
 ) -> None:
     import torch
 

@@ -27,6 +27,7 @@ from components.policies.heuristics import (
     TopKRandom,
     shortlist,
 )
+from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from tests.doubles import picks
 
@@ -103,7 +104,7 @@ def example(**changes: Any) -> Observation:
     ],
     ids=str,
 )
-def test_worked_by_hand(rule, wanted):
+def test_worked_by_hand(rule: Policy, wanted: set[int]):
     assert picks(rule, example()) == wanted
 
 
@@ -200,7 +201,9 @@ def statistics(masked: Tensor, eligible: Tensor, step: int, seed: int) -> Observ
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(1, 9), block=st.integers(1, 9), rows=st.integers(1, 4), seed=st.integers(0, 99))
-def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positions(rule, length, block, rows, seed):
+def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positions(
+    rule: Policy, length: int, block: int, rows: int, seed: int
+):
     """Each step commits at least one position of every unfinished row, only eligible ones, none twice; finished rows
     are left alone; the block order is kept."""
     masked = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.8
@@ -222,7 +225,7 @@ def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positi
 
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 12), per_step=st.integers(1, 13))
-def test_quotas_are_llada_s_schedule(length, per_step):
+def test_quotas_are_llada_s_schedule(length: int, per_step: int):
     """ceil(L/K) steps, floor(L/steps) each, the remainder one each to the earliest; nothing is left masked."""
     steps = -(-length // per_step)
     wanted = [length // steps + (i < length % steps) for i in range(steps)]
@@ -235,7 +238,7 @@ def test_quotas_are_llada_s_schedule(length, per_step):
 
 
 @pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, Quota) or r.order != "random"], ids=str)
-def test_neighbours_and_padding_change_nothing(rule):
+def test_neighbours_and_padding_change_nothing(rule: Policy):
     masked = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < 0.7
     obs = statistics(masked, masked & (torch.arange(6) < 4), 3, 1)
     together = rule.distribution(obs).mode().drawn_BL

@@ -200,7 +200,9 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
     assert masked(text) == text
 
 
-def test_doctor_and_a_training_that_cannot_start_show_no_password(tmp_path: Path, monkeypatch) -> None:
+def test_doctor_and_a_training_that_cannot_start_show_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9/")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     from components.commands.doctor import tracker

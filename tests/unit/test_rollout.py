@@ -200,7 +200,7 @@ def paper_b(width: int, shortlist: int) -> FeaturePolicy:
     return policy.eval()
 
 
-def coupled(width: int = 0, **shape) -> CoupledPolicy:
+def coupled(width: int = 0, **shape: Any) -> CoupledPolicy:
     """A random coupled policy in float64, its shifts and its mixture away from where they start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -449,7 +449,7 @@ def test_engine_decides_what_the_reference_decides_over_transformers(which: str,
 
 
 @st.composite
-def situations(draw):
+def situations(draw: st.DrawFn):
     lengths = st.integers(1, 8).flatmap(
         lambda n: st.tuples(st.integers(0, 6), st.just(n), st.sampled_from([d for d in range(1, n + 1) if n % d == 0]))
     )
@@ -478,7 +478,7 @@ def situations(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(situations())
-def test_engine_decides_what_the_reference_decides_anywhere(situation):
+def test_engine_decides_what_the_reference_decides_anywhere(situation: tuple[Any, ...]):
     which, (first, second), job, options, room = situation
     denoiser = DENOISERS[which]()
     policies = [POLICIES[first](denoiser.width)]

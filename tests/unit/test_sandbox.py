@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,12 +65,12 @@ MBPP = {
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "kodcode"])
-def test_programs_are_not_run_unless_asked_for(name):
+def test_programs_are_not_run_unless_asked_for(name: str):
     with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*pass execute=True"):
         build(name)
 
 
-def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch):
+def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandbox, "_NAMESPACES", "/no/such/unshare")
     broken = sandbox.Way("/no/such/unshare")
     monkeypatch.setattr(sandbox, "_ROOT", broken)
@@ -85,7 +86,7 @@ def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypat
 
 
 @pytest.mark.parametrize(("name", "row"), [("humaneval", HUMANEVAL), ("mbpp", MBPP)])
-def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
+def test_gold_programs_pass_their_tests_and_others_do_not(name: str, row: dict[str, Any], tmp_path: Path):
     task = build(name, test_path=json_lines(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
     (example,) = task.examples("test")
     assert task.score(example.answer, example).correct == 1.0
@@ -95,7 +96,7 @@ def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
     ] * 4
 
 
-def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path):
+def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path: Path):
     task = build(
         "humaneval", test_path=json_lines(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
     )
@@ -162,12 +163,12 @@ CONFINED_BREAKOUTS = {
 
 
 @pytest.mark.parametrize("name", BREAKOUTS)
-def test_what_goes_wrong_in_a_program_is_a_failed_program(name):
+def test_what_goes_wrong_in_a_program_is_a_failed_program(name: str):
     assert not sandbox.run(BREAKOUTS[name], allow_unconfined=UNCONFINED).passed
 
 
 @pytest.mark.parametrize("name", CONFINED_BREAKOUTS)
-def test_a_program_does_not_leave_its_room(name, tmp_path):
+def test_a_program_does_not_leave_its_room(name: str, tmp_path: Path):
     if not CONFINED:  # here the law is the refusal
         with pytest.raises(SettingsError, match="cannot be confined"):
             sandbox.run("pass")
@@ -181,7 +182,7 @@ def test_a_program_does_not_leave_its_room(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
-def test_a_program_that_was_never_reached_is_nobodys_wrong_answer(monkeypatch):
+def test_a_program_that_was_never_reached_is_nobodys_wrong_answer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandbox, "way", lambda allow_unconfined: sandbox.Way("env false"))  # a room that breaks
     with pytest.raises(SettingsError, match="could not be started"):
         sandbox.run("pass")
