@@ -28,16 +28,18 @@ from components.core.types import Observation
 from components.maths.distributions import ActionDistribution
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
+from tests.registry import new_store
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with settings and nothing else."""
+def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A folder with settings and an empty store."""
     folder = tmp_path_factory.mktemp("bench")
     shutil.copy(ROOT / "params.yaml", folder)
+    new_store(empty_store, folder)
     return folder
 
 

@@ -216,10 +216,20 @@ print(json.dumps([said, sorted(sys.modules)]))
 """
 
 
-def test_help_names_inputs_outputs_and_an_example_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    done = python(f"COMMANDS = {COMMANDS!r}\n{HELPS}", tmp_path)
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], set[str]]:
+    """The text of --help by command, and the modules that are loaded after all of them."""
+    done = python(f"COMMANDS = {COMMANDS!r}\n{HELPS}", tmp_path_factory.mktemp("helps"))
+    assert not done.stderr
     said, loaded = json.loads(done.stdout)
-    assert not done.stderr and not set(HEAVY) & set(loaded)
+    return said, set(loaded)
+
+
+def test_help_names_inputs_outputs_and_an_example_and_loads_nothing_heavy(
+    helps: tuple[dict[str, str], set[str]],
+) -> None:
+    said, loaded = helps
+    assert not set(HEAVY) & loaded
     assert {"prepare", "decode", "compare", "promote", "doctor"} <= set(COMMANDS)
     for command in COMMANDS:
         assert re.search(rf"\b{command}\b", said["--help"])
@@ -242,9 +252,10 @@ def test_the_list_of_commands_is_whole_in_a_terminal_of_80_columns(tmp_path: Pat
         assert summary.endswith(".") and not summary.endswith("..."), (name, summary)
 
 
-def test_commands_that_take_a_policy_list_every_rule_with_what_its_number_may_be(tmp_path: Path) -> None:
-    done = python(f"COMMANDS = {COMMANDS!r}\n{HELPS}", tmp_path)
-    said, _ = json.loads(done.stdout)
+def test_commands_that_take_a_policy_list_every_rule_with_what_its_number_may_be(
+    helps: tuple[dict[str, str], set[str]],
+) -> None:
+    said, _ = helps
     for command in tools.TAKE_POLICIES:
         for name, rule in decoders().items():
             assert f"{name}{':N' if rule.number else ''} {rule.range}" in said[command.__name__], (command, name)
@@ -262,7 +273,9 @@ def test_the_version_is_that_of_the_installed_package(tmp_path: Path) -> None:
         (("promote", "--dry-run"), "params.yaml cannot be read"),
     ],
 )
-def test_outside_the_repository_a_command_refuses_in_one_line(words: tuple[str, ...], named: str, tmp_path) -> None:
+def test_outside_the_repository_a_command_refuses_in_one_line(
+    words: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
     assert_one_line(unmask(*words, cwd=tmp_path), named)
     assert not [*tmp_path.iterdir()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -48,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def test_a_policy_of_a_users_own_is_a_candidate(place: Workspace) -> None:
     settings = read(ROOT / "params.yaml")
-    assert candidate("my_own_module:Mine", place, settings, "mode").policy.threshold == 0.25
+    assert cast(Any, candidate("my_own_module:Mine", place, settings, "mode").policy).threshold == 0.25
 
 
 @pytest.mark.parametrize("path", ["my_own_module:Absent", "no_such_module:Mine"])

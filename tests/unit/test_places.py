@@ -139,7 +139,7 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path,
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
-@pytest.mark.parametrize("how", ["--temp", "--queue"])
+@pytest.mark.parametrize("how", ["--temp", pytest.param("--queue", marks=pytest.mark.e2e)])
 def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path, how: str) -> None:
     """A queued experiment runs the code of when it was queued, which the workspace has left by then."""
     root = tmp_path / "workspace"
@@ -203,7 +203,9 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
     assert masked(text) == text
 
 
-def test_doctor_and_a_training_that_cannot_start_show_no_password(tmp_path: Path, monkeypatch) -> None:
+def test_doctor_and_a_training_that_cannot_start_show_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9/")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     from components.commands.doctor import tracker

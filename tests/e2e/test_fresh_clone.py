@@ -27,6 +27,7 @@ from components.tracking import publish
 from components.tracking.tracker import read_curve
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
 PROMPT = "W.1...4..4..1..3."
