@@ -84,7 +84,7 @@ def costs(settings: Settings) -> list[Cost]:
         found.insert(0, Cost("influence", _source(settings, domain), canvas, probes + visits))
     for stage, model, task, prompts, wide in _cases(settings):
         length = settings.data.tasks[task].length
-        own = _judged(settings) * length * (1.0 if one else PARALLEL)
+        own = _variants(settings) * length * (1.0 if one else PARALLEL)
         forwards = prompts * (_swept(settings, length, wide) + own)
         found.append(Cost(f"{stage} {task}", _source(settings, model), length, forwards))
     return found
@@ -105,9 +105,9 @@ def _cases(settings: Settings) -> Iterator[tuple[str, str, str, int, bool]]:
         yield "rules and ood", case.model, case.task, counts.test, False
 
 
-def _judged(settings: Settings) -> int:
+def _variants(settings: Settings) -> int:
     """Decodes of one prompt by policies: each by its mode and at its offsets, the learned one per seed by sampling."""
-    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.judged.offsets.values())
+    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.variants.offsets.values())
 
 
 def _swept(settings: Settings, length: int, wide: bool) -> float:

@@ -22,6 +22,7 @@ from components.core.reach import offline_unless_hub_answers
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight is stored as
 ROWS = 16  # of each tensor that are compared with the file
 
 
@@ -138,7 +139,8 @@ def check_tied(path: str, model: Any) -> None:
 
 
 def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[str, str]) -> None:
-    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently.
+    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently; or
+    if the file holds whole numbers or 8-bit floats for weights.
 
     renamed: patterns of the file's names and what they become in the model.
     """
@@ -146,8 +148,13 @@ def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[
     for file in files:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
-                loaded = own.get(_renamed(name, renamed))
-                if loaded is not None and not _same(loaded, stored.get_slice(name)):
+                loaded, kept = own.get(_renamed(name, renamed)), stored.get_slice(name)
+                if loaded is not None and loaded.is_floating_point() and kept.get_dtype() not in FLOATS:
+                    raise CheckpointError(
+                        f"{file}: {name} is stored as {kept.get_dtype()}, which is no weight without its scale. Use a "
+                        f"checkpoint that is not quantized."
+                    )
+                if loaded is not None and not _same(loaded, kept):
                     raise CheckpointError(
                         f"{file}: {name} was loaded with other values than the file's. Use transformers >=5.13,<6."
                     )

@@ -102,7 +102,7 @@ def check_parity(
             f"{report.texts - report.equal_texts} of {report.texts} decoded texts differ (prompts "
             f"{', '.join(report.unequal[:5])}), at utilities that differ by up to {report.largest_decoding:.2e}; what "
             f"was evaluated is not what will be served; if that is float noise, these prompts hold a near tie: export "
-            f"a policy of another round"
+            f"a policy of another iteration"
         )
     return report
 
@@ -185,7 +185,7 @@ def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
 def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, decoding: Decoding) -> ParityReport:
     prompts, apart = decoding.prompts, _Apart(exported)
     watched = Watched(policy, apart)
-    job = replace(prompts.job(decoding.block_length), frontier=decoding.frontier)
+    job = prompts.job(decoding.block_length, decoding.frontier)
     equal_texts = equal_orders = 0
     unequal: list[str] = []
     for choose in CHOICES:

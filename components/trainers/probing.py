@@ -102,7 +102,7 @@ def collect(
     DataError if no visited state has two masks.
     """
     chosen = prompts.take(_drawn(len(prompts), plan, number))
-    job = replace(chosen.job(plan.block_length, answers=reference.needs.answer), frontier=plan.frontier)
+    job = chosen.job(plan.block_length, plan.frontier, answers=reference.needs.answer)
     policies: list[Policy] = [reference]
     if plan.on_policy_from is not None and number >= plan.on_policy_from:
         policies = [policy, reference]
@@ -162,9 +162,9 @@ def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
 def _drawn(count: int, plan: Probing, number: int) -> list[int]:
     """The prompts of chunk ``number``: each one once before the first one repeats."""
     first, last = number * plan.prompts, (number + 1) * plan.prompts
-    rounds = range(first // count, -(-last // count))
-    pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in rounds]
-    begin = first - rounds[0] * count
+    passes = range(first // count, -(-last // count))
+    pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in passes]
+    begin = first - passes[0] * count
     return torch.cat(pool)[begin : begin + plan.prompts].tolist()
 
 

@@ -5,6 +5,8 @@ The laws that hold for every task (gold, empty, cut, addresses, alphabet) are in
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,25 +20,25 @@ from components.tasks import build
 from components.tasks.example import END, Example, write_examples
 from components.tasks.splits import collect_all, split_of
 from components.trainers import pretrain as trainer
+from components.trainers.pretrain import Batch
 
 ROWS = list(itertools.permutations("1234"))
-PLAIN = {"worded_many": "sudoku_many", "worded_unique": "sudoku_unique", "worded_sorting": "number_sorting"}
-KINDS = list(itertools.product(PLAIN, ("position", "content", "style")))
+STYLES = ("position", "content", "style")
 # Written apart from the library: the spellings of each digit, as letters of the alphabet.
 LETTERS = {str(d): f"{d}{'jabcdefghi'[d]}{'tklmnopqrs'[d]}{'JABCDEFGHI'[d]}" for d in range(10)}
 
 
-def allowed(kind, spelled_by, place, digit, prompt):
+def allowed(spelled_by: str, place: int, digit: str, prompt: str):
     """The spellings of a digit by the rule's own words."""
     if spelled_by == "position":
-        row, column = (0, place) if kind == "worded_sorting" else (place // 4, place % 4)
+        row, column = place // 4, place % 4
         return LETTERS[digit][: [1, 2, 4][(row + column) % 3]]
     if spelled_by == "content":
         return LETTERS[digit][: dict(zip("0123456789", (3, 1, 2, 4, 3, 1, 2, 4, 3, 1), strict=True))[digit]]
     return LETTERS[digit][: {":": 1, ";": 2, "!": 4}[prompt[1]]]
 
 
-def grids(clues):
+def grids(clues: str):
     """All completions of a 4x4 grid, from rows that are permutations."""
     fits = [[row for row in ROWS if all(clues[i + c] in ("." + row[c]) for c in range(4))] for i in (0, 4, 8, 12)]
     for rows in itertools.product(*fits):
@@ -45,31 +47,31 @@ def grids(clues):
             yield "".join(map("".join, rows))
 
 
-def plain_of(text):
+def plain_of(text: str):
     return "".join(next(d for d, letters in LETTERS.items() if c in letters) for c in text)
 
 
-@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
-def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(kind, spelled_by):
-    task = build(kind, spelled_by=spelled_by)
+@pytest.mark.parametrize("spelled_by", STYLES)
+def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spelled_by: str):
+    task = build("worded_many", spelled_by=spelled_by)
     for example in (task.sample(index, 3) for index in range(6)):
         for place, digit in enumerate(plain_of(example.answer)):
-            right = allowed(kind, spelled_by, place, digit, example.prompt)
+            right = allowed(spelled_by, place, digit, example.prompt)
             for other in {*task.alphabet, END, "é", "9"}:
                 text = example.answer[:place] + other + example.answer[place + 1 :]
                 score = task.score(text, example)
                 assert (score.correct == 1.0) == (score.dense == 1.0) == (other in right), (text, example)
 
 
-@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
-def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(kind, spelled_by):
-    task = build(kind, spelled_by=spelled_by)
-    seen: dict[str, Counter] = {}
+@pytest.mark.parametrize("spelled_by", STYLES)
+def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(spelled_by: str):
+    task = build("worded_many", spelled_by=spelled_by)
+    seen: dict[str, Counter[str]] = {}
     for example in (task.sample(index, 5) for index in range(150)):
         for text in (example.answer, *example.metadata["respelled"]):
             assert task.score(text, example).correct == 1.0 and plain_of(text) == plain_of(example.answer)
             for place, (digit, written) in enumerate(zip(plain_of(text), text, strict=True)):
-                right = allowed(kind, spelled_by, place, digit, example.prompt)
+                right = allowed(spelled_by, place, digit, example.prompt)
                 seen.setdefault(right, Counter())[written] += 1
     assert {len(right) for right in seen} >= {1, 2, 4}
     for right, counts in seen.items():
@@ -87,22 +89,16 @@ def test_any_completion_of_a_worded_puzzle_is_right_in_any_wording_and_a_broken_
         found = set(grids(example.prompt[1:]))
         several += len(found) > 1
         for grid in full:
-            text = "".join(allowed("worded_many", "position", p, d, "")[-1] for p, d in enumerate(grid))
+            text = "".join(allowed("position", p, d, "")[-1] for p, d in enumerate(grid))
             assert task.score(text, example).correct == (grid in found)
     assert several >= 4
 
 
-def test_a_worded_puzzle_with_one_solution_refuses_other_full_grids():
-    task, example = build("worded_unique"), build("worded_unique").sample(0, 0)
-    assert [grid for grid in grids("." * 16) if task.score(grid, example).correct] == list(grids(example.prompt[1:]))
-
-
-@pytest.mark.parametrize("kind", PLAIN)
-def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind):
-    plain = build(PLAIN[kind])
-    for spelled_by in ("position", "content", "style"):
-        task = build(kind, spelled_by=spelled_by)
-        marks = Counter()
+def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added():
+    plain = build("sudoku_many")
+    for spelled_by in STYLES:
+        task = build("worded_many", spelled_by=spelled_by)
+        marks = Counter[str]()
         for example in (task.sample(index, 2) for index in range(60)):
             mark = example.prompt[1] if spelled_by == "style" else ""
             marks[mark] += 1
@@ -112,9 +108,8 @@ def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind):
         assert set(marks) == ({":", ";", "!"} if spelled_by == "style" else {""}) and min(marks.values()) >= 8
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_a_puzzle_stays_in_one_split_whatever_its_wording(kind):
-    drawn = collect_all(build(kind, spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
+def test_a_puzzle_stays_in_one_split_whatever_its_wording():
+    drawn = collect_all(build("worded_many", spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
     questions = {split: {x.metadata["question"] for x in examples} for split, examples in drawn.items()}
     assert {split: len(found) for split, found in questions.items()} == {"pretrain": 300, "tune": 40, "test": 40}
     assert not any(a & b for a, b in itertools.combinations(questions.values(), 2))
@@ -128,12 +123,11 @@ def test_a_worded_task_does_not_draw_the_plain_task_s_puzzles():
     assert len(plain & worded) < 3
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_what_gives_no_spelling_is_refused(kind):
+def test_what_gives_no_spelling_is_refused():
     with pytest.raises(SettingsError, match="Use position, content or style"):
-        build(kind, spelled_by="mood")
+        build("worded_many", spelled_by="mood")
     with pytest.raises(SettingsError, match="also a spelling of a digit"):
-        build(kind, marker="B")
+        build("worded_many", marker="B")
 
 
 def test_a_pair_is_right_where_both_halves_are_completed():
@@ -160,7 +154,7 @@ def test_the_grids_of_a_pair_are_told_apart():
 # --- where they are used --------------------------------------------------------------------------------------------
 
 
-def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monkeypatch):
+def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     workspace = Workspace(tmp_path, "tiny")
     shape = {"width": 8, "layers": 1, "heads": 1, "inner": 8, "steps": 1, "learning_rate": 0.01, "warmup": 0, "seed": 0}
     model = {"source": "embedded", "layout": "llada", "revision": None, "dtype": "float32", "rows": {"worded": 64}}
@@ -170,7 +164,12 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
     write_examples(corpus.split("pretrain"), [example])
     seen: list[str] = []
 
-    def watch(denoiser, batches, schedule, report):
+    def watch(
+        denoiser: object,
+        batches: Callable[[int], list[Batch]],
+        schedule: object,
+        report: Callable[[int, dict[str, float]], None],
+    ):
         (batch,) = batches(0)
         letters = sorted(set(build("worded_many").alphabet))
         seen.extend("".join(letters[i - 4] for i in row) for row in batch.answer_BL.tolist())
@@ -181,7 +180,7 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
     assert set(seen) == {example.answer, *example.metadata["respelled"]} and len(seen) == 64
 
 
-def test_a_typed_prompt_with_many_answers_is_judged(tmp_path):
+def test_a_typed_prompt_with_many_answers_is_judged(tmp_path: Path):
     workspace, grid = Workspace(tmp_path, "tiny"), next(grids("1..............."))
     for kind, prompt, text in (
         ("worded_many", "W1...............", grid),
@@ -190,4 +189,4 @@ def test_a_typed_prompt_with_many_answers_is_judged(tmp_path):
         task = build(kind)
         example, judged = example_for(workspace, kind, task, prompt)
         assert judged and task.score(text, example).correct == 1.0
-    assert example_for(workspace, "worded_unique", build("worded_unique"), "X1...............")[1] is False
+    assert example_for(workspace, "sudoku_unique", build("sudoku_unique"), "U1...............")[1] is False
