@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.errors import DataError
-from components.core.files import write_text
+from components.core.files import read_curve, write_text
 from components.reports.files import STYLE, write_figure
 from components.reports.pareto import POLICY_COLOUR
-from components.tracking.tracker import read_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

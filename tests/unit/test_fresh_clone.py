@@ -24,7 +24,6 @@ from components.reports import boards, headroom
 from components.stages.common.runfile import RunRecord
 from components.stages.common.workspace import Workspace
 from components.tracking import publish
-from components.tracking.tracker import read_curve
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +246,7 @@ def test_a_value_of_another_type_is_refused_by_file_and_place(name: str, tmp_pat
             target = target[key]
         target[place[-1]] = [{"another": "type"}] if isinstance(target[place[-1]], dict) else {"another": ["type"]}
         path.write_text(json.dumps(changed), encoding="utf-8")
-        with pytest.raises(DataError, match=rf"file\.json: {dotted}.* is of another type .*Run `dvc repro`"):
+        with pytest.raises(DataError, match=rf"file\.json: {dotted}.* is of another type.*Run `dvc repro`"):
             files.read_json(path, kind=kind)
         found += 1
     assert found
@@ -268,7 +267,7 @@ def test_a_step_of_a_curve_that_is_no_whole_number_is_refused(step: str, tmp_pat
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": {step}, "reward/mean": 0.5}}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"metrics\.jsonl.*Run `dvc repro`"):
-        read_curve(path)
+        files.read_curve(path)
 
 
 def test_a_figure_that_is_not_known_is_left_out_of_mlflow(tmp_path: Path) -> None:
