@@ -93,14 +93,14 @@ def kept_step(iterations: Sequence[Mapping[str, Any]]) -> int | None:
     return int(steps[values.argmax()]) if len(steps) else None
 
 
-def write_csv(path: Path, iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
+def write_csv(path: Path, iterations: Sequence[Mapping[str, Any]]) -> Path:
     """The drawn quantities for DVC's plots: ``step`` and one column per quantity, named as logged, blank if absent.
 
     Errors:
-        DataError: none of ``panels`` was logged.
+        DataError: none of them was logged.
     """
     text = io.StringIO(newline="")
-    columns = ["step", *_present(iterations, panels)]
+    columns = ["step", *_present(iterations, PANELS)]
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore", restval="")
     writer.writeheader()
     writer.writerows(iterations)

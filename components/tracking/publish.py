@@ -116,7 +116,7 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
     data = client.get_run(run_id).data
     tags = {key: value for key, value in entries.run_tags(run).items() if data.tags.get(key) != value}
     known = entries.logged_points(client, run_id)
-    # The files do not say when a round was; all that is added late carries the end of the run.
+    # The files do not say when an iteration ended; all that is added late carries the end of the run.
     curves = [
         point
         for record in read_curve(outputs / "train" / "metrics.jsonl")

@@ -4,6 +4,7 @@ is equal stays equal."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from components.maths.distributions import Bernoulli, Categorical, commit
 from components.maths.objectives import REWARDS, group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
-from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.confidence import ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.trainers.clipping import clip_finite
@@ -36,21 +37,14 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.conftest import KeyFirst
+from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)
 
 BAD = {"NaN": math.nan, "infinite": math.inf}
 PLAN = Plan(iterations=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
-
-
-def learner(features: int = 0) -> ConfidencePolicy:
-    torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, features=features))
-
-
-def snapshot(policy: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
 
 # --- logits and hidden states --------------------------------------------------------------------------------------
@@ -117,13 +111,13 @@ def test_hidden_states_that_are_not_finite_stop_only_a_policy_that_reads_them():
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def train(key_first, policy: ConfidencePolicy) -> None:
+def train(key_first: KeyFirst, policy: ConfidencePolicy) -> None:
     method, optimizer = Method(PLAN, Objective(signal="dense")), optimizer_for(policy, PLAN)
     for _ in reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method):
         pass
 
 
-def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first):
+def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first: KeyFirst):
     policy = learner()
     before = snapshot(policy)
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
@@ -133,7 +127,9 @@ def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
-def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first, monkeypatch):
+def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch
+):
     policy = learner()
     before = snapshot(policy)
     monkeypatch.setitem(
@@ -158,7 +154,9 @@ def test_a_loss_that_is_not_finite_stops_the_step_where_its_gradients_are_finite
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first, monkeypatch, error):
+def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+):
     policy = learner()
     policy.temperature = 0.7
 
@@ -172,7 +170,7 @@ def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first
     assert policy.temperature == 0.7
 
 
-def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
+def test_distillation_stops_before_a_step_that_is_not_finite(key_first: KeyFirst):
     policy = learner()
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
@@ -217,13 +215,20 @@ def test_a_policy_folder_with_whole_numbers_for_weights_is_refused(tmp_path: Pat
         store.load(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole file; an export takes seconds."""
+    path = tmp_path_factory.mktemp("exported") / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    return path
+
+
 @pytest.mark.parametrize("opened", [OnnxPolicy, NumpyPolicy])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is(
-    opened: Callable[[Path], object], value: float, tmp_path: Path
+    opened: Callable[[Path], object], value: float, exported: Path, tmp_path: Path
 ):
-    path = tmp_path / "policy.onnx"
-    export_policy(learner(features=8), path, {})
+    path = Path(shutil.copy(exported, tmp_path))
     opened(path)
     model = onnx.load(path)
     floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]
@@ -240,6 +245,7 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("action", ["coupled", "accept"])
 def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
     """A short example would not reach it."""
@@ -348,7 +354,7 @@ def test_equal_rewards_give_an_advantage_of_exactly_zero(reward: float, members:
     assert bool((advantage_R[members:] != 0).any())
 
 
-def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatch):
+def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(REWARDS, "multiplicative", lambda score_R, *rest: torch.full_like(score_R, 0.7))
     policy, plan = learner(), replace(PLAN, group=5)
     before, method = snapshot(policy), Method(plan, Objective())
@@ -361,7 +367,7 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
 # --- what bfloat16 depends on --------------------------------------------------------------------------------------
 
 
-def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first):
+def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first: KeyFirst):
     from components.evaluation.evaluate import Board, Candidate, evaluate
 
     denoiser, job = key_first.denoiser(), key_first.prompts().job(None)

@@ -20,7 +20,7 @@ from components.stages.common.alone import alone
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import JsonlTracker
 from components.trainers import checkpoints
-from components.trainers.checkpoints import TrainState
+from components.trainers.checkpoints import TrainState, resumed
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_a_whole_checkpoint_is_taken_up(kept: Path) -> None:
     policy, optimizer = fresh(1)
-    assert training._resumed(kept, policy, optimizer) == TrainState(1, (1.0, 0.5), 0.5, "r1")
+    assert resumed(kept, policy, optimizer) == TrainState(1, (1.0, 0.5), 0.5, "r1")
     assert same(weights(policy), weights(stepped()[0])) and optimizer.state_dict()["state"]
 
 
@@ -127,12 +127,12 @@ def test_an_unreadable_checkpoint_is_put_aside_and_said_and_training_begins_anew
     DAMAGES[what](kept)
     policy, optimizer = fresh(1)
     before = weights(policy)
-    assert training._resumed(kept, policy, optimizer) == TrainState()
+    assert resumed(kept, policy, optimizer) == TrainState()
     assert same(before, weights(policy)) and not optimizer.state_dict()["state"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and f"put aside as {kept}.unreadable" in said
     assert not kept.exists() and kept.with_name("identity.unreadable").exists()
-    assert training._resumed(kept, policy, optimizer) == TrainState()  # and nothing is in the way of the next
+    assert resumed(kept, policy, optimizer) == TrainState()  # and nothing is in the way of the next
 
 
 def test_two_trainings_of_a_checkout_take_turns_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:

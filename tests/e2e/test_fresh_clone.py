@@ -26,6 +26,7 @@ from components.stages.common.workspace import Workspace
 from components.tracking import publish
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command.__name__ for command in (*stages.COMMANDS, *tools.COMMANDS)]
 PROMPT = "W.1...4..4..1..3."
