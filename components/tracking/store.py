@@ -39,6 +39,7 @@ ENVIRONMENT = {
 }
 
 
+LEAST_ROOM = 256 * 2**10  # bytes that a transaction needs
 ARTIFACTS = "mlartifacts"
 # Every column of MLflow's tables that holds an address of artifacts.
 ADDRESSES = (
@@ -135,10 +136,22 @@ def _sentences(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError, sqlite3.Error) as error:
+        if _has_no_room(uri):  # SQLite calls it an I/O error
+            raise SettingsError(
+                f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "
+                "space and run the command again."
+            ) from error
         raise SettingsError(
             f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
             "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
+
+
+def _has_no_room(uri: str) -> bool:
+    """Whether the disk of an SQLite file is full."""
+    path = database(uri)
+    there = [] if path is None else [folder for folder in path.parents if folder.exists()]
+    return bool(there) and shutil.disk_usage(there[0]).free < LEAST_ROOM
 
 
 def _copied(path: Path, folder: Path) -> Path:
