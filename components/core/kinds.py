@@ -17,7 +17,8 @@ def misfit(value: Any, kind: Any, place: str = "") -> str | None:
     if kind is Any:
         return None
     if origin in (Union, UnionType):
-        return None if any(misfit(value, part, place) is None for part in parts) else place or "the object"
+        tried = [misfit(value, part, place) for part in parts]
+        return None if None in tried else max(filter(None, tried), key=len)  # the part that fits the furthest
     record = is_typeddict(kind) or is_dataclass(kind)
     plain: Any = dict if record or origin in (dict, Mapping) else origin or ((int, float) if kind is float else kind)
     if not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
