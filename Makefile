@@ -39,7 +39,7 @@ train: $(READY)  ## set up, run the pipeline, promote the policy
 test: $(READY)   ## set up, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
-test-long: $(READY)  ## the README's first minutes, full disks, a study of two cells: another quarter of an hour
+test-long: $(READY)  ## the README's first minutes, infra's services, full disks, a study of two cells
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 STRICT := 816
