@@ -36,11 +36,14 @@ train: $(READY)  ## set up, run the pipeline, promote the policy
 	dvc repro
 	unmask promote
 
+# A file is one worker's: its fixtures are made once. The files come in their own order, tests/e2e first: those take
+# longest, and many small ones are left for the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(READY)   ## set up, run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(PYTEST) -m "not long"
 
 test-long: $(READY)  ## the README's first minutes, infra's services, full disks, a study of two cells
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	$(PYTEST) -m long
 
 STRICT := 816
 lint: $(READY)   ## ruff and the type checker, by its standard rules and, counted, by its strict ones

@@ -77,6 +77,12 @@ class Clone:
         for words in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "-m", "clone"]):
             subprocess.run(["git", *words], cwd=folder, check=True)
 
+    def copy(self, folder: Path) -> Clone:
+        """The same folder elsewhere, with all that has run in it."""
+        other = object.__new__(Clone)
+        other.folder = Path(shutil.copytree(self.folder, folder, symlinks=True))
+        return other
+
     def params(self) -> dict[str, Any]:
         """The settings as they are now."""
         return yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import onnx
+from mlflow import MlflowClient
 
 from components.core.files import write_text
 from components.stages.common.runfile import describe_run, write_run
@@ -28,14 +30,14 @@ SETTINGS = {
 }
 
 
-def new_store(empty_store, folder):
+def new_store(empty_store: Path, folder: Path):
     folder.mkdir(exist_ok=True)
     with closing(sqlite3.connect(empty_store)) as source, closing(sqlite3.connect(folder / "mlflow.db")) as copy:
         source.backup(copy)
     return store.connect(store.tracking_uri(folder))
 
 
-def evaluate(outputs, accuracy=0.88, **found):
+def evaluate(outputs: Path, accuracy: float = 0.88, **found: Any):
     """Stage gate, and what the reports are made of."""
     write_gate(outputs, results(accuracy, **found))
     write_text(outputs / "tables" / "gate.csv", f"task,family,accuracy\nsudoku,learned,{accuracy}\n")
@@ -44,7 +46,7 @@ def evaluate(outputs, accuracy=0.88, **found):
     write_text(outputs / "report" / "result.md", f"| sudoku | {100 * accuracy:.1f} |\n")
 
 
-def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
+def train(root: Path, name: str = "tiny", accuracy: float = 0.88, weight: float = 1.0, iterations: int = 25):
     """A profile's outputs as the pipeline leaves them, its training tracked in root's store. The profile is `tiny`."""
     outputs = root / "outputs" / name
     write_prompts(outputs)
@@ -73,7 +75,7 @@ def train(root, name="tiny", accuracy=0.88, weight=1.0, iterations=25):
     return outputs
 
 
-def everything(root):
+def everything(root: Path):
     """Every row of the database, and name and content of every artifact."""
     with closing(sqlite3.connect(root / "mlflow.db")) as connection:
         rows = sorted(connection.iterdump())
@@ -81,30 +83,30 @@ def everything(root):
     return rows, {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
 
 
-def curves(client, run_id):
+def curves(client: MlflowClient, run_id: str):
     keys = client.get_run(run_id).data.metrics
     return {key: [(p.step, p.value) for p in client.get_metric_history(run_id, key)] for key in keys}
 
 
-def versions(client):
+def versions(client: MlflowClient):
     return client.search_model_versions("name = 'unmasking-policy-tiny'")
 
 
-def model_file(client, version):
+def model_file(client: MlflowClient, version: str):
     """The file behind a version, by its address and nothing else."""
     place = client.get_model_version_download_uri("unmasking-policy-tiny", version)
     return Path(unquote(place.removeprefix("file://"))) / "model.onnx"
 
 
-def weight_of(path):
+def weight_of(path: Path):
     return float(np.frombuffer(onnx.load(path).graph.initializer[0].raw_data, np.float32)[0])
 
 
-def live(client):
+def live(client: MlflowClient):
     return str(client.get_registered_model("unmasking-policy-tiny").aliases["champion"])
 
 
-def run_python(code, count, **environment):
+def run_python(code: str, count: int, **environment: Any):
     """Several Python processes at once; their exit codes and what they said on the standard output."""
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -127,8 +127,9 @@ def _per_row(value: Number, dtype: np.dtype) -> Number:
 
 
 def _surprise(log_odds_B: np.ndarray) -> np.ndarray:
-    """-log sigma(log_odds), rounded once from float64."""
-    return np.logaddexp(0, -log_odds_B.astype(np.float64)).astype(log_odds_B.dtype)
+    """-log sigma(log_odds), rounded once from float64; NaN stays NaN without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.logaddexp(0, -log_odds_B.astype(np.float64)).astype(log_odds_B.dtype)
 
 
 def _gumbel(uniform: Callable[[int, int], np.ndarray], stream: int, length: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from components.core.errors import SettingsError, masked
+from components.core.reach import PATIENCE, answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,6 +122,8 @@ def _client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if re.match(r"postgresql|mysql|mssql", uri):
         _reach(uri)
+    if uri.startswith(("http:", "https:")) and not answers(uri):
+        raise ConnectionError(f"no answer within {PATIENCE:g} seconds")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_experiments(max_results=1)
     return client

@@ -14,7 +14,8 @@ import torch
 
 from components.bench.measure import in_turn, median_seconds, peak_bytes
 from components.bench.models import random_model, random_prompts
-from components.commands.bench import fresh_policies, profile
+from components.commands.bench import fresh_policies
+from components.commands.resolve import active_profile
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.policies.heuristics import Quota
@@ -62,7 +63,7 @@ def main() -> None:
     asked.add_argument("--repeats", type=int, default=3)
     want = asked.parse_args()
     denoiser, encoder, task = random_model(CANVAS)
-    _, settings = profile()
+    _, settings = active_profile()
     policy = Everything(Quota("confidence", CANVAS // 4), fresh_policies(settings, denoiser.width)["profile's"])
     by_prompts: dict[int, list[tuple[int, float]]] = {}
     for rows in (32, 128):

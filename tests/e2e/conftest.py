@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.tracking import store
 from tests.registry import new_store
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """Making the tables takes seconds; every test starts from a copy."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store.connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +17,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     from tests.e2e.test_stages import through, toy
 
     root = tmp_path_factory.mktemp("finished")
-    probes = {"chunks": 2, "prompts": 4, "states": 8, "probes": 2, "num_epochs": 1}
-    settings = toy(influence=probes, pretrain={"steps": 2, "warmup": 1, "layers": 1, "inner": 16})
+    settings = toy(pretrain={"steps": 2, "warmup": 1, "layers": 1, "inner": 16})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         through(root, settings, patch)
@@ -38,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
 
 
 @pytest.fixture
-def root(tmp_path, empty_store, monkeypatch):
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for processes that a test starts
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -238,7 +239,10 @@ def test_a_run_follows_the_graph_then_shows_and_promotes(finished: Finished) -> 
 
 def test_the_runs_graph_has_the_edges_that_dvc_knows(finished: Finished) -> None:
     runs = {task.id: task for task in _task_runs(finished.run)}
-    edges = {task.name: sorted(runs[i.id].name for i in task.task_inputs.get("wait_for", [])) for task in runs.values()}
+    edges: dict[str, list[str]] = {}
+    for task in runs.values():
+        waited: list[Any] = task.task_inputs.get("wait_for", [])
+        edges[task.name] = sorted(runs[i.id].name for i in waited)
     stages = {name: needs for name, needs in edges.items() if name not in ("preflight", "worktree", "promote")}
     assert stages == {
         "pretrain@mini-llada": [],
@@ -337,7 +341,9 @@ def test_parameters_out_of_bounds_and_settings_that_cannot_work_make_nothing(toy
     assert not _ran(toy) and not _worktrees(toy)
 
 
-def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(toy: Path, monkeypatch) -> None:
+def test_without_a_gpu_the_gpu_profile_fails_at_its_first_task_and_says_so(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -365,7 +371,9 @@ def test_an_evaluation_runs_what_it_needs_and_promotes_nothing(toy: Path) -> Non
     assert found.result()["stages"] == ["pretrain@mini-llada", "train", "gate"]
 
 
-def test_the_last_state_of_a_promotion_and_of_a_rollback_says_what_was_done(toy: Path, monkeypatch) -> None:
+def test_the_last_state_of_a_promotion_and_of_a_rollback_says_what_was_done(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[object] = []
 
     def rollback(*given: object) -> Rollback:

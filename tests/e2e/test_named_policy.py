@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from components.settings import Settings
 from components.stages import train as training
 from components.stages.common.cases import case_of
 from components.stages.common.workspace import Workspace
-from components.tracking.tracker import JsonlTracker
+from tests.doubles import Unwatched
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e
@@ -74,14 +75,19 @@ def run(workspace: Workspace, settings: Settings, name: str, group: str = "") ->
     return function(workspace, **sections, **({"case": case_of(settings, group)} if group else {}))
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    class Unwatched(JsonlTracker):
-        run_id = "none"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the outputs of every stage up to the export; take a copy."""
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
-    settings, made = toy(), Workspace(tmp_path, "tiny")
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
+        through(Workspace(root, "tiny"), toy())
+    return root
+
+
+def through(made: Workspace, settings: Settings) -> None:
     run(made, settings, "prepare")
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))
     denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
@@ -93,7 +99,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     run(made, settings, "rules", "gate")
     run(made, settings, "evaluate", "gate")
     run(made, settings, "export")
-    return made
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Workspace(tmp_path, "tiny")
 
 
 def test_the_stages_name_one_policy_and_a_promotion_takes_no_other(workspace: Workspace) -> None:

@@ -1,5 +1,9 @@
 """The whole pipeline for real, at minute size: a training that is killed half-way, resumed by `dvc repro`, evaluated,
-exported, reported, promoted, and looked at with every command that a user has."""
+exported, reported, promoted, and looked at with every command that a user has.
+
+It is open: dLLMs, cases and profiles are then added in params.yaml alone, and `dvc repro` runs what they need. A task
+kind is one more Python file and its line in the table of tasks; it is in the repository from the start.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
+from components.evaluation.results import read_table
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
@@ -44,10 +49,24 @@ main()
 """
 
 
+def add_a_task_kind(folder: Path) -> None:
+    """The example of CONTRIBUTING.md as a file, and its line in the table; nothing else of the code changes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- executed by a test: task -->\n```python\n(.*?)```", text, re.DOTALL)
+    lines = [line for line in code.splitlines() if "TASKS" not in line]
+    (folder / "components" / "tasks" / "reverse.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = folder / "components" / "tasks" / "__init__.py"
+    table = path.read_text(encoding="utf-8")
+    table = re.sub(r"(?m)^(?=from \S*\.sequences )", "from .reverse import Reverse\n", table, count=1).replace(
+        '    "sudoku_many":', '    "reverse": Reverse,\n    "sudoku_many":'
+    )
+    path.write_text(table, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, Any], list[str]]:
     """A clone whose training was killed, the facts of its checkpoint, and the stages that ran."""
-    clone = Clone(tmp_path_factory.mktemp("killed"))
+    clone = Clone(tmp_path_factory.mktemp("killed"), add_a_task_kind)
     first = tmp_path_factory.mktemp("bin")
     (first / "unmask").write_text(KILLER)
     (first / "unmask").chmod(0o755)
@@ -70,14 +89,18 @@ def promoted(pipeline: tuple[Clone, str]) -> tuple[Clone, dict[str, Any]]:
     return clone, json.loads(clone.run("unmask", "promote", "--json").splitlines()[-1])
 
 
-def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(killed) -> None:
+def test_a_killed_training_left_its_curve_and_a_checkpoint_that_lags_behind_it(
+    killed: tuple[Clone, dict[str, Any], list[str]],
+) -> None:
     clone, facts, _ = killed
     (lines,) = (clone.folder / ".checkpoints").rglob("metrics.jsonl")
     steps = [row["step"] for row in read_lines(lines, torn=True)]
     assert facts["iteration"] == SAVED and steps == list(range(KILLED + 1))
 
 
-def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pipeline) -> None:
+def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(
+    killed: tuple[Clone, dict[str, Any], list[str]], pipeline: tuple[Clone, str]
+) -> None:
     clone, said = pipeline
     assert f"resumes after iteration {SAVED} of {ITERATIONS}" in said
     stages = killed[2] + ran(said)
@@ -88,9 +111,11 @@ def test_repro_after_the_kill_resumes_and_then_runs_every_stage_once(killed, pip
     assert {"gate-rules", "transfer-rules@longer", "transfer@longer", "ood-rules@related", "ood@related"} <= wanted
 
 
-def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipeline, tmp_path: Path) -> None:
+def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    killed: tuple[Clone, dict[str, Any], list[str]], pipeline: tuple[Clone, str], tmp_path: Path
+) -> None:
     clone, _ = pipeline
-    other = Clone(tmp_path)
+    other = Clone(tmp_path, add_a_task_kind)
     for part in ("data", "pretrain", "influence", "distill"):
         shutil.copytree(clone.folder / P / part, other.folder / P / part)
     other.run("unmask", "train")
@@ -109,7 +134,9 @@ def test_the_resumed_training_is_the_uninterrupted_one_bit_for_bit(killed, pipel
     assert len({row["policy/entropy"] for row in curves[0]}) == ITERATIONS
 
 
-def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(killed, promoted) -> None:
+def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a_point(
+    killed: tuple[Clone, dict[str, Any], list[str]], promoted: tuple[Clone, dict[str, Any]]
+) -> None:
     clone, verdict = promoted
     client = store.connect(f"sqlite:///{clone.folder}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -121,19 +148,19 @@ def test_the_resumed_training_went_on_in_the_same_mlflow_run_without_repeating_a
     assert sorted(point.step for point in history) == list(range(ITERATIONS)) and run.info.status == "FINISHED"
 
 
-def test_a_second_repro_runs_nothing(pipeline) -> None:
+def test_a_second_repro_runs_nothing(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     said = clone.run("dvc", "repro")
     assert not ran(said) and "up to date" in said
 
 
-def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline) -> None:
+def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     with clone.other_alpha():
         assert ran(clone.run("dvc", "repro", "--dry")) == ["train"]  # what follows depends on what that gives
 
 
-def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> None:
+def test_dvc_shows_metrics_parameters_and_plots(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
     assert set(shown) == {str(P / "result" / f"{name}.json") for name in (GATE, "gate")}
@@ -149,7 +176,7 @@ def test_dvc_shows_metrics_parameters_and_plots(pipeline, tmp_path: Path) -> Non
     assert "report" in clone.run("dvc", "dag")
 
 
-def test_the_report_is_there_and_speaks_of_this_training(pipeline) -> None:
+def test_the_report_is_there_and_speaks_of_this_training(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     folder = clone.folder / P / "report"
     pictures = ("pareto.png", "pareto-all.png", "learning.png", "headroom.png", "picture.png")
@@ -204,7 +231,7 @@ def test_the_run_is_shown_before_any_promotion(pipeline: tuple[Clone, str]) -> N
     assert {"report/card.md", "report/pareto.png", "tables/gate.csv"} <= shown
 
 
-def test_promoting_twice_names_one_version_and_changes_nothing(promoted) -> None:
+def test_promoting_twice_names_one_version_and_changes_nothing(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, verdict = promoted
     assert verdict["promote"] and verdict["version"] == "1"
     before = _registry(clone)
@@ -227,7 +254,9 @@ def _registry(clone: Clone) -> str:
     return repr((dict(client.get_registered_model(name)), versions, runs, files))
 
 
-def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(promoted) -> None:
+def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_policy_are(
+    promoted: tuple[Clone, dict[str, Any]],
+) -> None:
     clone, _ = promoted
     champion = f"models:/{registry.model_name('tiny')}@champion"
     prompt = read_lines(clone.folder / P / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0]["prompt"]
@@ -257,14 +286,14 @@ def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[C
     assert chosen and all(state["masked_BL"][0][place] for place in chosen)
 
 
-def test_the_doctor_is_content(promoted) -> None:
+def test_the_doctor_is_content(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, _ = promoted
     lines = clone.run("unmask", "doctor").splitlines()
     assert len(lines) >= 8 and all(line.startswith("ok ") for line in lines)
     assert f"all of {P}" in lines[-1]
 
 
-def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline) -> None:
+def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipeline: tuple[Clone, str]) -> None:
     clone, _ = pipeline
     logged = {
         name
@@ -278,3 +307,83 @@ def test_every_stage_figure_is_documented_and_every_documented_one_is_there(pipe
     assert not [name for name in logged if not any(re.fullmatch(p, name) for p in patterns.values())]
     rare = {"prepare/<task>.rows_left_out"}  # there for a data set of which rows cannot be scored
     assert not [row for row, p in patterns.items() if row not in rare and not any(re.fullmatch(p, n) for n in logged)]
+
+
+# --- what params.yaml adds ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extended(pipeline: tuple[Clone, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, list[str]]:
+    """A copy of the finished clone with a task of the new kind, a third dLLM, and another case of transfer and of ood;
+    and the stages that `dvc repro` then ran."""
+    clone = pipeline[0].copy(tmp_path_factory.mktemp("open") / "clone")
+    params, before = clone.params(), _figures(clone)
+    params["data"]["tasks"]["backwards"] = {"kind": "reverse", "params": {"digits": 8}, "canvas": None}
+    params["models"]["third"] = params["models"]["mini-dream"] | {"rows": {"sudoku_many": 8, "backwards": 8}}
+    params["transfer"]["third"] = {"model": "third", "task": "sudoku_many"}
+    params["ood"]["backwards"] = {"model": "third", "task": "backwards"}
+    clone.set(params)
+    stages, after = ran(clone.run("dvc", "repro")), _figures(clone)
+    assert {name: after[name] for name in before if name != "prepare"} == {
+        name: text for name, text in before.items() if name != "prepare"
+    }
+    assert set(after) - set(before) == {"transfer-third", "ood-backwards"}
+    return clone, stages
+
+
+def _figures(clone: Clone) -> dict[str, str]:
+    return {stage: path.read_text(encoding="utf-8") for stage, path in metrics_files(clone.folder / P).items()}
+
+
+def test_repro_runs_what_params_yaml_alone_adds_the_data_and_the_report(extended: tuple[Clone, list[str]]) -> None:
+    """prepare runs where a task is new; the data of the others are the same bytes."""
+    clone, stages = extended
+    added = {"pretrain@third", "transfer-rules@third", "transfer@third", "ood-rules@backwards", "ood@backwards"}
+    assert set(stages) == added | {"prepare", "report"} and len(stages) == len(set(stages))
+    assert added < set(clone.run("dvc", "stage", "list", "--name-only").split())
+    made = {"dvc.lock", *(str(P / "result" / f"{name}.json") for name in (GATE, "gate"))}
+    changed = set(clone.run("git", "diff", "--name-only", "HEAD").split())
+    assert changed - made == {"params.yaml"}, "only the settings differ from the commit"
+
+
+def test_what_was_added_is_measured_and_reported(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    for name, task in (("transfer-third", "sudoku_many"), ("ood-backwards", "backwards")):
+        measured = read_table(clone.folder / P / "tables" / f"{name}.csv")
+        assert {(r.task, r.denoiser, r.split, r.prompts) for r in measured} == {(task, "third", "test", 24)}
+        assert {"learned", "distilled", "threshold"} <= {r.family for r in measured}
+    shown = (clone.folder / P / "report" / "table.md").read_text(encoding="utf-8")
+    assert re.search(r"\| backwards \| third \|", shown) and re.search(r"\| sudoku_many \| third \|", shown)
+
+
+def test_the_commands_work_over_the_new_dllm(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    prompt = read_lines(clone.folder / P / "data" / "tasks" / "sudoku_many" / "test.jsonl")[0]["prompt"]
+    policy = str(P / "train" / "policy")
+    said = clone.run("unmask", "decode", prompt, "--model", str(P / "pretrain" / "third"), "--policy", policy)
+    assert said.splitlines()[0] == policy and re.search(r"forward pass(es)?, (right|wrong)$", said.strip())
+
+
+def test_a_removed_case_leaves_the_report(extended: tuple[Clone, list[str]]) -> None:
+    clone, _ = extended
+    params = clone.params()
+    del params["ood"]["backwards"]
+    clone.set(params)
+    assert ran(clone.run("dvc", "repro")) == ["report"]
+    shown = (clone.folder / P / "report" / "table.md").read_text(encoding="utf-8")
+    assert "backwards" not in shown and "latin_square" in shown
+
+
+def test_another_profile_runs_in_folders_of_its_own(extended: tuple[Clone, list[str]]) -> None:
+    """Every stage of every profile is resolved in tests/unit/test_pipeline.py, and passed in test_stages.py."""
+    clone, _ = extended
+    before = {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    clone.set(clone.params() | {"profile": "mine"})
+    assert ran(clone.run("dvc", "repro", "pretrain@third")) == ["prepare", "pretrain@third"]
+    assert {path.name for path in (clone.folder / "outputs").iterdir()} == {"tiny", "mine"}
+    assert before == {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    (prompt, *_) = (
+        row["prompt"] for row in read_lines(clone.folder / "outputs/mine/data/tasks/sudoku_many/test.jsonl")
+    )
+    said = clone.run("unmask", "decode", prompt, "--model", "outputs/mine/pretrain/third", "--policy", "threshold:0.9")
+    assert re.search(r"forward pass(es)?, (right|wrong)$", said.strip())

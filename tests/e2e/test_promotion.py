@@ -7,10 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import mlflow.store.artifact.local_artifact_repo as local
 import pytest
 from mlflow import MlflowClient
 
@@ -18,9 +19,9 @@ from components.commands import doctor
 from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, PromotionRefused
-from components.tracking import registry, store
+from components.tracking import abandoned, registry, store
 from tests.outputs import PICK, result, results, write_export, write_gate, write_trained
-from tests.registry import everything, live, model_file, new_store, train, versions, weight_of
+from tests.registry import everything, live, model_file, new_store, run_python, train, versions, weight_of
 
 pytestmark = pytest.mark.e2e
 CHAMPION = "models:/unmasking-policy-tiny@champion"
@@ -40,8 +41,8 @@ class Steps:
         for name in CHANGES:
             patch.setattr(MlflowClient, name, self._watched(name, getattr(MlflowClient, name), stop))
 
-    def _watched(self, name, call, stop):
-        def watched(*args, **kwargs):
+    def _watched(self, name: str, call: Callable[..., Any], stop: int | None):
+        def watched(*args: Any, **kwargs: Any):
             if len(self.names) == stop:
                 raise Killed
             self.names.append(name)
@@ -51,7 +52,7 @@ class Steps:
 
 
 @pytest.fixture(scope="module")
-def trained(empty_store, tmp_path_factory):
+def trained(empty_store: Path, tmp_path_factory: pytest.TempPathFactory):
     """A repository with the outputs of one training, and nothing promoted; take a copy."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +63,7 @@ def trained(empty_store, tmp_path_factory):
 
 
 @pytest.fixture
-def here(trained, tmp_path, monkeypatch):
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A copy of it; its store comes along."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for processes that a test starts
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -70,7 +71,7 @@ def here(trained, tmp_path, monkeypatch):
     return Path(shutil.copytree(trained, tmp_path / "here"))
 
 
-def assert_live(root, weight=1.0, version="1"):
+def assert_live(root: Path, weight: float = 1.0, version: str = "1"):
     """The champion is this version, READY, and its file opens and is this policy."""
     uri = store.tracking_uri(root)
     client = store.connect(uri)
@@ -84,7 +85,9 @@ def assert_live(root, weight=1.0, version="1"):
 # kills
 
 
-def test_a_promotion_stopped_at_any_step_and_repeated_ends_where_it_would_have(trained, tmp_path, monkeypatch):
+def test_a_promotion_stopped_at_any_step_and_repeated_ends_where_it_would_have(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with monkeypatch.context() as patch:
         steps = Steps(patch)
@@ -107,11 +110,11 @@ def test_a_promotion_stopped_at_any_step_and_repeated_ends_where_it_would_have(t
         shutil.rmtree(root)
 
 
-def torn_copies(patch, count):
+def torn_copies(patch: pytest.MonkeyPatch, count: int):
     """The next upload ends after this many files, the last one half."""
     seen = []
 
-    def torn(source, target, *args, **kwargs):
+    def torn(source: str, target: str, *args: Any, **kwargs: Any):
         seen.append(target)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         data = Path(source).read_bytes()
@@ -119,19 +122,20 @@ def torn_copies(patch, count):
         if len(seen) == count:
             raise Killed
 
-    patch.setattr(local.shutil, "copy2", torn)
-    patch.setattr(local.shutil, "copyfile", torn)
+    patch.setattr(shutil, "copyfile", torn)
     patch.setattr(shutil, "copy2", torn)
 
 
 @pytest.mark.parametrize("before", ["log_model_artifacts", "log_dict"])
-def test_a_file_torn_in_the_middle_of_an_upload_is_sent_again(here, monkeypatch, before):
+def test_a_file_torn_in_the_middle_of_an_upload_is_sent_again(here: Path, monkeypatch: pytest.MonkeyPatch, before: str):
     outputs = here / "outputs" / "tiny"
     for count in (1, 3) if before == "log_model_artifacts" else (1,):
         with monkeypatch.context() as patch:
             whole = getattr(MlflowClient, before)
 
-            def tear(*args, count=count, patch=patch, whole=whole):
+            def tear(
+                *args: Any, count: int = count, patch: pytest.MonkeyPatch = patch, whole: Callable[..., Any] = whole
+            ):
                 torn_copies(patch, count)
                 whole(*args)
 
@@ -142,7 +146,7 @@ def test_a_file_torn_in_the_middle_of_an_upload_is_sent_again(here, monkeypatch,
     assert_live(here)
 
 
-def test_a_promotion_killed_for_real_in_the_middle_of_the_upload_is_healed(here):
+def test_a_promotion_killed_for_real_in_the_middle_of_the_upload_is_healed(here: Path):
     code = f"""
 import os, signal
 from pathlib import Path
@@ -165,7 +169,9 @@ promote(Path("{here}/outputs/tiny"), Path("{here}"), PICK)
     assert_live(here)
 
 
-def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(here, tmp_path, monkeypatch):
+def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     promote(here / "outputs" / "tiny", here, PICK)
     promote(train(here, "better", 0.95, 3.0, iterations=3), here, PICK)
     rollback(here, "tiny")
@@ -185,10 +191,53 @@ def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(he
         assert {v.version for v in versions(store.connect(store.tracking_uri(root))) if "withdrawn" in v.tags} == {2}
 
 
+def test_four_processes_that_promote_two_policies_at_once_make_two_versions_and_one_champion(here):
+    better = train(here, "better", 0.95, 3.0, iterations=3)
+    code = f"""
+from pathlib import Path
+from components.commands.promote import promote
+from tests.outputs import PICK
+for name in ("tiny", "better"):
+    promote(Path("{here}/outputs") / name, Path("{here}"), PICK)
+"""
+    done = run_python(code, 4)
+    assert [status for status, _, _ in done] == [0] * 4, done
+    client = store.connect(store.tracking_uri(here))
+    assert len(versions(client)) == 2
+    assert {registry.defect(client, version) for version in versions(client)} == {None}
+    assert_live(here, 3.0, live(client))
+    before = everything(here)
+    assert promote(better, here, PICK).live and everything(here) == before
+
+
+def test_a_lost_run_whose_publication_is_killed_is_closed_by_the_next_command_and_finished_by_the_next_promotion(
+    trained, empty_store, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "elsewhere"
+    client = new_store(empty_store, root)
+    shutil.copytree(trained / "outputs", root / "outputs")
+    code = f"""
+import os, signal
+from pathlib import Path
+from components.tracking import publish
+publish._upload = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+publish.publish(Path("{root}/outputs/tiny"), Path("{root}"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "RUNNING"
+    assert abandoned.close(store.tracking_uri(root)) == [run.info.run_id]
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    assert promote(root / "outputs" / "tiny", root, PICK).run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
 # what an alias may name
 
 
-def test_a_champion_that_older_code_left_without_a_file_is_restored_by_its_own_outputs(here):
+def test_a_champion_that_older_code_left_without_a_file_is_restored_by_its_own_outputs(here: Path):
     outputs = here / "outputs" / "tiny"
     promote(outputs, here, PICK)
     client = store.connect(store.tracking_uri(here))
@@ -202,7 +251,7 @@ def test_a_champion_that_older_code_left_without_a_file_is_restored_by_its_own_o
     assert everything(here) == before
 
 
-def test_a_champion_that_is_lost_for_good_stands_in_nobodys_way(here):
+def test_a_champion_that_is_lost_for_good_stands_in_nobodys_way(here: Path):
     promote(here / "outputs" / "tiny", here, PICK)
     client = store.connect(store.tracking_uri(here))
     shutil.rmtree(model_file(client, "1").parent)
@@ -215,7 +264,7 @@ def test_a_champion_that_is_lost_for_good_stands_in_nobodys_way(here):
 
 
 @pytest.mark.parametrize("harm", ["lost", "torn", "another"])
-def test_no_alias_is_put_on_a_version_whose_file_is_not_its_policy(here, harm):
+def test_no_alias_is_put_on_a_version_whose_file_is_not_its_policy(here: Path, harm: str):
     promote(here / "outputs" / "tiny", here, PICK)
     client = store.connect(store.tracking_uri(here))
     path, version = model_file(client, "1"), registry.champion(client, "tiny")
@@ -234,7 +283,7 @@ def test_no_alias_is_put_on_a_version_whose_file_is_not_its_policy(here, harm):
     assert registry.champion(client, "tiny") is None
 
 
-def test_the_results_of_the_champion_are_not_overwritten_by_those_of_another_policy(here):
+def test_the_results_of_the_champion_are_not_overwritten_by_those_of_another_policy(here: Path):
     outputs = here / "outputs" / "tiny"
     promote(outputs, here, PICK)
     before = everything(here)
@@ -255,7 +304,9 @@ def test_the_results_of_the_champion_are_not_overwritten_by_those_of_another_pol
 # places
 
 
-def test_a_moved_repository_keeps_its_champion_and_the_old_folder_stays_away(here, tmp_path, monkeypatch):
+def test_a_moved_repository_keeps_its_champion_and_the_old_folder_stays_away(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     promote(here / "outputs" / "tiny", here, PICK)
     moved = tmp_path / "50%20off ?x"
     shutil.move(here, moved)
@@ -270,7 +321,7 @@ def test_a_moved_repository_keeps_its_champion_and_the_old_folder_stays_away(her
     assert doctor.tracker(moved)[0]
 
 
-def test_a_copy_never_touches_the_original(here, tmp_path):
+def test_a_copy_never_touches_the_original(here: Path, tmp_path: Path):
     promote(here / "outputs" / "tiny", here, PICK)
     before = everything(here)
     copy = Path(shutil.copytree(here, tmp_path / "copy"))
@@ -280,7 +331,7 @@ def test_a_copy_never_touches_the_original(here, tmp_path):
     assert_live(here)
 
 
-def test_a_copy_without_artifacts_is_told_what_to_do_and_a_promotion_there_brings_its_own(here, tmp_path):
+def test_a_copy_without_artifacts_is_told_what_to_do_and_a_promotion_there_brings_its_own(here: Path, tmp_path: Path):
     promote(here / "outputs" / "tiny", here, PICK)
     before = everything(here)
     copy = Path(shutil.copytree(here, tmp_path / "copy", ignore=shutil.ignore_patterns("mlartifacts")))
@@ -292,7 +343,7 @@ def test_a_copy_without_artifacts_is_told_what_to_do_and_a_promotion_there_bring
     assert everything(here) == before
 
 
-def test_an_experiment_that_somebody_put_elsewhere_stays_there(here, tmp_path):
+def test_an_experiment_that_somebody_put_elsewhere_stays_there(here: Path, tmp_path: Path):
     client = store.connect(store.tracking_uri(here))
     place = (tmp_path / "disk" / "mlartifacts" / "mine").as_uri()
     number = client.create_experiment("mine", artifact_location=place)
@@ -300,7 +351,7 @@ def test_an_experiment_that_somebody_put_elsewhere_stays_there(here, tmp_path):
     assert client.get_experiment(number).artifact_location == place
 
 
-def test_a_purged_run_of_the_champion_ends_nothing_in_a_traceback(here):
+def test_a_purged_run_of_the_champion_ends_nothing_in_a_traceback(here: Path):
     outputs, uri = here / "outputs" / "tiny", store.tracking_uri(here)
     run_id = promote(outputs, here, PICK).run_id
     store.connect(uri).delete_run(str(run_id))
@@ -327,7 +378,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 """
 
 
-def test_a_dry_run_and_a_reference_need_no_write_access(here):
+def test_a_dry_run_and_a_reference_need_no_write_access(here: Path):
     promote(here / "outputs" / "tiny", here, PICK)
     better = train(here, "better", 0.95, 3.0, iterations=3)
     # What a reader finds where the last writer is gone: neither -wal nor -shm, and no right to make them.
@@ -339,7 +390,7 @@ import json
 from pathlib import Path
 from components.commands import doctor
 from components.commands.promote import promote
-from components.tracking import registry, store
+from components.tracking import abandoned, registry, store
 from tests.outputs import PICK
 root = Path("{here}")
 try:

@@ -11,6 +11,7 @@ import csv
 import inspect
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from components.stages.headroom import headroom
 from components.stages.influence import influence
 from components.stages.prepare import prepare
 from components.stages.rules import rules
-from components.tracking.tracker import JsonlTracker
+from tests.doubles import Unwatched
 from tests.graph import Cell, resolve, within
 
 torch.set_num_threads(1)
@@ -53,6 +54,7 @@ def toy(**changes: Any) -> Settings:
     raw["data"]["counts"] = {"pretrain": 4, "train": 12, "tune": 4, "gate": 4, "test": 8}
     raw["models"]["mini-llada"]["dtype"] = "float32"
     raw["pretrain"] |= {"width": 16, "heads": 2}
+    raw["influence"] |= {"chunks": 2, "prompts": 4, "states": 8, "probes": 2, "num_epochs": 1}
     raw["headroom"] = {"prompts": 2, "orders": 2, "cases": {"many": raw["headroom"]["cases"]["many"]}}
     raw["domain"]["tasks"] = {"sudoku_many": 1}
     raw["policy"] |= {"width": 8, "heads": 1, "mlp_width": 8}
@@ -109,9 +111,6 @@ def held_to(cell: Cell, root: Path, unread: set[str]) -> Iterator[None]:
 def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every stage with an untrained dLLM in place of pretrain's; the folder of the outputs."""
     workspace, cells = Workspace(root, "toy"), resolve(root / "graph", settings.model_dump(mode="json"))
-
-    class Unwatched(JsonlTracker):
-        run_id = "none"
 
     monkeypatch.setattr(training, "_tracker", lambda workspace, lines, state, begun: Unwatched(lines, state.iteration))
     monkeypatch.setattr(reporting, "show", lambda workspace: None)
@@ -192,9 +191,18 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
     assert parity["texts"] == parity["equal_texts"] == 24
 
 
-def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def several_alphas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
+    """A root with the outputs of a policy for two alphas, and its settings."""
+    root, settings = tmp_path_factory.mktemp("alphas"), toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0})
+    with pytest.MonkeyPatch.context() as patch:
+        through(root, settings, patch)
+    return root, settings
+
+
+def test_one_policy_for_several_alphas_passes_every_stage(several_alphas: tuple[Path, Settings]) -> None:
     """Judged at each alpha, gated and served at one, which the file holds beside its input."""
-    outputs = through(tmp_path, toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0}), monkeypatch)
+    outputs = several_alphas[0] / "outputs" / "toy"
     described = json.loads((outputs / "train" / "policy" / "policy.json").read_text())
     assert described["shape"]["alphas"] == [0.3, 5.0]
     assert json.loads((outputs / "distill" / "policy" / "policy.json").read_text())["shape"]["alphas"] == []
@@ -206,6 +214,7 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
         "learned_alpha=0.3",
         "distilled_mode",
     }
+    assert "unmasking-policy-toy" in (outputs / "report" / "card.md").read_text(encoding="utf-8")
     graph = onnx.load(outputs / "export" / "policy.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert "alpha_B" in {value.name for value in graph.graph.input}
@@ -214,12 +223,15 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     assert parity["texts"] == parity["equal_texts"] == 24
 
 
-def test_what_a_removed_case_left_behind_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_removed_case_left_behind_is_not_reported(
+    several_alphas: tuple[Path, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DVC leaves the files of a stage that there is no longer where they are."""
-    settings = toy()
-    outputs = through(tmp_path, settings, monkeypatch)
+    root, settings = several_alphas
+    outputs = Path(shutil.copytree(root / "outputs", tmp_path / "outputs")) / "toy"
     shown = (outputs / "report" / "table.md").read_text(encoding="utf-8")
     assert "sudoku_unique" in shown and "latin_square" in shown
+    monkeypatch.setattr(reporting, "show", lambda workspace: None)
     sections = (settings.domain, settings.decode, settings.headroom, settings.evaluate)
     reporting.report(Workspace(tmp_path, "toy"), *sections, {}, {})
     assert {path.name for path in (outputs / "tables").iterdir()} >= {"ood-related.csv", "transfer-same.csv"}

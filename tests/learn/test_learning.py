@@ -24,6 +24,7 @@ from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.conftest import KeyFirst, ManyTexts
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.learn
@@ -32,12 +33,12 @@ WORDS = 16
 NEEDS = Needs("masked", 4, "sequence", answer=True, statistics=STATISTICS)
 
 
-def values(task, policy: Policy, alpha: float, choose: str = "mode", single: bool = False) -> tuple[float, float]:
+def values(task: Any, policy: Policy, alpha: float, choose: str = "mode", single: bool = False) -> tuple[float, float]:
     """Exact expected reward of the policy, and of the best order, as means over the task's prompts."""
     prompts, denoiser = task.prompts(), task.denoiser()
     found, possible = [], []
-    for ids, example, answer in zip(prompts.ids, prompts.examples, prompts.answers(), strict=True):
-        lattice = enumerate_decoding(denoiser, ids, task.canvas_length, None, NEEDS, single=single, answer=answer)
+    for index, example in enumerate(prompts.examples):
+        lattice = enumerate_decoding(denoiser, prompts.take([index]).job(None, answers=True), NEEDS, single=single)
         texts = [prompts.encoder.text(canvas) for canvas in lattice.ends.canvas_RL]
         score = torch.tensor([task.score(text, example).correct for text in texts])
         nfe = lattice.ends.nfe_R
@@ -49,7 +50,7 @@ def values(task, policy: Policy, alpha: float, choose: str = "mode", single: boo
 
 
 def trained(
-    policy: LearnedPolicy, task, plan: Plan, objective: Objective, reference: Policy | None = None
+    policy: LearnedPolicy, task: Any, plan: Plan, objective: Objective, reference: Policy | None = None
 ) -> list[float]:
     method, optimizer = Method(plan, objective, reference), optimizer_for(policy, plan)
     iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method)
@@ -61,7 +62,7 @@ def confidence_policy(seed: int, **knobs: Any) -> ConfidencePolicy:
     return ConfidencePolicy(Shape(width=32, mlp_width=64, bias=-1.0, **knobs))
 
 
-def test_one_policy_learns_a_speed_for_each_alpha(key_first):
+def test_one_policy_learns_a_speed_for_each_alpha(key_first: KeyFirst):
     """Trained for both, asked for either. A quarter right at once is worth more than all right in two steps where speed
     counts (alpha = 8: .25 against .75^8), and less where it does not (0)."""
     policy = confidence_policy(0, alphas=(0.0, 8.0))
@@ -70,8 +71,8 @@ def test_one_policy_learns_a_speed_for_each_alpha(key_first):
     prompts, denoiser, steps = key_first.prompts(), key_first.denoiser(), []
     for policy.speed, best_steps in ((0.0, 2.0), (8.0, 1.0)):
         exact = []
-        for ids, answer in zip(prompts.ids, prompts.answers(), strict=True):
-            lattice = enumerate_decoding(denoiser, ids, 4, None, NEEDS, answer=answer)
+        for index in range(len(prompts)):
+            lattice = enumerate_decoding(denoiser, prompts.take([index]).job(None, answers=True), NEEDS)
             with torch.no_grad():
                 exact.append(follow(lattice, policy).expected(lattice.ends.nfe_R).item())
         steps.append(sum(exact) / len(exact))
@@ -83,7 +84,7 @@ def feature_policy(seed: int, shortlist: int = 0) -> FeaturePolicy:
     return FeaturePolicy(FeatureShape(WORDS, heads=2, mlp_width=32, top_k=4, shortlist=shortlist))
 
 
-def test_the_task_is_one_that_confidence_gets_wrong(key_first):
+def test_the_task_is_one_that_confidence_gets_wrong(key_first: KeyFirst):
     """One position a step, most confident first, is never right; the best order needs two steps of four."""
     assert values(key_first, Quota("confidence", 1), 1.0)[0] == 0
     assert values(key_first, Quota("entropy", 1), 1.0)[0] == 0
@@ -92,7 +93,7 @@ def test_the_task_is_one_that_confidence_gets_wrong(key_first):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_paper_a_learns_the_best_order_and_its_speed(key_first, seed):
+def test_paper_a_learns_the_best_order_and_its_speed(key_first: KeyFirst, seed: int):
     """Bernoulli, alpha = 1: the key alone, then everything else at once. Decoded greedily it is the best that can be
     done; drawn, within 2 % of it."""
     policy = confidence_policy(seed)
@@ -105,7 +106,7 @@ def test_paper_a_learns_the_best_order_and_its_speed(key_first, seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_paper_b_learns_the_best_order(key_first, seed):
+def test_paper_b_learns_the_best_order(key_first: KeyFirst, seed: int):
     """Categorical over the most confident positions, pulled to the uniform reference: the key comes first."""
     policy = feature_policy(seed, shortlist=4)
     assert values(key_first, policy, 0.0, "sample", single=True)[0] == pytest.approx(1 / 4)
@@ -117,19 +118,18 @@ def test_paper_b_learns_the_best_order(key_first, seed):
         assert found >= 0.98 * possible
 
 
-def taught(student: LearnedPolicy, teacher: Policy, task, rounds: int, seed: int) -> list[float]:
+def taught(student: LearnedPolicy, teacher: Policy, task: Any, rounds: int, seed: int) -> list[float]:
     losses: list[float] = []
     plan = DistillPlan(rounds, prompts=12, micro_batch=64, learning_rate=1e-2, block_length=None, seed=seed)
     imitate(student, teacher, task.denoiser(), task.prompts(), plan, lambda _, m: losses.append(m["distill/loss"]))
     return losses
 
 
-def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
+def test_a_student_of_a_teacher_that_knows_the_answer(key_first: KeyFirst):
     """The teacher commits what is right: the key, then everything. Its student, who does not know the answer, reaches
     the best order by imitation alone."""
-    lattice = enumerate_decoding(
-        key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS, answer=key_first.prompts().answers()[1]
-    )
+    job = key_first.prompts().take([1]).job(None, answers=True)
+    lattice = enumerate_decoding(key_first.denoiser(), job, NEEDS)
     exact = follow(lattice, Teacher())
     assert lattice.ends.nfe_R[int(exact.mass_N.argmax())] == 2 and exact.mass_N.max() == 1
     policy = confidence_policy(0)
@@ -139,14 +139,13 @@ def test_a_student_of_a_teacher_that_knows_the_answer(key_first):
 
 
 @pytest.mark.parametrize("reference", [MaxConfidence(), SoftmaxConfidence(0.05)], ids=["max", "softmax"])
-def test_the_realisations_start_from_their_reference(key_first, reference):
+def test_the_realisations_start_from_their_reference(key_first: KeyFirst, reference: MaxConfidence | SoftmaxConfidence):
     """Taught by cross-entropy or KL, the feature head draws like its reference: what it is then pulled to."""
     policy, prompts = feature_policy(0), key_first.prompts()
     losses = taught(policy, reference, key_first, 120, 0)
     assert losses[-1] < 0.25 * losses[0]
-    lattice = enumerate_decoding(
-        key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True, answer=prompts.answers()[2]
-    )
+    job = prompts.take([2]).job(None, answers=True)
+    lattice = enumerate_decoding(key_first.denoiser(), job, NEEDS, single=True)
     with torch.no_grad():
         ours, theirs = (follow(lattice, p).mass_N for p in (policy, reference))
         first = lattice.levels[0].observation
@@ -159,12 +158,12 @@ def test_the_realisations_start_from_their_reference(key_first, reference):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_upo_improves_on_its_reference_and_comes_nearer_to_the_data(many_texts, seed):
+def test_upo_improves_on_its_reference_and_comes_nearer_to_the_data(many_texts: ManyTexts, seed: int):
     """Theorem 1: E[r] of the optimised policy is above the reference's. Theorem 2: KL(data || policy) is below. The
     data are what an ideal model would write: the reference's texts, given that they are right."""
     reference, policy = TopKRandom(3), feature_policy(seed, shortlist=3)
     prompts, denoiser = many_texts.prompts(), many_texts.denoiser()
-    lattice = enumerate_decoding(denoiser, prompts.ids[0], 4, None, NEEDS, single=True, answer=prompts.answers()[0])
+    lattice = enumerate_decoding(denoiser, prompts.take([0]).job(None, answers=True), NEEDS, single=True)
     written = text_distribution(lattice, follow(lattice, reference))
     right = [canvas for canvas, p in sorted(written.items()) if float(p) > 0][::2]
     hit = sum(float(written[canvas]) for canvas in right)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from transformers import (
 
 from components.core.errors import SettingsError
 from components.core.rng import generator
-from components.core.types import Canvas, Needs, Steps
+from components.core.types import Canvas, Needs, Observation, Steps
 from components.decode import readout
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
@@ -47,14 +47,14 @@ EVERYTHING = Needs("masked", top_k=6, top_ids=True, attention=(-1, 0))
 
 
 @pytest.fixture(scope="module", params=["llada", "dream", "a2d-qwen3"])
-def denoiser(request) -> TransformerDenoiser:
+def denoiser(request: pytest.FixtureRequest) -> TransformerDenoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if request.param == "llada":
             return TransformerDenoiser(LlamaForCausalLM(LlamaConfig(**SIZES)), MASK, range(WORDS), shifted=False)
         if request.param == "a2d-qwen3":
             model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8))
-            for layer in model.model.layers:
+            for layer in cast(Any, model.model.layers):
                 layer.self_attn.q_norm.weight.data.uniform_(0.5, 2.0)
                 layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
             return TransformerDenoiser(model, MASK, range(WORDS), shifted=False)
@@ -85,7 +85,7 @@ def eager(denoiser: TransformerDenoiser, canvas: Canvas) -> tuple[Tensor, ...]:
     return tuple(layer.mean(1) for layer in found)
 
 
-def test_attention_is_the_model_s_own(denoiser):
+def test_attention_is_the_model_s_own(denoiser: TransformerDenoiser):
     canvas, layers = canvas_of(), (-1, 0, 1)
     hidden_BTD, attention_BLLA, state = denoiser.attended(canvas, None, layers)
     assert state is None and torch.equal(hidden_BTD, denoiser.hidden(canvas)[0])
@@ -98,7 +98,9 @@ def test_attention_is_the_model_s_own(denoiser):
     assert float(attention_BLLA[valid_BL].sum(1).max()) < 1  # the prompt has its share
 
 
-def test_only_the_layers_that_are_asked_for_are_computed_twice(denoiser, monkeypatch):
+def test_only_the_layers_that_are_asked_for_are_computed_twice(
+    denoiser: TransformerDenoiser, monkeypatch: pytest.MonkeyPatch
+):
     from components.denoisers import transformer
 
     seen: list[int] = []
@@ -119,10 +121,10 @@ class Reads:
     needs: Needs
     rule: Quota = Quota("confidence", 2)  # noqa: RUF009 (frozen)
 
-    def score(self, obs):
+    def score(self, obs: Observation):
         return self.rule.score(obs)
 
-    def distribution(self, obs):
+    def distribution(self, obs: Observation):
         return self.rule.distribution(obs)
 
 
@@ -150,7 +152,7 @@ COSTS = [dict(rows=1), dict(rows=4), dict(rows=4, refill=False), dict(workers=2)
 
 
 @pytest.mark.parametrize("cost", COSTS)
-def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost):
+def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser: TransformerDenoiser, cost: dict[str, Any]):
     policy = Reads(EVERYTHING | Quota("confidence").needs)
     plain, costly = DecodeOptions(record=True), DecodeOptions(record=True, **cost)
     whole, other = (by_address(rollout(denoiser, policy, jobs(), options).steps) for options in (plain, costly))
@@ -158,12 +160,12 @@ def test_ids_and_attention_are_a_row_s_own_however_it_is_batched(denoiser, cost)
     one, two = whole.observation, other.observation
     assert one.top_ids_BLK is not None and one.attention_BLLA is not None and two.attention_BLLA is not None
     assert one.attention_layers == two.attention_layers == (-1, 0)
-    assert torch.equal(one.top_ids_BLK, two.top_ids_BLK)
+    assert two.top_ids_BLK is not None and torch.equal(one.top_ids_BLK, two.top_ids_BLK)
     torch.testing.assert_close(one.attention_BLLA, two.attention_BLLA, rtol=0, atol=1e-6)
     assert bool((one.attention_BLLA.sum((1, 2, 3)) > 0).all())
 
 
-def test_ids_are_read_where_the_others_are_and_begin_with_the_prediction(denoiser):
+def test_ids_are_read_where_the_others_are_and_begin_with_the_prediction(denoiser: TransformerDenoiser):
     steps = rollout(denoiser, Reads(EVERYTHING | Quota("confidence").needs), jobs(), DecodeOptions(record=True)).steps
     assert steps is not None
     obs = steps.observation
@@ -174,7 +176,7 @@ def test_ids_are_read_where_the_others_are_and_begin_with_the_prediction(denoise
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("top_k", [1, 2, 7, 45])
-def test_ids_are_those_of_a_stable_sort_of_the_whole_distribution(dtype, top_k):
+def test_ids_are_those_of_a_stable_sort_of_the_whole_distribution(dtype: torch.dtype, top_k: int):
     source = generator("ids of the largest")
     logits_NV = (torch.randn(200, WORDS, generator=source) * 20).to(dtype)
     logits_NV[:50] = logits_NV[:50].round(decimals=-1)  # many ties
@@ -203,7 +205,7 @@ def test_log_odds_of_any_token_are_those_of_the_softmax():
     torch.testing.assert_close(again_N, best["log_odds"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_denoiser_without_attention_is_refused_with_a_remedy(denoiser):
+def test_a_denoiser_without_attention_is_refused_with_a_remedy(denoiser: TransformerDenoiser):
     formula = FormulaDenoiser(lambda canvas: torch.zeros(*canvas.ids_BT[:, canvas.start :].shape, 5), 5)
     assert attention_layers(formula) == attention_layers(CachedDenoiser(denoiser, "dual")) == 0
     for blind in (formula, CachedDenoiser(denoiser, "dual")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from components.policies.rules import heuristic
 
 torch.set_num_threads(1)
 
-CLOSE = dict(rtol=1e-4, atol=1e-4)  # transformers' RMSNorm goes through float32 even in a float64 model
+CLOSE: dict[str, Any] = dict(rtol=1e-4, atol=1e-4)  # transformers' RMSNorm goes through float32 even in a float64 model
 CASES = [(kind, layout) for kind in KINDS for layout in ("llada", "dream")]
 
 
@@ -51,7 +52,7 @@ def job_of(block: int | None = None) -> Job:
     return Job(prompts, prompt_R, prompt_R + 7, member_R, length_P[prompt_R], block_R, torch.zeros_like(prompt_R))
 
 
-def learned(**shape) -> ConfidencePolicy:
+def learned(**shape: Any) -> ConfidencePolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16, bias=-1.0, **shape)).double()
@@ -81,7 +82,7 @@ def by_transformers_own_cache(
     everything = torch.ones(1, 1, whole, whole, dtype=torch.bool)
     model(input_ids=refresh.ids_BT, attention_mask=everything, past_key_values=cache, use_cache=True)
     kept = torch.tensor([i for i in range(whole) if not first <= i <= last], dtype=torch.int64)
-    for layer in cache.layers:
+    for layer in cast(Any, cache.layers):
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
     window = slice(first, last + 1)
     return model(
@@ -121,11 +122,11 @@ def test_with_a_refresh_at_every_step_nothing_is_approximate(kind: str, layout: 
     pair, options = (inner, CachedDenoiser(inner, kind)), DecodeOptions(record=True, rows=4)
     exact, cached = (rollout(denoiser, policy, job, options) for denoiser in pair)
     assert torch.equal(cached.canvas_RL, exact.canvas_RL)
-    for steps in (exact.steps, cached.steps):
-        assert steps is not None
-    order = [(s.row_N * 100 + s.step_N).argsort() for s in (exact.steps, cached.steps)]
-    for name, value in exact.steps.observation.tensors().items():
-        torch.testing.assert_close(cached.steps.observation.tensors()[name][order[1]], value[order[0]], **CLOSE)
+    one, two = exact.steps, cached.steps
+    assert one is not None and two is not None
+    order = [(s.row_N * 100 + s.step_N).argsort() for s in (one, two)]
+    for name, value in one.observation.tensors().items():
+        torch.testing.assert_close(two.observation.tensors()[name][order[1]], value[order[0]], **CLOSE)
 
 
 @pytest.mark.parametrize(("kind", "layout"), CASES)

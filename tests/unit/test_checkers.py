@@ -1,9 +1,9 @@
 """Laws of the checkers of free text."""
 
-import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,17 +12,13 @@ from components.tasks import build as build_task
 from components.tasks import mathematics
 from components.tasks.checkers import final_answer, last_boxed, math_equal, number_equal
 from components.tasks.hub import TextTask, load_rows
+from tests.doubles import json_lines
 
 
 def build(name: str, **knobs: object) -> TextTask:
     task = build_task(name, **knobs)
     assert isinstance(task, TextTask)
     return task
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 # --- numbers and mathematics ----------------------------------------------------------------------------------------
@@ -56,7 +52,7 @@ def write(path, rows):
         ("", False),
     ],
 )
-def test_numeric_answers(text, right):
+def test_numeric_answers(text: str, right: bool):
     assert number_equal(text, "She sells them.\n#### 18") is right
 
 
@@ -76,7 +72,7 @@ def test_numeric_answers(text, right):
         ("18", None),
     ],
 )
-def test_the_answer_stands_where_the_prompt_asks_for_it(text, answer):
+def test_the_answer_stands_where_the_prompt_asks_for_it(text: str, answer: str | None):
     assert final_answer(text) == answer
 
 
@@ -105,7 +101,7 @@ MATHEMATICS = [
 
 
 @pytest.mark.parametrize(("text", "gold", "right"), MATHEMATICS)
-def test_mathematical_answers(text, gold, right):
+def test_mathematical_answers(text: str, gold: str, right: bool):
     assert math_equal(text, gold) is right
 
 
@@ -169,13 +165,13 @@ x_1 || x_2
 
 
 @pytest.mark.parametrize("pair", SAME)
-def test_equal_mathematics(pair):
+def test_equal_mathematics(pair: str):
     gold, answer = pair.split(" || ")
     assert math_equal(f"\\boxed{{{answer}}}", gold)
 
 
 @pytest.mark.parametrize("pair", OTHER)
-def test_unequal_mathematics(pair):
+def test_unequal_mathematics(pair: str):
     gold, answer = pair.split(" || ")
     assert not math_equal(f"<answer>{answer}</answer>", gold) and not math_equal(f"<answer>{gold}</answer>", answer)
 
@@ -199,7 +195,7 @@ def test_mathematical_answers_in_threads():
 
 
 @pytest.mark.parametrize("tower", ["9^{9^{9^{9}}}", "((((9!)!)!)!)!", "10^{10^{10}}"])
-def test_a_tower_hangs_no_thread_and_the_next_comparison_works(tower):
+def test_a_tower_hangs_no_thread_and_the_next_comparison_works(tower: str):
     verdicts = []
 
     def compare():
@@ -224,8 +220,10 @@ def test_workers_are_used_again_and_a_killed_one_is_replaced():
     assert mathematics.equal("2", "2.0")
 
 
-def test_gold_answers_of_real_formats_are_right(tmp_path):
-    test = write(tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}])
+def test_gold_answers_of_real_formats_are_right(tmp_path: Path):
+    test = json_lines(
+        tmp_path / "g.jsonl", [{"question": "How many?", "answer": "2*617=<<2*617=1234>>1234\n#### 1,234"}]
+    )
     task = build("gsm8k", test_path=test)
     (example,) = task.examples("test")
     assert example.answer == "<answer>1234</answer>" and "How many?" in example.prompt
@@ -233,26 +231,28 @@ def test_gold_answers_of_real_formats_are_right(tmp_path):
     assert task.score("<answer>1235</answer>", example).correct == task.score("", example).correct == 0.0
 
     row = {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$."}
-    task = build("math", test_path=write(tmp_path / "m.jsonl", [row, row | {"problem": "Two?", "answer": "2"}]))
+    task = build("math", test_path=json_lines(tmp_path / "m.jsonl", [row, row | {"problem": "Two?", "answer": "2"}]))
     half, two = task.examples("test")
     assert [half.metadata["gold"], two.metadata["gold"]] == [r"\frac{1}{2}", "2"]
     assert task.score(half.answer, half).correct == task.score(r"\boxed{0.5}", half).correct == 1.0
     assert task.score(half.answer, two).correct == 0.0
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
+def test_files_that_cannot_be_read_say_why(tmp_path: Path):
     with pytest.raises(DataError, match="is not there"):
         build("gsm8k", test_path=str(tmp_path / "none.jsonl")).examples("test")
     (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"questi')
     with pytest.raises(DataError, match="line 2 is not a JSON object"):
         build("gsm8k", test_path=str(tmp_path / "torn.jsonl")).examples("test")
     with pytest.raises(DataError, match=r"columns \['problem'\] and no 'question'"):
-        build("gsm8k", test_path=write(tmp_path / "other.jsonl", [{"problem": "a"}])).examples("test")
+        build("gsm8k", test_path=json_lines(tmp_path / "other.jsonl", [{"problem": "a"}])).examples("test")
     with pytest.raises(DataError, match="ends in no '#### number'"):
-        build("gsm8k", test_path=write(tmp_path / "bare.jsonl", [{"question": "a", "answer": "b"}])).examples("test")
+        build("gsm8k", test_path=json_lines(tmp_path / "bare.jsonl", [{"question": "a", "answer": "b"}])).examples(
+            "test"
+        )
 
 
-def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch):
+def test_without_a_network_a_hub_data_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"openai/gsm8k main \(test\) cannot be loaded .*test_path=FILE"):
         load_rows(None, ("openai/gsm8k", "main"), "test", "test_path")

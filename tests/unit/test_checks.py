@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -386,7 +387,8 @@ def test_what_the_library_has_is_sound(name: str):
 # --- a policy and its dLLM -----------------------------------------------------------------------------------------
 
 
-def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_path):
+@pytest.mark.e2e
+def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_path: Path):
     from components.export import OnnxPolicy, export_policy
     from components.policies import store
 
@@ -408,7 +410,7 @@ def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_p
     assert bool(rollout(other, policy, job).finished_R.all())
 
 
-def test_a_policy_of_statistics_alone_decodes_over_any_dllm(tmp_path):
+def test_a_policy_of_statistics_alone_decodes_over_any_dllm(tmp_path: Path):
     from components.policies import store
 
     other, encoder = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=1)

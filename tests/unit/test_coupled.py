@@ -30,6 +30,7 @@ from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
 from components.maths.plackett_luce import DPLS
+from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
 
@@ -70,14 +71,7 @@ def noise(rows: int, step: int = 0) -> Noise:
 
 def outcomes(kind: str, size: int = L) -> Action:
     """Every set, eligible or not; for an ordered draw every ordered selection."""
-    if kind == "accept":
-        return Action(torch.tensor(list(itertools.product([False, True], repeat=size))))
-    picks = [order for count in range(size + 1) for order in itertools.permutations(range(size), count)]
-    rank = torch.full((len(picks), size), -1)
-    for row, order in enumerate(picks):
-        for place, position in enumerate(order):
-            rank[row, position] = place
-    return Action(rank >= 0, rank)
+    return every_set(size) if kind == "accept" else every_order(size)
 
 
 def enumerated(kind: str, distribution: Any, row: int) -> Tensor:
@@ -85,17 +79,16 @@ def enumerated(kind: str, distribution: Any, row: int) -> Tensor:
     return take(distribution, torch.full((len(every.drawn_BL),), row)).log_prob(every)
 
 
-def expectation(log_p: Tensor, value: Tensor) -> float:
-    return float(torch.where(log_p == -torch.inf, 0.0, log_p.exp() * value).sum())
-
-
 class Literal:
     """One row, by Python's floats and the formulas of the module's text, one position after the other."""
 
     def __init__(self, given: dict[str, Any], row: int) -> None:
-        numbers = {name: v[row].tolist() if isinstance(v, Tensor) and v.ndim else float(v) for name, v in given.items()}
+        numbers: dict[str, Any] = {
+            name: v[row].tolist() if isinstance(v, Tensor) and v.ndim else float(v) for name, v in given.items()
+        }
         self.l, self.b, self.w = numbers["log_odds_BL"], numbers["bias_BL"], numbers["shift_BLL"]
-        self.m, self.numbers, self.left = numbers["mix_BL"], numbers, set(np.flatnonzero(numbers["eligible_BL"]))
+        self.m, self.numbers = numbers["mix_BL"], numbers
+        self.left: set[int] = set(np.flatnonzero(numbers["eligible_BL"]).tolist())
         self.taken: list[int] = []
         self.risk = 0.0
 
@@ -232,7 +225,7 @@ def test_without_shifts_and_cost_it_is_dpls_or_bernoulli_bit_for_bit(dtype: torc
     source = torch.Generator().manual_seed(5)
     eligible = torch.rand(64, 21, generator=source) < 0.6
     for seed, temperature in itertools.product(range(2), (1.0, 0.7)):
-        given = scores(seed, eligible, dtype) | {"cost": 0.0, "temperature": temperature}
+        given: dict[str, Any] = scores(seed, eligible, dtype) | {"cost": 0.0, "temperature": temperature}
         given["shift_BLL"] = torch.zeros_like(given["shift_BLL"])
         ours, known = CoupledPlackettLuce(**given), DPLS(CoupledPlackettLuce(**given).logits_BL, eligible, temperature)
         for action in (ours.sample(noise(64)), known.sample(noise(64)), ours.mode()):

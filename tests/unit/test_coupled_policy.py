@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def off_BLL(obs: Observation) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [PLAIN, RICH])
-def test_shifts_are_zero_on_the_diagonal_and_outside_the_masks_only(shape):
+def test_shifts_are_zero_on_the_diagonal_and_outside_the_masks_only(shape: CoupledShape):
     policy = policy_of(shape)
     for obs in random_states(policy, 200, "zeros"):
         bias_BL, shift_BLL, mix_BL = policy(obs)
@@ -62,7 +64,7 @@ def test_shifts_are_zero_on_the_diagonal_and_outside_the_masks_only(shape):
 
 
 @pytest.mark.parametrize("shape", [PLAIN, RICH])
-def test_an_untrained_policy_decides_on_log_odds_alone(shape):
+def test_an_untrained_policy_decides_on_log_odds_alone(shape: CoupledShape):
     policy = policy_of(shape, trained=False)
     obs = observed(policy)
     bias_BL, shift_BLL, mix_BL = policy(obs)
@@ -90,7 +92,7 @@ def permuted(obs: Observation, order_L: Tensor) -> Observation:
 
 
 @pytest.mark.parametrize("shape", [PLAIN, replace(PLAIN, attention=(0,), features=8)])
-def test_without_position_features_it_does_not_matter_where_a_position_is(shape):
+def test_without_position_features_it_does_not_matter_where_a_position_is(shape: CoupledShape):
     policy = policy_of(shape)
     obs = observed(policy)
     obs = replace(obs, length_B=torch.full_like(obs.length_B, 9))
@@ -101,7 +103,7 @@ def test_without_position_features_it_does_not_matter_where_a_position_is(shape)
 
 
 @pytest.mark.parametrize("extra", [dict(offsets=3), dict(positions=9)])
-def test_position_features_tell_positions_apart(extra):
+def test_position_features_tell_positions_apart(extra: dict[str, Any]):
     policy = policy_of(replace(PLAIN, **extra))
     obs = observed(policy)
     obs = replace(obs, length_B=torch.full_like(obs.length_B, 9))
@@ -128,7 +130,7 @@ def test_offsets_are_relative_and_clamped():
 
 
 @pytest.mark.parametrize("shape", [PLAIN, RICH])
-def test_a_row_is_the_same_alone_in_a_batch_and_padded(shape):
+def test_a_row_is_the_same_alone_in_a_batch_and_padded(shape: CoupledShape):
     policy = policy_of(shape)
     obs = observed(policy, rows=8)
     wide = {
@@ -250,7 +252,7 @@ def test_positions_beyond_the_absolute_ones_have_none():
 
 
 @pytest.mark.parametrize("wrong", [dict(action="dpls"), dict(heads=3), dict(top_k=0), dict(mix=1.0), dict(kappa=0.0)])
-def test_shapes_that_cannot_work_are_refused(wrong):
+def test_shapes_that_cannot_work_are_refused(wrong: dict[str, Any]):
     with pytest.raises(SettingsError):
         replace(PLAIN, **wrong)
 
@@ -259,7 +261,7 @@ def test_the_default_is_small():
     assert 20_000 < sum(p.numel() for p in CoupledPolicy(CoupledShape()).parameters()) < 24_000
 
 
-def test_it_is_stored_and_found_again(tmp_path):
+def test_it_is_stored_and_found_again(tmp_path: Path):
     policy = policy_of(RICH)
     store.save(policy, tmp_path)
     again = store.load(tmp_path)
@@ -269,15 +271,16 @@ def test_it_is_stored_and_found_again(tmp_path):
 
 
 @pytest.mark.parametrize("block_length", [4, 8])
-def test_a_decode_is_the_same_however_it_is_batched(block_length):
+def test_a_decode_is_the_same_however_it_is_batched(block_length: int):
     denoiser, _ = embedded.build("llada", "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)
     policy = policy_of(replace(PLAIN, attention=(-1,), features=16))
     policy.offset = 4.0
     job = Job.of([torch.arange(5, 5 + n) for n in (1, 3, 4)], 8, block_length, group=4)
     whole = rollout(denoiser, policy, job, DecodeOptions(seed=3))
     assert bool(whole.finished_R.all()) and int(whole.nfe_R.max()) > int(whole.nfe_R.min())
+    plain = DecodeOptions(seed=3)
     for cost in (dict(rows=1), dict(rows=5, workers=2), dict(rows=5, refill=False), dict(tokens=16), dict(reuse=False)):
-        other = rollout(denoiser, policy, job, DecodeOptions(seed=3, **cost))
+        other = rollout(denoiser, policy, job, replace(plain, **cost))
         assert torch.equal(whole.canvas_RL, other.canvas_RL) and torch.equal(whole.order_RL, other.order_RL)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from components.evaluation.order import ar_ness, kendall_tau, order_2P
 from components.evaluation.results import read_results, write_results
 from components.policies.rules import heuristic
 from components.reports.curves import aup, curve_at, difference, error_cut, mean_interval, nfe_for
+from tests.conftest import KeyFirst
 from tests.outputs import result
 
 ORDERS = [
@@ -38,11 +41,11 @@ def test_the_order_by_hand(steps: list[int], ar: float, tau: float) -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=12))
 def test_tau_is_the_one_of_statistics(steps: list[int]) -> None:
-    theirs = kendalltau(np.arange(len(steps)), steps).statistic
+    theirs: float = cast(Any, kendalltau(np.arange(len(steps)), steps)).statistic
     assert kendall_tau(np.asarray(steps)) == pytest.approx(0.0 if math.isnan(theirs) else theirs)
 
 
-def test_a_decode_from_left_to_right_is_wholly_so_and_the_file_keeps_it(key_first, tmp_path) -> None:
+def test_a_decode_from_left_to_right_is_wholly_so_and_the_file_keeps_it(key_first: KeyFirst, tmp_path: Path) -> None:
     denoiser, prompts = key_first.denoiser(), key_first.prompts()
     found = [
         evaluate(denoiser, Candidate(name, "1", heuristic(name, 1), None), prompts, [0, 1, 2])

@@ -4,6 +4,7 @@ are partly filled, and going on when memory runs out. Each beside a loop written
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from components.core.errors import SettingsError
-from components.core.types import Canvas, RowState
+from components.core.types import Canvas, Observation, RowState
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.policies.confidence import Shape
 from components.policies.heuristics import SuppressTokens
+from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from tests.unit.test_rollout import (
     MASK,
@@ -183,10 +185,10 @@ class SmallPolicy:
     def needs(self):
         return self.policy.needs
 
-    def score(self, obs):
+    def score(self, obs: Observation):
         return self.policy.score(obs)
 
-    def distribution(self, obs):
+    def distribution(self, obs: Observation):
         if len(obs.step_B) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return self.policy.distribution(obs)
@@ -195,7 +197,13 @@ class SmallPolicy:
 @pytest.mark.parametrize("options", [dict(refill=False), dict(workers=2)], ids=str)
 @pytest.mark.parametrize("policy", [learned(Shape(**SMALL)), Patient()], ids=["learned", "drift"])
 @pytest.mark.parametrize("plain, small", [(Table, Small), (Remembering, SmallRemembering)])
-def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(plain, small, policy, options, caplog):
+def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(
+    plain: Callable[[], Table],
+    small: Callable[[], Table],
+    policy: Policy,
+    options: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+):
     job = job_of(SIZES, group=3)
     base = DecodeOptions(seed=4, force_commit=False, record=True, rows=12, **options)
     wanted = rollout(plain(), policy, job, base)
@@ -206,7 +214,7 @@ def test_where_memory_runs_out_rows_wait_and_end_as_they_would_have(plain, small
     assert found.shares[1] <= 3 < wanted.shares[1]
 
 
-def test_where_the_policy_runs_out_of_memory_halves_decide_in_turn(caplog):
+def test_where_the_policy_runs_out_of_memory_halves_decide_in_turn(caplog: pytest.LogCaptureFixture):
     job, policy = job_of(SIZES, group=3), coupled()
     base = DecodeOptions(seed=4, force_commit=False, record=True, rows=12)
     for make in (Table, Remembering):

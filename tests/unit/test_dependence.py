@@ -19,6 +19,7 @@ from components.maths.greedy import greedy_set
 from components.policies.dependence import Adas, Dapd, MeanField, Overlap, Spread, likeness, overlap, pairs_of
 from components.policies.heuristics import SuppressTokens
 from components.policies.protocol import Policy
+from tests.doubles import picks
 
 torch.set_num_threads(1)
 RULES: list[Policy] = [
@@ -42,10 +43,6 @@ def surprise(log_odds: float) -> float:
 
 def taken(selected_BL: Tensor, row: int = 0) -> set[int]:
     return set(selected_BL[row].nonzero().flatten().tolist())
-
-
-def picks(policy: Policy, obs: Observation) -> set[int]:
-    return taken(policy.distribution(obs).mode().drawn_BL)
 
 
 def observed(probabilities: list[list[float]], ids: list[list[int]] | None = None, **more: Any) -> Observation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from components.core.types import Action
 from components.maths.distributions import Bernoulli, Categorical, Deterministic, commit, cross_entropy, take
 from components.maths.masked import masked_log_softmax, masked_logsumexp, one_hot
 from components.maths.plackett_luce import DPLS, EXACT_LIMIT, PlackettLuce
+from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
 
@@ -59,15 +59,8 @@ def utilities(seed: int, rows: int = len(ELIGIBLE), size: int = L) -> Tensor:
 
 
 def outcomes(kind: str, size: int = L) -> Action:
-    """Every bit pattern, eligible or not; for an ordered draw every ordered selection."""
-    if kind in UNORDERED:
-        return Action(torch.tensor(list(itertools.product([False, True], repeat=size))))
-    orders = [order for count in range(size + 1) for order in itertools.permutations(range(size), count)]
-    rank = torch.full((len(orders), size), -1)
-    for row, order in enumerate(orders):
-        for place, position in enumerate(order):
-            rank[row, position] = place
-    return Action(rank >= 0, rank)
+    """Every set, eligible or not; for an ordered draw every ordered selection."""
+    return every_set(size) if kind in UNORDERED else every_order(size)
 
 
 def enumerated(kind: str, row: int, seed: int = 0) -> Tensor:
@@ -77,19 +70,14 @@ def enumerated(kind: str, row: int, seed: int = 0) -> Tensor:
     return one.log_prob(every)
 
 
-def expectation(log_p: Tensor, value: Tensor) -> float:
-    """E[value], what is impossible counting nothing."""
-    return float(torch.where(log_p == -torch.inf, 0.0, log_p.exp() * value).sum())
-
-
 @every_kind
-def test_probabilities_of_all_outcomes_sum_to_one(kind):
+def test_probabilities_of_all_outcomes_sum_to_one(kind: str):
     for row in range(len(ELIGIBLE)):
         assert enumerated(kind, row).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
 @every_kind
-def test_only_eligible_positions_can_be_drawn(kind):
+def test_only_eligible_positions_can_be_drawn(kind: str):
     every = outcomes(kind)
     for row in range(len(ELIGIBLE)):
         possible = enumerated(kind, row) > -torch.inf
@@ -97,7 +85,7 @@ def test_only_eligible_positions_can_be_drawn(kind):
 
 
 @every_kind
-def test_entropy_equals_enumeration(kind):
+def test_entropy_equals_enumeration(kind: str):
     entropy = ALL[kind](utilities(0), ELIGIBLE).entropy()
     for row in range(len(ELIGIBLE)):
         log_p = enumerated(kind, row)
@@ -105,7 +93,7 @@ def test_entropy_equals_enumeration(kind):
 
 
 @every_kind
-def test_kl_equals_enumeration(kind):
+def test_kl_equals_enumeration(kind: str):
     found = ALL[kind](utilities(0), ELIGIBLE).kl(ALL[kind](utilities(1), ELIGIBLE))
     for row in range(len(ELIGIBLE)):
         log_p, log_q = enumerated(kind, row), enumerated(kind, row, seed=1)
@@ -113,7 +101,7 @@ def test_kl_equals_enumeration(kind):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
-def test_kl_counts_a_support_that_differs(kind):
+def test_kl_counts_a_support_that_differs(kind: str):
     """Narrower candidates against wider ones are finite and exact; the other way round there is no finite value."""
     wide, narrow = torch.ones(1, L, dtype=torch.bool), torch.tensor([[True, False, True, True]])
     p, q = ALL[kind](utilities(0, 1), narrow), ALL[kind](utilities(1, 1), wide)
@@ -125,14 +113,14 @@ def test_kl_counts_a_support_that_differs(kind):
 
 
 @every_kind
-def test_kl_to_itself_is_zero_and_to_others_positive(kind):
+def test_kl_to_itself_is_zero_and_to_others_positive(kind: str):
     one, other = ALL[kind](utilities(0), ELIGIBLE), ALL[kind](utilities(1), ELIGIBLE)
     assert torch.allclose(one.kl(one).double(), torch.zeros(len(ELIGIBLE), dtype=torch.float64), atol=1e-12)
     assert bool((one.kl(other) >= -1e-12).all())
 
 
 @every_kind
-def test_samples_follow_log_prob(kind):
+def test_samples_follow_log_prob(kind: str):
     size = 6000
     every = outcomes(kind)
     for row in range(len(ELIGIBLE)):
@@ -149,7 +137,7 @@ def test_samples_follow_log_prob(kind):
 
 
 @every_kind
-def test_a_draw_has_a_likelihood(kind):
+def test_a_draw_has_a_likelihood(kind: str):
     distribution = ALL[kind](utilities(0), ELIGIBLE)
     action = distribution.sample(Noise(torch.arange(len(ELIGIBLE)), torch.zeros(len(ELIGIBLE), dtype=torch.int64)))
     assert bool((distribution.log_prob(action) > -torch.inf).all())
@@ -157,7 +145,7 @@ def test_a_draw_has_a_likelihood(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in ALL if not k.startswith("dpls")])
-def test_mode_is_the_likeliest_outcome(kind):
+def test_mode_is_the_likeliest_outcome(kind: str):
     mode = ALL[kind](utilities(0), ELIGIBLE)
     log_mode = mode.log_prob(mode.mode())
     for row in range(len(ELIGIBLE)):
@@ -173,7 +161,7 @@ def test_mode_of_dpls_is_the_greedy_draw():
 
 
 @every_kind
-def test_a_row_without_eligible_positions_draws_nothing_for_certain(kind):
+def test_a_row_without_eligible_positions_draws_nothing_for_certain(kind: str):
     distribution = ALL[kind](utilities(0), torch.zeros_like(ELIGIBLE))
     noise = Noise(torch.arange(len(ELIGIBLE)), torch.zeros(len(ELIGIBLE), dtype=torch.int64))
     for action in (distribution.mode(), distribution.sample(noise)):
@@ -186,7 +174,7 @@ def test_a_row_without_eligible_positions_draws_nothing_for_certain(kind):
 
 
 @every_kind
-def test_padding_and_neighbours_change_nothing(kind):
+def test_padding_and_neighbours_change_nothing(kind: str):
     """Ineligible positions behind, with any utilities, and any other rows in the batch."""
     alone = ALL[kind](utilities(0), ELIGIBLE)
     other = ALL[kind](utilities(1), ELIGIBLE)
@@ -218,7 +206,7 @@ def test_padding_and_neighbours_change_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in ALL if k != "deterministic"])
-def test_gradients_of_log_prob_average_to_zero(kind):
+def test_gradients_of_log_prob_average_to_zero(kind: str):
     """E[d log p] = 0, in every row: the gradient is that of a normalised likelihood."""
     every = outcomes(kind)
     for row in range(len(ELIGIBLE)):
@@ -231,7 +219,7 @@ def test_gradients_of_log_prob_average_to_zero(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in ALL if k != "deterministic"])
-def test_gradients_of_log_prob_entropy_and_kl_are_finite_and_right(kind):
+def test_gradients_of_log_prob_entropy_and_kl_are_finite_and_right(kind: str):
     def values(z: Tensor) -> tuple[Tensor, ...]:
         one, other = ALL[kind](z, ELIGIBLE), ALL[kind](utilities(1), ELIGIBLE)
         noise = Noise(torch.arange(len(ELIGIBLE)), torch.zeros(len(ELIGIBLE), dtype=torch.int64))
@@ -247,7 +235,7 @@ def test_gradients_of_log_prob_entropy_and_kl_are_finite_and_right(kind):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical", "dpls", "plackett-luce, 2"])
-def test_nothing_saturates_in_float32(kind):
+def test_nothing_saturates_in_float32(kind: str):
     """Utilities of +-90 keep finite log-probabilities and gradients: no clamp, no log of 0."""
     z = torch.tensor([[90.0, -90.0, 30.0, -60.0]], requires_grad=True)
     e = torch.ones(1, L, dtype=torch.bool)

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from components.evaluation.results import (
     write_table,
 )
 from components.policies.rules import heuristic
+from tests.conftest import KeyFirst
 from tests.messages import has_remedy
 
 END = 1
@@ -66,7 +68,7 @@ def test_over_the_whole_canvas_ends_of_the_text_come_last_where_they_are_named()
             assert when(one) == when(other)
 
 
-def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first):
+def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first: KeyFirst):
     """Random rules and deterministic ones; the threads are as many as before."""
     denoiser, prompts, before = key_first.denoiser(), key_first.prompts(), torch.get_num_threads()
     rules = [("random", 1), ("confidence", 1), ("random", 2), ("threshold", 0.6), ("entropy_bound", 0.5)]
@@ -88,7 +90,7 @@ def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first):
         assert result.seeds == (3 if candidate.family == "random" else 1)
 
 
-def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first, tmp_path):
+def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first: KeyFirst, tmp_path: Path):
     """The lines hold what every prompt gave, the table all but that; both are read as they were written."""
     prompts = key_first.prompts()
     results = [
@@ -110,7 +112,7 @@ def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first, tm
 
 
 @pytest.mark.parametrize("line", ['{"task": "a"}', '{"task": "a", "correct_P": "x", "nfe_P": []}'])
-def test_a_line_that_is_no_result_is_refused_with_its_number(key_first, tmp_path, line):
+def test_a_line_that_is_no_result_is_refused_with_its_number(key_first: KeyFirst, tmp_path: Path, line: str):
     candidate = Candidate("random", "1", heuristic("random", 1), None)
     found = evaluate(key_first.denoiser(), candidate, key_first.prompts(), [0])
     write_results(tmp_path / "results.jsonl", [found])
@@ -136,7 +138,7 @@ def test_a_result_of_other_types_is_refused_by_its_line(tmp_path: Path, name: st
         read_results(path)
 
 
-def test_a_frontier_is_swept_over_the_whole_canvas_and_every_label_carries_it(key_first):
+def test_a_frontier_is_swept_over_the_whole_canvas_and_every_label_carries_it(key_first: KeyFirst):
     """Rules that are run in blocks, and no others; the cells differ by their settings, and decode as they say."""
     numbers = {"threshold": [0.5], "factor": [1.0], "confidence": [1]}
     sweep = Sweep((2, None), numbers, frontiers=(None, 1, 2, 64))
@@ -158,7 +160,7 @@ def test_a_frontier_is_swept_over_the_whole_canvas_and_every_label_carries_it(ke
     assert np.array_equal(found.correct_P, again.correct_P), "one position at a time from the left"
 
 
-def test_a_result_says_that_rows_stopped_at_the_end_of_their_text(key_first, tmp_path):
+def test_a_result_says_that_rows_stopped_at_the_end_of_their_text(key_first: KeyFirst, tmp_path: Path):
     """On file too, and as a column of a table only where they did."""
     prompts = key_first.prompts()
     stopping = replace(prompts, encoder=stopped(prompts.encoder))
@@ -173,7 +175,7 @@ def test_a_result_says_that_rows_stopped_at_the_end_of_their_text(key_first, tmp
         assert ("end_of_text" in header) == bool(result.end_of_text)
 
 
-def stopped(encoder):
+def stopped(encoder: Any):
     """The letter c ends a text."""
     found = type(encoder)()
     found.end_ids, found.stop_ids = frozenset({3}), (3,)

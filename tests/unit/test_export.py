@@ -44,11 +44,13 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.store import LearnedPolicy
 from components.tasks.example import Example
 from components.tracking.model import identity
+from tests.doubles import arrays
 
 WIDTH = 16  # of the denoiser, hence of the features
 CALLER = {"commit": "0123abc", "training": '{"iterations": 3}'}
 
 
+Exported = Callable[[str], tuple[LearnedPolicy, Path]]
 SMALL: dict[str, Any] = dict(width=16, heads=2, mlp_width=32)
 CASES = {
     "bernoulli": lambda: ConfidencePolicy(Shape(("log_odds", "bound", "margin"), **SMALL), temperature=0.7, scale=0.8),
@@ -81,7 +83,7 @@ def make(name: str) -> LearnedPolicy:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LearnedPolicy, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """One export for each case, made when it is first asked for: they take seconds."""
 
     @functools.cache
@@ -93,13 +95,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return export
 
 
-@pytest.fixture(scope="module", params=list(CASES))
-def pair(request: pytest.FixtureRequest, exported: Callable) -> tuple[LearnedPolicy, Path]:
+# One export in the unit tier.
+LONG = [name if name == "bernoulli" else pytest.param(name, marks=pytest.mark.e2e) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=LONG)
+def pair(request: pytest.FixtureRequest, exported: Exported) -> tuple[LearnedPolicy, Path]:
     return exported(request.param)
 
 
 @pytest.fixture(scope="module")
-def bernoulli(exported: Callable) -> tuple[LearnedPolicy, Path]:
+def bernoulli(exported: Exported) -> tuple[LearnedPolicy, Path]:
     return exported("bernoulli")
 
 
@@ -110,10 +116,6 @@ def decoding() -> Decoding:
     lengths = [6, 8, 8, 5, 6, 9, 4, 7]
     prompts = Prompts([], examples, [encoder.prompt(x.prompt) for x in examples], lengths, encoder)
     return Decoding(denoiser, prompts, block_length=None, seed=5, rows=3)
-
-
-def arrays(obs: Observation) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in obs.tensors().items()}
 
 
 def test_the_layout_is_the_observation() -> None:
@@ -285,7 +287,8 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[LearnedPolicy, Path]) -> N
             assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=TOLERANCE)
 
 
-def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Callable) -> None:
+@pytest.mark.e2e
+def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Exported) -> None:
     """``alpha_B`` is an input of a policy that was trained for several alphas, and of no other."""
     for name, reads in (("dpls", True), ("bernoulli", False), ("categorical", False)):
         policy, path = exported(name)
@@ -303,6 +306,7 @@ def test_a_conditioned_file_takes_each_row_s_speed_or_else_its_own(exported: Cal
     assert OnnxPolicy(path).metadata["unmask.policy"].count('"speed": 2.5') == 1
 
 
+@pytest.mark.e2e
 def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     _, path = bernoulli
     again = make("bernoulli").train().double()

@@ -37,10 +37,13 @@ from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Categorical
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.tasks.example import Example
+from tests.doubles import arrays
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.e2e  # five exports
 
 WIDTH = 16
+Exported = Callable[[str], tuple[CoupledPolicy, Path]]
 PLAIN = CoupledShape(top_k=3, width=16, heads=2, mlp_width=16, pair_width=8, kappa=0.8, tau=-0.5, cost=1.5)
 SHAPES = {
     "marginals": PLAIN,
@@ -62,7 +65,7 @@ def make(shape: CoupledShape) -> CoupledPolicy:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[CoupledPolicy, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """One export for each shape, made when it is first asked for: they take seconds."""
 
     @functools.cache
@@ -86,12 +89,8 @@ def decoding() -> Decoding:
     return Decoding(denoiser, prompts, block_length=None, seed=5, rows=3)
 
 
-def arrays(obs: Observation) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in obs.tensors().items()}
-
-
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_file_is_the_policy(name: str, exported: Callable, decoding: Decoding) -> None:
+def test_the_file_is_the_policy(name: str, exported: Exported, decoding: Decoding) -> None:
     """On random states of sizes that the export never saw, and on whole decodes by mode and sampling."""
     policy, path = exported(name)
     report = check_parity(policy, OnnxPolicy(path), random_states(policy, 400, name), decoding)
@@ -107,7 +106,7 @@ def test_the_file_is_the_policy(name: str, exported: Callable, decoding: Decodin
         ("one position", {"length_B", "log_odds_BL", "entropy_BL", "top_BLK"}),
     ],
 )
-def test_one_file_reads_and_gives_what_the_policy_does(name: str, reads: set[str], exported: Callable) -> None:
+def test_one_file_reads_and_gives_what_the_policy_does(name: str, reads: set[str], exported: Exported) -> None:
     policy, path = exported(name)
     graph = onnx.load(path).graph
     kind = {"one position": "categorical", "accept or skip": "accept"}.get(name, "coupled")
@@ -122,7 +121,7 @@ def test_one_file_reads_and_gives_what_the_policy_does(name: str, reads: set[str
     )
 
 
-def test_everything_that_the_utilities_are_made_of_is_compared(exported: Callable, decoding: Decoding) -> None:
+def test_everything_that_the_utilities_are_made_of_is_compared(exported: Exported, decoding: Decoding) -> None:
     """A difference that shows in a pair, in the risk or in a scalar alone is found."""
     _, path = exported("marginals")
     states = random_states(make(PLAIN), 60, "other")
@@ -164,7 +163,7 @@ def extreme(policy: CoupledPolicy) -> Observation:
 
 
 @pytest.mark.parametrize("name", ["marginals", "everything"])
-def test_nothing_is_ever_nan_at_the_edges(name: str, exported: Callable) -> None:
+def test_nothing_is_ever_nan_at_the_edges(name: str, exported: Exported) -> None:
     """The attention mask is -inf at padding, log-odds are at their limits, whole rows have nothing to compare."""
     policy, path = exported(name)
     obs = extreme(policy)
@@ -184,7 +183,7 @@ def drawn(distribution: Any, obs: Observation, noise: Noise) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["marginals", "everything", "no pairs"])
-def test_numpy_draws_what_torch_draws_at_any_speed(name: str, exported: Callable) -> None:
+def test_numpy_draws_what_torch_draws_at_any_speed(name: str, exported: Exported) -> None:
     """One number at serving time, in all three ways to serve: the policy, the file with torch, the file without."""
     policy, path = exported(name)
     served, amounts = make(SHAPES[name]), []
@@ -205,14 +204,14 @@ def test_numpy_draws_what_torch_draws_at_any_speed(name: str, exported: Callable
             ):
                 assert torch.equal(a, b) and np.array_equal(b.numpy(), c)
                 amounts[-1] += int(a.sum())
-            near = dict(atol=TOLERANCE, rtol=1e-5)
+            near: dict[str, Any] = dict(atol=TOLERANCE, rtol=1e-5)
             torch.testing.assert_close(one.score(obs), served.score(obs), **near)
             np.testing.assert_allclose(light.score(arrays(obs)), served.score(obs).numpy(), **near)
     assert amounts == sorted(set(amounts))  # each one draws more than the one before
     assert check_parity(served, OnnxPolicy(path, offset=4.0), random_states(policy, 50)).near_ties == 0
 
 
-def test_an_offset_that_is_exported_is_part_of_the_file(exported: Callable, tmp_path: Path) -> None:
+def test_an_offset_that_is_exported_is_part_of_the_file(exported: Exported, tmp_path: Path) -> None:
     policy = make(SHAPES["no pairs"])
     policy.offset = 1.5
     export_policy(policy, tmp_path / "fast.onnx", {})
@@ -221,14 +220,14 @@ def test_an_offset_that_is_exported_is_part_of_the_file(exported: Callable, tmp_
     check_parity(exported("no pairs")[0], back, random_states(policy, 50))
 
 
-def test_an_offset_is_refused_where_nothing_has_a_speed(exported: Callable) -> None:
+def test_an_offset_is_refused_where_nothing_has_a_speed(exported: Exported) -> None:
     _, path = exported("one position")
     for make_one in (OnnxPolicy, NumpyPolicy):
         with pytest.raises(SettingsError, match=r"offset=0\.5 is for coupled policies, .* draws by categorical"):
             make_one(path, offset=0.5)
 
 
-def test_beside_a_policy_that_reads_more_it_reads_its_own_layers_and_ids(exported: Callable) -> None:
+def test_beside_a_policy_that_reads_more_it_reads_its_own_layers_and_ids(exported: Exported) -> None:
     policy, path = exported("everything")
     other = make(replace(SHAPES["everything"], top_k=5, attention=(-2, -1, 0)))
     both = random_observation(other, 4, 9, "beside")
@@ -242,6 +241,7 @@ def test_beside_a_policy_that_reads_more_it_reads_its_own_layers_and_ids(exporte
     )
     file = OnnxPolicy(path)
     one, two = file.distribution(both), file.distribution(own)
+    assert isinstance(one, CoupledPlackettLuce)
     for part in fields(one):
         mine, theirs = getattr(one, part.name), getattr(two, part.name)
         assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs
@@ -250,7 +250,7 @@ def test_beside_a_policy_that_reads_more_it_reads_its_own_layers_and_ids(exporte
         NumpyPolicy(path).choose(arrays(both))  # which layers these are does not stand in an array
 
 
-def test_a_file_without_its_pairs_is_refused(exported: Callable, tmp_path: Path) -> None:
+def test_a_file_without_its_pairs_is_refused(exported: Exported, tmp_path: Path) -> None:
     """The action in the metadata and what the graph gives must belong together."""
     model = onnx.load(exported("marginals")[1])
     del model.graph.output[2]
@@ -264,7 +264,7 @@ def test_a_file_without_its_pairs_is_refused(exported: Callable, tmp_path: Path)
             OnnxPolicy(tmp_path / f"{name}.onnx")
 
 
-def test_a_row_does_not_see_its_neighbours_through_the_file(exported: Callable) -> None:
+def test_a_row_does_not_see_its_neighbours_through_the_file(exported: Exported) -> None:
     policy, path = exported("everything")
     file, obs = OnnxPolicy(path), random_observation(policy, 6, 20, "rows")
     together = file.distribution(obs)

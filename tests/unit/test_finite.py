@@ -4,6 +4,7 @@ is equal stays equal."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.core.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
@@ -28,28 +29,22 @@ from components.maths.distributions import Bernoulli, Categorical, commit
 from components.maths.objectives import REWARDS, group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
-from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.confidence import ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
+from components.trainers.clipping import clip_finite
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.conftest import KeyFirst
+from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)
 
 BAD = {"NaN": math.nan, "infinite": math.inf}
 PLAN = Plan(iterations=1, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=None, warmup=1, temperature=2.0)
-
-
-def learner(features: int = 0) -> ConfidencePolicy:
-    torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, features=features))
-
-
-def snapshot(policy: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
 
 # --- logits and hidden states --------------------------------------------------------------------------------------
@@ -116,13 +111,13 @@ def test_hidden_states_that_are_not_finite_stop_only_a_policy_that_reads_them():
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def train(key_first, policy: ConfidencePolicy) -> None:
+def train(key_first: KeyFirst, policy: ConfidencePolicy) -> None:
     method, optimizer = Method(PLAN, Objective(signal="dense")), optimizer_for(policy, PLAN)
     for _ in reinforce(policy, optimizer, key_first.denoiser(), key_first.prompts(), method):
         pass
 
 
-def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first):
+def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first: KeyFirst):
     policy = learner()
     before = snapshot(policy)
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
@@ -132,7 +127,9 @@ def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
-def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first, monkeypatch):
+def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch
+):
     policy = learner()
     before = snapshot(policy)
     monkeypatch.setitem(
@@ -145,8 +142,21 @@ def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(key_first
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_step_where_its_gradients_are_finite(loss: float):
+    model = torch.nn.Linear(2, 1)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 5.0)
+    with pytest.raises(SettingsError, match=f"iteration 3: the loss is {loss}.* finite one by one") as caught:
+        clip_finite(model, 1.0, loss, "iteration 3")
+    assert has_remedy(str(caught.value))
+    assert all(bool((p.grad == 5.0).all()) for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first, monkeypatch, error):
+def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+):
     policy = learner()
     policy.temperature = 0.7
 
@@ -160,7 +170,7 @@ def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(key_first
     assert policy.temperature == 0.7
 
 
-def test_distillation_stops_before_a_step_that_is_not_finite(key_first):
+def test_distillation_stops_before_a_step_that_is_not_finite(key_first: KeyFirst):
     policy = learner()
     policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
@@ -196,13 +206,29 @@ def test_a_policy_folder_with_a_weight_that_is_not_finite_is_refused(value: floa
     assert has_remedy(str(caught.value))
 
 
+def test_a_policy_folder_with_whole_numbers_for_weights_is_refused(tmp_path: Path):
+    store.save(learner(), tmp_path)
+    path = tmp_path / "policy.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"block.up.weight": weights["block.up.weight"].to(torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: block\.up\.weight \(torch\.int8\)"):
+        store.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole file; an export takes seconds."""
+    path = tmp_path_factory.mktemp("exported") / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    return path
+
+
 @pytest.mark.parametrize("opened", [OnnxPolicy, NumpyPolicy])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is(
-    opened: Callable[[Path], object], value: float, tmp_path: Path
+    opened: Callable[[Path], object], value: float, exported: Path, tmp_path: Path
 ):
-    path = tmp_path / "policy.onnx"
-    export_policy(learner(features=8), path, {})
+    path = Path(shutil.copy(exported, tmp_path))
     opened(path)
     model = onnx.load(path)
     floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims)]
@@ -219,6 +245,7 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("action", ["coupled", "accept"])
 def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
     """A short example would not reach it."""
@@ -240,6 +267,42 @@ def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refuse
             with pytest.raises(CheckpointError, match="NaN or infinite"):
                 NumpyPolicy(path)
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+def test_a_table_that_is_longer_than_any_example_is_read_from_the_file(tmp_path: Path):
+    path, sizes = tmp_path / "policy.onnx", {"positions": 600, "offsets": 1}
+    shape = CoupledShape(top_k=2, width=8, heads=2, mlp_width=8, blocks=1, pair_width=8, **sizes)
+    export_policy(CoupledPolicy(shape).eval(), path, {})
+    NumpyPolicy(path)
+    model = onnx.load(path)
+    tables = [w for w in model.graph.initializer if list(w.dims) == [600, 8]]
+    assert tables
+    for weight in tables:
+        whole = onnx.numpy_helper.to_array(weight)
+        bad = whole.copy()
+        bad[-1, 0] = np.nan
+        weight.CopyFrom(onnx.numpy_helper.from_array(bad, weight.name))
+        onnx.save(model, path)
+        with pytest.raises(CheckpointError, match=f"{weight.name} is NaN or infinite") as caught:
+            NumpyPolicy(path)
+        assert has_remedy(str(caught.value))
+        weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+@pytest.mark.parametrize("name", ["log_odds_BL", "entropy_BL", "margin_BL", "features_BTD"])
+def test_an_exported_policy_refuses_an_observation_with_nan_and_names_the_row(name: str, tmp_path: Path):
+    path = tmp_path / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    policy, statistics = NumpyPolicy(path), ("log_odds_BL", "entropy_BL", "margin_BL")
+    fields = {statistic: np.ones((3, 4), np.float32) for statistic in statistics}
+    fields |= {"masked_BL": np.ones((3, 4), np.bool_), "features_BTD": np.ones((3, 4, 8), np.float32)}
+    fields |= {"step_B": np.zeros(3, np.int64), "length_B": np.full(3, 4, np.int64)}
+    assert policy.choose(fields).any(-1).all()
+    fields[name] = fields[name].copy()
+    fields[name][1].flat[-1] = np.nan
+    with pytest.raises(DataError, match=f"{name} is NaN in row 1") as caught:
+        policy.choose(fields)
+    assert has_remedy(str(caught.value))
 
 
 # --- force ---------------------------------------------------------------------------------------------------------
@@ -291,7 +354,7 @@ def test_equal_rewards_give_an_advantage_of_exactly_zero(reward: float, members:
     assert bool((advantage_R[members:] != 0).any())
 
 
-def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatch):
+def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(REWARDS, "multiplicative", lambda score_R, *rest: torch.full_like(score_R, 0.7))
     policy, plan = learner(), replace(PLAN, group=5)
     before, method = snapshot(policy), Method(plan, Objective())
@@ -304,7 +367,7 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first, monkeypatc
 # --- what bfloat16 depends on --------------------------------------------------------------------------------------
 
 
-def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first):
+def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first: KeyFirst):
     from components.evaluation.evaluate import Board, Candidate, evaluate
 
     denoiser, job = key_first.denoiser(), key_first.prompts().job(None)

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
@@ -28,6 +30,7 @@ from flows.rollback import rollback_policy
 from flows.sweep import sweep
 from flows.train_policy import train_policy
 from tests.messages import has_remedy
+from tests.registry import new_store
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """\
@@ -87,7 +90,7 @@ FLOWS = (train_policy, promote_policy, rollback_policy, evaluate_policy, sweep)
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_the_form_says_what_an_empty_field_means(flow) -> None:
+def test_the_form_says_what_an_empty_field_means(flow: Flow[..., Any]) -> None:
     fields = parameter_schema(flow.fn).properties
     empty = {name for name, field in fields.items() if field["default"] in (None, "")}
     assert all("Empty: " in fields[name]["description"] for name in empty), fields
@@ -95,7 +98,7 @@ def test_the_form_says_what_an_empty_field_means(flow) -> None:
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_the_form_is_flat_described_and_its_defaults_are_valid(flow) -> None:
+def test_the_form_is_flat_described_and_its_defaults_are_valid(flow: Flow[..., Any]) -> None:
     schema = parameter_schema(flow.fn)
     assert not schema.definitions  # a nested default would be replaced as a whole by a run's partial value
     assert all(field.get("description") for field in schema.properties.values())
@@ -289,7 +292,7 @@ def profile(name: str, source: str | None = None) -> Settings:
     ],
 )
 def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
-    monkeypatch, name: str, source: str | None, environment: dict
+    monkeypatch: pytest.MonkeyPatch, name: str, source: str | None, environment: dict[str, str]
 ) -> None:
     import torch
 
@@ -303,7 +306,7 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
     ("name", "source", "environment"),
     [("tiny", None, {}), ("gpu", None, {"UNMASK_DEVICE": "cpu"}), ("tiny", "my_package.models:small", {})],
 )
-def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict) -> None:
+def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict[str, str]) -> None:
     preflight.check_device(profile(name, source), environment)
 
 
@@ -374,15 +377,16 @@ def test_the_table_has_the_difference_in_view(tmp_path: Path) -> None:
         ({"promote": False, "version": "4", "live": True, "reason": "-"}, "version 4 is already live"),
     ],
 )
-def test_the_last_state_says_the_verdict(verdict: dict | None, said: str) -> None:
+def test_the_last_state_says_the_verdict(verdict: dict[str, Any] | None, said: str) -> None:
     state = results.completed(results.headline(verdict), 1)
     assert (state.name, state.message) == ("Completed", said)
 
 
-def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(tmp_path: Path, monkeypatch) -> None:
+def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(pages.UI, raising=False)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = store.connect(uri)
+    uri, client = f"sqlite:///{tmp_path}/mlflow.db", new_store(empty_store, tmp_path)
     made = client.create_run(store.experiment(client, "unmask-tiny"))
     verdict = {"run_id": made.info.run_id}
     assert pages.UI in results.links_page(tmp_path, verdict, uri)

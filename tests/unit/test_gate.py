@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +27,11 @@ CANVAS, ALPHA = 16, 1.0
 sweeps = st.lists(st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=8)
 
 
-def table(points):
+def table(points: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
     return [{"family": "threshold", "nfe": nfe, "accuracy": accuracy} for nfe, accuracy in points]
 
 
-def chain(points, at):
+def chain(points: list[tuple[float, float]], at: float):
     """The hull by the textbook's monotone chain, an independent second opinion."""
     hull = []
     for point in sorted(points):
@@ -44,40 +46,47 @@ def chain(points, at):
     return float(np.interp(at, [n for n, _ in rising], [a for _, a in rising]))
 
 
-def _turns_up(a, b, c):
+def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]):
     return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def result(family, setting, correct_P, nfe_P, seeds_2SP=()):
+def result(family: str, setting: str, correct_P: np.ndarray, nfe_P: np.ndarray, seeds_2SP: Any = ()):
     head = dict(task="sudoku", family=family, setting=setting, block_length=16, choose="mode")
     return EvalResult.of_prompts(head, correct_P, nfe_P, seeds_2SP)
 
 
-def cell(family, setting, nfe, accuracy, rng, prompts=PROMPTS):
+def cell(family: str, setting: str, nfe: float, accuracy: float, rng: np.random.Generator, prompts: int = PROMPTS):
     """A rule that is right on each prompt with this chance and takes about this many passes."""
     spread = rng.integers(-1, 2, prompts)
     return result(family, setting, (rng.random(prompts) < accuracy).astype(float), nfe + spread)
 
 
-def exact(family, setting, nfe, accuracy, at=0.0, prompts=PROMPTS):
+def exact(family: str, setting: str, nfe: float, accuracy: float, at: float = 0.0, prompts: int = PROMPTS):
     """A rule that is right on exactly this share of prompts, the ones from `at` on."""
     correct = np.roll(np.arange(prompts) < round(accuracy * prompts), round(at * prompts)).astype(float)
     return result(family, setting, correct, np.full(prompts, float(nfe)))
 
 
-def evidence(accuracy, nfe=5.75, identity="new", prompts="p1", at=0.0, alpha=ALPHA):
+def evidence(
+    accuracy: float,
+    nfe: float = 5.75,
+    identity: str = "new",
+    prompts: str = "p1",
+    at: float = 0.0,
+    alpha: float = ALPHA,
+):
     """On these heuristics the envelope at 5.75 passes is (.65 + .90) / 2 = .775."""
     sweep = tuple(exact("threshold", name, *point) for name, point in HEURISTICS.items())
     return Evidence(identity, "sudoku", prompts, exact("learned", "", nfe, accuracy, at), sweep, CANVAS, alpha)
 
 
 @given(sweeps, st.floats(0.5, 25))
-def test_the_envelope_is_the_upper_concave_hull_of_the_textbook(points, at):
+def test_the_envelope_is_the_upper_concave_hull_of_the_textbook(points: list[tuple[float, float]], at: float):
     assert envelope(table(points), at) == pytest.approx(chain(points, at), abs=1e-6)
 
 
 @given(sweeps, st.lists(st.floats(0.5, 25), min_size=3, max_size=3))
-def test_the_envelope_rises_is_concave_and_lies_above_every_cell(points, at):
+def test_the_envelope_rises_is_concave_and_lies_above_every_cell(points: list[tuple[float, float]], at: list[float]):
     rows, fastest = table(points), min(nfe for nfe, _ in points)
     low, middle, high = sorted(at)
     assert envelope(rows, low) <= envelope(rows, middle) + 1e-9 <= envelope(rows, high) + 2e-9
@@ -87,7 +96,7 @@ def test_the_envelope_rises_is_concave_and_lies_above_every_cell(points, at):
 
 
 @given(sweeps, st.floats(0, 1), st.floats(0.5, 25))
-def test_a_mixture_of_two_cells_adds_nothing(points, share, at):
+def test_a_mixture_of_two_cells_adds_nothing(points: list[tuple[float, float]], share: float, at: float):
     (n1, a1), (n2, a2) = points[0], points[-1]
     mixture = (share * n1 + (1 - share) * n2, share * a1 + (1 - share) * a2)
     assert envelope(table([*points, mixture]), at) == pytest.approx(envelope(table(points), at), abs=1e-6)
@@ -153,13 +162,13 @@ def test_against_the_champion_counts_what_the_reward_counts_and_not_the_distance
 
 
 @pytest.mark.parametrize(("alpha", "promote"), [(0.0, True), (1.0, False), (3.0, False)])
-def test_a_slower_and_more_accurate_policy_wins_where_speed_counts_little(alpha, promote):
+def test_a_slower_and_more_accurate_policy_wins_where_speed_counts_little(alpha: float, promote: bool):
     fast, slow = evidence(0.85, nfe=5.75, identity="old", alpha=9.0), evidence(0.98, nfe=8.5, alpha=alpha)
     assert decide(slow, fast).promote is promote  # at the challenger's exponent, whatever the champion was judged at
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, CANVAS)), min_size=1, max_size=9), st.floats(0, 5))
-def test_the_utility_is_the_reward_that_training_maximizes(rows, alpha):
+def test_the_utility_is_the_reward_that_training_maximizes(rows: list[tuple[float, int]], alpha: float):
     correct, nfe = (np.array(column, float) for column in zip(*rows, strict=True))
     reward = multiplicative(torch.tensor(correct), torch.tensor(nfe), torch.full((len(nfe),), CANVAS), alpha)
     assert result("learned", "", correct, nfe).utility_P(CANVAS, alpha) == pytest.approx(reward.numpy())
@@ -191,7 +200,7 @@ def test_several_seeds_are_averaged_after_the_utility_and_not_before():
         (evidence(0.88), evidence(0.50, identity="old", prompts="p2"), False, False, "other prompts.*re-evaluate"),
     ],
 )
-def test_decisions(challenger, champion, promote, live, reason):
+def test_decisions(challenger: Evidence, champion: Evidence | None, promote: bool, live: bool, reason: str):
     verdict = decide(challenger, champion)
     assert (verdict.promote, verdict.live) == (promote, live)
     assert re.search(reason, verdict.reason)
@@ -200,7 +209,7 @@ def test_decisions(challenger, champion, promote, live, reason):
 
 
 @pytest.mark.parametrize(("low", "promote"), [(-0.011, False), (-0.009, True)])
-def test_up_to_one_point_below_the_envelope_is_forgiven(low, promote):
+def test_up_to_one_point_below_the_envelope_is_forgiven(low: float, promote: bool):
     """A policy and a rule that are right on the same prompts: every resample has the same score."""
     rule = result("threshold", "0.9", np.full(1000, 0.8), np.full(1000, 5.0))
     policy = replace(rule, family="learned", correct_P=np.full(1000, 0.8 + low))
@@ -233,7 +242,7 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
 NAN = float("nan")
 
 
-def spoiled(name, value):
+def spoiled(name: str, value: float):
     found = evidence(0.88).policy
     values = getattr(found, name).copy()
     values[7] = value
@@ -253,7 +262,7 @@ def spoiled(name, value):
         ("nfe_P", float("inf"), "NFE=inf of prompt 7"),
     ],
 )
-def test_a_value_outside_its_range_is_refused_by_name(name, value, said):
+def test_a_value_outside_its_range_is_refused_by_name(name: str, value: float, said: str):
     with pytest.raises(DataError, match=re.escape(said)) as refused:
         replace(evidence(0.88), policy=spoiled(name, value))
     assert has_remedy(str(refused.value))
@@ -269,12 +278,12 @@ def test_more_passes_than_positions_are_refused_in_the_policy_and_in_every_rule(
 
 
 @pytest.mark.parametrize("alpha", [NAN, -1.0, float("inf")])
-def test_an_exponent_that_is_none_is_refused(alpha):
+def test_an_exponent_that_is_none_is_refused(alpha: float):
     with pytest.raises(DataError, match="no exponent of speed"):
         evidence(0.88, alpha=alpha)
 
 
-def test_a_bound_that_is_nan_passes_no_condition(monkeypatch):
+def test_a_bound_that_is_nan_passes_no_condition(monkeypatch: pytest.MonkeyPatch):
     """Whatever makes it NaN: the gate does not ask where it comes from."""
     champion, challenger = evidence(0.5, identity="old"), evidence(0.88)
     for name in ("score_low", "gain_low"):
@@ -297,7 +306,7 @@ def test_half_a_sweep_and_a_rule_that_is_there_twice_are_refused():
 
 
 @pytest.mark.parametrize("name", ["identity", "canvas", "alpha", "policy", "heuristics"])
-def test_stored_evidence_that_lacks_a_part_is_none(name):
+def test_stored_evidence_that_lacks_a_part_is_none(name: str):
     stored = evidence(0.8).to_json()
     del stored[name]
     with pytest.raises(DataError, match=name):

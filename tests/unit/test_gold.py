@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from components.tasks import TASKS, build
 from components.tasks.example import END, Example, Task
 from components.tasks.hub import TextTask
 from components.tasks.splits import SPLITS, collect, collect_all, split_of
+from tests.doubles import json_lines
 from tests.unit.test_harness import unconfined
 
 QUESTION = "How many, case {}?"
@@ -95,16 +95,11 @@ FILES: dict[str, Callable[[], list[dict[str, Any]]]] = {
 RUN = {"humaneval", "mbpp", "kodcode"}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def opened(kind: str, folder: Path, **more: Any) -> TextTask:
     """The task of a data set over the file that this test writes."""
     if kind in RUN:
         more |= {"execute": True, "allow_unconfined": unconfined(), "seconds": 20.0}
-    task = build(kind, test_path=write(folder / f"{kind}.jsonl", FILES[kind]()), **more)
+    task = build(kind, test_path=json_lines(folder / f"{kind}.jsonl", FILES[kind]()), **more)
     assert isinstance(task, TextTask)
     return task
 
@@ -251,7 +246,7 @@ def test_knobs_of_text_puzzles_that_cannot_work_are_refused(kind: str, knobs: di
 
 def test_kodcode_is_there_to_learn_from(tmp_path: Path) -> None:
     more: dict[str, Any] = {"execute": True, "allow_unconfined": unconfined()}
-    task = build("kodcode", train_path=write(tmp_path / "k.jsonl", kodcode()), **more)
+    task = build("kodcode", train_path=json_lines(tmp_path / "k.jsonl", kodcode()), **more)
     assert isinstance(task, TextTask) and task.splits == ("train", "tune", "gate") and task.examples("test") == []
     assert sum(len(task.examples(split)) for split in task.splits) == len(PROGRAMS)
     example = task.sample(0, 0)
@@ -279,7 +274,7 @@ UNSCORABLE = {
 def test_a_row_whose_tests_would_not_all_run_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
     more: dict[str, Any] = {"execute": True, "allow_unconfined": unconfined()}
     bad = {"question": "Write f.", "solution": "def f(x):\n    return 2", "test": TESTS + UNSCORABLE[name]}
-    path = write(tmp_path / "k.jsonl", [*kodcode()[:2], bad])
+    path = json_lines(tmp_path / "k.jsonl", [*kodcode()[:2], bad])
     with pytest.raises(DataError, match=r"k\.jsonl, line 3: "):
         build("kodcode", test_path=path, **more).examples("test")  # type: ignore[attr-defined]
     task = build("kodcode", test_path=path, leave_out=True, **more)
@@ -296,7 +291,10 @@ def test_worked_examples_stand_behind_the_instruction_and_in_no_split(tmp_path: 
         {"prompt": f"Show {i}.", "code": f"def s{i}():\n    return {i}", "test_list": [f"assert s{i}() == {i}"]}
         for i in range(4)
     ]
-    paths = {"shots_path": write(tmp_path / "shots.jsonl", shown), "train_path": write(tmp_path / "t.jsonl", shown)}
+    paths = {
+        "shots_path": json_lines(tmp_path / "shots.jsonl", shown),
+        "train_path": json_lines(tmp_path / "t.jsonl", shown),
+    }
     plain, task = opened("mbpp", tmp_path), opened("mbpp", tmp_path, shots=3, **paths)
     for bare, example in zip(plain.examples("test"), task.examples("test"), strict=True):
         parts = example.prompt.split("```python\n")
@@ -309,7 +307,7 @@ def test_worked_examples_stand_behind_the_instruction_and_in_no_split(tmp_path: 
     with pytest.raises(DataError, match=r"shots=5, and there are 4"):
         opened("mbpp", tmp_path, shots=5, **paths).examples("test")
     with pytest.raises(DataError, match="a worked example and a test question"):
-        opened("mbpp", tmp_path, shots=1, shots_path=write(tmp_path / "own.jsonl", mbpp())).examples("test")
+        opened("mbpp", tmp_path, shots=1, shots_path=json_lines(tmp_path / "own.jsonl", mbpp())).examples("test")
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -9,9 +9,10 @@ import pytest
 
 from components.evaluation.headroom import order, speed
 from components.evaluation.results import EvalResult
+from tests.conftest import KeyFirst
 
 
-def test_random_orders_find_what_the_surest_first_order_never_does(key_first):
+def test_random_orders_find_what_the_surest_first_order_never_does(key_first: KeyFirst):
     """The key must come first: one random order in four has it there, of 64 orders one surely does."""
     found = order(key_first.denoiser(), key_first.prompts(), 64, seed=0)
     assert found["random"] == pytest.approx(1 / 4, abs=0.06)
@@ -19,7 +20,7 @@ def test_random_orders_find_what_the_surest_first_order_never_does(key_first):
     assert found["critical"] == 0.0, "surest first is no better than random: such a dLLM is not calibrated, but wrong"
 
 
-def test_where_every_order_is_right_there_is_nothing_to_gain(key_first):
+def test_where_every_order_is_right_there_is_nothing_to_gain(key_first: KeyFirst):
     """One key only, and it is found: everything is certain whatever comes first."""
     lone = replace(key_first, canvas_length=1)
     found = order(lone.denoiser(), lone.prompts(), 4, seed=0)

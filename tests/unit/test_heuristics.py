@@ -29,6 +29,7 @@ from components.policies.heuristics import (
 )
 from components.policies.protocol import Policy
 from components.policies.rules import heuristic
+from tests.doubles import picks
 
 torch.set_num_threads(1)
 
@@ -40,7 +41,7 @@ DRIFT = [[0.0, 0.0], [0.005, 0.2], [0.001, 0.001], [0.0, 0.0], [0.001, 0.002], [
 END = 7
 
 
-def example(**changes: list) -> Observation:
+def example(**changes: Any) -> Observation:
     confidence = torch.tensor([changes.pop("confidence", CONFIDENCE)])
     masked = torch.tensor([[True, True, True, False, True, True]])
     given: dict[str, Any] = {
@@ -60,10 +61,6 @@ def example(**changes: list) -> Observation:
         log_odds_BL=torch.logit(confidence),
         **given,
     )
-
-
-def picks(policy: Policy, obs: Observation) -> set[int]:
-    return set(policy.distribution(obs).mode().drawn_BL[0].nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def picks(policy: Policy, obs: Observation) -> set[int]:
     ],
     ids=str,
 )
-def test_worked_by_hand(rule, wanted):
+def test_worked_by_hand(rule: Policy, wanted: set[int]):
     assert picks(rule, example()) == wanted
 
 
@@ -204,7 +201,9 @@ def statistics(masked: Tensor, eligible: Tensor, step: int, seed: int) -> Observ
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(1, 9), block=st.integers(1, 9), rows=st.integers(1, 4), seed=st.integers(0, 99))
-def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positions(rule, length, block, rows, seed):
+def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positions(
+    rule: Policy, length: int, block: int, rows: int, seed: int
+):
     """Each step commits at least one position of every unfinished row, only eligible ones, none twice; finished rows
     are left alone; the block order is kept."""
     masked = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.8
@@ -226,7 +225,7 @@ def test_every_rule_finishes_every_row_in_at_most_as_many_steps_as_it_has_positi
 
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 12), per_step=st.integers(1, 13))
-def test_quotas_are_llada_s_schedule(length, per_step):
+def test_quotas_are_llada_s_schedule(length: int, per_step: int):
     """ceil(L/K) steps, floor(L/steps) each, the remainder one each to the earliest; nothing is left masked."""
     steps = -(-length // per_step)
     wanted = [length // steps + (i < length % steps) for i in range(steps)]
@@ -239,7 +238,7 @@ def test_quotas_are_llada_s_schedule(length, per_step):
 
 
 @pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, Quota) or r.order != "random"], ids=str)
-def test_neighbours_and_padding_change_nothing(rule):
+def test_neighbours_and_padding_change_nothing(rule: Policy):
     masked = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < 0.7
     obs = statistics(masked, masked & (torch.arange(6) < 4), 3, 1)
     together = rule.distribution(obs).mode().drawn_BL

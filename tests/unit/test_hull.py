@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,20 +18,20 @@ points = st.lists(point, min_size=1, max_size=12).map(lambda rows: np.asarray(ro
 
 
 @given(points)
-def test_no_point_lies_above_the_envelope(cells):
+def test_no_point_lies_above_the_envelope(cells: np.ndarray):
     for nfe, accuracy in cells:
         assert front_at(cells[:, 0], cells[:, 1], nfe) >= accuracy - 1e-12
 
 
 @given(points, st.integers(0, 11), st.integers(0, 11), st.floats(0, 1))
-def test_no_mixture_of_two_cells_lies_above_the_envelope(cells, i, j, share):
+def test_no_mixture_of_two_cells_lies_above_the_envelope(cells: np.ndarray, i: int, j: int, share: float):
     a, b = cells[i % len(cells)], cells[j % len(cells)]
     mixed = a + share * (b - a)
     assert front_at(cells[:, 0], cells[:, 1], mixed[0]) >= mixed[1] - 1e-9
 
 
 @given(points)
-def test_corners_are_cells_that_rise_ever_more_slowly(cells):
+def test_corners_are_cells_that_rise_ever_more_slowly(cells: np.ndarray):
     nfe, accuracy = upper_hull(cells[:, 0], cells[:, 1])
     given_cells = {(x, y) for x, y in cells.tolist()}
     assert all((x, y) in given_cells for x, y in zip(nfe.tolist(), accuracy.tolist(), strict=True))
@@ -39,20 +41,20 @@ def test_corners_are_cells_that_rise_ever_more_slowly(cells):
 
 
 @given(points, st.floats(1, 20))
-def test_envelope_is_the_hull_joined_by_lines_and_level_outside(cells, at):
+def test_envelope_is_the_hull_joined_by_lines_and_level_outside(cells: np.ndarray, at: float):
     nfe, accuracy = upper_hull(cells[:, 0], cells[:, 1])
     assert front_at(cells[:, 0], cells[:, 1], at) == pytest.approx(np.interp(at, nfe, accuracy), abs=1e-9)
 
 
 @given(points, st.permutations(range(12)))
-def test_the_order_of_the_cells_does_not_matter(cells, order):
+def test_the_order_of_the_cells_does_not_matter(cells: np.ndarray, order: list[int]):
     shuffled = cells[[i for i in order if i < len(cells)]]
     for one, other in zip(upper_hull(*cells.T), upper_hull(*shuffled.T), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @given(points, st.floats(1, 20))
-def test_a_cell_below_the_front_changes_nothing(cells, at):
+def test_a_cell_below_the_front_changes_nothing(cells: np.ndarray, at: float):
     more = np.concatenate([cells, [[cells[0, 0], cells[0, 1] - 0.1]]])
     before = front_at(cells[:, 0], cells[:, 1], at)
     assert before == front_at(more[:, 0], more[:, 1], at)
@@ -60,7 +62,7 @@ def test_a_cell_below_the_front_changes_nothing(cells, at):
 
 @settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 7))
-def test_rows_at_once_equal_rows_one_by_one(seed, rows, cells):
+def test_rows_at_once_equal_rows_one_by_one(seed: int, rows: int, cells: int):
     rng = np.random.default_rng(seed)
     nfe, accuracy, at = rng.integers(1, 9, (rows, cells)), rng.random((rows, cells)), rng.uniform(0, 10, rows)
     together = envelope_rows(nfe, accuracy, at)
@@ -68,7 +70,7 @@ def test_rows_at_once_equal_rows_one_by_one(seed, rows, cells):
     np.testing.assert_array_equal(together, alone)
 
 
-def test_chunks_of_rows_do_not_show(monkeypatch):
+def test_chunks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     nfe, accuracy, at = rng.uniform(1, 9, (50, 6)), rng.random((50, 6)), rng.uniform(1, 9, 50)
     whole = envelope_rows(nfe, accuracy, at)
@@ -89,7 +91,7 @@ def test_worked_example():
 @pytest.mark.parametrize(
     ("nfe", "accuracy"), [([], []), ([1, 2], [0.5]), ([1, float("nan")], [0.5, 0.6]), ([1, 2], [0.5, float("inf")])]
 )
-def test_unusable_points_are_refused(nfe, accuracy):
+def test_unusable_points_are_refused(nfe: list[Any] | list[int] | list[float], accuracy: list[Any] | list[float]):
     with pytest.raises(DataError):
         upper_hull(nfe, accuracy)
     with pytest.raises(DataError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -17,8 +18,8 @@ from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
 OWN = """
-from components.denoisers.formula import FormulaDenoiser
-from components.policies.heuristics import Threshold
+from unmask_policies.denoisers.formula import FormulaDenoiser
+from unmask_policies.policies.heuristics import Threshold
 import torch
 
 class Mine(Threshold):
@@ -48,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def test_a_policy_of_a_users_own_is_a_candidate(place: Workspace) -> None:
     settings = read(ROOT / "params.yaml")
-    assert candidate("my_own_module:Mine", place, settings, "mode").policy.threshold == 0.25
+    assert cast(Any, candidate("my_own_module:Mine", place, settings, "mode").policy).threshold == 0.25
 
 
 @pytest.mark.parametrize("path", ["my_own_module:Absent", "no_such_module:Mine"])

@@ -107,6 +107,7 @@ def test_blocks_are_over_the_canvas_and_one_without_a_gap_costs_nothing(block: i
     denoiser, encoder = dllm("Bert", tmp_path)
     job = Prompts.of(Gaps(), EXAMPLES[:3], encoder).job(block)
     done = rollout(denoiser, heuristic("threshold", 0.0), job, DecodeOptions())
+    assert job.canvas_RL is not None
     for row, canvas in enumerate(job.canvas_RL.tolist()):
         masked = [place for place in range(int(job.length_R[row])) if canvas[place] < 0]
         blocks = sorted({place // block for place in masked})
@@ -159,7 +160,7 @@ def test_prompts_of_both_kinds_are_taken_and_joined(tmp_path: Path):
     assert joined.lengths == [8, 3, 8, 8] and sorted(joined.canvases) == [1, 2]
     job = joined.job(None, group=2)
     assert job.masks_R.tolist() == [8, 8, 1, 1, 2, 2, 8, 8]
-    assert torch.equal(job.canvas_RL[4, :8], whole.canvases[0])
+    assert job.canvas_RL is not None and torch.equal(job.canvas_RL[4, :8], whole.canvases[0])
 
 
 def test_an_example_keeps_its_canvas_on_file_and_the_canvas_tells_examples_apart(tmp_path: Path):

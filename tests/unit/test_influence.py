@@ -17,7 +17,7 @@ from torch import Tensor
 from components.core.errors import DataError
 from components.core.types import Canvas
 from components.decode.prompts import Prompts
-from components.denoisers import embedded
+from components.denoisers import TransformerDenoiser, embedded
 from components.denoisers.cached import CachedDenoiser
 from components.denoisers.loading import Encoder
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -59,7 +59,7 @@ def prompts_of(count: int = 6) -> Prompts:
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
-def denoiser(request):
+def denoiser(request: pytest.FixtureRequest):
     return embedded.build(request.param, "abcdefgh", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)[0]
 
 
@@ -69,7 +69,7 @@ def policy_of(shape: CoupledShape = SHAPE) -> CoupledPolicy:
         return CoupledPolicy(shape)
 
 
-def by_hand(denoiser, prompt: Tensor, canvas_L: Tensor, token_L: Tensor) -> Tensor:
+def by_hand(denoiser: TransformerDenoiser, prompt: Tensor, canvas_L: Tensor, token_L: Tensor) -> Tensor:
     """(L,) log-odds of the tokens at every position of one canvas, alone, by a float64 softmax."""
     ids_BT = torch.cat([prompt, canvas_L])[None]
     hidden_BTD, _ = denoiser.hidden(Canvas(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), len(prompt)), None)
@@ -79,7 +79,7 @@ def by_hand(denoiser, prompt: Tensor, canvas_L: Tensor, token_L: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("on_policy_from", [None, 0])
-def test_labels_are_those_of_one_probe_after_another(denoiser, on_policy_from):
+def test_labels_are_those_of_one_probe_after_another(denoiser: TransformerDenoiser, on_policy_from: int | None):
     prompts, plan = prompts_of(), replace(PLAN, on_policy_from=on_policy_from)
     seen: list[tuple[Any, Any, Any]] = []
     real = probing._probe
@@ -110,7 +110,7 @@ def test_labels_are_those_of_one_probe_after_another(denoiser, on_policy_from):
     assert checked > 100
 
 
-def test_a_cache_is_probed_at_its_refresh_which_is_exact(denoiser):
+def test_a_cache_is_probed_at_its_refresh_which_is_exact(denoiser: TransformerDenoiser):
     plain, cached = (
         collect(policy_of(), Quota("left_to_right", 2), d, prompts_of(), PLAN, 0)
         for d in (denoiser, CachedDenoiser(denoiser, "dual"))
@@ -120,7 +120,7 @@ def test_a_cache_is_probed_at_its_refresh_which_is_exact(denoiser):
     torch.testing.assert_close(plain.after_SNL[first_S], cached.after_SNL[first_S], rtol=0, atol=1e-4)
 
 
-def test_how_the_visits_are_batched_changes_no_label(denoiser, monkeypatch):
+def test_how_the_visits_are_batched_changes_no_label(denoiser: TransformerDenoiser, monkeypatch: pytest.MonkeyPatch):
     one = collect(policy_of(), Quota("random", 2), denoiser, prompts_of(), PLAN, 1)
     monkeypatch.setattr(probing, "tokens_per_forward", lambda device: 1)
     two = collect(policy_of(), Quota("random", 2), denoiser, prompts_of(), PLAN, 1)
@@ -131,22 +131,23 @@ def test_how_the_visits_are_batched_changes_no_label(denoiser, monkeypatch):
 class Counting:
     """A denoiser that counts its row-forwards."""
 
-    def __init__(self, inner) -> None:
+    def __init__(self, inner: TransformerDenoiser) -> None:
+        self.inner = inner
         self.__dict__.update({n: v for n, v in vars(inner).items()}, inner=inner, stateless=True, rows=0)
 
-    def start(self, canvas):
+    def start(self, canvas: Canvas):
         return None
 
-    def hidden(self, canvas, state=None):
+    def hidden(self, canvas: Canvas, state: Any = None) -> Any:
         self.rows += len(canvas.ids_BT)
         return self.inner.hidden(canvas, state)
 
-    def logits(self, hidden_ND):
+    def logits(self, hidden_ND: Tensor) -> Tensor:
         return self.inner.logits(hidden_ND)
 
 
 @pytest.mark.parametrize(("states", "probes"), [(20, 8), (5, 3)])
-def test_cost_is_stated_before_and_kept(denoiser, states, probes):
+def test_cost_is_stated_before_and_kept(denoiser: TransformerDenoiser, states: int, probes: int):
     plan = replace(PLAN, states=states, probes=probes, block_length=None)
     counting = Counting(denoiser)
     for number in range(plan.chunks):
@@ -161,7 +162,7 @@ def test_every_prompt_comes_once_before_any_comes_again():
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10)) and drawn[:10] != drawn[10:]
 
 
-def test_a_prompt_is_held_out_whole_or_not_at_all(denoiser):
+def test_a_prompt_is_held_out_whole_or_not_at_all(denoiser: TransformerDenoiser):
     plan, prompts, rule = replace(PLAN, prompts=1, validation_share=0.5), prompts_of(20), Quota("confidence", 1)
     held = [
         collect(policy_of(), rule, denoiser, prompts, plan, number).held_S.unique().tolist() for number in range(20)
@@ -170,14 +171,14 @@ def test_a_prompt_is_held_out_whole_or_not_at_all(denoiser):
     assert not collect(policy_of(), rule, denoiser, prompts, replace(PLAN, validation_share=0.0), 0).held_S.any()
 
 
-def test_states_without_a_pair_are_refused(denoiser):
+def test_states_without_a_pair_are_refused(denoiser: TransformerDenoiser):
     prompts = prompts_of()
     single = Prompts(prompts.tasks, prompts.examples, prompts.ids, [1] * 6, prompts.encoder)
     with pytest.raises(DataError, match="two masks"):
         collect(policy_of(), Quota("confidence", 1), denoiser, single, replace(PLAN, block_length=1), 0)
 
 
-def test_labels_are_stored_whole_and_collected_anew_for_another_key(denoiser, tmp_path):
+def test_labels_are_stored_whole_and_collected_anew_for_another_key(denoiser: TransformerDenoiser, tmp_path: Path):
     policy = policy_of(replace(SHAPE, attention=(-1,)))
     made = collect(policy, Quota("confidence", 2), denoiser, prompts_of(), PLAN, 0)
     calls: list[int] = []
@@ -196,7 +197,7 @@ def test_labels_are_stored_whole_and_collected_anew_for_another_key(denoiser, tm
 
 
 def run(
-    denoiser, folder: Path, plan: Probing = PLAN, fit: Fit = FIT, stop: int | None = None
+    denoiser: TransformerDenoiser, folder: Path, plan: Probing = PLAN, fit: Fit = FIT, stop: int | None = None
 ) -> tuple[CoupledPolicy, list[dict[str, float]]]:
     """The trained policy and its figures; stop: interrupted in the report of that epoch."""
     policy, figures = policy_of(), list[dict[str, float]]()
@@ -212,7 +213,9 @@ def run(
     return policy, figures
 
 
-def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(denoiser, tmp_path):
+def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(
+    denoiser: TransformerDenoiser, tmp_path: Path
+):
     plan, told = replace(PLAN, on_policy_from=1), list[tuple[str, int]]()
     files: list[int] = []
 
@@ -232,7 +235,7 @@ def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(d
 
 
 @pytest.mark.parametrize("stop", [0, 2, 4])
-def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser, tmp_path, stop):
+def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser: TransformerDenoiser, tmp_path: Path, stop: int):
     plan = replace(PLAN, on_policy_from=1)
     whole, figures = run(denoiser, tmp_path / "whole", plan)
     again, same = run(denoiser, tmp_path / "again", plan)
@@ -266,7 +269,7 @@ DAMAGES: dict[str, Callable[[Path], bytes]] = {
 @pytest.mark.parametrize("file", ["labels-0001.safetensors", "fit-0.safetensors"])
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_file_is_put_aside_and_made_anew(
-    denoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, what: str
+    denoiser: TransformerDenoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, what: str
 ) -> None:
     if denoiser.model.config.model_type != "llama":
         return
@@ -282,7 +285,9 @@ def test_a_damaged_file_is_put_aside_and_made_anew(
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_old_fit(denoiser, tmp_path):
+def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_old_fit(
+    denoiser: TransformerDenoiser, tmp_path: Path
+):
     one, _ = run(denoiser, tmp_path)
     two, figures = run(denoiser, tmp_path, fit=replace(FIT, num_epochs=1))
     assert len(figures) == 1
@@ -292,20 +297,24 @@ def test_another_seed_gives_other_bits_and_another_plan_does_not_go_on_from_an_o
 
 
 @pytest.mark.parametrize("held", [0.0, 1.0])
-def test_chunks_without_a_state_that_is_held_out_or_trained_on_are_left_out(denoiser, tmp_path, held: float) -> None:
+def test_chunks_without_a_state_that_is_held_out_or_trained_on_are_left_out(
+    denoiser: TransformerDenoiser, tmp_path: Path, held: float
+) -> None:
     policy, figures = run(denoiser, tmp_path, replace(PLAN, validation_share=held))
     assert math.isnan(figures[-1]["influence/held_unexplained"]) == (held == 0.0)
     assert bool(policy.shifts.pairs.out.weight.any()) == (held == 0.0)
 
 
-def test_only_the_shifts_are_trained(denoiser, tmp_path):
+def test_only_the_shifts_are_trained(denoiser: TransformerDenoiser, tmp_path: Path):
     policy, _ = run(denoiser, tmp_path)
     still = policy_of().state_dict()
     for name in ("bias.weight", "bias.bias", "mix.weight", "mix.bias", "tau", "cost", "log_kappa"):
         assert torch.equal(policy.state_dict()[name], still[name])
 
 
-def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(denoiser, monkeypatch):
+def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(
+    denoiser: TransformerDenoiser, monkeypatch: pytest.MonkeyPatch
+):
     labels = collect(
         policy_of(), Quota("confidence", 1), denoiser, prompts_of(), replace(PLAN, validation_share=1.0), 0
     )
@@ -343,7 +352,7 @@ def test_only_probing_trains_the_shifts_and_the_decisions_start_from_their_reade
     assert trained and trained == {id(p) for p in policy.parameters()} - shifts
 
 
-def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_first, tmp_path):
+def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_first: KeyFirst, tmp_path: Path):
     """The key decides every other position: a probe of it moves all of them, and nothing else moves anything."""
     policy, figures = policy_of(), []
     plan = Probing(

@@ -43,7 +43,7 @@ def _environment(pool: str) -> list[dict[str, str]]:
     return [d["work_pool"]["job_variables"]["env"] for d in DEPLOYMENTS if d["work_pool"]["name"] == pool]
 
 
-def test_every_flow_is_deployed_on_every_pool_with_parameters_that_it_takes(monkeypatch) -> None:
+def test_every_flow_is_deployed_on_every_pool_with_parameters_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = []
     for deployment in DEPLOYMENTS:
@@ -60,7 +60,7 @@ def test_only_the_gpu_deployments_ask_for_a_gpu() -> None:
     assert {environment["UNMASK_DEVICE"] for environment in _environment("gpu")} == {"cuda"}
 
 
-def test_a_run_enters_the_checkout_of_its_own_machine(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_enters_the_checkout_of_its_own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pull step of every deployment is one of ours: Prefect's own would note the folder of whoever deployed."""
     (step,) = _yaml("prefect.yaml")["pull"]
     assert step == {"flows.deploy.enter_checkout": {}}
@@ -184,7 +184,9 @@ def test_a_job_gets_the_gpus_that_are_asked_for_and_finds_its_worktree_again() -
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_kubernetes_worker_makes_a_whole_job_of_the_template_and_a_deployment(flow: str, monkeypatch) -> None:
+def test_the_kubernetes_worker_makes_a_whole_job_of_the_template_and_a_deployment(
+    flow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     (deployment,) = [d for d in DEPLOYMENTS if d["name"] == "gpu" and import_object(d["entrypoint"]).name == flow]
     validate(deployment["work_pool"]["job_variables"], TEMPLATE["variables"], raise_on_error=True)
@@ -245,7 +247,7 @@ def test_a_taken_port_is_refused_by_name_and_nothing_is_started(tmp_path: Path) 
 
 
 def test_the_mlflow_page_reads_the_store_that_the_stages_write_and_a_remote_store_needs_none(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from components.tracking.store import tracking_uri
 

@@ -28,19 +28,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_as_many_lanes_as_threads_and_as_there_is_work_for(threads):
+def test_as_many_lanes_as_threads_and_as_there_is_work_for(threads: int):
     assert [workers.count(CPU, most) for most in (-1, 0, 1, 2, 9)] == [1, 1, 1, 2, 2]
     assert workers.count(torch.device("cuda"), 9) == 1
 
 
-def test_results_come_in_order_and_lanes_share_the_threads(threads):
+def test_results_come_in_order_and_lanes_share_the_threads(threads: int):
     with workers.pool(2) as run:
         assert list(run(lambda n: (time.sleep(0.02 * (n == 0)), n)[1], range(6))) == list(range(6))
         assert list(run(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == threads
 
 
-def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(threads):
+def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(threads: int):
     begun: list[int] = []
 
     def work(number: int) -> None:
@@ -53,7 +53,7 @@ def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(thread
     assert torch.get_num_threads() == threads and len(begun) < 50
 
 
-def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads):
+def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads: int):
     def piece(seconds: float):
         def run(timer: Timer) -> str:
             timer.seconds["section"] += seconds
@@ -69,7 +69,7 @@ def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads):
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999))
-def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes, seed):
+def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes: list[int], seed: int):
     """One parameter is not in every loss, two have the very same gradient, one is in none; what was there stays."""
     source = generator("workers", seed)
     model = nn.ParameterDict(
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes, seed):
         torch.testing.assert_close(mine, model[name].grad)
 
 
-def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads):
+def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads: int):
     """Batches of several pieces, so that the second worker has something to do."""
     found = []
     for number in (1, 2):

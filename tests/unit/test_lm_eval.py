@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -117,11 +117,12 @@ def test_the_harness_and_our_evaluation_agree_item_by_item(name: str, tmp_path: 
         bootstrap_iters=0,
     )
     assert found is not None
+    found = cast(dict[str, Any], found)
     samples = sorted(found["samples"]["local_sudoku"], key=lambda sample: sample["doc_id"])
     assert [sample["resps"][0][0] for sample in samples] == texts and len(set(texts)) > 12
     assert [sample["exact_match"] for sample in samples] == result.correct_P.tolist()
     assert found["results"]["local_sudoku"]["exact_match,none"] == pytest.approx(result.accuracy)
-    config: dict[str, Any] = found["config"]  # type: ignore[assignment]
+    config: dict[str, Any] = found["config"]
     assert config["forward_passes"] == pytest.approx(result.nfe)
     assert 0.0 < result.accuracy < (1.0 if ":" in name else 1.1)
 
@@ -132,7 +133,8 @@ def asked(*texts: str, **how: Any) -> list[Instance]:
     ]
 
 
-def model(dllm: Path, **more: Any) -> Unmask:
+def model(dllm: Path, **more: Any) -> Any:
+    """An ``Unmask``: the harness's registry hides the class behind its own."""
     return Unmask(**{"denoiser": str(dllm), "policy": "entropy_bound:0.3"} | more)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from components.decode.batch import DecodeBatch, admit
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.refresh import refresh, tokens_per_forward
-from components.denoisers import embedded
+from components.denoisers import TransformerDenoiser, embedded
+from components.denoisers.protocol import Denoiser
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Klass, Threshold
 from tests.messages import has_remedy
@@ -56,7 +58,7 @@ def bytes_of(seen: DecodeBatch) -> int:
         Needs(attention=(0, -1)),
     ],
 )
-def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser, needs: Needs):
+def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser: TransformerDenoiser, needs: Needs):
     job = job_of(40)
     job = replace(job, answers=[torch.full((LENGTH,), 5)] * 2) if needs.answer else job
     seen, _ = refresh(admit(job, torch.arange(40), denoiser, 0), denoiser, needs, Timer(), every=True)
@@ -66,7 +68,7 @@ def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser
     assert memory._COPIES * held <= counted <= memory._COPIES * held * 1.5 + 2 * policy + 16 * 2**10
 
 
-def test_a_recorded_step_takes_no_more_than_is_counted_and_not_far_less(denoiser):
+def test_a_recorded_step_takes_no_more_than_is_counted_and_not_far_less(denoiser: TransformerDenoiser):
     job, policy = job_of(40), ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16, features=16)).eval()
     steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force_commit=False)).steps
     assert steps is not None
@@ -80,16 +82,17 @@ def test_a_recorded_step_takes_no_more_than_is_counted_and_not_far_less(denoiser
     assert half - bare == pytest.approx((whole - bare) / 2, rel=0.01)
 
 
-def test_what_grows_with_the_vocabulary_is_only_what_keeps_distributions(denoiser):
+def test_what_grows_with_the_vocabulary_is_only_what_keeps_distributions(denoiser: TransformerDenoiser):
     class Wide:
         def __init__(self) -> None:
             self.__dict__.update(vars(denoiser), vocabulary=126_464, start=denoiser.start)
 
     job = job_of(2)
-    narrow, wide = (memory.count(job, d, Needs()) for d in (denoiser, Wide()))
+    large = cast(Denoiser, Wide())
+    narrow, wide = (memory.count(job, d, Needs()) for d in (denoiser, large))
     assert wide.row == narrow.row
     assert wide.forward(10**6) - 10**6 * wide.position <= 2 * sum(wide.chunks) + 3 * wide.chunks[1]  # chunked
-    assert memory.count(job, Wide(), Klass(0.5, 1.0).needs).row > LENGTH * 126_464 * 4
+    assert memory.count(job, large, Klass(0.5, 1.0).needs).row > LENGTH * 126_464 * 4
 
 
 @settings(max_examples=200, deadline=None)
@@ -103,7 +106,7 @@ def test_what_grows_with_the_vocabulary_is_only_what_keeps_distributions(denoise
     tokens=st.one_of(st.none(), st.integers(1, 5000)),
 )
 def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
-    budget, whole, row, rows, given_rows, position, tokens
+    budget: int, whole: int, row: int, rows: int, given_rows: bool, position: int, tokens: int | None
 ):
     sizes = memory.Bytes(row, position, 400, (10**6, 10**4))
     limit = rows if given_rows else None
@@ -126,7 +129,9 @@ def test_what_is_found_keeps_within_the_budget_and_cannot_be_more(
 @pytest.mark.parametrize(
     "policy", [Threshold(0.3), Klass(0.2, 5.0), ConfidencePolicy(Shape(width=8, heads=2, mlp_width=16))]
 )
-def test_any_budget_decodes_the_same(denoiser, policy, monkeypatch):
+def test_any_budget_decodes_the_same(
+    denoiser: TransformerDenoiser, policy: Threshold | Klass | ConfidencePolicy, monkeypatch: pytest.MonkeyPatch
+):
     job = job_of(12)
     sizes = memory.count(job, denoiser, policy.needs, record=True)
     least, whole = sizes.row + sizes.forward(sum(job.shape)), []
@@ -142,12 +147,14 @@ def test_any_budget_decodes_the_same(denoiser, policy, monkeypatch):
         rollout(denoiser, policy, job, DecodeOptions(record=True, memory=least - 1))
 
 
-def test_memory_does_not_grow_with_the_number_of_prompts(denoiser, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_prompts(
+    denoiser: TransformerDenoiser, monkeypatch: pytest.MonkeyPatch
+):
     """The largest batch of a job of 400 rows is that of a job of 40."""
     most: dict[int, int] = {}
     inside = refresh
 
-    def watched(seen: DecodeBatch, *rest, **named):
+    def watched(seen: DecodeBatch, *rest: Any, **named: Any):
         result = inside(seen, *rest, **named)
         most[size] = max(most.get(size, 0), bytes_of(result[0]))
         return result

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from components.denoisers import embedded
-from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
 from components.reports import summary
@@ -19,6 +18,8 @@ from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.probing import Probing
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.conftest import KeyFirst
+from tests.doubles import learner
 from tests.outputs import result
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +42,7 @@ def documented(section: str) -> set[str]:
     return set(re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE))
 
 
-def learner() -> ConfidencePolicy:
-    torch.manual_seed(0)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5))
-
-
-def reinforced(task) -> set[str]:
+def reinforced(task: KeyFirst) -> set[str]:
     names, policy = Names(), learner()
     plan = Plan(iterations=2, prompts=4, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
     method, optimizer = Method(plan, Objective(signal="dense")), optimizer_for(policy, plan)
@@ -56,13 +52,13 @@ def reinforced(task) -> set[str]:
     return names.seen[0]
 
 
-def distilled(task) -> set[str]:
+def distilled(task: KeyFirst) -> set[str]:
     names = Names()
     imitate(learner(), Threshold(0.9), task.denoiser(), task.prompts(), DistillPlan(1, 4, 8, 1e-3, None, 0), names)
     return names.seen[0]
 
 
-def probed(task, folder: Path) -> set[str]:
+def probed(task: KeyFirst, folder: Path) -> set[str]:
     names = Names()
     torch.manual_seed(0)
     policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, mlp_width=8, pair_width=8))
@@ -89,7 +85,7 @@ def validated() -> set[str]:
     return {name for text in sources for name in re.findall(r'"(tune/\w+)"', text)}
 
 
-def test_every_curve_is_documented_and_every_documented_curve_is_logged(key_first, tmp_path: Path) -> None:
+def test_every_curve_is_documented_and_every_documented_curve_is_logged(key_first: KeyFirst, tmp_path: Path) -> None:
     logged = [reinforced(key_first), distilled(key_first), probed(key_first, tmp_path), pretrained(), validated()]
     assert all(logged)
     assert set.union(*logged) == documented("Curves")

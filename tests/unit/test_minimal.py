@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FILE = Path(__file__).parents[2] / "docs" / "minimal.py"
 
 
@@ -17,6 +19,7 @@ def test_the_whole_idea_fits_150_lines_and_imports_torch_alone() -> None:
     assert packages - set(sys.stdlib_module_names) == {"torch"}
 
 
+@pytest.mark.learn
 def test_the_policy_learns_what_no_threshold_can_do(tmp_path: Path) -> None:
     """The optimum is known: free positions and one of each pair, then the other ones. Two forwards, always correct."""
     done = subprocess.run([sys.executable, str(FILE)], cwd=tmp_path, capture_output=True, text=True, check=True)

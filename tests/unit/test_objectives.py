@@ -27,7 +27,7 @@ GROUPS = torch.tensor([0, 0, 1, 1, 1, 0])
 
 
 @given(rewards, st.floats(-3, 3))
-def test_advantages_sum_to_zero_per_group_and_ignore_a_shift(reward, shift):
+def test_advantages_sum_to_zero_per_group_and_ignore_a_shift(reward: Tensor, shift: float):
     advantage = group_advantages(reward, GROUPS)
     for group in (0, 1):
         assert float(advantage[group == GROUPS].sum()) == pytest.approx(0, abs=1e-12)
@@ -35,13 +35,13 @@ def test_advantages_sum_to_zero_per_group_and_ignore_a_shift(reward, shift):
 
 
 @given(rewards, st.permutations(range(6)))
-def test_advantages_move_with_their_rows(reward, order):
+def test_advantages_move_with_their_rows(reward: Tensor, order: list[int]):
     moved = torch.tensor(order)
     assert torch.allclose(group_advantages(reward[moved], GROUPS[moved]), group_advantages(reward, GROUPS)[moved])
 
 
 @pytest.mark.parametrize("normalize_advantage", [False, True])
-def test_a_group_that_agrees_has_no_advantage(normalize_advantage):
+def test_a_group_that_agrees_has_no_advantage(normalize_advantage: bool):
     advantage = group_advantages(torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5, 1.0]), GROUPS, normalize_advantage)
     assert torch.equal(advantage, torch.zeros(6))
 
@@ -75,7 +75,7 @@ def test_pair_weights_do_not_depend_on_which_pairs_were_kept():
         (1.8, -2.0, -3.6, -3.6),  # more of what is bad is never cut
     ],
 )
-def test_the_five_branches_of_the_clip(ratio, advantage, value, slope):
+def test_the_five_branches_of_the_clip(ratio: float, advantage: float, value: float, slope: float):
     log_prob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     gain = clipped(log_prob, torch.zeros(1), torch.tensor([advantage]), 0.5)
     (gradient,) = torch.autograd.grad(gain.sum(), log_prob)
@@ -109,7 +109,7 @@ def test_reward_at_one_and_at_all_steps():
 
 
 @given(st.integers(1, 7), st.sampled_from([0.3, 1.0, 3.0, 10.0]))
-def test_fewer_steps_are_worth_more_and_only_if_right(nfe, alpha):
+def test_fewer_steps_are_worth_more_and_only_if_right(nfe: int, alpha: float):
     assert reward_at(nfe, alpha) > reward_at(nfe + 1, alpha)
     assert reward_at(nfe, alpha, score=0.0).item() == 0
 

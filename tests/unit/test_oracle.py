@@ -9,18 +9,18 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from components.core.errors import SettingsError
-from components.core.types import STATISTICS, Action, Needs, Observation, Rollout, Steps
+from components.core.types import STATISTICS, Action, Canvas, Needs, Observation, Rollout, Steps
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
 from components.denoisers.formula import FormulaDenoiser
-from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import take
 from components.maths.divergence import Draw, divergence, entropy
@@ -40,6 +40,7 @@ from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, Pairs, surrogate
+from tests.doubles import Accepting
 
 torch.set_num_threads(1)
 
@@ -53,7 +54,7 @@ def scrambled(length: int, seed: int = 0) -> FormulaDenoiser:
     first = 2 * torch.randn((1 + length) * VOCABULARY, 16, generator=source, dtype=torch.float64)
     second = 0.7 * torch.randn(16, length * VOCABULARY, generator=source, dtype=torch.float64)
 
-    def formula(canvas) -> Tensor:
+    def formula(canvas: Canvas) -> Tensor:
         hot = torch.nn.functional.one_hot(canvas.ids_BT, VOCABULARY).double() * canvas.attend_BT[..., None]
         seen = torch.cat([hot[:, : canvas.start].sum(1), hot[:, canvas.start :].flatten(1)], 1)
         return (torch.tanh(seen @ first) @ second).unflatten(1, (length, VOCABULARY))
@@ -61,7 +62,7 @@ def scrambled(length: int, seed: int = 0) -> FormulaDenoiser:
     return FormulaDenoiser(formula, VOCABULARY)
 
 
-def learner(action: str = "bernoulli", seed: int = 0, **knobs) -> ConfidencePolicy:
+def learner(action: str = "bernoulli", seed: int = 0, **knobs: Any) -> ConfidencePolicy:
     """A small policy in float64, far from its zero initialisation."""
     torch.manual_seed(seed)
     policy = ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8, bias=-0.3, action=action), **knobs).double()
@@ -91,7 +92,7 @@ class TopK:
         return self.policy.parameters()
 
 
-def coupled_learner(seed: int = 0, **knobs) -> CoupledPolicy:
+def coupled_learner(seed: int = 0, **knobs: Any) -> CoupledPolicy:
     """The same of the coupled policy: shifts, mixture and bias all count."""
     torch.manual_seed(seed)
     policy = CoupledPolicy(
@@ -100,26 +101,6 @@ def coupled_learner(seed: int = 0, **knobs) -> CoupledPolicy:
     for weight in policy.double().parameters():
         weight.data += 0.4 * torch.randn_like(weight)
     return policy.requires_grad_(True)  # the gradient through the shifts is exact too, though no trainer asks for it
-
-
-@dataclass(frozen=True)
-class Accepting:
-    """A coupled policy whose sets are accepted or skipped along the greedy path."""
-
-    policy: CoupledPolicy
-
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        return self.policy.score(obs)
-
-    def distribution(self, obs: Observation):
-        return AcceptOrSkip(**vars(self.policy.distribution(obs)))
-
-    def parameters(self):
-        return self.policy.parameters()
 
 
 LEARNED = ConfidencePolicy | TopK | CoupledPolicy | Accepting
@@ -152,7 +133,7 @@ every_policy = pytest.mark.parametrize("name", POLICIES)
 # --- Every trajectory, one by one -------------------------------------------------------------------------------------
 
 
-def outcomes(distribution, positions: list[int], length: int) -> Action:
+def outcomes(distribution: object, positions: list[int], length: int) -> Action:
     """Every drawn set, the empty one too; for an ordered draw every order."""
     ordered = isinstance(distribution, DPLS | PlackettLuce | CoupledPlackettLuce)
     choose = itertools.permutations if ordered else itertools.combinations
@@ -177,7 +158,7 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
     """All trajectories of positive probability, by recursion over drawn actions (not over committed sets)."""
     distributions = [policy.distribution(level.observation) for level in lattice.levels]
 
-    def walk(depth: int, state: int, steps: list, p: float) -> Iterator[Path]:
+    def walk(depth: int, state: int, steps: list[Any], p: float) -> Iterator[Path]:
         level, one = lattice.levels[depth], take(distributions[depth], torch.tensor([state]))
         eligible = level.observation.eligible_BL[state]
         edges = {
@@ -207,9 +188,11 @@ def paths(lattice: Lattice, policy: Policy) -> list[Path]:
     ("force_commit", "step_limit", "block"), [(True, "canvas", 3), (False, "canvas", 3), (False, "block", 3)]
 )
 @every_policy
-def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force_commit, step_limit, block):
+def test_expected_values_and_endings_equal_the_sum_over_trajectories(
+    name: str, force_commit: bool, step_limit: str, block: int
+):
     lattice = enumerate_decoding(
-        scrambled(3), PROMPT, 3, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(3), Job.of([PROMPT], 3, block), NEEDS, DecodeOptions(force_commit=force_commit, step_limit=step_limit)
     )
     exact, every = follow(lattice, POLICIES[name]), paths(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
@@ -226,9 +209,12 @@ def test_expected_values_and_endings_equal_the_sum_over_trajectories(name, force
 @pytest.mark.parametrize(("length", "block"), [(4, 4), (4, 2), (4, 1), (3, 3)])
 @pytest.mark.parametrize(("force_commit", "step_limit"), [(True, "canvas"), (False, "canvas"), (False, "block")])
 @every_policy
-def test_mass_is_conserved(name, length, block, force_commit, step_limit):
+def test_mass_is_conserved(name: str, length: int, block: int, force_commit: bool, step_limit: str):
     lattice = enumerate_decoding(
-        scrambled(length), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(length),
+        Job.of([PROMPT], length, block),
+        NEEDS,
+        DecodeOptions(force_commit=force_commit, step_limit=step_limit),
     )
     exact = follow(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
@@ -243,7 +229,7 @@ def test_mass_is_conserved(name, length, block, force_commit, step_limit):
 
 def test_the_same_masks_hold_different_tokens():
     """The lattice must not merge states by their mask set alone: the order decides what is written."""
-    lattice = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
+    lattice = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS)
     whole = {tuple(row) for row in lattice.ends.canvas_RL.tolist()}
     assert len(whole) > 4
     sets = [{tuple(row) for row in level.observation.masked_BL.tolist()} for level in lattice.levels[:3]]
@@ -256,10 +242,12 @@ def test_the_same_masks_hold_different_tokens():
     ("force_commit", "step_limit", "block"), [(True, "canvas", 4), (False, "canvas", 2), (False, "block", 2)]
 )
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "coupled", "accept", "random"])
-def test_rollouts_follow_the_oracle(name, force_commit, step_limit, block):
+def test_rollouts_follow_the_oracle(name: str, force_commit: bool, step_limit: str, block: int):
     """Sampled rollouts end where the oracle says, as often as it says, and their mean reward is the exact one."""
     rows, denoiser, policy = 1500, scrambled(4), POLICIES[name]
-    lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force_commit=force_commit, step_limit=step_limit)
+    lattice = enumerate_decoding(
+        denoiser, Job.of([PROMPT], 4, block), NEEDS, DecodeOptions(force_commit=force_commit, step_limit=step_limit)
+    )
     exact = follow(lattice, policy)
     done = rollout(
         denoiser,
@@ -281,9 +269,9 @@ def test_rollouts_follow_the_oracle(name, force_commit, step_limit, block):
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "random"])  # its mode is a tie
-def test_greedy_decoding_is_one_path(name):
+def test_greedy_decoding_is_one_path(name: str):
     denoiser, policy = scrambled(4), POLICIES[name]
-    lattice = enumerate_decoding(denoiser, PROMPT, 4, 4, NEEDS)
+    lattice = enumerate_decoding(denoiser, Job.of([PROMPT], 4, 4), NEEDS)
     exact = follow(lattice, policy, choose="mode")
     done = rollout(denoiser, policy, Job.of([PROMPT], 4, 4), DecodeOptions(choose="mode"))
     assert exact.mass_N.max().item() == 1
@@ -297,7 +285,7 @@ def test_greedy_decoding_is_one_path(name):
     ["bernoulli", "bernoulli, scaled", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"],
 )
 @pytest.mark.parametrize("force_commit", [True, False])
-def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force_commit):
+def test_recorded_log_probs_are_those_of_the_recorded_observations(name: str, force_commit: bool):
     denoiser, policy = scrambled(4), POLICIES[name]
     job = Job.of([PROMPT, PROMPT[:1]], 4, 2, group=20)
     steps = rollout(denoiser, policy, job, DecodeOptions(record=True, force_commit=force_commit, rows=7)).steps
@@ -309,7 +297,7 @@ def test_recorded_log_probs_are_those_of_the_recorded_observations(name, force_c
 def test_the_best_order_is_the_best_of_all_paths():
     """Backward induction equals the maximum over written-out paths, and its path leads to its value."""
     for seed in range(3):
-        lattice = enumerate_decoding(scrambled(3, seed), PROMPT, 3, 3, NEEDS)
+        lattice = enumerate_decoding(scrambled(3, seed), Job.of([PROMPT], 3, 3), NEEDS)
         reward = reward_of(lattice.ends)
         value, path = best(lattice, reward)
         everywhere = paths(lattice, POLICIES["bernoulli"])
@@ -326,8 +314,8 @@ def test_the_best_order_is_the_best_of_all_paths():
 
 def test_single_commits_are_enough_for_categorical_policies():
     """Fewer edges, the same numbers; a policy that may draw more is refused."""
-    everything = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
-    single = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS, single=True)
+    everything = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS)
+    single = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS, single=True)
     assert len(single.levels[0].state_E) == 4 < len(everything.levels[0].state_E) == 15
     for name in ("categorical", "top-k", "softmax"):
         a, b = (follow(x, POLICIES[name]).expected(reward_of(x.ends, 0.0)) for x in (everything, single))
@@ -339,13 +327,13 @@ def test_single_commits_are_enough_for_categorical_policies():
 
 def test_what_cannot_be_enumerated_is_refused():
     with pytest.raises(SettingsError, match="drift"):
-        enumerate_decoding(scrambled(3), PROMPT, 3, 3, heuristic("klass", 0.9).needs)
+        enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), heuristic("klass", 0.9).needs)
     with pytest.raises(SettingsError, match="outcomes"):
-        enumerate_decoding(scrambled(12), PROMPT, 12, 12, NEEDS)
+        enumerate_decoding(scrambled(12), Job.of([PROMPT], 12, 12), NEEDS)
 
 
 def test_divergence_from_data_by_hand():
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     exact = follow(lattice, POLICIES["bernoulli"])
     made = text_distribution(lattice, exact)
     assert data_divergence({c: p.item() for c, p in made.items()}, lattice, exact).item() == pytest.approx(0, abs=1e-9)
@@ -401,7 +389,7 @@ def all_groups(lattice: Lattice, policy: Policy, size: int, expert: Path | None 
 
 
 def mean_gradient(
-    policy, reference, groups: Groups, lattice: Lattice, objective: Objective, experts: int = 0
+    policy: LEARNED, reference: Policy | None, groups: Groups, lattice: Lattice, objective: Objective, experts: int = 0
 ) -> Tensor:
     """The exact mean over all groups of minus the gradient of ``surrogate`` on one group."""
     length = lattice.ends.canvas_RL.shape[1]
@@ -416,12 +404,12 @@ def mean_gradient(
     old_N = mixture_log_prob(groups.part.log_prob_N, groups.steered_R[row], members, experts)
     plan = Plan(1, 1, members, 0.1, 0, None, experts=experts)
     pairs = Pairs(groups.part, old_N, advantage_R[row], weight_N, groups.steered_R[row])
-    loss, _ = surrogate(policy, pairs, Method(plan, objective, reference))
+    loss, _ = surrogate(cast(Any, policy), pairs, Method(plan, objective, reference))
     return -flat_gradient(loss, policy)
 
 
-def flat_gradient(value: Tensor, policy) -> Tensor:
-    found = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
+def flat_gradient(value: Tensor, policy: LEARNED) -> Tensor:
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(policy.parameters(), found, strict=True)]
     )
@@ -446,10 +434,15 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
         ("bernoulli", 2, 1, False, "block"),  # as in paper A's release: a block may be left unfinished
     ],
 )
-def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length, block, force_commit, step_limit):
+def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(
+    name: str, length: int, block: int, force_commit: bool, step_limit: str
+):
     policy = POLICIES[name]
     lattice = enumerate_decoding(
-        scrambled(length, seed=4), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(length, seed=4),
+        Job.of([PROMPT], length, block),
+        NEEDS,
+        DecodeOptions(force_commit=force_commit, step_limit=step_limit),
     )
     assert bool(lattice.ends.finished_R.all()) is (step_limit == "canvas")
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
@@ -462,12 +455,14 @@ def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(name, length
 @pytest.mark.parametrize(
     "name", ["bernoulli", "dpls", "categorical", "top-k", "coupled", "coupled, tempered", "accept"]
 )
-def test_the_mean_gradient_is_that_of_the_expected_reward(name, size, length, force_commit):
+def test_the_mean_gradient_is_that_of_the_expected_reward(name: str, size: int, length: int, force_commit: bool):
     """With ratio 1 and constant weighting: (1 - 1/G) / L times autograd of the exact expected reward."""
     if name in ("bernoulli", "accept") and not force_commit and length == 3:
         length = 2  # trajectories with empty steps are many
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force_commit=force_commit)
+    lattice = enumerate_decoding(
+        scrambled(length), Job.of([PROMPT], length, length), NEEDS, DecodeOptions(force_commit=force_commit)
+    )
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
     wanted = (1 - 1 / size) / length * flat_gradient(exact, policy)
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
@@ -480,7 +475,7 @@ def by_hand(
     reward_R: Tensor,
     per_row: list[int],
     clip: float,
-    normalize_advantage=False,
+    normalize_advantage: bool = False,
 ) -> Tensor:
     """sum over groups of P(group) (1/G) sum_g (1/per_row_g) sum_t min(rho A, clip(rho) A), one term after the other."""
     ratio = (new_N - old_N).exp()
@@ -498,14 +493,14 @@ def by_hand(
     return total
 
 
-def likelihood(policy, groups: Groups) -> Tensor:
+def likelihood(policy: LEARNED, groups: Groups) -> Tensor:
     return policy.distribution(groups.part.observation).log_prob(groups.part.action)
 
 
 def test_weighting_by_row_is_another_objective():
     """1/T_g weighting: (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step."""
     policy, size = POLICIES["bernoulli"], 2
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     exact, reward, steps = follow(lattice, policy), reward_of(lattice.ends), lattice.ends.nfe_R.double()
     favoured = flat_gradient(exact.expected(reward / steps), policy)
     exact = follow(lattice, policy)
@@ -519,12 +514,12 @@ def test_weighting_by_row_is_another_objective():
     ("weighting", "normalize_advantage"), [("row", False), ("constant", False), ("constant", True)]
 )
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "coupled"])
-def test_the_clipped_surrogate_off_policy(name, weighting, normalize_advantage):
+def test_the_clipped_surrogate_off_policy(name: str, weighting: str, normalize_advantage: bool):
     """Groups drawn by an older policy: the ratio per step, cut where the gain is large enough."""
     policy, clip = POLICIES[name], 0.1
     older = coupled_learner(seed=1) if name == "coupled" else learner(name, seed=1)
     length = 3 if name == "categorical" else 2  # of two positions, each the other's rest, all ratios would be cut
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    lattice = enumerate_decoding(scrambled(length), Job.of([PROMPT], length, length), NEEDS)
     groups = all_groups(lattice, older, 2)
     per_row = groups.steps_R.tolist() if weighting == "row" else [length] * len(groups.end_R)
     new_N = likelihood(policy, groups)
@@ -552,11 +547,11 @@ def best_first(path: Path, lattice: Lattice) -> Path:
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "dpls", "categorical", "coupled", "accept"])
-def test_steering_by_a_mixture_likelihood(name):
+def test_steering_by_a_mixture_likelihood(name: str):
     """The expert's row has the likelihood G/(G+E) pi + 1/(G+E): its gradient is the policy's, times pi's share of it.
     A categorical policy cannot draw what the expert draws; the row then only shifts the group's mean."""
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     (expert,) = paths(lattice, Threshold(0.4))
     assert any(int(a.drawn_BL.sum()) > 1 for *_, a in expert.steps)
     groups = all_groups(lattice, policy, 2, best_first(expert, lattice) if name in ("dpls", "coupled") else expert)
@@ -606,10 +601,10 @@ PULLS = [
 @pytest.mark.parametrize(
     ("name", "reference", "divergence"), PULLS, ids=lambda x: x if isinstance(x, str) else type(x).__name__
 )
-def test_the_pull_is_the_divergence_of_each_visited_state(name, reference, divergence):
+def test_the_pull_is_the_divergence_of_each_visited_state(name: str, reference: Policy, divergence: str):
     """sum over states of P(state) divergence / L; its gradient leaves out how the weights move P(state)."""
     policy, kl_coef, length = POLICIES[name], 0.3, 3
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    lattice = enumerate_decoding(scrambled(length), Job.of([PROMPT], length, length), NEEDS)
     exact = follow(lattice, policy)
     rule = isinstance(reference, Threshold)
     values = per_state_divergence(lattice, policy, reference, "ce" if rule else divergence)
@@ -621,10 +616,10 @@ def test_the_pull_is_the_divergence_of_each_visited_state(name, reference, diver
 
 
 @pytest.mark.parametrize("name", ["coupled", "accept"])
-def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name):
+def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name: str):
     """Later epochs: rows of the policy as it was, its ratio in the estimate; what an expert drew counts for nothing."""
     policy, older, reference = POLICIES[name], coupled_learner(seed=1), coupled_learner(seed=2)
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     if name == "accept":
         older, reference = Accepting(older), Accepting(reference)
     visited = [m.detach() for m in follow(lattice, older).state_mass]
@@ -643,7 +638,7 @@ def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name
 
 def test_what_is_logged_of_a_coupled_draw_estimates_divergence_and_entropy():
     policy, reference = POLICIES["coupled"], coupled_learner(seed=2)
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     groups = all_groups(lattice, policy, 1)
     part, chance_N = groups.part, groups.chance_P[groups.group_R[groups.part.row_N]]
     distribution, target = (p.distribution(part.observation) for p in (policy, reference))
@@ -662,7 +657,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
     """The chain rule: sum over states of P(state) KL(state) = KL between the two laws of trajectories. (Where an empty
     draw is legal: the two may replace it by different positions.)"""
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
-    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force_commit=False)
+    lattice = enumerate_decoding(scrambled(2), Job.of([PROMPT], 2, 2), NEEDS, DecodeOptions(force_commit=False))
     theirs = {str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps]): p.p for p in paths(lattice, reference)}
     between = sum(
         p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
@@ -677,7 +672,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
 def test_each_switch_drops_exactly_its_term():
     """On the first epoch ratios are 1 and no clip is felt; a pull of 0, or to oneself, is none."""
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
-    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS)
+    lattice = enumerate_decoding(scrambled(2), Job.of([PROMPT], 2, 2), NEEDS)
     groups = all_groups(lattice, policy, 2)
     plain = mean_gradient(policy, None, groups, lattice, CONSTANT)
     assert torch.equal(mean_gradient(policy, None, groups, lattice, replace(CONSTANT, clip_eps=1e-3)), plain)

@@ -115,7 +115,7 @@ def installed(folder: Path) -> str:
     """The console script `unmask` as it is installed from this repository."""
     script = folder / "bin" / "unmask"
     script.parent.mkdir()
-    script.write_text("from components.cli import main\nmain()\n", encoding="utf-8")
+    script.write_text("from unmask_policies.cli import main\nmain()\n", encoding="utf-8")
     return str(script)
 
 
@@ -132,12 +132,14 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path,
     (copy / "components" / name).write_text(FAKE, encoding="utf-8")
     command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
     run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
-    assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
     (copy / "dvc.yaml").touch()
+    (copy / "pyproject.toml").write_text('[project]\nname = "of-someone-else"\n', encoding="utf-8")
+    assert "the copy" not in subprocess.run(command, **run).stdout  # another project with a folder of that name
+    shutil.copy(ROOT / "pyproject.toml", copy)
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
-@pytest.mark.parametrize("how", ["--temp", "--queue"])
+@pytest.mark.parametrize("how", ["--temp", pytest.param("--queue", marks=pytest.mark.e2e)])
 def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_path: Path, how: str) -> None:
     """A queued experiment runs the code of when it was queued, which the workspace has left by then."""
     root = tmp_path / "workspace"
@@ -147,6 +149,7 @@ def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_p
     cmd = f"{sys.executable} {installed(tmp_path)}"
     text = f"stages:\n  one:\n    cmd: {cmd}\n    deps: [components/cli]\n    outs: [out.txt]\n"
     (root / "dvc.yaml").write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "pyproject.toml", root)
     environment = outside()
     environment.pop("MLFLOW_TRACKING_URI", None)
 
@@ -200,7 +203,9 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
     assert masked(text) == text
 
 
-def test_doctor_and_a_training_that_cannot_start_show_no_password(tmp_path: Path, monkeypatch) -> None:
+def test_doctor_and_a_training_that_cannot_start_show_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9/")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     from components.commands.doctor import tracker

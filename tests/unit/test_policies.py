@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_the_first_unmasking_probability_is_the_published_one():
 
 
 @every_shape
-def test_padding_behind_a_canvas_changes_nothing(name):
+def test_padding_behind_a_canvas_changes_nothing(name: str):
     policy, obs = policy_of(name), observe()
     named = obs.tensors()
     garbage = torch.Generator().manual_seed(9)
@@ -118,7 +119,7 @@ def test_padding_behind_a_canvas_changes_nothing(name):
 
 
 @every_shape
-def test_neighbours_change_nothing(name):
+def test_neighbours_change_nothing(name: str):
     policy, obs = policy_of(name), observe()
     together = policy.score(obs)
     for row in range(4):
@@ -127,7 +128,7 @@ def test_neighbours_change_nothing(name):
 
 
 @pytest.mark.parametrize("where", ["eligible", "masked", "all"])
-def test_what_another_policy_needs_is_not_seen(where):
+def test_what_another_policy_needs_is_not_seen(where: str):
     """In a job with a policy that reads more positions, more probabilities or the whole sequence, nothing changes."""
     policy, obs = stirred(ConfidencePolicy(replace(RICH, where=where))), observe()
     read = {"eligible": obs.eligible_BL, "masked": obs.masked_BL, "all": torch.ones_like(obs.masked_BL)}[where]
@@ -328,7 +329,7 @@ def test_the_teacher_commits_what_is_right_or_the_best():
 
 
 @every_shape
-def test_every_weight_learns(name):
+def test_every_weight_learns(name: str):
     policy, obs = policy_of(name), observe()
     distribution = policy.distribution(obs)
     distribution.entropy().sum().backward()
@@ -350,7 +351,7 @@ def test_the_action_is_the_shape_s_with_the_policy_s_temperature():
 
 
 @every_shape
-def test_a_policy_comes_back_from_its_folder(name, tmp_path):
+def test_a_policy_comes_back_from_its_folder(name: str, tmp_path: Path):
     policy = policy_of(name).float()
     store.save(policy, tmp_path)
     loaded = store.load(tmp_path)
@@ -358,7 +359,7 @@ def test_a_policy_comes_back_from_its_folder(name, tmp_path):
     assert torch.equal(loaded.score(observe()), policy.score(observe()))
 
 
-def test_a_broken_folder_is_refused(tmp_path):
+def test_a_broken_folder_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no whole policy"):
         store.load(tmp_path)
     store.save(ConfidencePolicy(SHAPES["default"]), tmp_path)
@@ -371,7 +372,7 @@ def test_a_broken_folder_is_refused(tmp_path):
         store.load(tmp_path)
 
 
-def test_a_policy_stored_under_the_former_names_of_its_shape_is_read(tmp_path):
+def test_a_policy_stored_under_the_former_names_of_its_shape_is_read(tmp_path: Path):
     """policy.json of older runs has inner, pair and pairs."""
     policy = CoupledPolicy(CoupledShape(top_k=3, width=8, heads=2, mlp_width=12, pair_width=6, pair_shifts=False))
     store.save(policy, tmp_path)
@@ -387,13 +388,13 @@ def test_a_policy_stored_under_the_former_names_of_its_shape_is_read(tmp_path):
     "wrong",
     [{"inputs": ()}, {"inputs": ("colour",)}, {"action": "coin"}, {"width": 18}, {"top_k": 2}, {"where": "here"}],
 )
-def test_a_shape_that_cannot_work_is_refused(wrong):
+def test_a_shape_that_cannot_work_is_refused(wrong: dict[str, Any]):
     with pytest.raises((SettingsError, ValueError)):
         ConfidencePolicy(Shape(**wrong)).needs  # noqa: B018
 
 
 @pytest.mark.parametrize("wrong", [{"features": 9}, {"features": 0}, {"hidden": 0}, {"top_k": 0}, {"shortlist": -1}])
-def test_a_feature_shape_that_cannot_work_is_refused(wrong):
+def test_a_feature_shape_that_cannot_work_is_refused(wrong: dict[str, Any]):
     with pytest.raises(SettingsError):
         FeatureShape(**({"features": 8, "heads": 2} | wrong))
 

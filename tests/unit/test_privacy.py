@@ -91,6 +91,7 @@ def test_an_onnx_session_asks_nobody(made: tuple[Path, Path], tmp_path: Path) ->
     watched(SESSION, made, tmp_path)
 
 
+@pytest.mark.e2e
 def test_decode_and_doctor_ask_nobody(made: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     said = watched(COMMANDS, made, tmp_path)

@@ -60,7 +60,9 @@ TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     forbid=st.integers(0, 20),
     top_k=st.integers(0, 45),
 )
-def test_statistics_are_those_of_a_float64_softmax(dtype, seed, vocabulary, scale, forbid, top_k):
+def test_statistics_are_those_of_a_float64_softmax(
+    dtype: torch.dtype, seed: int, vocabulary: int, scale: float, forbid: int, top_k: int
+):
     source = generator("readout", seed)
     logits_NV = (scale * torch.randn(5, vocabulary, generator=source, dtype=torch.float64)).to(dtype)
     forbidden = torch.randperm(vocabulary, generator=source)[: min(forbid, vocabulary - 1)].tolist()
@@ -108,7 +110,7 @@ def test_a_single_allowed_token_is_certain(other: float):
     assert found["top"].tolist() == [[1.0, 0.0]]
 
 
-def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch):
+def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     logits_NV = torch.randn(50, 9, generator=generator("chunks"), dtype=torch.float64)
     before = logits_NV.clone()
     whole = read(logits_NV, [0], Needs(top_k=3, drift=1, statistics=STATISTICS))
@@ -126,7 +128,9 @@ def test_the_logits_are_not_changed_and_chunks_change_nothing(monkeypatch):
     top_k=st.integers(0, 3),
     drift=st.integers(0, 1),
 )
-def test_only_what_is_asked_for_is_read_and_is_the_same_beside_whatever_else(seed, asked, top_k, drift):
+def test_only_what_is_asked_for_is_read_and_is_the_same_beside_whatever_else(
+    seed: int, asked: set[str], top_k: int, drift: int
+):
     logits_NV = 5 * torch.randn(6, 12, generator=generator("asked", seed))
     found = read(logits_NV, [1], Needs(top_k=top_k, drift=drift, statistics=asked))
     assert set(found) == {"token", "confidence", *asked} | ({"top"} if top_k else set()) | (
@@ -168,7 +172,9 @@ def test_what_is_forbidden_has_no_part_in_drift():
 
 @pytest.mark.parametrize("needs", [Needs(), Needs(statistics=STATISTICS, top_k=6, top_ids=True)], ids=["plain", "all"])
 @pytest.mark.parametrize("deviation", [1.0, 19.0, 80.0])
-def test_what_is_too_small_for_a_float32_is_left_out_and_moves_no_bit(deviation: float, needs: Needs, monkeypatch):
+def test_what_is_too_small_for_a_float32_is_left_out_and_moves_no_bit(
+    deviation: float, needs: Needs, monkeypatch: pytest.MonkeyPatch
+):
     """A CPU takes many times as long for subnormal numbers; logits of a sure model give thousands of them."""
     logits_NV = deviation * torch.randn(6, 9_000, generator=generator("sharp"))
     logits_NV[0, 7] = 500.0  # so sure that all of its entropy is subnormal

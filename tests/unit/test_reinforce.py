@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,25 +21,25 @@ from components.export.states import Watched
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.divergence import Draw, divergence, entropy
 from components.maths.objectives import group_advantages
-from components.policies.confidence import PAPER, ConfidencePolicy, Shape
+from components.policies.confidence import PAPER, ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import Quota, Threshold
+from components.policies.protocol import Policy
+from components.policies.store import LearnedPolicy
 from components.policies.teacher import Teacher
 from components.trainers.checkpoints import TrainState
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, collect, optimizer_for, reinforce, update
+from tests.conftest import KeyFirst
+from tests.doubles import learner, snapshot
 
 torch.set_num_threads(1)
 
 PLAN = Plan(iterations=2, prompts=6, group=4, learning_rate=1e-2, seed=0, block_length=2, warmup=1)
-
-
-def learner(seed: int = 0, **knobs: Any) -> ConfidencePolicy:
-    torch.manual_seed(seed)
-    return ConfidencePolicy(Shape(width=16, heads=1, mlp_width=16, bias=-0.5, **knobs))
+OBJECTIVE, START = Objective(), TrainState()
 
 
 def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
@@ -49,27 +50,33 @@ def head(seed: int = 0, shortlist: int = 0) -> FeaturePolicy:
 def coupled(seed: int = 0, **shape: Any) -> CoupledPolicy:
     """Far from its zero initialisation, so that shifts and mixture count."""
     torch.manual_seed(seed)
-    policy = CoupledPolicy(CoupledShape(**dict(top_k=3, width=8, heads=2, mlp_width=8, pair_width=6, tau=-1.0) | shape))
+    small: dict[str, Any] = dict(top_k=3, width=8, heads=2, mlp_width=8, pair_width=6, tau=-1.0)
+    policy = CoupledPolicy(CoupledShape(**small | shape))
     with torch.no_grad():
         for weight in policy.parameters():
             weight += 0.3 * torch.randn_like(weight)
     return policy
 
 
-def gathered(task, policy, plan=PLAN, objective=Objective(), reference=None, expert=None) -> Experience:  # noqa: B008
+def gathered(
+    task: Any,
+    policy: LearnedPolicy,
+    plan: Plan = PLAN,
+    objective: Objective = OBJECTIVE,
+    reference: Policy | None = None,
+    expert: Policy | None = None,
+) -> Experience:
     method = Method(plan, objective, reference, expert)
     return collect(policy, task.denoiser(), task.prompts(), method, 0, Timer())
 
 
-def run(task, policy, plan=PLAN, objective=Objective(), state=TrainState()) -> list[dict[str, float]]:  # noqa: B008
+def run(
+    task: Any, policy: LearnedPolicy, plan: Plan = PLAN, objective: Objective = OBJECTIVE, state: TrainState = START
+) -> list[dict[str, float]]:
     """The figures of every iteration of a training."""
     method, optimizer = Method(plan, objective), optimizer_for(policy, plan)
     iterations = reinforce(policy, optimizer, task.denoiser(), task.prompts(), method, state)
     return [metrics for _, metrics in iterations]
-
-
-def snapshot(policy) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def snapshot(policy) -> dict[str, torch.Tensor]:
     [learner(), learner(action="dpls"), head(), head(shortlist=2), coupled(), coupled(features=16)],
     ids=lambda p: type(p).__name__,
 )
-def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
+def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first: KeyFirst, policy: LearnedPolicy):
     experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
     old = snapshot(policy)
     again = policy.distribution(experience.steps.observation).log_prob(experience.steps.action)
@@ -89,7 +96,7 @@ def test_the_first_epoch_has_ratio_one_and_the_next_has_not(key_first, policy):
     assert any(not torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
-def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_first):
+def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_first: KeyFirst):
     policy = learner()
     experience = gathered(key_first, policy, objective=Objective(alpha=0.5, signal="dense"))
     assert torch.equal(experience.advantage_R, group_advantages(experience.reward_R, experience.job.prompt_R))
@@ -99,7 +106,7 @@ def test_a_step_raises_the_likelihood_of_what_was_better_than_its_group(key_firs
     assert (experience.advantage_R[experience.steps.row_N] * after).sum() > before
 
 
-def test_groups_that_agree_teach_nothing(key_first):
+def test_groups_that_agree_teach_nothing(key_first: KeyFirst):
     policy = learner()
     experience = gathered(key_first, policy)
     experience = replace(experience, advantage_R=torch.zeros_like(experience.advantage_R))
@@ -108,7 +115,7 @@ def test_groups_that_agree_teach_nothing(key_first):
     assert all(torch.equal(old[name], value) for name, value in policy.state_dict().items())
 
 
-def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
+def test_the_update_does_not_depend_on_how_it_is_cut(key_first: KeyFirst):
     """Gradients are added up over pieces of any size."""
     experience = gathered(key_first, learner(), objective=Objective(alpha=0.5, signal="dense"))
     results = []
@@ -121,7 +128,7 @@ def test_the_update_does_not_depend_on_how_it_is_cut(key_first):
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
 
 
-def test_training_is_a_function_of_its_seed(key_first):
+def test_training_is_a_function_of_its_seed(key_first: KeyFirst):
     results = []
     for _ in range(2):
         policy = learner()
@@ -130,7 +137,7 @@ def test_training_is_a_function_of_its_seed(key_first):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_stored_steps_are_a_share_of_all(key_first):
+def test_stored_steps_are_a_share_of_all(key_first: KeyFirst):
     """Half of them; rewards and decoded texts are those of the whole."""
     policy, plan = learner(), replace(PLAN, prompts=12, group=16)
     whole, half = (gathered(key_first, policy, plan, Objective(record_share=share)) for share in (1.0, 0.5))
@@ -142,7 +149,9 @@ def test_stored_steps_are_a_share_of_all(key_first):
 
 @pytest.mark.parametrize("weighting", ["row", "constant"])
 @pytest.mark.parametrize("kind", [learner, coupled])
-def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first, weighting, kind):
+def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(
+    key_first: KeyFirst, weighting: str, kind: Callable[[], LearnedPolicy]
+):
     """All 2^N choices of N steps, each with its probability: gradient and pull are those of the whole, exactly."""
     keep, plan = 0.3, replace(PLAN, prompts=1, group=2, block_length=4)
     whole = gathered(key_first, kind().double(), plan)
@@ -168,7 +177,7 @@ def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(key_first,
     assert torch.allclose(torch.as_tensor(mean), wanted, atol=1e-9)
 
 
-def test_what_the_reference_reads_is_recorded(key_first):
+def test_what_the_reference_reads_is_recorded(key_first: KeyFirst):
     """A learner that reads three numbers per position, pulled to one that reads the whole sequence, or the answer."""
     for reference in (head(), ConfidencePolicy(replace(PAPER, width=16, mlp_width=16)), Teacher()):
         experience = gathered(key_first, learner(), reference=reference)
@@ -182,7 +191,7 @@ def test_what_the_reference_reads_is_recorded(key_first):
     )
 
 
-def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first):
+def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_first: KeyFirst):
     """Steered rows: any block length, all masks eligible in what is recorded, a behaviour of their own."""
     plan = replace(PLAN, block_length=None, experts=1, expert_block=1)
     expert = Quota("left_to_right", 1)
@@ -198,12 +207,12 @@ def test_an_expert_decodes_in_its_own_blocks_and_stays_out_of_the_figures(key_fi
     update(learner(), optimizer_for(learner(), plan), experience, Method(plan, Objective()))
 
 
-def test_a_job_without_answers_is_refused_to_a_teacher(key_first):
+def test_a_job_without_answers_is_refused_to_a_teacher(key_first: KeyFirst):
     with pytest.raises(SettingsError, match="answers=True"):
         rollout(key_first.denoiser(), Teacher(), key_first.prompts().job(None))
 
 
-def test_one_training_for_every_speed(key_first):
+def test_one_training_for_every_speed(key_first: KeyFirst):
     """Each group draws its alpha; its members are asked for, recorded with, and rewarded by the same one."""
     alphas, plan = (0.0, 3.0), replace(PLAN, prompts=12)
     experience = gathered(key_first, learner(alphas=alphas), plan, Objective(alphas=alphas, signal="dense"))
@@ -219,7 +228,7 @@ def test_one_training_for_every_speed(key_first):
     assert again.job.alpha_R is not None and torch.equal(again.job.alpha_R, alpha_R)
 
 
-def test_one_alpha_of_a_list_is_that_alpha(key_first):
+def test_one_alpha_of_a_list_is_that_alpha(key_first: KeyFirst):
     """What is drawn from one number is that number: same rollouts, rewards and update."""
     results = []
     for objective in (Objective(alpha=2.0, signal="dense"), Objective(alphas=(2.0,), signal="dense")):
@@ -233,7 +242,7 @@ def test_one_alpha_of_a_list_is_that_alpha(key_first):
 
 
 @pytest.mark.parametrize("policy", [learner(action="dpls"), coupled()], ids=lambda p: type(p).__name__)
-def test_an_expert_s_commits_are_recorded_best_first(key_first, policy):
+def test_an_expert_s_commits_are_recorded_best_first(key_first: KeyFirst, policy: LearnedPolicy):
     """An ordered policy is steered to the expert's own order of preference, not to that of the positions."""
     plan = replace(PLAN, block_length=None, experts=1)
     experience = gathered(key_first, policy, plan, expert=Threshold(0.5))
@@ -252,7 +261,7 @@ def test_an_expert_s_commits_are_recorded_best_first(key_first, policy):
     assert several > 0
 
 
-def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first):
+def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first: KeyFirst):
     """A mask behind an end token does not show in the text; it must not lend its score to, or take it from, others."""
     prompts = key_first.prompts().take([0])
     job = prompts.job(None, group=2)
@@ -265,13 +274,13 @@ def test_an_unfinished_row_is_wrong_even_if_it_reads_like_a_right_one(key_first)
         assert correct.tolist() == [float(first), float(not first)]
 
 
-def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
+def test_a_rule_that_the_student_cannot_draw_is_refused(key_first: KeyFirst):
     plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
         imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
 
 
-def test_distillation_visits_the_states_of_its_frontier(key_first):
+def test_distillation_visits_the_states_of_its_frontier(key_first: KeyFirst):
     """Both drawers' states: the student draws too from half of the iterations on."""
     plan = DistillPlan(iterations=2, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
     for frontier, most in ((None, 4), (2, 2)):
@@ -283,7 +292,7 @@ def test_distillation_visits_the_states_of_its_frontier(key_first):
 
 
 @pytest.mark.parametrize("block_length", [None, 2])
-def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, block_length):
+def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first: KeyFirst, block_length: int | None):
     """All switches together; what is recorded is what is computed again, and every parameter but the shifts' learns."""
     plan = replace(PLAN, prompts=12, experts=1, expert_block=1, block_length=block_length)
     objective = Objective(alpha=0.5, signal="dense", record_share=0.7, kl_coef=0.1, num_epochs=2)
@@ -303,7 +312,7 @@ def test_a_coupled_policy_learns_with_expert_thinned_steps_and_pull(key_first, b
 
 
 @pytest.mark.parametrize("shape", [dict(action="categorical"), {}], ids=["categorical", "coupled"])
-def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
+def test_upo_s_objective_takes_a_coupled_policy(key_first: KeyFirst, shape: dict[str, Any]):
     """Its reference is a rule, its reward has no speed; one position per step where the action says so."""
     policy = coupled(**shape)
     objective = Objective(alpha=0.0, signal="dense", kl_coef=1e-2, divergence="ce", clip_eps=0.2)
@@ -319,7 +328,7 @@ def test_upo_s_objective_takes_a_coupled_policy(key_first, shape):
     assert -target.kl(policy.distribution(experience.steps.observation)).mean() > before
 
 
-def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
+def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first: KeyFirst):
     """Sixteen open positions have 10^13 orders; pull, entropy and divergence are estimates from the drawn ones."""
     masked_BL = torch.ones(64, 16, dtype=torch.bool)
     draw = Noise(torch.arange(64), torch.zeros(64, dtype=torch.int64))
@@ -348,7 +357,7 @@ def test_a_wide_canvas_of_orders_is_estimated_not_enumerated(key_first):
         {"num_epochs": 0},
     ],
 )
-def test_an_objective_that_cannot_work_is_refused(wrong):
+def test_an_objective_that_cannot_work_is_refused(wrong: dict[str, Any]):
     with pytest.raises(SettingsError):
         Objective(**wrong)
 
@@ -366,7 +375,7 @@ def test_the_temperature_falls_or_stays_or_holds_an_entropy():
     assert held.temperature_at(1, (1.05, 9.0)) == 1.0 and held.temperature_at(1, (19.5, 0.0)) == 20.0
 
 
-def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(key_first):
+def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(key_first: KeyFirst):
     """A policy that is far too sure explores as much as was asked; what it would do by its mode does not change."""
     policy = learner()
     with torch.no_grad():
@@ -383,7 +392,7 @@ def test_a_held_entropy_is_held_and_the_likelihood_is_that_of_the_temperature(ke
     assert [[m[k] for k in kept] for m in again] == [[m[k] for k in kept] for m in seen[35:]]
 
 
-def test_the_learning_rate_rises_and_falls_to_its_floor(key_first):
+def test_the_learning_rate_rises_and_falls_to_its_floor(key_first: KeyFirst):
     rates: list[float] = []
     for floor in (0.0, 1.0):
         plan = Plan(

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,7 +45,10 @@ SWEEPS = {
 SKILL = {"random": 0.5, "left_to_right": 0.6, "threshold": 1.0, "factor": 1.12, "entropy_bound": 1.25}
 
 
-def synthetic(tasks=(("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7)), seed=0):
+TASKS: tuple[tuple[str, int, float], ...] = (("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7))
+
+
+def synthetic(tasks: tuple[tuple[str, int, float], ...] = TASKS, seed: int = 0) -> list[EvalResult]:
     """Cells that look like an evaluation: accuracy saturates with NFE, rules differ in how fast, policies are ahead."""
     rng = np.random.default_rng(seed)
     cells = []
@@ -63,7 +67,17 @@ def synthetic(tasks=(("sudoku_many", 16, 1.0), ("sudoku_order", 36, 0.7)), seed=
     return cells
 
 
-def make_cell(task, family, setting, block, nfe, length, skill, prompts=512, choose="mode"):
+def make_cell(
+    task: str,
+    family: str,
+    setting: str,
+    block: int,
+    nfe: float,
+    length: int,
+    skill: float,
+    prompts: int = 512,
+    choose: str = "mode",
+):
     accuracy = 1 - math.exp(-((3.2 * skill * nfe / length) ** 2))
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / prompts)
     return EvalResult(
@@ -88,7 +102,7 @@ def make_cell(task, family, setting, block, nfe, length, skill, prompts=512, cho
     )
 
 
-def synthetic_decodes(seed=0, prompts=12):
+def synthetic_decodes(seed: int = 0, prompts: int = 12) -> list[dict[str, Any]]:
     """Decodes of a board, a larger board and a line; the learned policy needs the fewest forwards."""
     rng = np.random.default_rng(seed)
     rules = (("confidence", "1", 1.0), ("entropy_bound", "0.1", 0.5), ("distilled", "", 0.5), ("learned", "", 0.32))
@@ -121,7 +135,7 @@ def synthetic_decodes(seed=0, prompts=12):
     return decodes
 
 
-def synthetic_view(rng, order):
+def synthetic_view(rng: np.random.Generator, order: np.ndarray) -> dict[str, Any]:
     """A coupled policy's first step that fits the order."""
     length = len(order)
     shift = np.round(rng.normal(-0.5, 2.0, (length, length)) * (1 - np.eye(length)), 2)
@@ -129,7 +143,7 @@ def synthetic_view(rng, order):
     return {"alone": alone.tolist(), "taken": np.flatnonzero(order == 0).tolist(), "shift": shift.tolist()}
 
 
-def synthetic_rounds(rounds=60, seed=0):
+def synthetic_rounds(rounds: int = 60, seed: int = 0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     names = {
         "reward/mean": 0.6,
@@ -165,7 +179,7 @@ RUN = {
 # ---- the table that comes in
 
 
-def write_cells(path, cells):
+def write_cells(path: Path, cells: list[EvalResult]):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(vars(cells[0])))
         writer.writeheader()
@@ -173,11 +187,11 @@ def write_cells(path, cells):
     return path
 
 
-def read_csv(path):
+def read_csv(path: Path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_cells_survive_the_file(tmp_path):
+def test_cells_survive_the_file(tmp_path: Path):
     cells = synthetic()
     assert read_table(write_cells(tmp_path / "test.csv", cells)) == cells
 
@@ -190,14 +204,14 @@ def test_cells_survive_the_file(tmp_path):
         (lambda text: text.splitlines()[0] + "\n", "no row"),
     ],
 )
-def test_a_broken_table_is_refused_and_the_place_named(tmp_path, edit, names):
+def test_a_broken_table_is_refused_and_the_place_named(tmp_path: Path, edit: Callable[..., Any], names: str):
     path = write_cells(tmp_path / "test.csv", synthetic())
     path.write_text(edit(path.read_text()))
     with pytest.raises(DataError, match=names):
         read_table(path)
 
 
-def test_a_table_that_is_missing_is_named(tmp_path):
+def test_a_table_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"none\.csv is not there") as refused:
         read_table(write_cells(tmp_path / "test.csv", synthetic()), tmp_path / "none.csv")
     assert has_remedy(str(refused.value))
@@ -215,7 +229,7 @@ def test_the_mixture_named_is_the_mixture_meant():
 # ---- Pareto
 
 
-def test_pareto_csv_holds_every_cell_and_every_corner(tmp_path):
+def test_pareto_csv_holds_every_cell_and_every_corner(tmp_path: Path):
     cells = synthetic()
     rows = read_csv(pareto.write_csv(tmp_path / "pareto.csv", cells))
     kept = [tuple(str(getattr(c, k)) for k in pareto.COLUMNS if k != "kind") for c in cells]
@@ -248,7 +262,7 @@ def test_every_cell_within_the_axes_is_a_mark_of_the_panel_and_every_policy_is_w
     assert {c.family for c in group if c.is_policy} == {c.family for c in inside if c.is_policy}
 
 
-def test_pictures_are_pictures(tmp_path):
+def test_pictures_are_pictures(tmp_path: Path):
     cells, decodes = synthetic(), synthetic_decodes()
     many = [cell for cell in cells if cell.task == "sudoku_many"]
     for path in (
@@ -269,7 +283,7 @@ def test_pictures_are_pictures(tmp_path):
 # ---- learning curve
 
 
-def test_learning_csv_holds_every_round_and_quantity(tmp_path):
+def test_learning_csv_holds_every_round_and_quantity(tmp_path: Path):
     rounds = synthetic_rounds()
     del rounds[3]["policy/entropy"]
     rows = read_csv(learning.write_csv(tmp_path / "learning.csv", rounds))
@@ -278,7 +292,7 @@ def test_learning_csv_holds_every_round_and_quantity(tmp_path):
     assert rows[3]["policy/entropy"] == ""
 
 
-def test_a_resumed_and_killed_run_reads_as_one(tmp_path):
+def test_a_resumed_and_killed_run_reads_as_one(tmp_path: Path):
     lines = [{"step": 1, "reward/mean": 0.1}, {"step": 2, "reward/mean": 0.2}, {"step": 2, "reward/mean": 0.3}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
@@ -300,7 +314,7 @@ def test_smoothing_keeps_constants_lines_inside_and_bounds():
     assert noisy.min() <= smooth.min() and smooth.max() <= noisy.max() and smooth.std() < noisy.std()
 
 
-def test_a_curve_without_quantities_is_refused(tmp_path):
+def test_a_curve_without_quantities_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="none of"):
         learning.draw(tmp_path / "learning.png", [{"step": 0, "reward/mean": None}])
 
@@ -311,14 +325,14 @@ def test_a_curve_without_quantities_is_refused(tmp_path):
 class Page(HTMLParser):
     """Boards as the browser gets them: per figure its caption and (step, token) cells; and every attribute."""
 
-    def __init__(self, text):
+    def __init__(self, text: str):
         super().__init__()
         self.boards, self.attributes, self.tags, self.where = [], [], Counter(), None
         self.links = []
         self.inside = False
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
         self.tags[tag] += 1
         self.attributes += attrs
         given = dict(attrs)
@@ -331,16 +345,16 @@ class Page(HTMLParser):
             self.boards[-1]["clues"] += given.get("class") == "clue"
         self.where = tag
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str):
         self.inside = self.inside and tag != "figure"
 
-    def handle_data(self, data):
+    def handle_data(self, data: str):
         if self.where in ("b", "sub") and self.inside:
             self.boards[-1]["tokens" if self.where == "b" else "numbers"].append(data)
         self.where = None
 
 
-def test_page_shows_every_position_with_its_step(tmp_path):
+def test_page_shows_every_position_with_its_step(tmp_path: Path):
     decodes = synthetic_decodes(prompts=3)
     text = order_page.write(tmp_path / "order.html", decodes, plain=99).read_text()
     page = Page(text)
@@ -351,7 +365,7 @@ def test_page_shows_every_position_with_its_step(tmp_path):
     assert Counter(tuple(board["tokens"]) for board in page.boards) == tokens
 
 
-def test_page_asks_nobody_for_anything(tmp_path):
+def test_page_asks_nobody_for_anything(tmp_path: Path):
     text = order_page.write(tmp_path / "order.html", synthetic_decodes()).read_text()
     page = Page(text)
     assert "example.org" in text, "the prompt that looks like a reference is gone"
@@ -366,7 +380,7 @@ def test_page_asks_nobody_for_anything(tmp_path):
     assert "card.md" in page.links and all(f'folder / "{name}"' in stage for name in page.links)
 
 
-def test_texts_cannot_become_markup(tmp_path):
+def test_texts_cannot_become_markup(tmp_path: Path):
     (decode, *_) = synthetic_decodes(prompts=1)
     evil = '</pre><script>alert("x")</script><img src="http://x">'
     decode = {**decode, "prompt": evil, "gold": evil, "setting": evil, "task": evil, "tokens": [evil] * 16}
@@ -374,7 +388,7 @@ def test_texts_cannot_become_markup(tmp_path):
     assert page.tags["script"] == 1 and page.tags["img"] == 0
 
 
-def test_positions_never_committed_show_as_such(tmp_path):
+def test_positions_never_committed_show_as_such(tmp_path: Path):
     decode = {**synthetic_decodes(prompts=1)[0]}
     decode["order"] = [-1, *decode["order"][1:]]
     page = Page(order_page.write(tmp_path / "order.html", [decode]).read_text())
@@ -416,7 +430,7 @@ def test_boards_know_grids_from_lines():
 
 
 def test_step_colours_differ_and_their_ink_reads():
-    def luminance(colour):
+    def luminance(colour: str):
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -431,7 +445,7 @@ def test_step_colours_differ_and_their_ink_reads():
             assert (light + 0.05) / (dark + 0.05) > 3.4, colour
 
 
-def test_a_decode_without_its_steps_is_refused(tmp_path):
+def test_a_decode_without_its_steps_is_refused(tmp_path: Path):
     (decode, *_) = synthetic_decodes(prompts=1)
     for broken in ({**decode, "order": decode["order"][1:]}, {k: v for k, v in decode.items() if k != "nfe"}):
         with pytest.raises(DataError, match="decode 1"):
@@ -458,7 +472,7 @@ def test_the_pair_is_the_usual_case_of_the_fastest_heuristic_that_is_as_accurate
     assert picture.typical_pair(decodes, lame)[0]["family"] != fair.family
 
 
-def test_a_picture_needs_one_group_and_both_rules(tmp_path):
+def test_a_picture_needs_one_group_and_both_rules(tmp_path: Path):
     with pytest.raises(DataError, match="2 groups"):
         picture.draw(tmp_path / "picture.png", synthetic_decodes(), synthetic())
     many = [cell for cell in synthetic() if cell.task == "sudoku_many"]
@@ -497,7 +511,7 @@ def test_policies_without_a_rival_get_a_dash_and_fast_ones_the_fastest_rival():
     assert result.envelope == fastest.accuracy and "the fastest, at" in result.mixture
 
 
-def test_card_says_how_to_load_and_where_not_to_use(tmp_path):
+def test_card_says_how_to_load_and_where_not_to_use(tmp_path: Path):
     text = card.write(tmp_path / "card.md", FACTS, RUN, table.results(synthetic())).read_text()
     assert table.markdown(table.results(synthetic())) in text
     for part in ("0123abc", "uncommitted changes: yes", "lr: 0.0005", "## Limits", "84,123", "OnnxPolicy"):
@@ -510,11 +524,20 @@ def test_card_says_how_to_load_and_where_not_to_use(tmp_path):
     assert "On tasks it never saw" in text and "On other dLLMs" not in text
 
 
+def test_a_card_names_the_objective_that_was_trained() -> None:
+    upo = {"objective": "upo", "signal": "dense", "reward": "additive", "reference": "distilled", "kl_coef": 0.1}
+    for train, named in (
+        ({}, "GRPO with reward = correct x speed^alpha, started"),
+        (upo, "UPO with reward = partial score - alpha NFE / length, pulled to distilled by kl_coef = 0.1, started"),
+    ):
+        assert named in card.markdown(FACTS, RUN | {"settings": {"train": train}}, table.results(synthetic()))
+
+
 def test_the_cards_example_is_python_on_names_that_exist():
     code = card.example(FACTS)
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
+    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, "policy.onnx", FACTS.canvas} <= set(strings)
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names), node.module
@@ -523,7 +546,7 @@ def test_the_cards_example_is_python_on_names_that_exist():
 # ---- all of them
 
 
-def test_same_input_same_bytes(tmp_path):
+def test_same_input_same_bytes(tmp_path: Path):
     many = [cell for cell in synthetic() if cell.task == "sudoku_many"]
     for folder in (tmp_path / "a", tmp_path / "b"):
         pareto.write_csv(folder / "pareto.csv", synthetic())
@@ -541,7 +564,7 @@ def test_same_input_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     path = write_text(tmp_path / "table.md", "old")
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half \ud800")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +22,6 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.denoisers.protocol import Denoiser
-from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.distributions import ActionDistribution, Bernoulli, Deterministic
 from components.policies.confidence import PAPER, ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -38,6 +37,7 @@ from components.policies.heuristics import (
 from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from components.policies.teacher import Teacher
+from tests.doubles import Accepting
 
 torch.set_num_threads(1)
 
@@ -101,7 +101,9 @@ class Remembering(Table):
 class Sight:
     """A policy that reads the frozen model's features over the whole sequence."""
 
-    needs: ClassVar[Needs] = Needs(features="sequence")
+    @property
+    def needs(self) -> Needs:
+        return Needs(features="sequence")
 
     def score(self, obs: Observation) -> Tensor:
         assert obs.features_BTD is not None and obs.attend_BT is not None
@@ -132,7 +134,10 @@ class Sometimes:
     """Another policy in even steps, nothing in odd ones."""
 
     policy: Policy
-    needs: ClassVar[Needs] = Needs()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
 
     def score(self, obs: Observation) -> Tensor:
         return self.policy.score(obs)
@@ -147,7 +152,9 @@ class Sometimes:
 class Never:
     """Draws nothing, ever."""
 
-    needs: ClassVar[Needs] = Needs()
+    @property
+    def needs(self) -> Needs:
+        return Needs()
 
     def score(self, obs: Observation) -> Tensor:
         return torch.full(obs.masked_BL.shape, -1e9, dtype=torch.float64)
@@ -160,7 +167,9 @@ class Never:
 class Patient:
     """Commits what has been stable for three looks, else nothing: a stateful rule with empty draws."""
 
-    needs: ClassVar[Needs] = Needs(drift=3)
+    @property
+    def needs(self) -> Needs:
+        return Needs(drift=3)
 
     def score(self, obs: Observation) -> Tensor:
         assert obs.drift_BLH is not None
@@ -191,35 +200,20 @@ def paper_b(width: int, shortlist: int) -> FeaturePolicy:
     return policy.eval()
 
 
-def coupled(width: int = 0, **shape) -> CoupledPolicy:
+def coupled(width: int = 0, **shape: Any) -> CoupledPolicy:
     """A random coupled policy in float64, its shifts and its mixture away from where they start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = dict(top_k=4, width=8, heads=2, mlp_width=8, pair_width=6, tau=-0.5, features=width) | shape
+        small: dict[str, Any] = (
+            dict(top_k=4, width=8, heads=2, mlp_width=8, pair_width=6, tau=-0.5, features=width) | shape
+        )
         policy = CoupledPolicy(CoupledShape(**small)).double()
         for weight in policy.parameters():
             weight.data += 0.3 * torch.randn_like(weight)
     return policy.eval()
 
 
-@dataclass(frozen=True)
-class Accepting:
-    """A coupled policy whose sets are accepted or skipped along the greedy path; they may be empty."""
-
-    policy: CoupledPolicy
-
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        return self.policy.score(obs)
-
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        return AcceptOrSkip(**vars(self.policy.distribution(obs)))
-
-
-SMALL = dict(width=8, heads=2, mlp_width=16)
+SMALL: dict[str, Any] = dict(width=8, heads=2, mlp_width=16)
 POLICIES: dict[str, Callable[[int], Policy]] = {
     **{
         name: lambda width, n=name, v=value: heuristic(n, v)
@@ -333,7 +327,7 @@ def assert_same(found: Rollout, wanted: Rollout, tolerance: float = 1e-9) -> Non
     assert torch.equal(one.row_N, other.row_N) and torch.equal(one.step_N, other.step_N)
     for name in ("drawn_BL", "rank_BL", "committed_BL"):
         mine, theirs = getattr(one.action, name), getattr(other.action, name)
-        assert (mine is None and theirs is None) or torch.equal(mine, theirs), name
+        assert mine is theirs is None or torch.equal(mine, theirs), name
     torch.testing.assert_close(one.log_prob_N, other.log_prob_N, rtol=tolerance, atol=tolerance)
     theirs = other.observation.tensors()
     for name, mine in one.observation.tensors().items():
@@ -434,8 +428,8 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
         for switches in chosen:
             found = rollout(denoiser, policy, job, replace(base, **switches))
             assert_same(found, wanted)
-        assert_lawful(found, job, base.force_commit)
-        assert_blocks_in_order(found, job)
+            assert_lawful(found, job, base.force_commit)
+            assert_blocks_in_order(found, job)
 
 
 @pytest.mark.parametrize("which", ["llada", "dream"])
@@ -455,7 +449,7 @@ def test_engine_decides_what_the_reference_decides_over_transformers(which: str,
 
 
 @st.composite
-def situations(draw):
+def situations(draw: st.DrawFn):
     lengths = st.integers(1, 8).flatmap(
         lambda n: st.tuples(st.integers(0, 6), st.just(n), st.sampled_from([d for d in range(1, n + 1) if n % d == 0]))
     )
@@ -484,7 +478,7 @@ def situations(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(situations())
-def test_engine_decides_what_the_reference_decides_anywhere(situation):
+def test_engine_decides_what_the_reference_decides_anywhere(situation: tuple[Any, ...]):
     which, (first, second), job, options, room = situation
     denoiser = DENOISERS[which]()
     policies = [POLICIES[first](denoiser.width)]
@@ -531,6 +525,7 @@ def test_no_canvas_is_asked_about_twice_and_no_finished_one_at_all():
     done = rollout(denoiser, policy, job, DecodeOptions(seed=3, force_commit=False, record=True, rows=2))
     assert len(denoiser.asked) == done.forwards == done.useful == len(set(denoiser.asked))
     assert all(MASK in ids for ids in denoiser.asked)
+    assert done.steps is not None and done.steps.action.committed_BL is not None
     empty = ~done.steps.action.committed_BL.any(1)
     assert int(empty.sum()) > 0  # the situation is the one that reuse is for
     # One forward per step, less those after an empty draw. (A row that gives up after one has no step left to save.)
@@ -618,7 +613,7 @@ def test_a_steered_row_is_drawn_by_the_expert_and_judged_by_the_learning_policy_
     obs, act = steps.observation, steps.action
     assert torch.equal(obs.eligible_BL[steered_N], obs.masked_BL[steered_N])
     assert not torch.equal(obs.eligible_BL[~steered_N], obs.masked_BL[~steered_N])
-    assert torch.equal(act.drawn_BL[steered_N], act.committed_BL[steered_N])
+    assert act.committed_BL is not None and torch.equal(act.drawn_BL[steered_N], act.committed_BL[steered_N])
     torch.testing.assert_close(policy.distribution(obs).log_prob(act), steps.log_prob_N)
     assert bool(steps.log_prob_N.isfinite().all())
 
@@ -626,7 +621,8 @@ def test_a_steered_row_is_drawn_by_the_expert_and_judged_by_the_learning_policy_
 def test_a_forced_commit_is_not_recorded_as_drawn():
     done = rollout(Table(), Never(), job_of(MIXED, group=1), DecodeOptions(record=True))
     assert done.steps is not None and not bool(done.steps.action.drawn_BL.any())
-    assert bool((done.steps.action.committed_BL.sum(1) == 1).all())
+    committed_BL = done.steps.action.committed_BL
+    assert committed_BL is not None and bool((committed_BL.sum(1) == 1).all())
     assert bool((done.steps.log_prob_N == 0).all())
 
 

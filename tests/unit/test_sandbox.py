@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from components.tasks.checkers import program_in
 from components.tasks.hub import TextTask
 from components.tasks.programs import assemble
 from components.tasks.sandbox import Checks, Outcome
+from tests.doubles import json_lines
 
 
 def confined() -> bool:
@@ -38,11 +39,6 @@ def build(name: str, **knobs: object) -> TextTask:
     task = build_task(name, **knobs)
     assert isinstance(task, TextTask)
     return task
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def run(program: str, source: str = "", names: tuple[str, ...] = ("f",), head: str = "", **limits: float) -> Outcome:
@@ -69,12 +65,12 @@ MBPP = {
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "kodcode"])
-def test_programs_are_not_run_unless_asked_for(name):
+def test_programs_are_not_run_unless_asked_for(name: str):
     with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*pass execute=True"):
         build(name)
 
 
-def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch):
+def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandbox, "_NAMESPACES", "/no/such/unshare")
     broken = sandbox.Way("/no/such/unshare")
     monkeypatch.setattr(sandbox, "_ROOT", broken)
@@ -90,8 +86,8 @@ def test_without_confinement_programs_are_refused_or_run_by_permission(monkeypat
 
 
 @pytest.mark.parametrize(("name", "row"), [("humaneval", HUMANEVAL), ("mbpp", MBPP)])
-def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
-    task = build(name, test_path=write(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
+def test_gold_programs_pass_their_tests_and_others_do_not(name: str, row: dict[str, Any], tmp_path: Path):
+    task = build(name, test_path=json_lines(tmp_path / "p.jsonl", [row]), execute=True, allow_unconfined=UNCONFINED)
     (example,) = task.examples("test")
     assert task.score(example.answer, example).correct == 1.0
     wrong = example.answer.replace("return", "return 1 +")
@@ -100,9 +96,9 @@ def test_gold_programs_pass_their_tests_and_others_do_not(name, row, tmp_path):
     ] * 4
 
 
-def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path):
+def test_a_program_may_be_whole_or_go_on_from_the_prompt(tmp_path: Path):
     task = build(
-        "humaneval", test_path=write(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
+        "humaneval", test_path=json_lines(tmp_path / "p.jsonl", [HUMANEVAL]), execute=True, allow_unconfined=UNCONFINED
     )
     (example,) = task.examples("test")
     body = "    return math.pi * r * r\n"
@@ -167,12 +163,12 @@ CONFINED_BREAKOUTS = {
 
 
 @pytest.mark.parametrize("name", BREAKOUTS)
-def test_what_goes_wrong_in_a_program_is_a_failed_program(name):
+def test_what_goes_wrong_in_a_program_is_a_failed_program(name: str):
     assert not sandbox.run(BREAKOUTS[name], allow_unconfined=UNCONFINED).passed
 
 
 @pytest.mark.parametrize("name", CONFINED_BREAKOUTS)
-def test_a_program_does_not_leave_its_room(name, tmp_path):
+def test_a_program_does_not_leave_its_room(name: str, tmp_path: Path):
     if not CONFINED:  # here the law is the refusal
         with pytest.raises(SettingsError, match="cannot be confined"):
             sandbox.run("pass")
@@ -186,7 +182,7 @@ def test_a_program_does_not_leave_its_room(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
-def test_a_program_that_was_never_reached_is_nobodys_wrong_answer(monkeypatch):
+def test_a_program_that_was_never_reached_is_nobodys_wrong_answer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandbox, "way", lambda allow_unconfined: sandbox.Way("env false"))  # a room that breaks
     with pytest.raises(SettingsError, match="could not be started"):
         sandbox.run("pass")

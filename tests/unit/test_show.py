@@ -290,7 +290,9 @@ def test_the_doctor_never_raises_and_says_what_to_do(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_outside_a_repository_the_doctor_judges_what_is_installed(tmp_path: Path, monkeypatch) -> None:
+def test_outside_a_repository_the_doctor_judges_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(doctor, "exactness", lambda root: (True, "not asked here"))
     found = {name: (ok, text) for name, ok, text in doctor.checks(tmp_path)}
@@ -300,7 +302,7 @@ def test_outside_a_repository_the_doctor_judges_what_is_installed(tmp_path: Path
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypatch) -> None:
+def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = extras.metadata.version
 
     def version(name: str) -> str:
@@ -321,7 +323,9 @@ def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypat
     assert "[infra]" in str(extras.explain(ModuleNotFoundError("no", name="psycopg2")))
 
 
-def test_the_exactness_check_sees_a_sampler_that_is_a_little_off(tmp_path: Path, monkeypatch) -> None:
+def test_the_exactness_check_sees_a_sampler_that_is_a_little_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert doctor.exactness(tmp_path)[0]
     monkeypatch.setattr(
         Bernoulli, "sample", lambda self, noise: Action(noise.uniform(0, 4) < self.probability_BL + 0.05)

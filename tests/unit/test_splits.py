@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ COUNTS = {"pretrain": 60, "train": 15, "tune": 6, "gate": 6, "test": 6}
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_splits_are_disjoint_within_and_between_seeds(name):
+def test_splits_are_disjoint_within_and_between_seeds(name: str):
     task = build(name)
     drawn = [collect_all(task, COUNTS, seed) for seed in (0, 1)]
     for found in drawn:
@@ -81,12 +83,12 @@ def gsm8k(train: str, test: str) -> TextTask:
     return task
 
 
-def rows(path, questions):
+def rows(path: Path, questions: Iterable[str]):
     path.write_text("".join(json.dumps({"question": q, "answer": f"#### {i}"}) + "\n" for i, q in enumerate(questions)))
     return str(path)
 
 
-def test_a_train_file_is_cut_by_hash_and_never_holds_a_test_prompt(tmp_path):
+def test_a_train_file_is_cut_by_hash_and_never_holds_a_test_prompt(tmp_path: Path):
     shared = [f"Shared question {i}?" for i in range(30)]
     train = rows(tmp_path / "train.jsonl", [f"How much is {i} plus 1?" for i in range(400)] + shared + shared)
     test = rows(tmp_path / "test.jsonl", shared + [f"And {i} minus 1?" for i in range(20)])
@@ -99,7 +101,7 @@ def test_a_train_file_is_cut_by_hash_and_never_holds_a_test_prompt(tmp_path):
         assert not found[a] & found[b]
 
 
-def test_finite_tasks_are_drawn_in_an_order_of_the_seed(tmp_path):
+def test_finite_tasks_are_drawn_in_an_order_of_the_seed(tmp_path: Path):
     train = rows(tmp_path / "train.jsonl", [f"How much is {i} plus 1?" for i in range(100)])
     test = rows(tmp_path / "test.jsonl", [f"And {i} minus 1?" for i in range(20)])
     task = gsm8k(train, test)

@@ -4,6 +4,9 @@ import itertools
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build, gym
-from components.tasks.example import END, Example, address, fill, read_examples, write_examples
+from components.tasks.example import END, Example, Task, address, fill, read_examples, write_examples
 from components.tasks.puzzle_text import evaluate
 from components.tasks.sudoku import peers_of
 
@@ -20,16 +23,16 @@ PUZZLES = [name for name in TASKS if name not in TEXTS]
 ONE_ANSWER = ["sudoku_unique", "number_sorting"]
 
 
-def examples(task, count=25, seed=7):
+def examples(task: Task, count: int = 25, seed: int = 7):
     return [task.sample(index, seed) for index in range(count)]
 
 
-def full_grids(box_rows, box_columns, clues):
+def full_grids(box_rows: int, box_columns: int, clues: str) -> Iterator[str]:
     """All completions of a sudoku, by plain search over rows, columns and boxes (written apart from the library)."""
     side = box_rows * box_columns
     cells = list(clues)
 
-    def allowed(cell, digit):
+    def allowed(cell: int, digit: str):
         row, column = divmod(cell, side)
         for other, value in enumerate(cells):
             r, c = divmod(other, side)
@@ -38,7 +41,7 @@ def full_grids(box_rows, box_columns, clues):
                 return False
         return True
 
-    def search():
+    def search() -> Iterator[str]:
         if "." not in cells:
             yield "".join(cells)
             return
@@ -56,7 +59,7 @@ def full_grids(box_rows, box_columns, clues):
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_the_gold_answer_is_right_with_and_without_its_ends(name):
+def test_the_gold_answer_is_right_with_and_without_its_ends(name: str):
     task = build(name)
     for example in examples(task):
         for text in (example.answer, fill(example.answer, task.canvas_length), example.answer + END + "junk"):
@@ -65,7 +68,7 @@ def test_the_gold_answer_is_right_with_and_without_its_ends(name):
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_empty_cut_and_lengthened_answers_are_wrong(name):
+def test_empty_cut_and_lengthened_answers_are_wrong(name: str):
     task = build(name)
     for example in examples(task):
         for text in ("", END * task.canvas_length, END + example.answer):
@@ -77,7 +80,7 @@ def test_empty_cut_and_lengthened_answers_are_wrong(name):
 
 
 @pytest.mark.parametrize("name", ONE_ANSWER)
-def test_with_one_answer_no_other_text_of_the_same_length_is_right(name):
+def test_with_one_answer_no_other_text_of_the_same_length_is_right(name: str):
     task = build(name)
     for example in examples(task, count=8):
         for place, other in itertools.product(range(len(example.answer)), task.alphabet):
@@ -88,14 +91,14 @@ def test_with_one_answer_no_other_text_of_the_same_length_is_right(name):
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_an_address_names_one_example_whatever_was_drawn_before(name):
+def test_an_address_names_one_example_whatever_was_drawn_before(name: str):
     first, second = build(name), build(name)
     drawn = examples(first)
     assert drawn == list(reversed([second.sample(index, 7) for index in reversed(range(25))]))
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_neighbouring_seeds_share_no_stream(name):
+def test_neighbouring_seeds_share_no_stream(name: str):
     # reasoning-gym itself: item i of seed s is item i - 1 of seed s + 1
     task = build(name)
     here, there = ([e.prompt for e in examples(task, 40, seed)] for seed in (7, 8))
@@ -105,7 +108,7 @@ def test_neighbouring_seeds_share_no_stream(name):
 
 
 @pytest.mark.parametrize("name", PUZZLES)
-def test_prompts_and_answers_fit_the_declared_alphabet_and_canvas(name):
+def test_prompts_and_answers_fit_the_declared_alphabet_and_canvas(name: str):
     task = build(name)
     assert task.name == name and END not in task.alphabet
     assert len(set(task.alphabet)) == len(task.alphabet) and 8 <= task.canvas_length <= 36
@@ -123,7 +126,7 @@ def test_the_first_character_of_a_prompt_says_its_task():
 @pytest.mark.parametrize("name", PUZZLES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_text_gets_a_score_and_only_right_ones_are_dense_one(name, data):
+def test_any_text_gets_a_score_and_only_right_ones_are_dense_one(name: str, data: st.DataObject):
     task = build(name)
     example = task.sample(data.draw(st.integers(0, 20)), 3)
     text = data.draw(st.one_of(st.text(alphabet=task.alphabet + END, max_size=40), st.text(max_size=40)))
@@ -134,7 +137,7 @@ def test_any_text_gets_a_score_and_only_right_ones_are_dense_one(name, data):
     assert random.getstate() == state
 
 
-def test_examples_survive_a_file(tmp_path):
+def test_examples_survive_a_file(tmp_path: Path):
     drawn = [example for name in PUZZLES for example in examples(build(name), 3)]
     drawn.append(Example("x", "line\u2028 \x85 \r\n é", "$1", {"deep": [1, {"a": None}]}))
     write_examples(tmp_path / "a" / "x.jsonl", drawn)
@@ -175,7 +178,7 @@ def test_an_answer_that_does_not_fit_its_canvas_is_refused():
         ("n_queens", {"size": 3}, ["size=3", "use 4 <= size"]),
     ],
 )
-def test_what_cannot_work_is_refused_when_built(task, knobs, words):
+def test_what_cannot_work_is_refused_when_built(task: str, knobs: dict[str, Any], words: list[str]):
     with pytest.raises(SettingsError) as error:
         build(task, **knobs)
     assert all(word in str(error.value) for word in words), error.value
@@ -279,14 +282,14 @@ def test_sudoku_long_is_sudoku_with_many_answers():
         ("12-2", 10, [12, 2]),
     ],
 )
-def test_expressions_have_exact_values(text, value, numbers):
+def test_expressions_have_exact_values(text: str, value: int, numbers: list[int]):
     assert evaluate(text) == (value, numbers)
 
 
 @pytest.mark.parametrize(
     "text", ["", "1/0", "2**9", "7//2", "3 5", "(3", "5(3)", "a", "1_0", "()", "07", "1e9", "+" * 99, "(" * 300]
 )
-def test_what_is_no_arithmetic_has_no_value(text):
+def test_what_is_no_arithmetic_has_no_value(text: str):
     assert evaluate(text) is None
 
 

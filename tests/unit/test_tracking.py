@@ -3,8 +3,10 @@
 import json
 import math
 import subprocess
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -39,14 +41,14 @@ from tests.outputs import (
 # metrics.jsonl
 
 
-def write(path, steps, **resume):
+def write(path: Path, steps: Iterable[int], **resume: Any):
     tracker = JsonlTracker(path, **resume)
     for step in steps:
         tracker.log({"reward/mean": step / 10, "policy/entropy": 1.0}, step)
     tracker.finish("FINISHED")
 
 
-def test_a_resumed_file_equals_one_that_was_never_interrupted(tmp_path):
+def test_a_resumed_file_equals_one_that_was_never_interrupted(tmp_path: Path):
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     write(whole, range(8))
     write(broken, range(5))
@@ -56,7 +58,7 @@ def test_a_resumed_file_equals_one_that_was_never_interrupted(tmp_path):
     assert broken.read_bytes() == whole.read_bytes()
 
 
-def test_a_torn_last_line_costs_one_line_and_a_torn_middle_is_an_error(tmp_path):
+def test_a_torn_last_line_costs_one_line_and_a_torn_middle_is_an_error(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     write(path, range(3))
     text = path.read_text()
@@ -69,7 +71,7 @@ def test_a_torn_last_line_costs_one_line_and_a_torn_middle_is_an_error(tmp_path)
         read_lines(path)
 
 
-def test_a_fresh_start_forgets_the_file_and_a_missing_one_is_named(tmp_path):
+def test_a_fresh_start_forgets_the_file_and_a_missing_one_is_named(tmp_path: Path):
     path = tmp_path / "new" / "metrics.jsonl"
     with pytest.raises(DataError, match=r"metrics\.jsonl is not there"):
         read_lines(path)
@@ -79,7 +81,7 @@ def test_a_fresh_start_forgets_the_file_and_a_missing_one_is_named(tmp_path):
 
 
 @given(st.floats())
-def test_every_line_is_json_whatever_the_value(tmp_path_factory, value):
+def test_every_line_is_json_whatever_the_value(tmp_path_factory: pytest.TempPathFactory, value: float):
     path = tmp_path_factory.mktemp("jsonl") / "metrics.jsonl"
     tracker = JsonlTracker(path)
     tracker.log({"kl": value}, 0)
@@ -94,16 +96,16 @@ def test_every_line_is_json_whatever_the_value(tmp_path_factory, value):
 class Client:
     """Stands in for MlflowClient: remembers batches, and fails while `down`."""
 
-    def __init__(self, down=False):
+    def __init__(self, down: bool = False):
         self.down, self.attempts, self.points, self.status = down, 0, [], None
 
-    def log_batch(self, run_id, metrics=(), params=(), tags=()):
+    def log_batch(self, run_id: str, metrics: Iterable[Any] = (), params: Iterable[Any] = (), tags: Iterable[Any] = ()):
         self.attempts += 1
         if self.down:
             raise ConnectionError("no route to the store")
         self.points += [(metric.key, metric.step, metric.value) for metric in metrics]
 
-    def set_terminated(self, run_id, status):
+    def set_terminated(self, run_id: str, status: str):
         if self.down:
             raise ConnectionError("no route to the store")
         self.status = status
@@ -120,7 +122,9 @@ def test_rounds_go_in_batches_and_none_is_lost_or_sent_twice():
     assert client.status == "FINISHED"
 
 
-def test_a_store_that_goes_away_warns_and_training_goes_on_and_gets_all_when_it_is_back(caplog):
+def test_a_store_that_goes_away_warns_and_training_goes_on_and_gets_all_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+):
     client = Client()
     tracker = MlflowTracker(client, "r1", every=2)  # type: ignore[arg-type]
     for step in range(40):
@@ -134,7 +138,7 @@ def test_a_store_that_goes_away_warns_and_training_goes_on_and_gets_all_when_it_
     assert client.points == [("reward/mean", step, step) for step in range(40)]
 
 
-def test_a_store_that_never_comes_back_does_not_stop_the_end(caplog):
+def test_a_store_that_never_comes_back_does_not_stop_the_end(caplog: pytest.LogCaptureFixture):
     tracker = MlflowTracker(Client(down=True), "r1", every=100)  # type: ignore[arg-type]
     tracker.log({"reward/mean": 1.0}, 0)
     tracker.finish("FINISHED")
@@ -149,7 +153,7 @@ def test_a_resumed_run_does_not_send_the_rounds_it_repeats():
     assert client.points == [("b", 1, 2.0), ("a", 2, 1.0), ("b", 2, 2.0)]
 
 
-def test_both_trackers_hear_everything_and_the_named_run_gives_the_name(tmp_path):
+def test_both_trackers_hear_everything_and_the_named_run_gives_the_name(tmp_path: Path):
     client = Client()
     both = CompositeTracker(JsonlTracker(tmp_path / "metrics.jsonl"), MlflowTracker(client, "r7"))  # type: ignore[arg-type]
     assert both.run_id == "r7"
@@ -161,7 +165,7 @@ def test_both_trackers_hear_everything_and_the_named_run_gives_the_name(tmp_path
 
 
 @given(st.text(min_size=1))
-def test_names_become_what_mlflow_allows(name):
+def test_names_become_what_mlflow_allows(name: str):
     from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
 
     legal = clean(f"gate/{name}/t=0.5")
@@ -174,7 +178,7 @@ def test_settings_are_flattened_by_path_and_lists_stay_whole():
     assert dict(flatten(settings)) == {"train.lr": 5e-4, "train.grpo.alpha": 1, "blocks": [4, 16]}
 
 
-def test_results_carry_their_task(tmp_path):
+def test_results_carry_their_task(tmp_path: Path):
     for name, value in (("gate", {"score": 0.05, "low": 0.01}), ("sudoku", {"nfe": 5})):
         write_text(tmp_path / "result" / f"{name}.json", json.dumps(value))
     assert publish.results(tmp_path) == {"result/gate/low": 0.01, "result/gate/score": 0.05, "result/sudoku/nfe": 5.0}
@@ -200,7 +204,7 @@ def test_pages_open_the_view_of_machine_learning():
     assert "/models/a%20b/versions/3?" in found[-1]
 
 
-def test_the_default_store_is_absolute_and_the_usual_variable_wins(tmp_path, monkeypatch):
+def test_the_default_store_is_absolute_and_the_usual_variable_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert store.tracking_uri(Path(".")) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
@@ -213,13 +217,15 @@ def test_the_default_store_is_absolute_and_the_usual_variable_wins(tmp_path, mon
 # run.json
 
 
-def test_the_identity_of_a_run_is_its_settings_and_the_content_it_depends_on(tmp_path, monkeypatch):
+def test_the_identity_of_a_run_is_its_settings_and_the_content_it_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     code = tmp_path / "code"
     (code / "__pycache__").mkdir(parents=True)
     (code / "a.py").write_text("a")
 
-    def identity(settings):
+    def identity(settings: dict[str, Any]):
         return runfile.describe_run("train", "tiny", settings, [code], tmp_path).identity
 
     first = identity({"lr": 1, "alpha": 2})
@@ -230,7 +236,7 @@ def test_the_identity_of_a_run_is_its_settings_and_the_content_it_depends_on(tmp
     assert identity({"lr": 1, "alpha": 2}) != first, "a name is content too"
 
 
-def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monkeypatch):
+def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sudoku.train.jsonl").write_text("{}\n")
@@ -263,12 +269,12 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path, monk
             runfile.read_run(path)
 
 
-def git(root, *arguments):
+def git(root: Path, *arguments: str):
     name = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     return subprocess.run(["git", *name, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_run_is_dirty_where_tracked_code_differs_and_not_where_dvc_wrote_its_lock(tmp_path):
+def test_a_run_is_dirty_where_tracked_code_differs_and_not_where_dvc_wrote_its_lock(tmp_path: Path):
     git(tmp_path, "init", "-q")
     kept = tmp_path / "outputs" / "tiny" / "result" / "gate.json"
     for path in (tmp_path / "code.py", tmp_path / "dvc.lock", kept):
@@ -284,7 +290,7 @@ def test_a_run_is_dirty_where_tracked_code_differs_and_not_where_dvc_wrote_its_l
     assert runfile.code_version(tmp_path) == (commit, True)
 
 
-def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
+def test_without_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runfile.code_version(tmp_path) == ("unknown", None)
 
@@ -292,8 +298,8 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
 # the identity of a policy
 
 
-def test_the_identity_is_of_graph_and_weights_and_of_nothing_that_describes_them(tmp_path):
-    def identity(made):
+def test_the_identity_is_of_graph_and_weights_and_of_nothing_that_describes_them(tmp_path: Path):
+    def identity(made: onnx.ModelProto):
         onnx.save(made, tmp_path / "policy.onnx")
         return model.identity(tmp_path / "policy.onnx")
 
@@ -311,7 +317,7 @@ def test_the_identity_is_of_graph_and_weights_and_of_nothing_that_describes_them
         model.identity(tmp_path / "none.onnx")
 
 
-def test_knobs_that_decode_otherwise_are_another_identity_and_the_older_one_is_still_known(tmp_path):
+def test_knobs_that_decode_otherwise_are_another_identity_and_the_older_one_is_still_known(tmp_path: Path):
     found = []
     for temperature in (1.0, 2.0):
         onnx.save(policy(temperature=temperature), tmp_path / "policy.onnx")
@@ -320,7 +326,7 @@ def test_knobs_that_decode_otherwise_are_another_identity_and_the_older_one_is_s
 
 
 @pytest.mark.parametrize("content", [b"", b"no protobuf at all", b"\x08\x0a\x12"])
-def test_a_file_that_is_no_onnx_file_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_no_onnx_file_is_refused_by_name(tmp_path: Path, content: bytes):
     (tmp_path / "policy.onnx").write_bytes(content)
     with pytest.raises((DataError, CheckpointError), match=r"policy\.onnx") as refused:
         model.identity(tmp_path / "policy.onnx")
@@ -329,7 +335,7 @@ def test_a_file_that_is_no_onnx_file_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("weight", [math.nan, 1.0])
-def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path, weight):
+def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path: Path, weight: float):
     onnx.save(policy(weight=weight), tmp_path / "policy.onnx")
     if math.isnan(weight):
         with pytest.raises(CheckpointError, match=r"policy\.onnx.* NaN or infinite.* export the policy again"):
@@ -338,7 +344,7 @@ def test_a_file_whose_scores_are_no_numbers_makes_no_decision(tmp_path, weight):
         check_decides(tmp_path / "policy.onnx")
 
 
-def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_axes(tmp_path):
+def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_axes(tmp_path: Path):
     write_trained(tmp_path)
     write_export(tmp_path)
     path, made = tmp_path / "export" / "policy.onnx", policy()
@@ -360,7 +366,7 @@ def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_a
 
 
 @pytest.fixture
-def outputs(tmp_path):
+def outputs(tmp_path: Path):
     write_prompts(tmp_path)
     write_text(tmp_path / "train" / "run.json", "{}")
     write_trained(tmp_path)
@@ -369,7 +375,7 @@ def outputs(tmp_path):
     return tmp_path
 
 
-def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_the_distilled_policy(outputs):
+def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_the_distilled_policy(outputs: Path):
     other = replace(result("threshold", "0.9", 0.5, 5), task="countdown")
     write_gate(outputs, [*results(), result("distilled", "mode", 0.5, 5), other])
     found = read_evidence(outputs, PICK)
@@ -383,7 +389,7 @@ def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_t
         read_evidence(outputs, PICK)
 
 
-def test_prompts_are_the_same_if_those_that_were_evaluated_are(outputs):
+def test_prompts_are_the_same_if_those_that_were_evaluated_are(outputs: Path):
     first = read_evidence(outputs, PICK).prompts
     write_prompts(outputs, count=PROMPTS + 1)
     write_gate(outputs, results())
@@ -393,7 +399,7 @@ def test_prompts_are_the_same_if_those_that_were_evaluated_are(outputs):
     assert read_evidence(outputs, PICK).prompts != first
 
 
-def test_half_a_sweep_and_too_few_prompts_are_refused_against_the_settings(outputs):
+def test_half_a_sweep_and_too_few_prompts_are_refused_against_the_settings(outputs: Path):
     write_gate(outputs, results()[1:])
     with pytest.raises(DataError, match=r"1 of 2 rules of the sweep are missing, first threshold 0\.8 .* Run"):
         read_evidence(outputs, PICK)
@@ -411,63 +417,63 @@ def test_the_settings_ask_for_the_rules_that_stage_rules_decodes():
     assert (pick.prompts, pick.alpha) == (512, 2.0)
 
 
-def retrain(outputs):
+def retrain(outputs: Path):
     write_trained(outputs, 2.0)
 
 
-def retrain_and_gate(outputs):
+def retrain_and_gate(outputs: Path):
     write_trained(outputs, 2.0)
     write_gate(outputs, results(0.99))
 
 
-def other_file(outputs):
+def other_file(outputs: Path):
     onnx.save(policy(7.0), outputs / "export" / "policy.onnx")
 
 
-def other_export(outputs):
+def other_export(outputs: Path):
     """Whole, of another training, copied with its run.json."""
     write_trained(outputs, 3.0)
     write_export(outputs, 3.0)
     write_trained(outputs, 1.0)
 
 
-def relabelled(outputs):
+def relabelled(outputs: Path):
     other_export(outputs)
     run = json.loads((outputs / "export" / "run.json").read_text())
     hashes = json.loads((outputs / "evaluate" / "gate" / "run.json").read_text())
     write_text(outputs / "export" / "run.json", json.dumps(run | {"policy_hash": hashes["policy_hash"]}))
 
 
-def edited_weights(outputs):
+def edited_weights(outputs: Path):
     write_text(outputs / "train" / "policy" / "policy.safetensors", "edited by hand")
 
 
-def other_prompts(outputs):
+def other_prompts(outputs: Path):
     write_prompts(outputs, name="another ")
 
 
-def gate_at_another_temperature(outputs):
+def gate_at_another_temperature(outputs: Path):
     write_gate(outputs, results(), temperature=2.0)
 
 
-def export_at_another_alpha(outputs):
+def export_at_another_alpha(outputs: Path):
     write_export(outputs, alpha=5.0)
 
 
-def torn_file(outputs):
+def torn_file(outputs: Path):
     path = outputs / "export" / "policy.onnx"
     path.write_bytes(path.read_bytes()[:50])
 
 
-def file_that_is_none(outputs):
+def file_that_is_none(outputs: Path):
     write_text(outputs / "export" / "policy.onnx", "copied here")
 
 
-def file_with_nan(outputs):
+def file_with_nan(outputs: Path):
     write_export(outputs, math.nan)
 
 
-def export_without_names(outputs):
+def export_without_names(outputs: Path):
     write_text(outputs / "export" / "run.json", json.dumps({"settings": {"decode": dict(PICK.decode)}}))
 
 
@@ -489,7 +495,9 @@ def export_without_names(outputs):
         (export_without_names, "export"),
     ],
 )
-def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_repeat_is_named(outputs, change, stage):
+def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_repeat_is_named(
+    outputs: Path, change: Callable[[Path], None], stage: str
+):
     read_evidence(outputs, PICK)
     change(outputs)
     with pytest.raises(PromotionRefused, match=rf"Run `dvc repro {stage}`"):
@@ -499,7 +507,7 @@ def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_r
 # where the store is
 
 
-def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path):
+def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path: Path):
     for name in ("50%20off", "q?x=1", "a%2Fb", "h#x", "a b", "ü", "semi;x", "plain"):
         uri = store.tracking_uri(tmp_path / name)
         assert store.database(uri) == tmp_path / name / "mlflow.db"

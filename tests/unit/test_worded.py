@@ -5,6 +5,8 @@ The laws that hold for every task (gold, empty, cut, addresses, alphabet) are in
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from components.tasks import build
 from components.tasks.example import END, Example, write_examples
 from components.tasks.splits import collect_all, split_of
 from components.trainers import pretrain as trainer
+from components.trainers.pretrain import Batch
 
 ROWS = list(itertools.permutations("1234"))
 STYLES = ("position", "content", "style")
@@ -25,7 +28,7 @@ STYLES = ("position", "content", "style")
 LETTERS = {str(d): f"{d}{'jabcdefghi'[d]}{'tklmnopqrs'[d]}{'JABCDEFGHI'[d]}" for d in range(10)}
 
 
-def allowed(spelled_by, place, digit, prompt):
+def allowed(spelled_by: str, place: int, digit: str, prompt: str):
     """The spellings of a digit by the rule's own words."""
     if spelled_by == "position":
         row, column = place // 4, place % 4
@@ -35,7 +38,7 @@ def allowed(spelled_by, place, digit, prompt):
     return LETTERS[digit][: {":": 1, ";": 2, "!": 4}[prompt[1]]]
 
 
-def grids(clues):
+def grids(clues: str):
     """All completions of a 4x4 grid, from rows that are permutations."""
     fits = [[row for row in ROWS if all(clues[i + c] in ("." + row[c]) for c in range(4))] for i in (0, 4, 8, 12)]
     for rows in itertools.product(*fits):
@@ -44,12 +47,12 @@ def grids(clues):
             yield "".join(map("".join, rows))
 
 
-def plain_of(text):
+def plain_of(text: str):
     return "".join(next(d for d, letters in LETTERS.items() if c in letters) for c in text)
 
 
 @pytest.mark.parametrize("spelled_by", STYLES)
-def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spelled_by):
+def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spelled_by: str):
     task = build("worded_many", spelled_by=spelled_by)
     for example in (task.sample(index, 3) for index in range(6)):
         for place, digit in enumerate(plain_of(example.answer)):
@@ -61,9 +64,9 @@ def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spell
 
 
 @pytest.mark.parametrize("spelled_by", STYLES)
-def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(spelled_by):
+def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(spelled_by: str):
     task = build("worded_many", spelled_by=spelled_by)
-    seen: dict[str, Counter] = {}
+    seen: dict[str, Counter[str]] = {}
     for example in (task.sample(index, 5) for index in range(150)):
         for text in (example.answer, *example.metadata["respelled"]):
             assert task.score(text, example).correct == 1.0 and plain_of(text) == plain_of(example.answer)
@@ -95,7 +98,7 @@ def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added():
     plain = build("sudoku_many")
     for spelled_by in STYLES:
         task = build("worded_many", spelled_by=spelled_by)
-        marks = Counter()
+        marks = Counter[str]()
         for example in (task.sample(index, 2) for index in range(60)):
             mark = example.prompt[1] if spelled_by == "style" else ""
             marks[mark] += 1
@@ -151,7 +154,7 @@ def test_the_grids_of_a_pair_are_told_apart():
 # --- where they are used --------------------------------------------------------------------------------------------
 
 
-def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monkeypatch):
+def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     workspace = Workspace(tmp_path, "tiny")
     shape = {"width": 8, "layers": 1, "heads": 1, "inner": 8, "steps": 1, "learning_rate": 0.01, "warmup": 0, "seed": 0}
     model = {"source": "embedded", "layout": "llada", "revision": None, "dtype": "float32", "rows": {"worded": 64}}
@@ -161,7 +164,12 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
     write_examples(corpus.split("pretrain"), [example])
     seen: list[str] = []
 
-    def watch(denoiser, batches, schedule, report):
+    def watch(
+        denoiser: object,
+        batches: Callable[[int], list[Batch]],
+        schedule: object,
+        report: Callable[[int, dict[str, float]], None],
+    ):
         (batch,) = batches(0)
         letters = sorted(set(build("worded_many").alphabet))
         seen.extend("".join(letters[i - 4] for i in row) for row in batch.answer_BL.tolist())
@@ -172,7 +180,7 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path, monke
     assert set(seen) == {example.answer, *example.metadata["respelled"]} and len(seen) == 64
 
 
-def test_a_typed_prompt_with_many_answers_is_judged(tmp_path):
+def test_a_typed_prompt_with_many_answers_is_judged(tmp_path: Path):
     workspace, grid = Workspace(tmp_path, "tiny"), next(grids("1..............."))
     for kind, prompt, text in (
         ("worded_many", "W1...............", grid),
