@@ -42,7 +42,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: $(READY)   ## set up, run the tests
 	$(PYTEST) -m "not long"
 
-test-long: $(READY)  ## the README's first minutes, full disks, a study of two cells: another quarter of an hour
+test-long: $(READY)  ## the README's first minutes, infra's services, full disks, a study of two cells
 	$(PYTEST) -m long
 
 STRICT := 816

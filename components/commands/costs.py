@@ -103,7 +103,7 @@ def _cases(settings: Settings) -> Iterator[tuple[str, str, str, int, bool]]:
 
 def _judged(settings: Settings) -> int:
     """Decodes of one prompt by policies: each by its mode and at its offsets, the learned one per seed by sampling."""
-    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.judged.offsets.values())
+    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.variants.offsets.values())
 
 
 def _swept(settings: Settings, length: int, wide: bool) -> float:
