@@ -122,7 +122,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         unread = {"report": {"outputs/toy/export"}}.get(stage, set())  # its card tells how that file is loaded
         if stage == "influence" and settings.policy.kind != "coupled":  # no other policy asks for a decode
             unread = {"outputs/toy/data/domain"}
-        if stage.partition("@")[0] in ("evaluate", "gate", "transfer", "ood"):  # read where `judged` names it
+        if stage.partition("@")[0] in ("evaluate", "gate", "transfer", "ood"):  # read where `variants` names it
             unread = {"outputs/toy/influence"}
         with held_to(cells[stage], root, unread):
             function(workspace, **sections | given)
@@ -194,7 +194,7 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
 
 def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged at each alpha, gated and served at one, which the file holds beside its input."""
-    outputs = through(tmp_path, toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0}), monkeypatch)
+    outputs = through(tmp_path, toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0, "frontier": 3}), monkeypatch)
     described = json.loads((outputs / "train" / "policy" / "policy.json").read_text())
     assert described["shape"]["alphas"] == [0.3, 5.0]
     assert json.loads((outputs / "distill" / "policy" / "policy.json").read_text())["shape"]["alphas"] == []
@@ -209,6 +209,9 @@ def test_one_policy_for_several_alphas_passes_every_stage(tmp_path: Path, monkey
     graph = onnx.load(outputs / "export" / "policy.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert "alpha_B" in {value.name for value in graph.graph.input}
+    masked = json.loads((outputs / "export" / "state.json").read_text())["masked_BL"][0]
+    last = max(place for place, is_masked in enumerate(masked) if not is_masked)
+    assert sum(masked[:last]) < 3  # masks before a committed position: fewer than the frontier
     assert said["alpha"] == "5.0" and json.loads(said["unmask.policy"])["speed"] == 5.0
     parity = json.loads((outputs / "metrics" / "export.json").read_text())
     assert parity["texts"] == parity["equal_texts"] == 24
