@@ -111,8 +111,10 @@ def decode(check: Check, layout: str) -> dict[str, Any]:
         rollout(denoiser, policy, check.job(encoder, 16), options)  # what is set up once
         done = timed(lambda policy=policy: rollout(denoiser, policy, job, options), denoiser.device)
         timer = Synchronised(denoiser.device)
-        whole = timed(lambda policy=policy, timer=timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
-        shares = {section: timer.seconds[section] / whole.seconds for section in SECTIONS[:-1]}
+        whole = timed(
+            lambda policy=policy, timer=timer: rollout(denoiser, policy, job, options, timer), denoiser.device
+        )
+        shares = {section: timer.seconds[section] / whole for section in SECTIONS[:-1]}
         found[name] = {
             "rows": len(job),
             "canvas": int(job.length_R.max()),

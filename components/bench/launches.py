@@ -23,10 +23,33 @@ PREFIX = "section "
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
 DRIVER_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 # Operators that compute nothing.
-VIEWS = (
-    "alias as_strided detach empty empty_like empty_strided expand lift_fresh resolve_conj resolve_neg result_type "
-    "select slice t transpose unsqueeze view _reshape_alias _unsafe_view set_ resize_ is_nonzero item"
-).split()
+VIEWS = frozenset(
+    [
+        "alias",
+        "as_strided",
+        "detach",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand",
+        "lift_fresh",
+        "resolve_conj",
+        "resolve_neg",
+        "result_type",
+        "select",
+        "slice",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "view",
+        "_reshape_alias",
+        "_unsafe_view",
+        "set_",
+        "resize_",
+        "is_nonzero",
+        "item",
+    ]
+)
 COPIES = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy)
 
 

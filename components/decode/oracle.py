@@ -24,7 +24,7 @@ from components.core.timer import Timer
 from components.core.types import Action, Needs, Observation, Rollout
 from components.decode.batch import DecodeBatch, admit, advance, is_done
 from components.decode.job import DecodeOptions, Job
-from components.decode.refresh import refresh
+from components.decode.refresh import Facts, refresh
 from components.denoisers.protocol import Denoiser
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import ActionDistribution, commit, one_hot, take
@@ -84,7 +84,7 @@ def enumerate_decoding(
     retired: list[DecodeBatch] = []
     with torch.no_grad():
         while len(batch):
-            batch, _ = refresh(batch, denoiser, needs, timer, every=True)
+            batch, _ = refresh(batch, denoiser, needs, timer, Facts.of(batch, needs, every=True))
             observation = batch.observation(needs, batch.eligible_BL)
             state_E, commit_EL = _choices(observation.eligible_BL, empty=not options.force_commit, single=single)
             children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
