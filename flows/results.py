@@ -4,7 +4,6 @@ Prefect keeps all of it: no password may be in it.
 """
 
 import base64
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +22,6 @@ from components.settings import Settings
 from components.tracking import pages, store
 from components.tracking.publish import metrics_files
 
-UI = "UNMASK_MLFLOW_UI"
-"""Names the address at which a browser finds MLflow, where that is not the tracking URI."""
 ON_A_CASE = ("evaluate-", "transfer-", "ood-")
 PAGES = ("report/card.md", "report/order.html", "report/table.md")
 
@@ -146,10 +143,10 @@ def metrics_page(outputs: Path, profile: str) -> str:
 def links_page(outputs: Path, verdict: Mapping[str, Any] | None, uri: str) -> str:
     """Markdown links to the training's run in MLflow and to the pages that it holds; else how to see them."""
     run_id = (verdict or {}).get("run_id") or _trained_run(outputs)
-    server = os.environ.get(UI) or (uri if uri.startswith("http") else "")
+    server = pages.server(uri)
     experiment = _experiment(uri, run_id) if run_id and server else None
     if experiment is None:
-        how = "" if server else f" Start MLflow's pages with `make up`, or name their address in {UI}."
+        how = "" if server else f" Start MLflow's pages with `make up`, or name their address in {pages.UI}."
         return f"MLflow run {run_id or 'none'} of {masked(uri)}.{how}\n"
     shown = masked(server)
     links = [f"- [The run in MLflow]({pages.run(shown, experiment, str(run_id))})"]

@@ -25,9 +25,9 @@ import psutil
 from components.core.errors import DataError, SettingsError
 from components.core.files import read_json, write_text
 from components.tracking.abandoned import started
+from components.tracking.pages import UI
 from flows import worktree
 from flows.deploy import POOLS, ask, deploy
-from flows.results import UI
 
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")

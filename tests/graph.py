@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import shutil
 from collections.abc import Mapping
@@ -58,6 +59,12 @@ def resolve(folder: Path, settings: Mapping[str, Any]) -> dict[str, Cell]:
                 {name: at(settings, name) for name in watched},
             )
     return found
+
+
+def source_of(node: ast.ImportFrom, path: Path, root: Path) -> str:
+    """The whole name of the module that a file under the root imports from, relative or not."""
+    above = path.relative_to(root).parts[: -node.level] if node.level else ()
+    return ".".join([*above, *filter(None, [node.module])])
 
 
 def at(settings: Mapping[str, Any], path: str) -> Any:

@@ -35,7 +35,7 @@ class Coin:
 
 
 def random_model(
-    length: int, width: int = 128, layers: int = 4, vocabulary: int = 68, dtype: str = "float32", seed: int = 0
+    length: int, width: int = 128, layers: int = 4, vocabulary: int = 68, dtype: str = "float32"
 ) -> tuple[TransformerDenoiser, Encoder, Coin]:
     """The denoiser, its encoder, and a task with canvases of ``length`` that is written in its characters.
 
@@ -46,13 +46,11 @@ def random_model(
     points = (point for point in itertools.count(33) if not 0xD800 <= point < 0xE000)  # surrogates are no characters
     alphabet = "".join(map(chr, itertools.islice(points, vocabulary - special)))
     positions = length + PROMPT + special
-    denoiser, encoder = embedded.build(
-        "llada", alphabet, width, layers, max(1, width // 32), 4 * width, positions, seed
-    )
+    denoiser, encoder = embedded.build("llada", alphabet, width, layers, max(1, width // 32), 4 * width, positions, 0)
     denoiser.model.lm_head.weight.data *= SHARPNESS
     denoiser.model.to(getattr(torch, dtype))
     return denoiser, encoder, Coin(length, alphabet)
 
 
-def random_prompts(task: Coin, encoder: Encoder, count: int, seed: int = 0) -> Prompts:
-    return Prompts.of(task, [task.sample(index, seed) for index in range(count)], encoder)
+def random_prompts(task: Coin, encoder: Encoder, count: int) -> Prompts:
+    return Prompts.of(task, [task.sample(index, 0) for index in range(count)], encoder)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from components.bench.decoding import SECTIONS, Comparison
-from components.bench.training import Round, Throughput
+from components.bench.training import IterationCost
 
 
 def machine(facts: Mapping[str, Any]) -> Table:
@@ -69,15 +69,13 @@ def single(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def training(found: Round, speed: Throughput) -> Table:
-    table = _table("a training round", "part", "seconds", "share")
+def training(found: IterationCost) -> Table:
+    table = _table("a training iteration", "part", "seconds", "share")
     for part, seconds in found.seconds.items():
         table.add_row(part, f"{seconds:.2f}", f"{found.shares[part]:.1%}")
     table.add_section()
-    bare = f"{speed.share:.0%} of bare forward and backward at their best batch, {speed.best_batch}"
     table.add_row("rows", f"{found.rows:,}", "")
     table.add_row("(row, step) pairs", f"{found.pairs:,}", f"{found.live:,} to learn from")
-    table.add_row("pairs per second", f"{speed.update_pairs_per_second:,.0f}", bare)
     return table
 
 

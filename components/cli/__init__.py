@@ -69,13 +69,21 @@ def _run_code_of_this_folder() -> None:
     """
     here = Path.cwd()
     code = (here / "components" / "cli" / "__main__.py", here / "components" / "cli.py")  # now, and in older commits
-    known = (here / "dvc.yaml").is_file() and any(map(Path.is_file, code))
+    known = (here / "dvc.yaml").is_file() and any(map(Path.is_file, code)) and _is_checkout(here)
     if here.resolve() == Path(__file__).resolve().parents[2] or not known:
         return
     if os.environ.get("UNMASK_CODE") != str(here):  # else the code here does not import from here: go on with ours
         path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         os.environ.update(UNMASK_CODE=str(here), PYTHONPATH=path)
         os.execv(sys.executable, [sys.executable, "-m", "components.cli", *sys.argv[1:]])
+
+
+def _is_checkout(folder: Path) -> bool:
+    """Whether the folder holds this project: another one may have a folder `components` too."""
+    from components.commands.extras import DISTRIBUTION
+
+    project = folder / "pyproject.toml"
+    return project.is_file() and f'"{DISTRIBUTION}"'.encode() in project.read_bytes()
 
 
 def main() -> None:

@@ -29,12 +29,13 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     settings = read(Path("params.yaml"))
     # Stages gate, transfer and ood are stage evaluate on a case of theirs.
     function_name = "evaluate" if group is not None and name != "rules" else name
-    function = getattr(importlib.import_module(f"components.stages.{function_name}"), function_name)
-    given = extra if group is None else {"case": case_of(settings, group, extra.get("case", ""))}
+    function = getattr(importlib.import_module(f"..stages.{function_name}", __package__), function_name)
+    case = None if group is None else case_of(settings, group, extra.get("case", ""))
+    given = extra if case is None else {"case": case}
     sections = {p: getattr(settings, p) for p in inspect.signature(function).parameters if hasattr(settings, p)}
     quiet()
     workspace = Workspace(Path.cwd(), settings.profile)
-    workspace.check_writable(name)
+    workspace.check_writable(name, extra.get("model", "") if case is None else case.stem)
     figures = function(workspace, **sections, **given)
     for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")

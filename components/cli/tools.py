@@ -48,6 +48,7 @@ def promote(
     """
     from components.commands.champion import reevaluate_on
     from components.commands.evidence import Pick
+    from components.commands.next_steps import next_steps
     from components.commands.promote import promote as run
     from components.core.files import write_json
     from components.settings import read
@@ -64,7 +65,12 @@ def promote(
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
     if verdict_file is not None:
         write_json(verdict_file, asdict(verdict))
-    typer.echo(json.dumps(asdict(verdict)) if as_json else str(verdict))
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict)))
+        return
+    typer.echo(str(verdict))
+    if not dry_run:
+        typer.echo("\n" + "\n".join(next_steps(workspace.outputs, workspace.root, settings.profile, verdict)))
 
 
 def rollback(
@@ -153,12 +159,11 @@ def bench(
     ] = None,
     vocabulary: Annotated[int, typer.Option(min=8, help="tokens of the random dLLM")] = 68,
     dtype: Annotated[Weights | None, typer.Option(help="of the dLLM's weights; by default the profile's")] = None,
-    count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training round at most")] = 128,
+    count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training iteration at most")] = 128,
     rows: Annotated[int, typer.Option(min=1, help="rows in flight, and the reference loop's batch")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="pairs of runs that count, at most")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="for all of it; one pair of each is measured anyhow")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout, the tables to stderr")] = False,
-    mlflow: Annotated[bool, typer.Option("--mlflow", help="log it as a run of the profile's experiment")] = False,
 ) -> None:
     """Measure how fast this machine decodes and trains, and why.
 
@@ -180,8 +185,6 @@ def bench(
     )
     if as_json:
         typer.echo(json.dumps(found))
-    if mlflow:
-        bench.log_to_mlflow(found)
 
 
 def lm_eval(context: typer.Context) -> None:

@@ -1,8 +1,8 @@
 """What `unmask bench` measures: this machine, the profile's dLLM or another, the user's policies.
 
 The same prompts are decoded by the engine and by the reference loop in turn; then come single canvases, where a loop
-has least to gain, a training round in its parts, and the policy's step in torch and in ONNX Runtime. Left out: fixed
-sizes to compare machines by, in tests/benchmarks.
+has least to gain, a training iteration in its parts, and the policy's step in torch and in ONNX Runtime. Left out:
+memory, caches and a large vocabulary, in tests/benchmarks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from components.bench.decoding import Case, Comparison
+    from components.bench.training import IterationCost
     from components.decode.prompts import Prompts
     from components.denoisers import LoadedDenoiser
     from components.settings import Settings
@@ -32,7 +33,7 @@ class Request:
     """policies: names as `unmask compare` takes them, beside fresh policies with legal empty draws, those that the
     pipeline has made, and RULES. random: canvas length of a random dLLM (4 layers, width 128, so many tokens in its
     ``vocabulary``) that stands in for model and data. dtype: of its weights or the model's, None for the profile's.
-    count: prompts, and about as many rows in the training round. rows: in flight, and in the reference's batch.
+    count: prompts, and about as many rows in the training iteration. rows: in flight, and in the reference's batch.
     repeats: counted pairs of runs, at most. seconds: for all of it; what is left of them is shared by what is left to
     measure, with one counted pair each at least."""
 
@@ -61,7 +62,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     facts = machine(denoiser, workspace.root)
     show(tables.machine(facts))
     cases, fresh = _cases(request, workspace, settings, denoiser), fresh_policies(settings, denoiser.width)
-    clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 2, show)
+    clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 1, show)
     decoded: list[Comparison] = []
     for case in cases:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
@@ -70,8 +71,8 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     show(tables.shares(decoded))
     alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
     show(tables.single(alone))
-    trained, speed = _training(request, workspace, settings, denoiser, prompts, block, clock)
-    show(tables.training(trained, speed))
+    trained = _training(request, workspace, settings, (denoiser, prompts, block), clock.next("a training iteration"))
+    show(tables.training(trained))
     steps = [
         {"policy": name, **row}
         for name, policy in fresh.items()
@@ -83,7 +84,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         "request": asdict(request),
         "decoding": [asdict(row) for row in decoded],
         "single": alone,
-        "training": asdict(trained) | asdict(speed),
+        "training": asdict(trained),
         "policy_step": steps,
     }
 
@@ -102,30 +103,6 @@ class _Clock:
         self.done += 1
         self.show(f"{self.done}/{self.count}, {left:.0f} s left: {what}")
         return share
-
-
-def log_to_mlflow(found: dict[str, Any]) -> None:
-    """Everything as one run named "bench" of the profile's experiment; SettingsError if the store takes none."""
-    from components.core.files import flatten
-    from components.tracking import store
-    from components.tracking.mlflow_tracker import MlflowTracker
-    from components.tracking.publish import experiment_name
-
-    workspace, _ = active_profile(anywhere=True)
-    uri = store.tracking_uri(workspace.root)
-    tracker = MlflowTracker.start(uri, experiment_name(workspace.profile), "bench", tags={"stage": "bench"})
-    tracker.params({"machine": found["machine"], "request": found["request"]})
-    by_name = {
-        "decoding": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["decoding"]},
-        "training": found["training"],
-        "single": {row["name"]: row | {"speedup": row["speedup"][0]} for row in found["single"]},
-        "policy_step": {
-            f"{row['policy']} {row['rows']}x{row['length']}": row | {"speedup": row["speedup"][0]}
-            for row in found["policy_step"]
-        },
-    }
-    tracker.log({name: value for name, value in flatten({"bench": by_name}, "/") if isinstance(value, int | float)}, 0)
-    tracker.finish("FINISHED")
 
 
 def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
@@ -196,27 +173,24 @@ def _training(
     request: Request,
     workspace: Workspace,
     settings: Settings,
-    denoiser: LoadedDenoiser,
-    prompts: Prompts,
-    block: int | None,
-    clock: _Clock,
-):
-    """A round of the profile's training, with ``request.count`` rows at most, and the speed of its update."""
-    from components.bench.training import training_round, update_throughput
+    subject: tuple[LoadedDenoiser, Prompts, int | None],
+    seconds: float,
+) -> IterationCost:
+    """An iteration of the profile's training, with ``request.count`` rows at most."""
+    from components.bench.training import training_iteration
     from components.policies import store
     from components.stages.train import plan_of
+    from components.trainers.reinforce import Method
 
+    denoiser, prompts, block = subject
     plan, objective = plan_of(settings.train, settings.decode)
     few = max(1, min(plan.prompts, request.count // plan.group))
     plan = replace(plan, prompts=few, rollout_rows=request.rows, block_length=block, experts=0)
     distilled = workspace.outputs / "distill" / "policy"
     own = request.random is None and request.model is None and distilled.is_dir()
     policy = store.load(distilled) if own else fresh_policies(settings, denoiser.width)["profile's"]
-    policy = policy.to(denoiser.device)
-    share = clock.next("a training round")
-    found, experience = training_round(policy, denoiser, prompts, plan, objective, request.repeats, share)
-    share = clock.next("the update of a training round")
-    return found, update_throughput(policy, experience, plan, objective, request.repeats, share)
+    method = Method(plan, objective)
+    return training_iteration(policy.to(denoiser.device), denoiser, prompts, method, request.repeats, seconds)
 
 
 def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def costs(settings: Settings) -> list[Cost]:
         found.insert(0, Cost("influence", _source(settings, domain), canvas, probes + visits))
     for stage, model, task, prompts, wide in _cases(settings):
         length = settings.data.tasks[task].length
-        own = (2 * 1 + 1) * length * (1.0 if one else PARALLEL)  # learned by mode and by sampling, its start
+        own = _judged(settings) * length * (1.0 if one else PARALLEL)
         forwards = prompts * (_swept(settings, length, wide) + own)
         found.append(Cost(f"{stage} {task}", _source(settings, model), length, forwards))
     return found
@@ -101,10 +101,15 @@ def _cases(settings: Settings) -> Iterator[tuple[str, str, str, int, bool]]:
         yield "rules and ood", case.model, case.task, counts.test, False
 
 
+def _judged(settings: Settings) -> int:
+    """Decodes of one prompt by policies: each by its mode and at its offsets, the learned one per seed by sampling."""
+    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.judged.offsets.values())
+
+
 def _swept(settings: Settings, length: int, wide: bool) -> float:
     """Forwards of one prompt by all swept rules; a random rule is decoded once per seed."""
-    total = 0.0
-    for candidate in Sweep(settings.sweep.block_lengths, settings.sweep.rules).candidates(length, wide):
+    total, sweep = 0.0, settings.sweep
+    for candidate in Sweep(sweep.block_lengths, sweep.rules, (), sweep.frontiers).candidates(length, wide):
         rule = RULES[candidate.family]
         steps = length * PARALLEL
         if rule.commits != "several":

@@ -16,7 +16,9 @@ from components.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from torch import Tensor
 
+    from components.core.types import Rollout
     from components.evaluation.evaluate import Candidate
     from components.tasks.example import Example, Task
 
@@ -112,25 +114,30 @@ def decode_one(
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
     answerable = example.canvas is not None or is_solvable(task, example.prompt)
     correct = bool(asked.scores(job, done)[1][0]) if known and answerable else None
-    ids, given, nfe = done.canvas_RL[0].tolist(), asked.canvases.get(0), int(done.nfe_R[0])
-    order = done.order_RL[0].tolist()
-    for at, when in enumerate(order):
-        if when < 0 and (given is None or int(given[at]) < 0):  # behind an end of the text, or still a mask
-            order[at] = nfe if ids[at] == denoiser.mask_id else nfe - 1
+    ids = done.canvas_RL[0].tolist()
     tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
     alone = all(len(token) == 1 for token in tokens)
     return Shown(
         chosen.setting,
         tokens,
-        tuple(order),
-        nfe,
+        _order(done, asked.canvases.get(0), denoiser.mask_id),
+        int(done.nfe_R[0]),
         correct,
         BOXES[len(ids)][0] if grid else len(ids),
         clues_of({"order": ids, "prompt": example.prompt}),
         wrong_cells(task, example, "".join(tokens)) if alone and correct is False else frozenset(),
         "no answer on file" if answerable else "the prompt has no right answer",
     )
+
+
+def _order(done: Rollout, given: Tensor | None, mask_id: int) -> tuple[int, ...]:
+    """The step of each commit, -1 for what was given. Behind an end of the text: the last step; still a mask: none."""
+    nfe, order = int(done.nfe_R[0]), done.order_RL[0].tolist()
+    for at, (when, token) in enumerate(zip(order, done.canvas_RL[0].tolist(), strict=True)):
+        if when < 0 and (given is None or int(given[at]) < 0):
+            order[at] = nfe if token == mask_id else nfe - 1
+    return tuple(order)
 
 
 def console_for() -> Console:

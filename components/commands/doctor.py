@@ -167,7 +167,7 @@ def exactness(root: Path) -> tuple[bool, str]:
         torch.manual_seed(0)
         policy = ConfidencePolicy(Shape(width=8, heads=2, mlp_width=8, bias=0.0)).eval()
         denoiser, prompt = FormulaDenoiser(formula, words), torch.tensor([1])
-        lattice = enumerate_decoding(denoiser, prompt, length, None, policy.needs)
+        lattice = enumerate_decoding(denoiser, Job.of([prompt], length, length), policy.needs)
         exact = follow(lattice, policy)
         done = rollout(denoiser, policy, Job.of([prompt], length, length, group=SAMPLES), DecodeOptions(rows=SAMPLES))
     for name, of in (("forward passes", lambda r: r.nfe_R), ("score", lambda r: (r.canvas_RL == 1).sum(-1))):

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
+
 from components.core.errors import CheckpointError, DataError, PromotionRefused
 from components.core.files import read_json
 from components.evaluation.evidence import Evidence
@@ -22,6 +24,19 @@ from components.stages.common.runfile import content_hash
 from components.tracking import model
 
 FOLDERS = {"train": "train", "gate": "evaluate/gate", "export": "export"}
+
+
+class Sections(TypedDict, total=False):
+    decode: dict[str, Any]
+
+
+class Made(TypedDict, total=False):
+    """What is read here of a stage's run.json."""
+
+    settings: Sections
+    policy_hash: str
+    prompts_hash: str
+    file_hash: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     DataError where results are missing or outside their range. PromotionRefused where what was trained, what was
     evaluated and what was exported are not the same policy, or the exported file does not decide.
     """
-    runs = {stage: read_json(outputs / folder / "run.json") for stage, folder in FOLDERS.items()}
+    runs = {stage: read_json(outputs / folder / "run.json", kind=Made) for stage, folder in FOLDERS.items()}
     _refuse_mixture(outputs, runs, pick.decode)
     file = outputs / "export" / "policy.onnx"
     _refuse_other_file(file, runs["export"])

@@ -43,7 +43,7 @@ def pip_command(extra: str) -> str:
 def explain(error: ModuleNotFoundError) -> str | None:
     """What to install where a module of an extra is missing; None for any other module."""
     module = _normal((error.name or "").partition(".")[0])
-    extra = next((extra for extra, names in needs().items() if extra and module in map(_normal, names)), None)
+    extra = next((extra for extra, names in needs().items() if extra and module in map(_module, names)), None)
     if extra is None:
         return None
     return f"{error.name} is not installed; the extra {extra} has it. Run {pip_command(extra)}."
@@ -55,6 +55,11 @@ def _asks_for(need: object, extra: str) -> bool:
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _module(name: str) -> str:
+    """The module of a distribution, where names tell: psycopg2-binary brings psycopg2."""
+    return _normal(name).removesuffix("-binary")
 
 
 def _is_installed(name: str) -> bool:

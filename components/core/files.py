@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +112,32 @@ def read_text(path: Path, remedy: str = REMAKE) -> str:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}). {remedy}") from error
 
 
-def read_json(path: Path, remedy: str = REMAKE, needs: Iterable[str] = ()) -> dict[str, Any]:
-    """The object in a JSON file. DataError where it is missing, unreadable, no JSON object, or without a needed key."""
-    return _record(read_text(path, remedy), str(path), remedy, needs)
+def read_json(path: Path, remedy: str = REMAKE, needs: Iterable[str] = (), kind: Any = None) -> dict[str, Any]:
+    """The object in a JSON file. DataError where it is missing, unreadable, no JSON object, or without a needed key.
+
+    kind: a TypedDict, a dataclass or another type that the object must fit. What it has beyond that is left in it.
+    """
+    return _record(read_text(path, remedy), str(path), remedy, needs, kind)
 
 
-def read_lines(path: Path, remedy: str = REMAKE, needs: Iterable[str] = (), torn: bool = False) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, in order. DataError names the first line that is not a JSON object.
+def read_lines(
+    path: Path, remedy: str = REMAKE, needs: Iterable[str] = (), torn: bool = False, kind: Any = None
+) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, in order. DataError names the first line that is not what is asked for.
 
-    torn: a last line without its newline is dropped, since a killed writer left it; else it is an error.
+    torn: a last line without its newline is dropped, since a killed writer left it; else it is an error. kind: as in
+    ``read_json``.
     """
     *lines, rest = read_text(path, remedy).split("\n")
     if rest and not torn:
         raise DataError(f"{path} is cut off in line {len(lines) + 1}. {remedy}")
     numbered = enumerate(lines, start=1)
-    return [_record(line, f"{path}, line {number}", remedy, needs) for number, line in numbered if line.strip()]
+    return [_record(line, f"{path}, line {number}", remedy, needs, kind) for number, line in numbered if line.strip()]
 
 
-def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[str, Any]:
+def _record(text: str, where: str, remedy: str, needs: Iterable[str], kind: Any) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_constant=no_number)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}). {remedy}") from error
     if not isinstance(value, dict):
@@ -138,12 +145,42 @@ def _record(text: str, where: str, remedy: str, needs: Iterable[str]) -> dict[st
     missing = [name for name in needs if name not in value]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}. {remedy}")
+    if kind is not None:
+        _require_kind(text, kind, where, remedy)
     return value
 
 
-def no_number(constant: str) -> None:
-    """``parse_constant`` of a JSON reader that takes no NaN and no infinity."""
+def parse_json(text: str, **hooks: Any) -> Any:
+    """``json.loads`` that takes no NaN and no infinity, nor a number that is as good as infinite. ValueError there."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite_number, **hooks)
+
+
+def _no_number(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _require_kind(text: str, kind: Any, where: str, remedy: str) -> None:
+    """DataError that names the first value of the JSON ``text`` which is not as ``kind`` has it."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the object"
+        raise DataError(f"{where}: {place} is of another type ({first['msg']}). {remedy}") from error
 
 
 @contextmanager

@@ -117,22 +117,8 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
     """Fresh decode batches for the given rows of the job: prompt padded on the left, canvas all masks but for what
     is given."""
     prompt, longest = job.shape
-    device, count = denoiser.device, len(rows)
-    ids_BT = torch.full((count, prompt + longest), denoiser.mask_id)
-    attend_BT = torch.zeros(count, prompt + longest, dtype=torch.bool)
-    lengths = []
-    for i, p in enumerate(job.prompt_R[rows].tolist()):
-        ids = job.prompts[p]
-        ids_BT[i, prompt - len(ids) : prompt] = ids
-        attend_BT[i, prompt - len(ids) : prompt] = True
-        lengths.append(len(ids))
-    length_B = job.length_R[rows]
-    masked_BL = torch.arange(longest) < length_B.unsqueeze(1)
-    attend_BT[:, prompt:] = masked_BL
-    if job.canvas_RL is not None:
-        given_BL = job.canvas_RL[rows].cpu()
-        ids_BT[:, prompt:] = torch.where(masked_BL & (given_BL >= 0), given_BL, denoiser.mask_id)
-        masked_BL = masked_BL & (given_BL < 0)
+    device, count, length_B = denoiser.device, len(rows), job.length_R[rows]
+    ids_BT, attend_BT, masked_BL = _sequences(job, rows, denoiser.mask_id)
     zeros_B = torch.zeros(count, dtype=torch.int64, device=device)
     masked_BL, size_B = masked_BL.to(device), job.block_R[rows].to(device)
     batch = DecodeBatch(
@@ -149,7 +135,7 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
         in_block_B=zeros_B,
         policy_B=job.policy_R[rows].to(device),
         key_B=row_keys(seed, job.uid_R[rows], job.member_R[rows]).to(device),
-        prompt_B=torch.tensor(lengths, dtype=torch.int64, device=device),
+        prompt_B=attend_BT[:, :prompt].sum(1).to(device),
         stale_B=torch.ones(count, dtype=torch.bool, device=device),
         start=prompt,
         answer_BL=None if job.answers is None else _answers(job.answers, job.prompt_R[rows], longest).to(device),
@@ -158,6 +144,24 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
         end_ids=job.end_ids,
     )
     return replace(batch, state=denoiser.start(Canvas(batch.ids_BT, batch.attend_BT, prompt)))
+
+
+def _sequences(job: Job, rows: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, positions to attend to, and the masks of the canvas."""
+    prompt, longest = job.shape
+    ids_BT = torch.full((len(rows), prompt + longest), mask_id)
+    attend_BT = torch.zeros(len(rows), prompt + longest, dtype=torch.bool)
+    for i, p in enumerate(job.prompt_R[rows].tolist()):
+        ids = job.prompts[p]
+        ids_BT[i, prompt - len(ids) : prompt] = ids
+        attend_BT[i, prompt - len(ids) : prompt] = True
+    masked_BL = torch.arange(longest) < job.length_R[rows].unsqueeze(1)
+    attend_BT[:, prompt:] = masked_BL
+    if job.canvas_RL is not None:
+        given_BL = job.canvas_RL[rows].cpu()
+        ids_BT[:, prompt:] = torch.where(masked_BL & (given_BL >= 0), given_BL, mask_id)
+        masked_BL = masked_BL & (given_BL < 0)
+    return ids_BT, attend_BT, masked_BL
 
 
 def next_block(masked_BL: Tensor, size_B: Tensor, from_B: Tensor) -> Tensor:

@@ -73,12 +73,10 @@ def rollout(
 
     def worker(mine: Tensor, timer: Timer) -> _Share:
         with torch.no_grad():
-            room = _Room(rows, tokens, told)
-            return _Worker(denoiser, many, job, options, needs, timer, progress, room, mine).run()
+            return _Worker(denoiser, many, job, options, needs, timer, progress, _Room(rows, tokens, told), mine).run()
 
     # Every worker has rows of all lengths, and the same ones each time, whichever worker is done first.
-    work = [partial(worker, waiting[i::number]) for i in range(number)]
-    done = workers.timed(work, timer or Timer())
+    done = workers.timed([partial(worker, waiting[i::number]) for i in range(number)], timer or Timer())
     return _collect(
         retired + [part for one in done for part in one.retired],
         [r for one in done for r in one.records],

@@ -64,9 +64,14 @@ class Job:
 
     @staticmethod
     def of(
-        prompts: Sequence[Tensor], length: int, block_length: int, group: int = 1, uids: Sequence[int] | None = None
+        prompts: Sequence[Tensor],
+        length: int,
+        block_length: int | None,
+        group: int = 1,
+        uids: Sequence[int] | None = None,
     ) -> Job:
-        """``group`` rows for each prompt, next to one another; ``uids`` default to the prompts' places."""
+        """``group`` rows for each prompt, next to one another; ``uids`` default to the prompts' places. block_length
+        None: the whole canvas."""
         prompt_R = torch.arange(len(prompts)).repeat_interleave(group)
         uid_P = torch.arange(len(prompts)) if uids is None else torch.tensor(uids, dtype=torch.int64)
         same = torch.ones_like(prompt_R)
@@ -76,7 +81,7 @@ class Job:
             uid_P[prompt_R],
             torch.arange(group).repeat(len(prompts)),
             same * length,
-            same * block_length,
+            same * (block_length or length),
             same * 0,
         )
 
@@ -107,8 +112,8 @@ class DecodeOptions:
     record  keep every step's observation, action and log-probability.
     needs   what else the recorded observations must hold: of a reference that will be asked about them.
     record_share  share of the steps that is recorded, each with this probability.
-    widen   record rows that another policy drew with all masks eligible (expert steering: the learning policy is to
-            learn the block order too).
+    steer_all_masks   record rows that another policy drew with all masks eligible (expert steering: the learning
+            policy is to learn the block order too).
     rows    rows in flight at most; None: as many as are of use.
     workers   parts of the job that are decoded side by side on a CPU, see ``workers``; None: as many as are of use.
     memory  bytes for the rows in flight and the forwards, which bound both; None: half of what the device has free.

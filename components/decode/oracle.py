@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,47 +62,41 @@ class Lattice:
 
 def enumerate_decoding(
     denoiser: Denoiser,
-    prompt: Tensor,
-    length: int,
-    block_length: int | None,
+    job: Job,
     needs: Needs,
-    force_commit: bool = True,
-    step_limit: str = "canvas",
+    options: DecodeOptions = DecodeOptions(),  # noqa: B008 (frozen)
     single: bool = False,
-    answer: Tensor | None = None,
 ) -> Lattice:
-    """The lattice of one prompt. needs: of every policy that will be asked. single: one position per step only (enough
-    for categorical policies, and far smaller). answer: for a teacher. SettingsError where enumeration is impossible."""
+    """The lattice of a job of one row. needs: of every policy that will be asked. options: force_commit and step_limit
+    count. single: one position per step only (enough for categorical policies, and far smaller). SettingsError where
+    enumeration is impossible."""
     if needs.drift or not denoiser.stateless:
         raise SettingsError(
             "the oracle was given a policy that reads drift, or a denoiser with a state; what is "
             "decided would depend on more than the canvas; use others"
         )
-    if (block_length or length) > LIMIT:
+    if (most := int(job.block_R.max())) > LIMIT:
         raise SettingsError(
-            f"{block_length or length} positions are eligible at once; a step would have "
-            f"2^{block_length or length} outcomes; enumerate at most {LIMIT}"
+            f"{most} positions are eligible at once; a step would have 2^{most} outcomes; enumerate at most {LIMIT}"
         )
-    job = replace(Job.of([prompt], length, block_length or length), answers=None if answer is None else [answer])
-    options, timer = DecodeOptions(force_commit=force_commit, step_limit=step_limit), Timer()
-    batch = admit(job, torch.tensor([0]), denoiser, 0)
+    batch, timer = admit(job, torch.tensor([0]), denoiser, 0), Timer()
     levels: list[Level] = []
     retired: list[DecodeBatch] = []
     with torch.no_grad():
         while len(batch):
             batch, _ = refresh(batch, denoiser, needs, timer, every=True)
             observation = batch.observation(needs, batch.eligible_BL)
-            state_E, commit_EL = _choices(observation.eligible_BL, empty=not force_commit, single=single)
+            state_E, commit_EL = _choices(observation.eligible_BL, empty=not options.force_commit, single=single)
             children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
             ends_E = is_done(children, options)
-            distinct, place_E = _distinct(children, step_limit)
+            distinct, place_E = _distinct(children, options.step_limit)
             over = ends_E[distinct]
             # Endings are numbered through all levels, the next level's states from 0.
             number = torch.where(over, over.cumsum(0) - 1 + sum(map(len, retired)), (~over).cumsum(0) - 1)
             levels.append(Level(observation, state_E, commit_EL, number[place_E], ends_E))
             retired.append(children.keep(distinct[over]))
             batch = children.keep(distinct[~over])
-    return Lattice(levels, _endings(retired), force_commit)
+    return Lattice(levels, _endings(retired), options.force_commit)
 
 
 def _choices(eligible_BL: Tensor, empty: bool, single: bool) -> tuple[Tensor, Tensor]:

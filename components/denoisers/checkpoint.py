@@ -17,9 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from components.core.errors import CheckpointError
+from components.core.reach import offline_unless_hub_answers
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight is stored as
 ROWS = 16  # of each tensor that are compared with the file
 
 
@@ -27,16 +30,19 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub repository. CheckpointError if it cannot be had, or is no JSON object."""
     if (Path(path) / "config.json").exists():
         return read_object(Path(path) / "config.json")
-    from transformers.utils.hub import cached_file
+    why = "the folder has no config.json" if Path(path).is_dir() else "there is no such folder"
+    if not Path(path).exists() and HUB_NAME.fullmatch(path):
+        from transformers.utils.hub import cached_file
 
-    try:
-        found = cached_file(path, "config.json", revision=revision)
-    except OSError as error:
-        raise CheckpointError(
-            f"no model at {path!r}: {str(error).splitlines()[0]}; a policy is trained over a frozen "
-            f"dLLM; give a folder that holds one, or a hub name while online"
-        ) from error
-    return read_object(Path(str(found)))
+        offline_unless_hub_answers()
+        try:
+            return read_object(Path(str(cached_file(path, "config.json", revision=revision))))
+        except OSError as error:
+            why = str(error).splitlines()[0]
+    raise CheckpointError(
+        f"no model at {path!r}: {why}; a policy is trained over a frozen dLLM; give a folder that holds one, or a hub "
+        f"name while online"
+    )
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -89,6 +95,7 @@ def find(path: str, name: str, revision: str | None) -> Path | None:
 
     from transformers.utils.hub import cached_file
 
+    offline_unless_hub_answers()
     try:
         found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
@@ -132,7 +139,8 @@ def check_tied(path: str, model: Any) -> None:
 
 
 def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[str, str]) -> None:
-    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently.
+    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently; or
+    if the file holds whole numbers or 8-bit floats for weights.
 
     renamed: patterns of the file's names and what they become in the model.
     """
@@ -140,8 +148,13 @@ def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[
     for file in files:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
-                loaded = own.get(_renamed(name, renamed))
-                if loaded is not None and not _same(loaded, stored.get_slice(name)):
+                loaded, kept = own.get(_renamed(name, renamed)), stored.get_slice(name)
+                if loaded is not None and loaded.is_floating_point() and kept.get_dtype() not in FLOATS:
+                    raise CheckpointError(
+                        f"{file}: {name} is stored as {kept.get_dtype()}, which is no weight without its scale. Use a "
+                        f"checkpoint that is not quantized."
+                    )
+                if loaded is not None and not _same(loaded, kept):
                     raise CheckpointError(
                         f"{file}: {name} was loaded with other values than the file's. Use transformers >=5.13,<6."
                     )

@@ -16,7 +16,7 @@ loaded is compared with its files and probed (``check``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from components.core.errors import CheckpointError, DataError
 from components.denoisers import checkpoint, llada, vocabulary
 from components.denoisers.check import check_denoiser
 from components.denoisers.encoder import Encoder
+from components.denoisers.split import AUTO, split
 from components.denoisers.transformer import TransformerDenoiser
 
 if TYPE_CHECKING:
@@ -82,11 +83,16 @@ UNSUPPORTED = {
 
 
 def load(
-    path: str | Path, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    limits: Mapping[int | str, int | str] | None = None,
 ) -> tuple[LoadedDenoiser, Encoder]:
     """The denoiser and the encoder of a checkpoint, compared with its files and probed.
 
-    dtype: float32, bfloat16 or float64. CheckpointError if the checkpoint cannot be carried exactly.
+    device: "auto" spreads the layers over all GPUs, see ``split``, which reads ``limits``. dtype: float32, bfloat16 or
+    float64. CheckpointError if the checkpoint cannot be carried exactly.
     """
     path = str(path)
     if dtype not in DTYPES:
@@ -107,7 +113,13 @@ def load(
     known = vocabulary.known_ids(path, tokenizer, model.config.vocab_size)
     end_ids = vocabulary.end_ids(tokenizer, family is None)
     mask_id = vocabulary.mask_id(path, raw, tokenizer, model.config.vocab_size, end_ids)
-    model = model.to(device)
+    if device != AUTO:
+        model = model.to(device)
+    elif family is None:
+        raise CheckpointError(f"{path}: a masked language model is not split. Name one device.")
+    else:
+        _require_finite(model)
+        model = split(model, limits)
     if family is None:
         from components.denoisers.masked_lm import MaskedLMDenoiser
 
@@ -213,18 +225,23 @@ def probe(denoiser: LoadedDenoiser, encoder: Encoder | None = None) -> None:
     Every weight and buffer must be finite, and ``check_denoiser`` must find nothing.
     """
     model = denoiser.model
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{name} holds values that are not finite; the checkpoint did not load whole; "
-                f"fetch it again, or compare it with its safetensors files"
-            )
+    _require_finite(model)
     problems = check_denoiser(denoiser, None if encoder is None else _text_ids(encoder, denoiser.positions))
     if problems:
         raise CheckpointError(
             f"{type(model).__name__} cannot be decoded with: {'; '.join(problems)}. Use transformers >=5.13,<6, a "
             f"whole checkpoint, and attention that honors a 4-D mask (sdpa, eager)."
         )
+
+
+def _require_finite(model: Any) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        # What lies on the disk was looked at before it went there.
+        if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{name} holds values that are not finite; the checkpoint did not load whole; "
+                f"fetch it again, or compare it with its safetensors files"
+            )
 
 
 def _text_ids(encoder: Encoder, positions: int) -> torch.Tensor | None:

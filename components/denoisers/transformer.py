@@ -6,7 +6,9 @@ Every quirk of a model family ends here: the attention mask, the shift by one, t
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
@@ -40,7 +42,9 @@ class TransformerDenoiser:
         self.shifted = shifted
         self.vocabulary: int = model.config.vocab_size
         self.width: int = model.config.hidden_size
-        self.device: torch.device = model.device
+        self.device: torch.device = getattr(model, "split_device", model.device)
+        # A layer that lies on the disk comes and goes: one thread at a time.
+        self._turn = Lock() if hasattr(model, "split_device") else nullcontext()
         self.positions: int = model.config.max_position_embeddings
         self.forbidden_ids = forbidden(mask_id, tokens, self.vocabulary).to(self.device)
         self.attention_layers: int = model.config.num_hidden_layers
@@ -55,7 +59,7 @@ class TransformerDenoiser:
         return None
 
     def hidden(self, canvas: Canvas, state: RowState | None = None) -> tuple[Tensor, RowState | None]:
-        with torch.no_grad():
+        with torch.no_grad(), self._turn:
             return self.features(canvas.ids_BT, canvas.attend_BT), state
 
     def attended(
@@ -81,7 +85,7 @@ class TransformerDenoiser:
         """(B, W, D) last hidden states of W tokens at their places, as the model gives them; they attend to T columns:
         themselves, or what ``cache.update(keys, values, layer)`` makes of theirs."""
         check_positions(attend_BT, self.positions)
-        return self.model.model(
+        states_BWD: Tensor = self.model.model(
             input_ids=ids_BW,
             # A four-dimensional mask is taken as it is: keys that are padding are closed, nothing is causal.
             attention_mask=attend_BT[:, None, None, :].expand(-1, 1, ids_BW.shape[1], -1),
@@ -89,6 +93,7 @@ class TransformerDenoiser:
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+        return states_BWD.to(self.device)  # where the model is split, its last layer is elsewhere
 
     def aligned(self, states_BTD: Tensor, attend_BT: Tensor) -> Tensor:
         """The same, column i speaking of position i. Nothing speaks of a shifted row's first token: it keeps its own
@@ -99,8 +104,8 @@ class TransformerDenoiser:
         return states_BTD.where(first_BT.unsqueeze(-1), F.pad(states_BTD[:, :-1], (0, 0, 1, 0)))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.model.lm_head(hidden_ND)
+        with torch.no_grad(), self._turn:
+            return self.model.lm_head(hidden_ND).to(self.device)
 
 
 def _look_on(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

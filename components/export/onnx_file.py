@@ -11,7 +11,6 @@ A coupled policy's file gives, beside the utilities of the first pick, what move
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from components.core.files import no_number
+from components.core.files import parse_json
 
 VERSION = 2
 PREFIX = "unmask."
@@ -104,10 +103,13 @@ class OnnxFile:
 
     def _require_finite(self) -> None:
         """A weight that is NaN or infinite reaches the utilities of an observation that is as long as the policy's
-        tables of positions and distances: every other layer is dense."""
+        tables of positions and distances: every other layer is dense. Longer tables are read from the file."""
         shape = self.policy.get("shape")
         read = [shape.get(name) for name in ("positions", "offsets")] if isinstance(shape, dict) else []
-        length = min(LONGEST_EXAMPLE, max([6, *(size + 2 for size in read if type(size) is int)]))
+        longest = max([6, *(size + 2 for size in read if type(size) is int)])
+        length = min(LONGEST_EXAMPLE, longest)
+        if longest > length:
+            _require_finite_tables(self.path)
         dynamic = {"batch": 1}
         feed = {
             name: _example(name, tuple(a if isinstance(a, int) else dynamic.get(a, length) for a in axes), length)
@@ -125,7 +127,7 @@ class OnnxFile:
 
     def _parsed(self, name: str) -> dict[str, Any]:
         try:
-            return dict(**json.loads(self.metadata[PREFIX + name], parse_constant=no_number))
+            return dict(**parse_json(self.metadata[PREFIX + name]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.path}: {PREFIX}{name} is missing or no JSON object of finite numbers; without it the utilities "
@@ -171,6 +173,11 @@ class OnnxFile:
                 f"{name} is {value.dtype}, {self.path.name} reads {wanted}; a silent conversion could hide "
                 f"that another field was passed; give it as {wanted}"
             )
+        if floats and bool(np.isnan(value).any()):
+            raise DataError(
+                f"{name} is NaN in row {int(np.argwhere(np.isnan(value))[0, 0])}. Check the dLLM's logits of that row, "
+                f"or leave the row out."
+            )
         # A policy beside this one may have asked for more of the largest probabilities.
         if name in ("top_BLK", "top_ids_BLK") and value.ndim == 3 and isinstance(axes[2], int):
             value = value[..., : axes[2]]
@@ -184,6 +191,15 @@ class OnnxFile:
                 f"position must mean the same in every field; pass fields of one observation"
             )
         return value.astype(wanted, copy=False)
+
+
+def _require_finite_tables(path: Path) -> None:
+    """CheckpointError if a stored matrix holds NaN or infinite numbers."""
+    import onnx
+
+    for weight in onnx.load(path).graph.initializer:
+        if len(weight.dims) > 1 and not np.isfinite(onnx.numpy_helper.to_array(weight)).all():
+            raise CheckpointError(f"{path}: {weight.name} is NaN or infinite. Train and export the policy again.")
 
 
 def _example(name: str, shape: tuple[int, ...], length: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def check_parity(
             f"{report.texts - report.equal_texts} of {report.texts} decoded texts differ (prompts "
             f"{', '.join(report.unequal[:5])}), at utilities that differ by up to {report.largest_decoding:.2e}; what "
             f"was evaluated is not what will be served; if that is float noise, these prompts hold a near tie: export "
-            f"a policy of another round"
+            f"a policy of another iteration"
         )
     return report
 

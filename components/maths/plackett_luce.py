@@ -79,17 +79,13 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
         if left not in memo:
             items = [i for i in range(count) if left >> i & 1]
             drawn = count - len(items)
-            over = drawn >= picks if picks is not None else False
-            stop = [count] if picks is None and drawn > 0 else []
-            columns = [] if over else items + stop
+            columns = items + [count] * (drawn > 0) if picks is None else items * (drawn < picks)
             if not columns:
                 return z_Bk1.new_zeros(rows)
-            log_p = masked_log_softmax(z_Bk1[:, columns], ok_Bk1[:, columns])
-            if other_Bk1 is None:
-                term = -log_p
-            else:
-                term = log_p - masked_log_softmax(other_Bk1[:, columns], ok_Bk1[:, columns])
-            total_B = p_log(log_p, term.masked_fill(~ok_Bk1[:, columns], 0.0)).sum(-1)
+            ok = ok_Bk1[:, columns]
+            log_p = masked_log_softmax(z_Bk1[:, columns], ok)
+            term = -log_p if other_Bk1 is None else log_p - masked_log_softmax(other_Bk1[:, columns], ok)
+            total_B = p_log(log_p, term.masked_fill(~ok, 0.0)).sum(-1)
             for column, item in enumerate(items):
                 # An ineligible item is never picked: its probability is 0.
                 total_B = total_B + log_p[:, column].exp() * value(left & ~(1 << item))

@@ -76,7 +76,7 @@ def _lazy(path: str, *given: Any, **fixed: Any) -> Callable[..., Policy]:
     module, name = path.split(".")
 
     def build(*number: float) -> Policy:
-        made = getattr(import_module(f"components.policies.{module}"), name)
+        made = getattr(import_module(f"{__package__}.{module}"), name)
         return partial(made, *given, **fixed)(*number)
 
     return build
@@ -95,9 +95,7 @@ RULES: dict[str, Rule] = {
     "threshold": Rule(
         _lazy("heuristics.Threshold"), "confidence threshold", "confidence", high=1, blocks="always", everywhere=True
     ),
-    "factor": Rule(
-        _lazy("heuristics.Factor"), "factor rule", "factor", above=True, blocks="table", everywhere=True
-    ),
+    "factor": Rule(_lazy("heuristics.Factor"), "factor rule", "factor", above=True, blocks="table", everywhere=True),
     "entropy_bound": Rule(
         _lazy("heuristics.EntropyBound"), "entropy bound", "gamma in nats", blocks="table", everywhere=True
     ),
@@ -111,29 +109,35 @@ RULES: dict[str, Rule] = {
         _lazy("heuristics.SoftmaxConfidence"), "softmax confidence", "tau", above=True, commits="one", random=True
     ),
     "top_k_random": Rule(
-        _lazy("heuristics.TopKRandom"), "random of the top k", "positions to draw among", low=1, whole=True,
-        commits="one", random=True,
+        _lazy("heuristics.TopKRandom"),
+        "random of the top k",
+        "positions to draw among",
+        low=1,
+        whole=True,
+        commits="one",
+        random=True,
     ),
     "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, reads_pairs=True),
     "overlap": Rule(
         _lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", reads_pairs=True, everywhere=True
     ),
     "overlap_rise": Rule(
-        _lazy("dependence.Overlap", share=0.0), "overlap, rise of the risk", "gamma in nats", reads_pairs=True,
+        _lazy("dependence.Overlap", share=0.0),
+        "overlap, rise of the risk",
+        "gamma in nats",
+        reads_pairs=True,
         everywhere=True,
     ),
     "spread": Rule(_lazy("dependence.Spread"), "spread apart", "gamma in nats", reads_pairs=True),
     "adas": Rule(
         _lazy("dependence.Adas"), "ADAS", "confidence", high=1, reads_pairs=True, everywhere=True, attends=True
     ),
-    "dapd": Rule(
-        _lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True, attends=True
-    ),
+    "dapd": Rule(_lazy("dependence.Dapd"), "DAPD", "largest attention that is no edge", reads_pairs=True, attends=True),
     "max_confidence": Rule(
         _lazy("heuristics.MaxConfidence"), "max confidence, ties split", commits="one", random=True, decodes=False
     ),
     "teacher": Rule(_lazy("teacher.Teacher"), "teacher", decodes=False),
-}  # fmt: skip
+}
 
 
 def decoders() -> dict[str, Rule]:

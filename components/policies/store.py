@@ -87,14 +87,15 @@ def load(folder: Path) -> LearnedPolicy:
         described = read_json(folder / "policy.json", needs=("kind", "shape"))
         with unpacking(folder / "policy.json"):
             policy = build(described)
-        policy.load_state_dict(load_file(folder / "policy.safetensors"))
+        weights = load_file(folder / "policy.safetensors")
+        policy.load_state_dict(weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
-    for name, value in policy.state_dict().items():
-        if not bool(value.isfinite().all()):
+    for name, value in weights.items():
+        if not (value.is_floating_point() and bool(value.isfinite().all())):
             raise CheckpointError(
-                f"{folder / 'policy.safetensors'}: {name} holds NaN or infinite weights. Train the policy again with "
-                f"`dvc repro train`."
+                f"{folder / 'policy.safetensors'}: {name} ({value.dtype}) holds NaN, infinite or whole numbers for "
+                f"weights. Train the policy again with `dvc repro train`."
             )
     return policy.eval()

@@ -10,7 +10,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # of typing, pydantic reads those of Python 3.12 alone
+)
+
+from typing_extensions import TypedDict
 
 from components.core.errors import DataError
 from components.evaluation.results import POLICIES
@@ -24,6 +29,22 @@ BOXES = {16: (4, 2, 2), 32: (4, 2, 2), 36: (6, 2, 3), 81: (9, 3, 3)}
 
 # Viridis: light rises evenly, also in grey and to the colour-blind.
 _ANCHORS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
+
+
+class Stored(TypedDict):
+    """A line of decodes.jsonl."""
+
+    task: str
+    family: str
+    setting: str
+    prompt: str
+    correct: float
+    nfe: float
+    order: list[int]
+    tokens: list[str]
+    view: NotRequired[dict[str, list[Any]] | None]
+
+
 _REQUIRED = ("task", "family", "setting", "prompt", "correct", "nfe", "order", "tokens")
 
 

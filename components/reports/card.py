@@ -34,7 +34,7 @@ class Facts:
 
     name: of the registered model. tasks: what the policy was trained on. denoiser: folder or hub name of the frozen
     dLLM. prompt: one prompt of the first task, for the example. canvas: its canvas length. inputs: the statistics
-    that the policy reads. parameters: how many it has. objective: in words. file: the ONNX file beside the card.
+    that the policy reads. parameters: how many it has.
     """
 
     name: str
@@ -44,8 +44,6 @@ class Facts:
     canvas: int
     inputs: tuple[str, ...]
     parameters: int
-    objective: str = "GRPO with reward = correct x speed^alpha, started from a policy that imitates a heuristic"
-    file: str = "policy.onnx"
 
 
 def write(
@@ -81,7 +79,7 @@ def markdown(
         parameters=f"{facts.parameters:,}",
         tasks=", ".join(facts.tasks),
         denoiser=facts.denoiser,
-        objective=facts.objective,
+        objective=_objective(run.get("settings", {}).get("train", {})),
         results=table.markdown(found),
         others="".join(f"{part}\n" for part in others),
         example=example(facts),
@@ -92,13 +90,21 @@ def markdown(
     )
 
 
+def _objective(train: Mapping[str, Any]) -> str:
+    """The training in words, from its settings."""
+    score = "partial score" if train.get("signal") == "dense" else "correct"
+    reward = {"additive": f"{score} - alpha NFE / length"}.get(train.get("reward", ""), f"{score} x speed^alpha")
+    pull = f", pulled to {train['reference']} by kl_coef = {train['kl_coef']:g}" if train.get("kl_coef") else ""
+    name = str(train.get("objective", "grpo")).upper()
+    return f"{name} with reward = {reward}{pull}, started from a policy that imitates a heuristic"
+
+
 def example(facts: Facts) -> str:
     """Python that loads the ONNX file and decodes one prompt with it."""
     return Template(_EXAMPLE).substitute(
         denoiser=json.dumps(facts.denoiser),
         prompt=json.dumps(facts.prompt),
         canvas=facts.canvas,
-        file=json.dumps(facts.file),
     )
 
 
@@ -138,14 +144,14 @@ def _provenance(run: Mapping[str, Any]) -> str:
     return "\n".join(f"- {TRAIN_KEYS[key]}: {value}" for key, value in said.items())
 
 
-_EXAMPLE = """from components.denoisers import load
-from components.export import OnnxPolicy
-from components.decode.job import Job, DecodeOptions
-from components.decode.engine import rollout
+_EXAMPLE = """from unmask_policies.denoisers import load
+from unmask_policies.export import OnnxPolicy
+from unmask_policies.decode.job import Job, DecodeOptions
+from unmask_policies.decode.engine import rollout
 
 denoiser, encoder = load($denoiser)
 job = Job.of([encoder.prompt($prompt)], length=$canvas, block_length=$canvas)
-decoded = rollout(denoiser, OnnxPolicy($file), job, DecodeOptions(choose="mode"))
+decoded = rollout(denoiser, OnnxPolicy("policy.onnx"), job, DecodeOptions(choose="mode"))
 print(encoder.text(decoded.canvas_RL[0]), "in", int(decoded.nfe_R[0]), "forward passes")
 """
 

@@ -119,10 +119,10 @@ def kind_of(family: str) -> str:
     return "pair" if rule.reads_pairs else "marginal" if rule.commits == "several" else "ordered"
 
 
-def saturation(cells: Iterable[EvalResult], within: float = 0.01) -> float:
-    """The fewest forwards at which the heuristics' envelope is ``within`` of its best; NaN without any heuristic."""
+def saturation(cells: Iterable[EvalResult]) -> float:
+    """The fewest forwards at which the heuristics' envelope is within a point of its best; NaN without a heuristic."""
     front = corners(cells)
-    return next((c.nfe for c in front if c.accuracy >= front[-1].accuracy - within), float("nan"))
+    return next((c.nfe for c in front if c.accuracy >= front[-1].accuracy - 0.01), float("nan"))
 
 
 def strongest(cells: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:

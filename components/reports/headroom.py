@@ -6,11 +6,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
+
 from components.core.files import write_text
 from components.reports.files import STYLE, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+class Order(TypedDict):
+    random: float
+    best_of_random: float
+    surest_first: float
+    critical: float
+
+
+class Speed(TypedDict):
+    best: float
+    saturates_at_nfe: float
+    at_half: float
+    critical: float
+
+
+class Case(TypedDict):
+    """What stage headroom writes of a case."""
+
+    model: str
+    task: str
+    order: Order
+    speed: Speed
+
 
 Figures = Sequence[Mapping[str, Any]]
 """One per case: model, task, order and speed, as stage headroom writes them."""

@@ -95,10 +95,10 @@ def _strewn(ax: Axes, obstacles: Sequence[Obstacle]) -> tuple[NDArray[np.float64
     return np.concatenate(places), np.concatenate(weights)
 
 
-def _along(points: NDArray[np.float64], every: float = 6.0) -> NDArray[np.float64]:
-    """Points on a broken line, a few pixels apart."""
+def _along(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points on a broken line, six pixels apart."""
     parts = []
     for a, b in pairwise(points):
-        steps = max(2, int(np.hypot(*(b - a)) / every))
+        steps = max(2, int(np.hypot(*(b - a)) / 6.0))
         parts.append(a + np.linspace(0, 1, steps)[:, None] * (b - a))
     return np.concatenate(parts)

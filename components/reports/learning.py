@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.core.errors import DataError
-from components.core.files import read_lines, write_text
+from components.core.files import write_text
 from components.reports.files import STYLE, write_figure
 from components.reports.pareto import POLICY_COLOUR
+from components.tracking.tracker import read_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ LINE, RAW = "#0072B2", "#B9D3E8"
 
 def read_iterations(path: Path) -> list[dict[str, Any]]:
     """Those of a metrics.jsonl by rising ``step``; of a step that was logged twice (a resumed run) the last one."""
-    by_step = {int(record["step"]): record for record in read_lines(path) if "step" in record}
+    by_step = {record["step"]: record for record in read_curve(path)}
     if not by_step:
         raise DataError(f"{path} holds no iteration of a training. Run `dvc repro` to make it.")
     return [by_step[step] for step in sorted(by_step)]
@@ -93,14 +94,14 @@ def kept_step(iterations: Sequence[Mapping[str, Any]]) -> int | None:
     return int(steps[values.argmax()]) if len(steps) else None
 
 
-def write_csv(path: Path, iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel] = PANELS) -> Path:
+def write_csv(path: Path, iterations: Sequence[Mapping[str, Any]]) -> Path:
     """The drawn quantities for DVC's plots: ``step`` and one column per quantity, named as logged, blank if absent.
 
     Errors:
-        DataError: none of ``panels`` was logged.
+        DataError: none of them was logged.
     """
     text = io.StringIO(newline="")
-    columns = ["step", *_present(iterations, panels)]
+    columns = ["step", *_present(iterations, PANELS)]
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore", restval="")
     writer.writeheader()
     writer.writerows(iterations)

@@ -195,5 +195,5 @@ def _scale(figure: Figure, steps: int, high: float, framed: bool) -> None:
     ax.text(0, -0.3, note, fontsize=8.5, color="#555555", va="top")
 
 
-def _fit(token: str, letters: int = 3) -> str:
-    return token if len(token) <= letters else token[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def _fit(token: str) -> str:
+    return token if len(token) <= 3 else token[:2] + "\N{HORIZONTAL ELLIPSIS}"

@@ -5,7 +5,7 @@ are numbers and objects. A stage's function names the sections it reads; they ar
 """
 
 from components.settings.data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Judged, Sweep
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
 from components.settings.load import read
 from components.settings.policy import Confidence, Coupled, Decode, Feature, Policy
 from components.settings.profile import Settings
@@ -27,7 +27,6 @@ __all__ = [
     "Feature",
     "Headroom",
     "Influence",
-    "Judged",
     "Model",
     "Policy",
     "Pretrain",
@@ -36,6 +35,7 @@ __all__ = [
     "Sweep",
     "TaskSettings",
     "Train",
+    "Variants",
     "nearest",
     "read",
 ]

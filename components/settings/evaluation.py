@@ -47,8 +47,8 @@ class Evaluate(Section):
 Family = Literal["learned", "distilled", "influence"]
 
 
-class Judged(Section):
-    """The policies that evaluations judge.
+class Variants(Section):
+    """The variants of a training's policies that evaluations decode.
 
     offsets: of the trained policy (learned), and of those that it started from (distilled, influence), each where it is
     named; at its served setting, and as coupled policies at these offsets too. An offset is added to tau: above 0 more

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from components.settings.compatibility import check_attention, check_learning, check_letters, check_shares
 from components.settings.data import Data, Domain, Model, Pretrain
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Judged, Sweep
+from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
 from components.settings.policy import Decode, Feature, Policy
 from components.settings.section import Name, Section, nearest
 from components.settings.training import Distill, Influence, Train
@@ -29,7 +29,7 @@ class Settings(Section):
     distill: Distill
     train: Train
     sweep: Sweep
-    judged: Judged
+    variants: Variants
     evaluate: Evaluate
     transfer: Cases
     ood: Cases
@@ -61,8 +61,8 @@ class Settings(Section):
         for name in dict.fromkeys(decoded):
             self._fits("decode.block_length", self.decode.block_length, name)
         for name in self.evaluate.tasks:
-            for number, block in enumerate(self.judged.blocks):
-                self._fits(f"judged.blocks.{number}", block, name)
+            for number, block in enumerate(self.variants.blocks):
+                self._fits(f"variants.blocks.{number}", block, name)
         own = {(self.domain.model, name) for name in (*self.domain.tasks, *self.evaluate.tasks)}
         check_letters(self.data, self.models, own | {(case.model, case.task) for case in self.cases.values()})
         return self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.files import write_lines
 from components.evaluation.results import POLICIES, EvalResult, write_results, write_table
-from components.settings import Decode, Domain, Judged, Sweep
+from components.settings import Decode, Domain, Sweep, Variants
 from components.stages.common.cases import EvalCase
 from components.stages.common.progress import progress
 from components.stages.common.runfile import content_hash, describe_run, write_run
@@ -32,7 +32,7 @@ SHOWN = 8  # prompts per task whose decodes are kept for the pages
 
 
 def evaluate(
-    workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, judged: Judged, case: EvalCase
+    workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, variants: Variants, case: EvalCase
 ) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
@@ -45,13 +45,13 @@ def evaluate(
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
-    sections = {"domain": domain, "decode": decode, "sweep": sweep, "judged": judged}
+    sections = {"domain": domain, "decode": decode, "sweep": sweep, "variants": variants}
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     used = [trained, data.split(case.split)]
     begun = describe_run(case.group, workspace.profile, settings, used, workspace.root)
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
-    candidates = learned(workspace, decode, judged, denoiser, case, foreign=case.model != domain.model)
+    candidates = learned(workspace, decode, variants, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates)) as tick:
         board = Board(case.task, case.model, case.split)
         policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
@@ -70,9 +70,9 @@ def evaluate(
 
 
 def learned(
-    workspace: Workspace, decode: Decode, judged: Judged, denoiser: Denoiser, case: EvalCase, foreign: bool
+    workspace: Workspace, decode: Decode, variants: Variants, denoiser: Denoiser, case: EvalCase, foreign: bool
 ) -> list[Candidate]:
-    """The trained policy by its mode and by sampling, and the starts that ``judged`` names by their mode.
+    """The trained policy by its mode and by sampling, and the starts that ``variants`` names by their mode.
 
     On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training,
     whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
@@ -84,7 +84,7 @@ def learned(
     from components.stages.common.models import with_decode_settings
 
     candidates = []
-    for family in sorted(judged.offsets, key=POLICIES.index):
+    for family in sorted(variants.offsets, key=POLICIES.index):
         trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
@@ -99,24 +99,24 @@ def learned(
                     other = with_decode_settings(copy.copy(policy), decode.model_copy(update={"alpha": alpha}))
                     how = (decode.block_length, decode.choose, decode.frontier)
                     candidates.append(Candidate(family, f"alpha={alpha:g}", other, *how))
-        candidates += _at_other_speeds(family, policy, decode, judged, case.wide)
+        candidates += _at_other_speeds(family, policy, decode, variants, case.wide)
     return candidates
 
 
 def _at_other_speeds(
-    family: Family, policy: LearnedPolicy, decode: Decode, judged: Judged, wide: bool
+    family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
 ) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from components.evaluation.evaluate import Candidate
     from components.policies.coupled import CoupledPolicy
 
     found = []
-    for block in (decode.block_length, *(judged.blocks if wide and family == "learned" else ())):
+    for block in (decode.block_length, *(variants.blocks if wide and family == "learned" else ())):
         name = "" if block == decode.block_length else f"block={block}"
         if name:
             found.append(Candidate(family, name, policy, block, frontier=decode.frontier))
         if isinstance(policy, CoupledPolicy):
-            for offset in judged.offsets[family]:
+            for offset in variants.offsets[family]:
                 moved = copy.copy(policy)
                 moved.offset = offset
                 setting = ",".join(filter(None, [name, f"offset={offset:g}"]))

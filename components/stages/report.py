@@ -63,6 +63,7 @@ def _write(
 ) -> None:
     from components.reports import card, learning, order_page, pareto, picture, table
     from components.reports import headroom as headroom_page
+    from components.reports.boards import Stored
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
@@ -72,7 +73,7 @@ def _write(
     decodes = [
         line
         for task in evaluate.tasks
-        for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl")
+        for line in read_lines(outputs / "evaluate" / f"evaluate-{task}" / "decodes.jsonl", kind=Stored)
     ]
 
     pareto.draw(folder / "pareto.png", test)
@@ -85,7 +86,7 @@ def _write(
     picture.draw(folder / "picture.png", [d for d in decodes if d["task"] == gate], [r for r in test if r.task == gate])
     found = [table.results(cells) for cells in (test, elsewhere, foreign)]
     table.write(folder / "table.md", [result for group in found for result in group])
-    figures = [read_json(outputs / "headroom" / f"{case}.json") for case in headroom.cases]
+    figures = [read_json(outputs / "headroom" / f"{case}.json", kind=headroom_page.Case) for case in headroom.cases]
     headroom_page.write(folder / "headroom.md", figures)
     headroom_page.draw(folder / "headroom.png", figures)
     run = read_run(outputs / "train" / "run.json")

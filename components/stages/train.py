@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core import processes
-from components.core.errors import CheckpointError, DataError
 from components.core.files import copy as copy_file
-from components.core.files import put_aside, read_lines, unpacking
 from components.settings import Decode, Domain, Train
 from components.stages.common.alone import alone
 from components.stages.common.progress import progress
@@ -49,6 +47,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     """Train. ``ending`` receives the callback that gives the MLflow run its final state."""
     from components.policies import store
     from components.stages.common.models import domain_prompts, open_cached
+    from components.trainers.checkpoints import resumed
     from components.trainers.reinforce import Method, optimizer_for, reinforce
 
     begun = _describe(workspace, domain, decode, train)
@@ -60,11 +59,9 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     add_alpha_input(policy, train)
     optimizer = optimizer_for(policy, plan)
     with processes.main_first():
-        state = _resumed(kept, policy, optimizer)
+        state = resumed(kept, policy, optimizer)
     processes.require_same([begun.identity, state.iteration], "settings, inputs, code or checkpoint")
     main = processes.rank() == 0
-    if main and state.iteration >= 0:
-        print(f"train: resumes after iteration {state.iteration} of {plan.iterations}", flush=True)
     tracker = _tracker(workspace, kept / "metrics.jsonl", state, begun) if main else CompositeTracker()
     ending.push(_final_state(tracker))
     tune = domain_prompts(workspace, domain, encoder, ["tune"])
@@ -75,10 +72,8 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
     with progress("train", plan.iterations - state.iteration - 1, main) as tick:
         for number, metrics in reinforce(policy, optimizer, denoiser, prompts, method, state):
             training.after(number, metrics, train)
-            tick(
-                f"reward {metrics['reward/mean']:.3f} accuracy {metrics['reward/correct']:.3f} "
-                f"NFE {metrics['decode/nfe']:.2f}"
-            )
+            reward, correct, nfe = (metrics[name] for name in ("reward/mean", "reward/correct", "decode/nfe"))
+            tick(f"reward {reward:.3f} accuracy {correct:.3f} NFE {nfe:.2f}")
     policy.load_state_dict(dict(training.state.best_weights))
     figures = validate(policy)
     if not main:
@@ -102,11 +97,14 @@ class _Training:
     validate: Callable[[LearnedPolicy], dict[str, float]]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Save a fresh state, so that a killed training resumes in the same MLflow run."""
+        """Save a fresh state, so that a killed training resumes in the same MLflow run; report a resumed one."""
         if self.state.mlflow_run_id is None:
             self.state = replace(self.state, mlflow_run_id=self.tracker.run_id)
             self.tracker.params(settings)
             self._save()
+        if processes.rank() == 0 and self.state.iteration >= 0:
+            iterations = settings["train"]["iterations"]
+            print(f"train: resumes after iteration {self.state.iteration} of {iterations}", flush=True)
 
     def after(self, number: int, metrics: dict[str, float], train: Train) -> None:
         """Validate, log and save, as often as the settings ask for."""
@@ -150,28 +148,6 @@ def _write(workspace: Workspace, policy: LearnedPolicy, lines: Path, record: Run
     write_run(folder / "run.json", replace(record, policy_hash=store.content_hash(folder / "policy")))
 
 
-def _resumed(kept: Path, policy: LearnedPolicy, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state in ``kept``, with policy and optimizer put in place; else that of a fresh training.
-
-    An unreadable checkpoint is put aside with a message; left in place it would end every later run.
-    """
-    from components.trainers.checkpoints import TrainState, load
-
-    saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
-    if saved.exists():
-        try:
-            with unpacking(saved, "Delete it."):
-                state = TrainState.read(saved)
-                last = state.iteration
-                logged = [record["step"] for record in read_lines(lines, needs=("step",), torn=True)]
-                if logged[: last + 1] != list(range(last + 1)):
-                    raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
-                return replace(state, best_weights=load(saved, policy, optimizer))
-        except (CheckpointError, DataError) as error:
-            put_aside("train", kept, error)
-    return TrainState()
-
-
 def _final_state(tracker: Tracker) -> Callable[..., None]:
     """Exit callback: FAILED after an error, KILLED after a signal. The training itself sets FINISHED."""
 
@@ -185,19 +161,11 @@ def _final_state(tracker: Tracker) -> Callable[..., None]:
 
 def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
     """The trainer's plan and objective from the settings."""
-    return _plan(train, decode), _objective(train)
+    from components.trainers.plan import Objective, Plan
 
-
-def _plan(train: Train, decode: Decode) -> Plan:
-    from components.trainers.plan import Plan
-
-    return Plan(
-        train.iterations,
-        train.prompts,
-        train.group,
-        train.learning_rate,
-        train.seed,
-        decode.block_length,
+    first = train.iterations, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length
+    plan = Plan(
+        *first,
         experts=train.experts,
         expert_block=train.expert_block,
         warmup=train.warmup,
@@ -212,13 +180,8 @@ def _plan(train: Train, decode: Decode) -> Plan:
         entropy=train.entropy,
         frontier=decode.frontier,
     )
-
-
-def _objective(train: Train) -> Objective:
-    from components.trainers.plan import Objective
-
     divergence = {} if train.divergence == "none" else {"divergence": train.divergence}
-    return Objective(
+    objective = Objective(
         alpha=train.one_alpha,
         alphas=train.alphas,
         reward=train.reward,
@@ -232,6 +195,7 @@ def _objective(train: Train) -> Objective:
         record_share=train.record_share,
         **divergence,
     )
+    return plan, objective
 
 
 def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.core.errors import DataError
-from components.core.files import no_number, write_text
+from components.core.files import parse_json, write_text
 
 MASK = "[MASK]"  # a position to decode in a canvas that is partly filled; each dLLM's own mask is meant
 END = "$"  # ends an answer that is shorter than its canvas, and fills the rest of it; in no task's alphabet
@@ -165,7 +165,7 @@ def json_rows(path: Path, kind: str = "a JSON object") -> Iterator[tuple[str, di
             where = f"{path}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                row = json.loads(text, object_pairs_hook=_distinct, parse_constant=no_number) if text else None
+                row = parse_json(text, object_pairs_hook=_distinct) if text else None
                 json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
             except UnicodeDecodeError as error:
                 raise DataError(f"{where} is not {kind} ({error}). Save the file as UTF-8.") from error

@@ -92,8 +92,8 @@ def countdown_text(
         )
     if max_value < 1 or max_target < 1:
         raise SettingsError(f"max_value={max_value}, max_target={max_target}: no number fits. Use at least 1.")
-    numbers = {"min_numbers": min_numbers, "max_numbers": max_numbers, "max_value": max_value}
-    source = functools.partial(gym.dataset, "countdown", **numbers, min_target=1, max_target=max_target)
+    limits = {"min_numbers": min_numbers, "max_numbers": max_numbers, "max_value": max_value}
+    source = functools.partial(gym.dataset, "countdown", **limits, min_target=1, max_target=max_target)
 
     def draw(index: int, seed: int) -> Example:
         for attempt in range(1000):
@@ -104,16 +104,13 @@ def countdown_text(
             example = Example(name, ASK_EXPRESSION + question, f"<answer>{item['answer']}</answer>", metadata)
             if judge(item["answer"], example).correct:  # its own expression may be cut to a whole number
                 return example
-        raise DataError(
-            f"no countdown with an exact value in 1000 draws (seed {seed}, index {index}). Raise max_target."
-        )
+        raise DataError(f"1000 draws (seed {seed}, index {index}) gave no exact countdown. Raise max_target.")
 
     def judge(answer: str, example: Example) -> Score:
         found = evaluate(re.sub(r"\s+", "", answer))
         if found is None:
             return Score(0.0, 0.0)
-        value, used = found
-        correct = value == example.metadata["target"] and Counter(used) == Counter(example.metadata["numbers"])
+        correct = found[0] == example.metadata["target"] and Counter(found[1]) == Counter(example.metadata["numbers"])
         return Score(float(correct), float(correct))
 
     return PuzzleText(name=name, canvas_length=canvas_length, draw=draw, judge=judge)

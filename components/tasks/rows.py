@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import DataError
+from components.core.reach import offline_unless_hub_answers
 from components.tasks.example import json_rows
 
 Row = dict[str, Any]
@@ -33,6 +34,7 @@ def load_rows(path: str | None, hub: Hub | None, file: str, knob: str = "path") 
         raise DataError(f"the task has no split {file!r} on the hub. Set {knob} to a file.")
     name = f"{' '.join(hub)} ({file})"
     try:
+        offline_unless_hub_answers()
         from datasets import load_dataset
 
         rows = load_dataset(*hub, split=file)

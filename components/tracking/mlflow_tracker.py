@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 METRICS_PER_CALL = 1000  # MLflow's own limit
 SETTINGS = "settings.yaml"
 COMPARED = ("train.alpha", "train.seed", "train.objective", "domain.model")
-LONGEST_INTERVAL = 320  # rounds between two attempts at a store that does not answer
+LONGEST_INTERVAL = 320  # iterations between two attempts at a store that does not answer
 
 
 class MlflowTracker:
-    """Buffers `every` rounds and sends them in one call. See `start`."""
+    """Buffers `every` iterations and sends them in one call. See `start`."""
 
     def __init__(
         self, client: MlflowClient, run_id: str, every: int = 10, known: frozenset[tuple[str, int]] = frozenset()
@@ -40,7 +40,7 @@ class MlflowTracker:
         self._run_id = run_id
         self._known = known
         self._buffer: list[Metric] = []
-        self._rounds = 0
+        self._iterations = 0
         self._every = self._interval = every
 
     @classmethod
@@ -86,8 +86,8 @@ class MlflowTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._buffer += metric_entities(metrics, step, int(time.time() * 1000), self._known)
-        self._rounds += 1
-        if self._rounds >= self._interval:
+        self._iterations += 1
+        if self._iterations >= self._interval:
             self._flush()
 
     def finish(self, status: str) -> None:
@@ -98,7 +98,7 @@ class MlflowTracker:
         # What was sent twice after a half-failed call is the same row, time included, and the store keeps one.
         what = f"{len(self._buffer)} figures"
         sent = self._attempt(what, lambda: log_metrics(self._client, self._run_id, self._buffer))
-        self._rounds = 0
+        self._iterations = 0
         # Each attempt at a dead server costs seconds: try half as often after each failure.
         self._interval = self._every if sent else min(2 * self._interval, LONGEST_INTERVAL)
         if sent:

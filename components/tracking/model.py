@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import CheckpointError, DataError, SettingsError
-from components.core.files import read_json
+from components.core.files import read_json, unpacking
 from components.tracking import store
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ def example(path: Path, graph: Any) -> dict[str, np.ndarray]:
 
     types = {value.name: _dtype(value) for value in graph.graph.input}
     stored = read_json(path.with_name(STATE), "Run `dvc repro export`.", needs=types)
-    return {name: np.asarray(stored[name], dtype) for name, dtype in types.items()}
+    with unpacking(path.with_name(STATE)):
+        return {name: np.asarray(stored[name], dtype) for name, dtype in types.items()}
 
 
 def _dtype(value: Any) -> np.dtype:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from urllib.parse import quote
 
+UI = "UNMASK_MLFLOW_UI"
+"""Names the address at which a browser finds MLflow, where that is not the tracking URI."""
 _LEARNING = "?workflowType=machine_learning"
 _VIEW = "results"
 VIEW = f"mlflow.sharedViewState.{_VIEW}"
 """Tag of an experiment: how its list of runs looks to who follows the link of ``runs``. See ``view``."""
+
+
+def server(uri: str) -> str:
+    """Where a browser finds the pages of the store ``uri``; empty where nobody serves them."""
+    return os.environ.get(UI) or (uri if uri.startswith("http") else "")
 
 
 def experiments(server: str) -> str:

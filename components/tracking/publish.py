@@ -12,13 +12,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,  # of typing, pydantic reads those of Python 3.12 alone
+)
+
+from typing_extensions import TypedDict
 
 from components.core.errors import DataError
-from components.core.files import read_json, read_lines, read_text
+from components.core.files import read_json, read_text
 from components.tracking import abandoned, pages, store
 from components.tracking import mlflow_tracker as entries
 from components.tracking.model import log_policy
+from components.tracking.tracker import read_curve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +47,27 @@ NOTE = "mlflow.note.content"
 VERDICT = "verdict"  # tag of a run: what the gate said of its policy
 
 
+class Trade(TypedDict, total=False):
+    alpha: float | list[float]
+    seed: int
+
+
+class Sections(TypedDict, total=False):
+    train: Trade
+    domain: dict[str, Any]
+
+
+class Trained(TypedDict):
+    """What is read here of train/run.json."""
+
+    profile: str
+    started: datetime
+    seconds: float
+    settings: NotRequired[Sections]
+    dependencies: NotRequired[dict[str, str]]
+    mlflow_run_id: NotRequired[str | None]
+
+
 def publish(outputs: Path, root: Path) -> str:
     """Makes MLflow show what is in `outputs` (`outputs/<profile>`); returns the id of the training run.
 
@@ -48,7 +76,7 @@ def publish(outputs: Path, root: Path) -> str:
     `result/<task>/<name>`, the note, the files of PUBLISHED and export/policy.onnx are added where they are missing or
     differ. A second call changes nothing. DataError where nothing was trained.
     """
-    run = read_json(outputs / "train" / "run.json")
+    run = read_json(outputs / "train" / "run.json", kind=Trained)
     uri = store.tracking_uri(root)
     client = store.connect(uri)
     with store.lock(uri, "publish"):
@@ -92,10 +120,10 @@ def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str
     data = client.get_run(run_id).data
     tags = {key: value for key, value in entries.run_tags(run).items() if data.tags.get(key) != value}
     known = entries.logged_points(client, run_id)
-    # The files do not say when a round was; all that is added late carries the end of the run.
+    # The files do not say when an iteration ended; all that is added late carries the end of the run.
     curves = [
         point
-        for record in read_lines(outputs / "train" / "metrics.jsonl")
+        for record in read_curve(outputs / "train" / "metrics.jsonl")
         for point in entries.metric_entities(
             {k: v for k, v in record.items() if k != "step"}, record["step"], _ended(run), known
         )
@@ -114,7 +142,8 @@ def results(outputs: Path) -> dict[str, float]:
     return {
         f"result/{path.stem}/{name}": float(value)
         for path in sorted((outputs / "result").glob("*.json"))
-        for name, value in read_json(path).items()
+        for name, value in read_json(path, kind=dict[str, float | None]).items()
+        if value is not None
     }
 
 

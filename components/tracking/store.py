@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from components.core.errors import SettingsError, masked
+from components.core.reach import PATIENCE, answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # its links open an empty page about GenAI; see pages.py
     "ORT_DISABLE_TELEMETRY": "1",
 }
 
@@ -118,6 +120,8 @@ def _client(uri: str) -> MlflowClient:
     getattr(utils, "_artifact_repos_cache", {}).clear()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if uri.startswith(("http:", "https:")) and not answers(uri):
+        raise ConnectionError(f"no answer within {PATIENCE:g} seconds")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_experiments(max_results=1)
     return client

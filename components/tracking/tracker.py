@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from components.core.errors import DataError
 from components.core.files import read_lines, write_lines
 
 
@@ -32,6 +33,14 @@ class Tracker(Protocol):
         ...
 
 
+def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others."""
+    records = read_lines(path, needs=("step",), torn=torn, kind=dict[str, float | None])
+    if wrong := [record["step"] for record in records if type(record["step"]) is not int]:
+        raise DataError(f"{path}: step {wrong[0]} is no whole number. Run `dvc repro` to make it.")
+    return records
+
+
 class JsonlTracker:
     """One JSON object per step in `path`: `{"step": 3, "reward/mean": 0.61}`. What is not finite becomes null.
 
@@ -45,7 +54,7 @@ class JsonlTracker:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         resumes = resume_after is not None and path.exists()
-        write_lines(path, [r for r in read_lines(path, torn=True) if r["step"] <= resume_after] if resumes else [])
+        write_lines(path, [r for r in read_curve(path, torn=True) if r["step"] <= resume_after] if resumes else [])
         self._file = path.open("a", encoding="utf-8")
 
     def params(self, settings: Mapping[str, Any]) -> None:

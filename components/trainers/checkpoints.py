@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.core.errors import CheckpointError
-from components.core.files import beside
+from components.core.errors import CheckpointError, DataError
+from components.core.files import beside, put_aside, read_lines, unpacking
 
 NO_WEIGHTS: Mapping[str, Tensor] = {}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW, the one optimizer here, remembers of a parameter
@@ -112,3 +112,23 @@ class TrainState:
 
 
 FACTS = tuple(f.name for f in fields(TrainState) if f.name != "best_weights")
+
+
+def resumed(kept: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """The state in ``kept``, with policy and optimizer put in place; else that of a fresh training.
+
+    An unreadable checkpoint is put aside with a message; left in place it would end every later run.
+    """
+    saved, lines = kept / "state.safetensors", kept / "metrics.jsonl"
+    if saved.exists():
+        try:
+            with unpacking(saved, "Delete it."):
+                state = TrainState.read(saved)
+                last = state.iteration
+                logged = [record["step"] for record in read_lines(lines, needs=("step",), torn=True)]
+                if logged[: last + 1] != list(range(last + 1)):
+                    raise CheckpointError(f"{lines} lacks iterations before {last + 1}. Delete it.")
+                return replace(state, best_weights=load(saved, policy, optimizer))
+        except (CheckpointError, DataError) as error:
+            put_aside("train", kept, error)
+    return TrainState()

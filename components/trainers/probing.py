@@ -162,9 +162,9 @@ def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
 def _drawn(count: int, plan: Probing, number: int) -> list[int]:
     """The prompts of chunk ``number``: each one once before the first one repeats."""
     first, last = number * plan.prompts, (number + 1) * plan.prompts
-    rounds = range(first // count, -(-last // count))
-    pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in rounds]
-    begin = first - rounds[0] * count
+    passes = range(first // count, -(-last // count))
+    pool = [torch.randperm(count, generator=generator(plan.seed, "influence", "prompts", r)) for r in passes]
+    begin = first - passes[0] * count
     return torch.cat(pool)[begin : begin + plan.prompts].tolist()
 
 

@@ -94,7 +94,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """What `make train` leaves, at minute size."""
     clone = Clone(tmp_path_factory.mktemp("finished"))
     clone.run("dvc", "repro")
-    assert "promoted (version 1)" in clone.run("unmask", "promote")
+    said = clone.run("unmask", "promote")
+    assert "promoted (version 1)" in said and "\npages:\n" in said and "\nnext:\n" in said
     return clone
 
 

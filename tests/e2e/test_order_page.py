@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.reports import order_page
+from tests.browser import BROWSER, NONE, dom
 from tests.unit.test_reports import synthetic_decodes
 
 pytestmark = pytest.mark.e2e
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-NONE = "No chromium is installed. The page is only parsed: tests/unit/test_reports.py, test_pictures.py."
 
 # Uses the page as a reader does, then tells the page around it what it saw.
 DRIVER = """<script>
@@ -74,12 +70,8 @@ def test_the_page_works_in_a_browser(page: Path, width: int, tmp_path: Path) -> 
 
 def driven(page: Path, width: int, folder: Path) -> dict[str, Any]:
     """What the driver saw in the page, opened after the third pass in a frame of this width."""
-    assert BROWSER is not None
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(width=width), encoding="utf-8")
     (folder / "driven.html").write_text(page.read_text(encoding="utf-8").replace("</body>", DRIVER), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1600,900", "--dump-dom"]
-    done = subprocess.run([BROWSER, *options, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    (seen,) = re.findall(r'data-found="([^"]*)"', done.stdout)
+    (seen,) = re.findall(r'data-found="([^"]*)"', dom(frame, folder))
     return json.loads(seen.replace("&quot;", '"'))

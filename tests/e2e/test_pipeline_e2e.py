@@ -57,8 +57,9 @@ def add_a_task_kind(folder: Path) -> None:
     (folder / "components" / "tasks" / "reverse.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
     path = folder / "components" / "tasks" / "__init__.py"
     table = path.read_text(encoding="utf-8")
-    at, line = "from components.tasks.sequences", "from components.tasks.reverse import Reverse\n"
-    table = table.replace(at, line + at).replace('    "sudoku_many":', '    "reverse": Reverse,\n    "sudoku_many":')
+    table = re.sub(r"(?m)^(?=from \S*\.sequences )", "from .reverse import Reverse\n", table, count=1).replace(
+        '    "sudoku_many":', '    "reverse": Reverse,\n    "sudoku_many":'
+    )
     path.write_text(table, encoding="utf-8")
 
 

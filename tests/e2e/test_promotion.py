@@ -19,9 +19,9 @@ from components.commands import doctor
 from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, PromotionRefused
-from components.tracking import registry, store
+from components.tracking import abandoned, registry, store
 from tests.outputs import PICK, result, results, write_export, write_gate, write_trained
-from tests.registry import everything, live, model_file, new_store, train, versions, weight_of
+from tests.registry import everything, live, model_file, new_store, run_python, train, versions, weight_of
 
 pytestmark = pytest.mark.e2e
 CHAMPION = "models:/unmasking-policy-tiny@champion"
@@ -191,6 +191,49 @@ def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(
         assert {v.version for v in versions(store.connect(store.tracking_uri(root))) if "withdrawn" in v.tags} == {2}
 
 
+def test_four_processes_that_promote_two_policies_at_once_make_two_versions_and_one_champion(here):
+    better = train(here, "better", 0.95, 3.0, iterations=3)
+    code = f"""
+from pathlib import Path
+from components.commands.promote import promote
+from tests.outputs import PICK
+for name in ("tiny", "better"):
+    promote(Path("{here}/outputs") / name, Path("{here}"), PICK)
+"""
+    done = run_python(code, 4)
+    assert [status for status, _, _ in done] == [0] * 4, done
+    client = store.connect(store.tracking_uri(here))
+    assert len(versions(client)) == 2
+    assert {registry.defect(client, version) for version in versions(client)} == {None}
+    assert_live(here, 3.0, live(client))
+    before = everything(here)
+    assert promote(better, here, PICK).live and everything(here) == before
+
+
+def test_a_lost_run_whose_publication_is_killed_is_closed_by_the_next_command_and_finished_by_the_next_promotion(
+    trained, empty_store, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "elsewhere"
+    client = new_store(empty_store, root)
+    shutil.copytree(trained / "outputs", root / "outputs")
+    code = f"""
+import os, signal
+from pathlib import Path
+from components.tracking import publish
+publish._upload = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+publish.publish(Path("{root}/outputs/tiny"), Path("{root}"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "RUNNING"
+    assert abandoned.close(store.tracking_uri(root)) == [run.info.run_id]
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    assert promote(root / "outputs" / "tiny", root, PICK).run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
 # what an alias may name
 
 
@@ -347,7 +390,7 @@ import json
 from pathlib import Path
 from components.commands import doctor
 from components.commands.promote import promote
-from components.tracking import registry, store
+from components.tracking import abandoned, registry, store
 from tests.outputs import PICK
 root = Path("{here}")
 try:

@@ -19,13 +19,13 @@ from tests.clone import Clone, ran
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 OFFSETS = {"influence": [2.0], "learned": [2.0], "distilled": []}
 STUDY = {
-    "base": {"data.counts.test": 32, "judged.offsets": OFFSETS},
+    "base": {"data.counts.test": 32, "variants.offsets": OFFSETS},
     "cells": {
         "one": {
             "about": "the first",
             "kind": "default",
             "groups": ["evaluate"],
-            "set": {"judged.blocks": [4]},
+            "set": {"variants.blocks": [4]},
         },
         "two": {"about": "another seed", "kind": "default", "groups": ["evaluate", "ood"], "set": {"train.seed": 1}},
     },

@@ -154,7 +154,7 @@ train:
   rollout_rows: 16
   validate_every: 4
   save_every: 5
-judged: {offsets: {learned: [], distilled: []}, blocks: []}
+variants: {offsets: {learned: [], distilled: []}, blocks: []}
 evaluate: {tasks: [sudoku_many], gate_task: sudoku_many}
 sweep:
   seeds: [0, 1]

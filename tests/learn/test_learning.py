@@ -37,8 +37,8 @@ def values(task: Any, policy: Policy, alpha: float, choose: str = "mode", single
     """Exact expected reward of the policy, and of the best order, as means over the task's prompts."""
     prompts, denoiser = task.prompts(), task.denoiser()
     found, possible = [], []
-    for ids, example, answer in zip(prompts.ids, prompts.examples, prompts.answers(), strict=True):
-        lattice = enumerate_decoding(denoiser, ids, task.canvas_length, None, NEEDS, single=single, answer=answer)
+    for index, example in enumerate(prompts.examples):
+        lattice = enumerate_decoding(denoiser, prompts.take([index]).job(None, answers=True), NEEDS, single=single)
         texts = [prompts.encoder.text(canvas) for canvas in lattice.ends.canvas_RL]
         score = torch.tensor([task.score(text, example).correct for text in texts])
         nfe = lattice.ends.nfe_R
@@ -71,8 +71,8 @@ def test_one_policy_learns_a_speed_for_each_alpha(key_first: KeyFirst):
     prompts, denoiser, steps = key_first.prompts(), key_first.denoiser(), []
     for policy.speed, best_steps in ((0.0, 2.0), (8.0, 1.0)):
         exact = []
-        for ids, answer in zip(prompts.ids, prompts.answers(), strict=True):
-            lattice = enumerate_decoding(denoiser, ids, 4, None, NEEDS, answer=answer)
+        for index in range(len(prompts)):
+            lattice = enumerate_decoding(denoiser, prompts.take([index]).job(None, answers=True), NEEDS)
             with torch.no_grad():
                 exact.append(follow(lattice, policy).expected(lattice.ends.nfe_R).item())
         steps.append(sum(exact) / len(exact))
@@ -128,9 +128,8 @@ def taught(student: LearnedPolicy, teacher: Policy, task: Any, rounds: int, seed
 def test_a_student_of_a_teacher_that_knows_the_answer(key_first: KeyFirst):
     """The teacher commits what is right: the key, then everything. Its student, who does not know the answer, reaches
     the best order by imitation alone."""
-    lattice = enumerate_decoding(
-        key_first.denoiser(), key_first.prompts().ids[1], 4, None, NEEDS, answer=key_first.prompts().answers()[1]
-    )
+    job = key_first.prompts().take([1]).job(None, answers=True)
+    lattice = enumerate_decoding(key_first.denoiser(), job, NEEDS)
     exact = follow(lattice, Teacher())
     assert lattice.ends.nfe_R[int(exact.mass_N.argmax())] == 2 and exact.mass_N.max() == 1
     policy = confidence_policy(0)
@@ -145,9 +144,8 @@ def test_the_realisations_start_from_their_reference(key_first: KeyFirst, refere
     policy, prompts = feature_policy(0), key_first.prompts()
     losses = taught(policy, reference, key_first, 120, 0)
     assert losses[-1] < 0.25 * losses[0]
-    lattice = enumerate_decoding(
-        key_first.denoiser(), prompts.ids[2], 4, None, NEEDS, single=True, answer=prompts.answers()[2]
-    )
+    job = prompts.take([2]).job(None, answers=True)
+    lattice = enumerate_decoding(key_first.denoiser(), job, NEEDS, single=True)
     with torch.no_grad():
         ours, theirs = (follow(lattice, p).mass_N for p in (policy, reference))
         first = lattice.levels[0].observation
@@ -165,7 +163,7 @@ def test_upo_improves_on_its_reference_and_comes_nearer_to_the_data(many_texts: 
     data are what an ideal model would write: the reference's texts, given that they are right."""
     reference, policy = TopKRandom(3), feature_policy(seed, shortlist=3)
     prompts, denoiser = many_texts.prompts(), many_texts.denoiser()
-    lattice = enumerate_decoding(denoiser, prompts.ids[0], 4, None, NEEDS, single=True, answer=prompts.answers()[0])
+    lattice = enumerate_decoding(denoiser, prompts.take([0]).job(None, answers=True), NEEDS, single=True)
     written = text_distribution(lattice, follow(lattice, reference))
     right = [canvas for canvas, p in sorted(written.items()) if float(p) > 0][::2]
     hit = sum(float(written[canvas]) for canvas in right)

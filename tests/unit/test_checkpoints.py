@@ -404,6 +404,25 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path):
     refused(tmp_path, "embed_tokens", "mismatched")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused_by_name(kind: torch.dtype, tmp_path: Path):
+    """They load as the numbers that they are without their scale."""
+    write_llada(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "up_proj" in name)
+    save_file(weights | {name: weights[name].to(kind)}, tmp_path / "model.safetensors", {"format": "pt"})
+    refused(tmp_path, name, "quantized")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path):
+    write_llada(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.transformer.blocks.1.up_proj.weight"][3, 2] = value
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    refused(tmp_path, "layers.1.mlp.up_proj", "not finite")
+
+
 @pytest.mark.parametrize("pickled", ["pytorch_model.bin", None])
 def test_a_folder_without_safetensors_is_refused(pickled: str | None, tmp_path: Path):
     write_llada(tmp_path)

@@ -24,9 +24,10 @@ def text_of(name: str) -> str:
 
 
 def example(name: str) -> dict[str, Any]:
-    """Names that the marked Python block of this name defines."""
+    """Names that the marked Python block of this name defines, in the package that it belongs to."""
     code = text_of(name)
-    names: dict[str, Any] = {"__name__": f"contributing_{name}"}
+    package = {"task": "components.tasks", "heuristic": "components.policies"}.get(name, "")
+    names: dict[str, Any] = {"__name__": f"contributing_{name}", "__package__": package}
     exec(compile(code, f"CONTRIBUTING.md: {name}", "exec", dont_inherit=True), names)
     return names
 

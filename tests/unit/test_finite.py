@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.core.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
@@ -32,6 +32,7 @@ from components.policies import store
 from components.policies.confidence import ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Threshold
+from components.trainers.clipping import clip_finite
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
@@ -141,6 +142,17 @@ def test_a_reward_that_is_not_a_number_stops_the_round_before_the_step(
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_step_where_its_gradients_are_finite(loss: float):
+    model = torch.nn.Linear(2, 1)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 5.0)
+    with pytest.raises(SettingsError, match=f"iteration 3: the loss is {loss}.* finite one by one") as caught:
+        clip_finite(model, 1.0, loss, "iteration 3")
+    assert has_remedy(str(caught.value))
+    assert all(bool((p.grad == 5.0).all()) for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(
     key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
@@ -192,6 +204,15 @@ def test_a_policy_folder_with_a_weight_that_is_not_finite_is_refused(value: floa
     with pytest.raises(CheckpointError, match=r"policy\.safetensors: block\.up\.weight") as caught:
         store.load(tmp_path)
     assert has_remedy(str(caught.value))
+
+
+def test_a_policy_folder_with_whole_numbers_for_weights_is_refused(tmp_path: Path):
+    store.save(learner(), tmp_path)
+    path = tmp_path / "policy.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"block.up.weight": weights["block.up.weight"].to(torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: block\.up\.weight \(torch\.int8\)"):
+        store.load(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +267,42 @@ def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refuse
             with pytest.raises(CheckpointError, match="NaN or infinite"):
                 NumpyPolicy(path)
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+def test_a_table_that_is_longer_than_any_example_is_read_from_the_file(tmp_path: Path):
+    path, sizes = tmp_path / "policy.onnx", {"positions": 600, "offsets": 1}
+    shape = CoupledShape(top_k=2, width=8, heads=2, mlp_width=8, blocks=1, pair_width=8, **sizes)
+    export_policy(CoupledPolicy(shape).eval(), path, {})
+    NumpyPolicy(path)
+    model = onnx.load(path)
+    tables = [w for w in model.graph.initializer if list(w.dims) == [600, 8]]
+    assert tables
+    for weight in tables:
+        whole = onnx.numpy_helper.to_array(weight)
+        bad = whole.copy()
+        bad[-1, 0] = np.nan
+        weight.CopyFrom(onnx.numpy_helper.from_array(bad, weight.name))
+        onnx.save(model, path)
+        with pytest.raises(CheckpointError, match=f"{weight.name} is NaN or infinite") as caught:
+            NumpyPolicy(path)
+        assert has_remedy(str(caught.value))
+        weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
+
+
+@pytest.mark.parametrize("name", ["log_odds_BL", "entropy_BL", "margin_BL", "features_BTD"])
+def test_an_exported_policy_refuses_an_observation_with_nan_and_names_the_row(name: str, tmp_path: Path):
+    path = tmp_path / "policy.onnx"
+    export_policy(learner(features=8), path, {})
+    policy, statistics = NumpyPolicy(path), ("log_odds_BL", "entropy_BL", "margin_BL")
+    fields = {statistic: np.ones((3, 4), np.float32) for statistic in statistics}
+    fields |= {"masked_BL": np.ones((3, 4), np.bool_), "features_BTD": np.ones((3, 4, 8), np.float32)}
+    fields |= {"step_B": np.zeros(3, np.int64), "length_B": np.full(3, 4, np.int64)}
+    assert policy.choose(fields).any(-1).all()
+    fields[name] = fields[name].copy()
+    fields[name][1].flat[-1] = np.nan
+    with pytest.raises(DataError, match=f"{name} is NaN in row 1") as caught:
+        policy.choose(fields)
+    assert has_remedy(str(caught.value))
 
 
 # --- force ---------------------------------------------------------------------------------------------------------

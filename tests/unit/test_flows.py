@@ -22,7 +22,7 @@ from prefect.utilities.callables import parameter_schema
 
 from components.core.errors import CheckpointError, DataError, SettingsError
 from components.settings import Settings
-from components.tracking import store
+from components.tracking import pages, store
 from flows import parameters, preflight, process_group, results, tasks, worktree
 from flows.evaluate import evaluate_policy
 from flows.promote import promote_policy
@@ -384,12 +384,12 @@ def test_the_last_state_says_the_verdict(verdict: dict[str, Any] | None, said: s
 def test_links_lead_to_the_run_and_its_pages_or_say_how_to_see_them(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(results.UI, raising=False)
+    monkeypatch.delenv(pages.UI, raising=False)
     uri, client = f"sqlite:///{tmp_path}/mlflow.db", new_store(empty_store, tmp_path)
     made = client.create_run(store.experiment(client, "unmask-tiny"))
     verdict = {"run_id": made.info.run_id}
-    assert results.UI in results.links_page(tmp_path, verdict, uri)
-    monkeypatch.setenv(results.UI, "http://127.0.0.1:5000")
+    assert pages.UI in results.links_page(tmp_path, verdict, uri)
+    monkeypatch.setenv(pages.UI, "http://127.0.0.1:5000")
     page = results.links_page(tmp_path, verdict, uri)
     run = f"http://127.0.0.1:5000/#/experiments/{made.info.experiment_id}/runs/{made.info.run_id}"
     assert f"({run}?workflowType=machine_learning)" in page  # else MLflow opens an empty page about GenAI

@@ -18,8 +18,8 @@ from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
 OWN = """
-from components.denoisers.formula import FormulaDenoiser
-from components.policies.heuristics import Threshold
+from unmask_policies.denoisers.formula import FormulaDenoiser
+from unmask_policies.policies.heuristics import Threshold
 import torch
 
 class Mine(Threshold):

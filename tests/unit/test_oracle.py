@@ -192,7 +192,7 @@ def test_expected_values_and_endings_equal_the_sum_over_trajectories(
     name: str, force_commit: bool, step_limit: str, block: int
 ):
     lattice = enumerate_decoding(
-        scrambled(3), PROMPT, 3, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(3), Job.of([PROMPT], 3, block), NEEDS, DecodeOptions(force_commit=force_commit, step_limit=step_limit)
     )
     exact, every = follow(lattice, POLICIES[name]), paths(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
@@ -211,7 +211,10 @@ def test_expected_values_and_endings_equal_the_sum_over_trajectories(
 @every_policy
 def test_mass_is_conserved(name: str, length: int, block: int, force_commit: bool, step_limit: str):
     lattice = enumerate_decoding(
-        scrambled(length), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(length),
+        Job.of([PROMPT], length, block),
+        NEEDS,
+        DecodeOptions(force_commit=force_commit, step_limit=step_limit),
     )
     exact = follow(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
@@ -226,7 +229,7 @@ def test_mass_is_conserved(name: str, length: int, block: int, force_commit: boo
 
 def test_the_same_masks_hold_different_tokens():
     """The lattice must not merge states by their mask set alone: the order decides what is written."""
-    lattice = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
+    lattice = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS)
     whole = {tuple(row) for row in lattice.ends.canvas_RL.tolist()}
     assert len(whole) > 4
     sets = [{tuple(row) for row in level.observation.masked_BL.tolist()} for level in lattice.levels[:3]]
@@ -242,7 +245,9 @@ def test_the_same_masks_hold_different_tokens():
 def test_rollouts_follow_the_oracle(name: str, force_commit: bool, step_limit: str, block: int):
     """Sampled rollouts end where the oracle says, as often as it says, and their mean reward is the exact one."""
     rows, denoiser, policy = 1500, scrambled(4), POLICIES[name]
-    lattice = enumerate_decoding(denoiser, PROMPT, 4, block, NEEDS, force_commit=force_commit, step_limit=step_limit)
+    lattice = enumerate_decoding(
+        denoiser, Job.of([PROMPT], 4, block), NEEDS, DecodeOptions(force_commit=force_commit, step_limit=step_limit)
+    )
     exact = follow(lattice, policy)
     done = rollout(
         denoiser,
@@ -266,7 +271,7 @@ def test_rollouts_follow_the_oracle(name: str, force_commit: bool, step_limit: s
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "random"])  # its mode is a tie
 def test_greedy_decoding_is_one_path(name: str):
     denoiser, policy = scrambled(4), POLICIES[name]
-    lattice = enumerate_decoding(denoiser, PROMPT, 4, 4, NEEDS)
+    lattice = enumerate_decoding(denoiser, Job.of([PROMPT], 4, 4), NEEDS)
     exact = follow(lattice, policy, choose="mode")
     done = rollout(denoiser, policy, Job.of([PROMPT], 4, 4), DecodeOptions(choose="mode"))
     assert exact.mass_N.max().item() == 1
@@ -292,7 +297,7 @@ def test_recorded_log_probs_are_those_of_the_recorded_observations(name: str, fo
 def test_the_best_order_is_the_best_of_all_paths():
     """Backward induction equals the maximum over written-out paths, and its path leads to its value."""
     for seed in range(3):
-        lattice = enumerate_decoding(scrambled(3, seed), PROMPT, 3, 3, NEEDS)
+        lattice = enumerate_decoding(scrambled(3, seed), Job.of([PROMPT], 3, 3), NEEDS)
         reward = reward_of(lattice.ends)
         value, path = best(lattice, reward)
         everywhere = paths(lattice, POLICIES["bernoulli"])
@@ -309,8 +314,8 @@ def test_the_best_order_is_the_best_of_all_paths():
 
 def test_single_commits_are_enough_for_categorical_policies():
     """Fewer edges, the same numbers; a policy that may draw more is refused."""
-    everything = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS)
-    single = enumerate_decoding(scrambled(4), PROMPT, 4, 4, NEEDS, single=True)
+    everything = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS)
+    single = enumerate_decoding(scrambled(4), Job.of([PROMPT], 4, 4), NEEDS, single=True)
     assert len(single.levels[0].state_E) == 4 < len(everything.levels[0].state_E) == 15
     for name in ("categorical", "top-k", "softmax"):
         a, b = (follow(x, POLICIES[name]).expected(reward_of(x.ends, 0.0)) for x in (everything, single))
@@ -322,13 +327,13 @@ def test_single_commits_are_enough_for_categorical_policies():
 
 def test_what_cannot_be_enumerated_is_refused():
     with pytest.raises(SettingsError, match="drift"):
-        enumerate_decoding(scrambled(3), PROMPT, 3, 3, heuristic("klass", 0.9).needs)
+        enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), heuristic("klass", 0.9).needs)
     with pytest.raises(SettingsError, match="outcomes"):
-        enumerate_decoding(scrambled(12), PROMPT, 12, 12, NEEDS)
+        enumerate_decoding(scrambled(12), Job.of([PROMPT], 12, 12), NEEDS)
 
 
 def test_divergence_from_data_by_hand():
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     exact = follow(lattice, POLICIES["bernoulli"])
     made = text_distribution(lattice, exact)
     assert data_divergence({c: p.item() for c, p in made.items()}, lattice, exact).item() == pytest.approx(0, abs=1e-9)
@@ -434,7 +439,10 @@ def test_the_mean_gradient_in_blocks_is_that_of_the_expected_reward(
 ):
     policy = POLICIES[name]
     lattice = enumerate_decoding(
-        scrambled(length, seed=4), PROMPT, length, block, NEEDS, force_commit=force_commit, step_limit=step_limit
+        scrambled(length, seed=4),
+        Job.of([PROMPT], length, block),
+        NEEDS,
+        DecodeOptions(force_commit=force_commit, step_limit=step_limit),
     )
     assert bool(lattice.ends.finished_R.all()) is (step_limit == "canvas")
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
@@ -452,7 +460,9 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(name: str, size: int, 
     if name in ("bernoulli", "accept") and not force_commit and length == 3:
         length = 2  # trajectories with empty steps are many
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS, force_commit=force_commit)
+    lattice = enumerate_decoding(
+        scrambled(length), Job.of([PROMPT], length, length), NEEDS, DecodeOptions(force_commit=force_commit)
+    )
     exact = follow(lattice, policy).expected(reward_of(lattice.ends))
     wanted = (1 - 1 / size) / length * flat_gradient(exact, policy)
     assert_same(mean_gradient(policy, None, all_groups(lattice, policy, size), lattice, CONSTANT), wanted)
@@ -490,7 +500,7 @@ def likelihood(policy: LEARNED, groups: Groups) -> Tensor:
 def test_weighting_by_row_is_another_objective():
     """1/T_g weighting: (1 - 1/G) (grad E[R/T] - E[R] grad E[1/T]), short trajectories counting more per step."""
     policy, size = POLICIES["bernoulli"], 2
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     exact, reward, steps = follow(lattice, policy), reward_of(lattice.ends), lattice.ends.nfe_R.double()
     favoured = flat_gradient(exact.expected(reward / steps), policy)
     exact = follow(lattice, policy)
@@ -509,7 +519,7 @@ def test_the_clipped_surrogate_off_policy(name: str, weighting: str, normalize_a
     policy, clip = POLICIES[name], 0.1
     older = coupled_learner(seed=1) if name == "coupled" else learner(name, seed=1)
     length = 3 if name == "categorical" else 2  # of two positions, each the other's rest, all ratios would be cut
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    lattice = enumerate_decoding(scrambled(length), Job.of([PROMPT], length, length), NEEDS)
     groups = all_groups(lattice, older, 2)
     per_row = groups.steps_R.tolist() if weighting == "row" else [length] * len(groups.end_R)
     new_N = likelihood(policy, groups)
@@ -541,7 +551,7 @@ def test_steering_by_a_mixture_likelihood(name: str):
     """The expert's row has the likelihood G/(G+E) pi + 1/(G+E): its gradient is the policy's, times pi's share of it.
     A categorical policy cannot draw what the expert draws; the row then only shifts the group's mean."""
     policy = POLICIES[name]
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     (expert,) = paths(lattice, Threshold(0.4))
     assert any(int(a.drawn_BL.sum()) > 1 for *_, a in expert.steps)
     groups = all_groups(lattice, policy, 2, best_first(expert, lattice) if name in ("dpls", "coupled") else expert)
@@ -594,7 +604,7 @@ PULLS = [
 def test_the_pull_is_the_divergence_of_each_visited_state(name: str, reference: Policy, divergence: str):
     """sum over states of P(state) divergence / L; its gradient leaves out how the weights move P(state)."""
     policy, kl_coef, length = POLICIES[name], 0.3, 3
-    lattice = enumerate_decoding(scrambled(length), PROMPT, length, length, NEEDS)
+    lattice = enumerate_decoding(scrambled(length), Job.of([PROMPT], length, length), NEEDS)
     exact = follow(lattice, policy)
     rule = isinstance(reference, Threshold)
     values = per_state_divergence(lattice, policy, reference, "ce" if rule else divergence)
@@ -609,7 +619,7 @@ def test_the_pull_is_the_divergence_of_each_visited_state(name: str, reference: 
 def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name: str):
     """Later epochs: rows of the policy as it was, its ratio in the estimate; what an expert drew counts for nothing."""
     policy, older, reference = POLICIES[name], coupled_learner(seed=1), coupled_learner(seed=2)
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     if name == "accept":
         older, reference = Accepting(older), Accepting(reference)
     visited = [m.detach() for m in follow(lattice, older).state_mass]
@@ -628,7 +638,7 @@ def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name
 
 def test_what_is_logged_of_a_coupled_draw_estimates_divergence_and_entropy():
     policy, reference = POLICIES["coupled"], coupled_learner(seed=2)
-    lattice = enumerate_decoding(scrambled(3), PROMPT, 3, 3, NEEDS)
+    lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     groups = all_groups(lattice, policy, 1)
     part, chance_N = groups.part, groups.chance_P[groups.group_R[groups.part.row_N]]
     distribution, target = (p.distribution(part.observation) for p in (policy, reference))
@@ -647,7 +657,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
     """The chain rule: sum over states of P(state) KL(state) = KL between the two laws of trajectories. (Where an empty
     draw is legal: the two may replace it by different positions.)"""
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
-    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS, force_commit=False)
+    lattice = enumerate_decoding(scrambled(2), Job.of([PROMPT], 2, 2), NEEDS, DecodeOptions(force_commit=False))
     theirs = {str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps]): p.p for p in paths(lattice, reference)}
     between = sum(
         p.p * math.log(p.p / theirs[str([(d, s, a.drawn_BL.tolist()) for d, s, a in p.steps])])
@@ -662,7 +672,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
 def test_each_switch_drops_exactly_its_term():
     """On the first epoch ratios are 1 and no clip is felt; a pull of 0, or to oneself, is none."""
     policy, reference = POLICIES["bernoulli"], learner(seed=2)
-    lattice = enumerate_decoding(scrambled(2), PROMPT, 2, 2, NEEDS)
+    lattice = enumerate_decoding(scrambled(2), Job.of([PROMPT], 2, 2), NEEDS)
     groups = all_groups(lattice, policy, 2)
     plain = mean_gradient(policy, None, groups, lattice, CONSTANT)
     assert torch.equal(mean_gradient(policy, None, groups, lattice, replace(CONSTANT, clip_eps=1e-3)), plain)

@@ -28,7 +28,7 @@ from components.stages.common.cases import EvalCase, case_of
 from components.stages.common.runfile import code_of
 from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
-from tests.graph import Cell, at, resolve, within
+from tests.graph import Cell, at, resolve, source_of, within
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
@@ -298,8 +298,9 @@ def imports_of(file: str) -> Iterator[str]:
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = source_of(node, ROOT / file, ROOT)
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:

@@ -115,7 +115,7 @@ def installed(folder: Path) -> str:
     """The console script `unmask` as it is installed from this repository."""
     script = folder / "bin" / "unmask"
     script.parent.mkdir()
-    script.write_text("from components.cli import main\nmain()\n", encoding="utf-8")
+    script.write_text("from unmask_policies.cli import main\nmain()\n", encoding="utf-8")
     return str(script)
 
 
@@ -132,8 +132,10 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_runs_it_in(tmp_path: Path,
     (copy / "components" / name).write_text(FAKE, encoding="utf-8")
     command = [sys.executable, installed(tmp_path), "train", "--some", "words"]
     run: Any = {"cwd": copy, "env": outside(), "capture_output": True, "text": True, "check": False}
-    assert "the copy" not in subprocess.run(command, **run).stdout  # no repository: just a folder of that name
     (copy / "dvc.yaml").touch()
+    (copy / "pyproject.toml").write_text('[project]\nname = "of-someone-else"\n', encoding="utf-8")
+    assert "the copy" not in subprocess.run(command, **run).stdout  # another project with a folder of that name
+    shutil.copy(ROOT / "pyproject.toml", copy)
     assert subprocess.run(command, **run).stdout == f"the copy ['train', '--some', 'words'] {copy}\n"
 
 
@@ -147,6 +149,7 @@ def test_dvc_exp_run_in_a_copy_has_the_copys_code_and_the_workspaces_store(tmp_p
     cmd = f"{sys.executable} {installed(tmp_path)}"
     text = f"stages:\n  one:\n    cmd: {cmd}\n    deps: [components/cli]\n    outs: [out.txt]\n"
     (root / "dvc.yaml").write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "pyproject.toml", root)
     environment = outside()
     environment.pop("MLFLOW_TRACKING_URI", None)
 

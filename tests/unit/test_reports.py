@@ -524,11 +524,20 @@ def test_card_says_how_to_load_and_where_not_to_use(tmp_path: Path):
     assert "On tasks it never saw" in text and "On other dLLMs" not in text
 
 
+def test_a_card_names_the_objective_that_was_trained() -> None:
+    upo = {"objective": "upo", "signal": "dense", "reward": "additive", "reference": "distilled", "kl_coef": 0.1}
+    for train, named in (
+        ({}, "GRPO with reward = correct x speed^alpha, started"),
+        (upo, "UPO with reward = partial score - alpha NFE / length, pulled to distilled by kl_coef = 0.1, started"),
+    ):
+        assert named in card.markdown(FACTS, RUN | {"settings": {"train": train}}, table.results(synthetic()))
+
+
 def test_the_cards_example_is_python_on_names_that_exist():
     code = card.example(FACTS)
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, FACTS.file, FACTS.canvas} <= set(strings)
+    assert len(imports) == 4 and {FACTS.prompt, FACTS.denoiser, "policy.onnx", FACTS.canvas} <= set(strings)
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names), node.module

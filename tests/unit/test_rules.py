@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_a_new_rule_is_one_block_in_one_file(tmp_path: Path) -> None:
     """Appended to the table's file, the example is known to settings, sweep and command line of a new process."""
     shutil.copytree(ROOT / "components", tmp_path / "components", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "components/policies/rules.py").open("a", encoding="utf-8") as file:
-        file.write(text_of("heuristic").replace("from components.policies.rules import RULES, Rule\n", ""))
+        file.write(re.sub(r"from \S+ import RULES, Rule\n", "", text_of("heuristic")))
     raw = copy.deepcopy(TINY)
     raw["sweep"]["rules"] = {"margin_threshold": [0.3]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")

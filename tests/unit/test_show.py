@@ -319,6 +319,8 @@ def test_a_missing_extra_is_named_with_its_pip_command(tmp_path: Path, monkeypat
     said = extras.explain(ModuleNotFoundError("no", name="onnxruntime.capi"))
     assert said and "pip install -e '.[onnx]'" in said and has_remedy(said)
     assert extras.explain(ModuleNotFoundError("no", name="my_module")) is None
+    monkeypatch.setattr(extras, "needs", lambda: {"": [], "infra": ["psycopg2-binary"]})
+    assert "[infra]" in str(extras.explain(ModuleNotFoundError("no", name="psycopg2")))
 
 
 def test_the_exactness_check_sees_a_sampler_that_is_a_little_off(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from components.core.errors import CheckpointError
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -17,7 +20,7 @@ from components.stages.common.alone import alone
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import JsonlTracker
 from components.trainers import checkpoints
-from components.trainers.checkpoints import TrainState
+from components.trainers.checkpoints import TrainState, resumed
 from tests.messages import has_remedy
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +63,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_a_whole_checkpoint_is_taken_up(kept: Path) -> None:
     policy, optimizer = fresh(1)
-    assert training._resumed(kept, policy, optimizer) == TrainState(1, (1.0, 0.5), 0.5, "r1")
+    assert resumed(kept, policy, optimizer) == TrainState(1, (1.0, 0.5), 0.5, "r1")
     assert same(weights(policy), weights(stepped()[0])) and optimizer.state_dict()["state"]
 
 
@@ -82,7 +85,26 @@ def no_facts(folder: Path) -> None:
     checkpoints.save(folder / "state.safetensors", policy, optimizer, {"iteration": 1})
 
 
+def rewritten(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """The same facts beside other tensors."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "state.safetensors"
+        with safe_open(path, framework="pt") as stored:
+            facts = stored.metadata()
+        save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path, facts)
+
+    return damage
+
+
 DAMAGES = {
+    "a weight that is NaN": rewritten(lambda ts: ts | {"policy/head.bias": ts["policy/head.bias"] * torch.nan}),
+    "infinite moments": rewritten(lambda ts: {n: t + torch.inf if "exp_avg" in n else t for n, t in ts.items()}),
+    "moments of another shape": rewritten(
+        lambda ts: {n: torch.cat([t, t]) if "exp_avg" in n else t for n, t in ts.items()}
+    ),
+    "another optimizer": rewritten(lambda ts: {n.replace("exp_avg_sq", "momentum"): t for n, t in ts.items()}),
+    "half of a best policy": rewritten(lambda ts: ts | {"best/head.bias": ts["policy/head.bias"].clone()}),
     "empty": cut(0),
     "cut in the head": cut(0.01),
     "cut in the middle": cut(0.5),
@@ -105,12 +127,12 @@ def test_an_unreadable_checkpoint_is_put_aside_and_said_and_training_begins_anew
     DAMAGES[what](kept)
     policy, optimizer = fresh(1)
     before = weights(policy)
-    assert training._resumed(kept, policy, optimizer) == TrainState()
+    assert resumed(kept, policy, optimizer) == TrainState()
     assert same(before, weights(policy)) and not optimizer.state_dict()["state"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and f"put aside as {kept}.unreadable" in said
     assert not kept.exists() and kept.with_name("identity.unreadable").exists()
-    assert training._resumed(kept, policy, optimizer) == TrainState()  # and nothing is in the way of the next
+    assert resumed(kept, policy, optimizer) == TrainState()  # and nothing is in the way of the next
 
 
 def test_two_trainings_of_a_checkout_take_turns_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import DataError
-from components.core.files import read_json, read_yaml, write_json
+from components.core.files import read_json, read_yaml, unpacking, write_json
 
 PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxruntime", "mlflow", "dvc", "prefect")
 FLOW_RUN = "UNMASK_FLOW_RUN"  # in the environment of a stage that a flow runs: the flow run's id
@@ -63,15 +63,6 @@ class RunRecord:
 
 
 FACTS = ("mlflow_run_id", "policy_hash", "prompts_hash", "file_hash", "flow_run")
-TEXTS = ("stage", "profile", "commit", "identity", "started")
-TABLES = ("settings", "versions", "dependencies", "metrics")
-KINDS: dict[str, Any] = {
-    **dict.fromkeys(TEXTS, str),
-    **dict.fromkeys(TABLES, dict),
-    **dict.fromkeys(FACTS, str | None),
-    "dirty": bool | None,
-    "seconds": float | int,
-}
 
 
 def describe_run(
@@ -114,11 +105,10 @@ def code_of(stage: str) -> list[Path]:
 
 def read_run(path: Path) -> RunRecord:
     """DataError if the stage has not run, or a value is of another type. Keys of other versions are ignored."""
-    stored = read_json(path, needs=(*TEXTS, "dirty", "seconds"))
-    values: dict[str, Any] = {name: {} for name in TABLES} | {name: stored[name] for name in KINDS if name in stored}
-    if wrong := [name for name, value in values.items() if not isinstance(value, KINDS[name])]:
-        raise DataError(f"{path}: {', '.join(wrong)} is of another type. Run `dvc repro` to make it.")
-    return RunRecord(**values)
+    stored = read_json(path, kind=RunRecord)
+    with unpacking(path):
+        datetime.fromisoformat(stored["started"])
+    return RunRecord(**{name: stored[name] for name in (f.name for f in fields(RunRecord)) if name in stored})
 
 
 def digest(value: Any) -> str:

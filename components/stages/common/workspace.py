@@ -13,6 +13,9 @@ from components.core.files import read_json, unpacking, write_json
 from components.tasks import build
 from components.tasks.example import Example, Task, read_examples
 
+FOLDERS = {"prepare": "data"} | dict.fromkeys(("gate", "transfer", "ood"), "evaluate")
+"""Of stages whose results lie in a folder of another name."""
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -62,9 +65,14 @@ class Workspace:
         """P/metrics/<name>.json, which DVC shows."""
         self.write_json(figures, "metrics", f"{name}.json")
 
-    def check_writable(self, stage: str) -> None:
-        """Raise OSError before any work where the stage's results cannot be written."""
-        for folder in (self.outputs / stage, self.outputs / "metrics"):
+    def check_writable(self, stage: str, part: str = "") -> None:
+        """Raise OSError before any work where the stage's results cannot be written.
+
+        part: the folder of a case or a model, of stages that have one for each.
+        """
+        first = FOLDERS.get(stage, stage)
+        others = {"evaluate": ("tables",), "report": ("plots", "result")}.get(first, ())
+        for folder in (self.outputs / first / part, *(self.outputs / name for name in (*others, "metrics"))):
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass
