@@ -194,7 +194,10 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def several_alphas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     """A root with the outputs of a policy for two alphas, and its settings."""
-    root, settings = tmp_path_factory.mktemp("alphas"), toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0, "frontier": 3})
+    root, settings = (
+        tmp_path_factory.mktemp("alphas"),
+        toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0, "frontier": 3}),
+    )
     with pytest.MonkeyPatch.context() as patch:
         through(root, settings, patch)
     return root, settings
