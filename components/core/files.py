@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import CheckpointError, DataError, SettingsError
-from components.core.kinds import misfit
+from .errors import CheckpointError, DataError, SettingsError
+from .kinds import misfit
 
 
 @contextmanager

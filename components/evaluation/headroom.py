@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.evaluation.evaluate import Candidate, evaluate
-from components.evaluation.results import EvalResult
-from components.maths.pareto import front_at, upper_hull
-from components.policies.rules import heuristic
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths.pareto import front_at, upper_hull
+from ..policies.rules import heuristic
+from .evaluate import Candidate, evaluate
+from .results import EvalResult
 
 ORDER_HEADROOM = 0.15
 OVER_RANDOM = 0.08

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from components.core.errors import DataError
-from components.evaluation.results import POLICIES
-from components.reports.fronts import rule_name
+from ..core.errors import DataError
+from ..evaluation.results import POLICIES
+from .fronts import rule_name
 
 Decode = Mapping[str, Any]
 

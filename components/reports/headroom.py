@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from components.core.files import write_text
-from components.reports.files import STYLE, write_figure
+from ..core.files import write_text
+from .files import STYLE, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from components.core.errors import DataError
-from components.core.files import read_curve, read_json, read_text, unpacking
-from components.tracking import abandoned, pages, store
-from components.tracking import mlflow_tracker as entries
-from components.tracking.model import log_policy
+from ..core.errors import DataError
+from ..core.files import read_curve, read_json, read_text, unpacking
+from . import abandoned, pages, store
+from . import mlflow_tracker as entries
+from .model import log_policy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.core.files import read_curve, write_lines
+from ..core.files import read_curve, write_lines
 
 
 class Tracker(Protocol):
