@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.commands.puzzles import is_solvable, wrong_cells
@@ -107,7 +107,7 @@ def decode_one(
             f"{denoiser.width}; the policy was trained over another one; decode with that"
         )
     asked = Prompts.of(task, [example], encoder, length)
-    job = replace(asked.job(chosen.block_length), frontier=chosen.frontier)
+    job = asked.job(chosen.block_length, chosen.frontier)
     how = "sample" if is_random(chosen.family) else chosen.choose
     done = rollout(denoiser, chosen.policy, job, DecodeOptions(choose=how))
     answerable = example.canvas is not None or is_solvable(task, example.prompt)

@@ -1,22 +1,18 @@
 """What a puzzle's own rules say of a prompt and of a text: which cells break one, and whether any answer exists.
 
-Sudokus, queens and colourings are cells with characters to choose from, of which some pairs may not stand together.
+Sudokus and queens are cells with characters to choose from, of which some pairs may not stand together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 
-from components.tasks.arithmetic import Calculation
 from components.tasks.example import END, Example, Task, fill
-from components.tasks.logic import GraphColor, KnightsKnaves, Queens
-from components.tasks.sequences import NumberSorting, SpellBackward
+from components.tasks.queens import Queens
+from components.tasks.sequences import NumberSorting
 from components.tasks.sudoku import SudokuMany, SudokuUnique, peers_of
 from components.tasks.worded import SudokuPair, Worded
-
-ONE_ANSWER = (NumberSorting, SpellBackward, KnightsKnaves, Calculation)
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,6 @@ def puzzle_of(task: Task, prompt: str) -> Puzzle | None:
             tuple(columns if clue == "." else clue for clue in clues),
             lambda i, a, j, b: a == b or abs(int(a) - int(b)) == abs(i - j),
         )
-    if isinstance(task, GraphColor):
-        edges = {pair for pair, bit in zip(combinations(range(task.vertices), 2), clues, strict=False) if bit == "1"}
-        palette = "123456789"[: task.colors]
-        return Puzzle((palette,) * task.vertices, lambda i, a, j, b: a == b and (min(i, j), max(i, j)) in edges)
     return None
 
 
@@ -113,7 +105,7 @@ def wrong_cells(task: Task, example: Example, text: str) -> frozenset[int]:
         return wrong_cells(task.plain, plain, shown)
     if puzzle is not None:
         return puzzle.broken(text)
-    if isinstance(task, ONE_ANSWER) and example.answer:
+    if isinstance(task, NumberSorting) and example.answer:
         gold = fill(example.answer, len(text)) if len(example.answer) <= len(text) else example.answer
         return frozenset(i for i, (a, b) in enumerate(zip(text, gold, strict=False)) if a != b)
     return frozenset()

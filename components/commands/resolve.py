@@ -129,7 +129,7 @@ def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tup
     """The example with this prompt, and whether a text can be judged by it: it is one of the data, or any valid
     completion is right."""
     from components.tasks.example import Example, read_examples
-    from components.tasks.logic import Queens
+    from components.tasks.queens import Queens
     from components.tasks.sudoku import SudokuMany
     from components.tasks.worded import SudokuPair
 

@@ -73,18 +73,17 @@ class Prompts:
     def job(
         self,
         block_length: int | None,
+        frontier: int | None = None,
         group: int = 1,
         experts: int = 0,
         expert_block: int | None = None,
         answers: bool = False,
-        alpha_P: Tensor | None = None,
     ) -> Job:
         """``group`` rows a prompt that policy 0 draws, then ``experts`` rows that policy 1 draws, prompt by prompt.
 
-        block_length None: the whole canvas, full diffusion. expert_block: of the experts' rows, None for the same.
-        answers: with the reference answers, for a policy that needs them. alpha_P: the speed exponent that each
-        prompt's group is asked for, of a policy that is conditioned on it. Rows start from the canvases that examples
-        bring, and end at the encoder's ``stop_ids``.
+        block_length None: the whole canvas, full diffusion. frontier: eligible masks of a block, the first ones; None:
+        all. expert_block: of the experts' rows, None for the same. answers: with the reference answers, for a policy
+        that needs them. Rows start from the canvases that examples bring, and end at the encoder's ``stop_ids``.
         """
         members = group + experts
         prompt_R = torch.arange(len(self)).repeat_interleave(members)
@@ -106,7 +105,7 @@ class Prompts:
             canvas_RL=self._canvases(prompt_R) if self.canvases else None,
             end_ids=self.encoder.stop_ids,
             answers=self.answers() if answers else None,
-            alpha_R=None if alpha_P is None else alpha_P[prompt_R],
+            frontier=frontier,
         )
 
     def _canvases(self, prompt_R: Tensor) -> Tensor:

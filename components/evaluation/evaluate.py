@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -82,8 +82,7 @@ def _decode(
 ) -> tuple[Job, list[Rollout], float]:
     """The job, what each seed made of it, and the seconds of decoding."""
     random = candidate.choose == "sample" or is_random(candidate.family)
-    job = prompts.job(candidate.block_length, answers=candidate.policy.needs.answer)
-    job = replace(job, frontier=candidate.frontier)
+    job = prompts.job(candidate.block_length, candidate.frontier, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
     done = [
         rollout(denoiser, candidate.policy, job, DecodeOptions(seed=seed, choose="sample" if random else "mode"))

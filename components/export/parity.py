@@ -185,7 +185,7 @@ def _texts(prompts: Prompts, decoded: Rollout) -> list[str]:
 def _compare_decodes(report: ParityReport, policy: Policy, exported: Policy, decoding: Decoding) -> ParityReport:
     prompts, apart = decoding.prompts, _Apart(exported)
     watched = Watched(policy, apart)
-    job = replace(prompts.job(decoding.block_length), frontier=decoding.frontier)
+    job = prompts.job(decoding.block_length, decoding.frontier)
     equal_texts = equal_orders = 0
     unequal: list[str] = []
     for choose in CHOICES:

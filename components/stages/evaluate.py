@@ -166,7 +166,7 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
 
     lines = []
     for chosen in candidates:
-        job = replace(prompts.job(chosen.block_length), frontier=chosen.frontier)
+        job = prompts.job(chosen.block_length, chosen.frontier)
         options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
         decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)

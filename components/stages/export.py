@@ -40,7 +40,8 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
         report = check_parity(policy.to(denoiser.device), OnnxPolicy(part), random_states(policy), decoding)
     figures = report.metrics() | {"bytes": float(path.stat().st_size)}
     exported = OnnxPolicy(path)
-    state = visited_state(exported, denoiser, prompts.take([0]).job(decode.block_length), decode.choose)
+    job = prompts.take([0]).job(decode.block_length, decode.frontier)
+    state = visited_state(exported, denoiser, job, decode.choose)
     fields = {name: value.tolist() for name, value in exported.fields(state).items()}
     workspace.write_json(fields, "export", "state.json")
     hashes = {"policy_hash": facts["policy_hash"], "file_hash": content_hash(path)}

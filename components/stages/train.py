@@ -288,14 +288,15 @@ def _validated(
     from components.core.rng import seed_of
     from components.decode.engine import rollout
     from components.decode.job import DecodeOptions
-    from components.trainers.rewards import REWARDS
+    from components.maths.objectives import REWARDS
 
     tune = tune.take(processes.shard(range(len(tune))))
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)
     figures: list[dict[str, float]] = []
     for alpha in (train.alphas or (train.one_alpha,)) if len(tune) else ():
-        alpha_P = torch.full((len(tune),), alpha) if train.alphas else None
-        job = replace(tune.job(decode.block_length, alpha_P=alpha_P), frontier=decode.frontier)
+        job = tune.job(decode.block_length, decode.frontier)
+        if train.alphas:
+            job = replace(job, alpha_R=torch.full((len(job),), alpha))
         decoded = rollout(denoiser, policy, job, options)
         _, correct_R, dense_R = tune.scores(job, decoded)
         signal_R = correct_R if train.signal == "correct" else dense_R

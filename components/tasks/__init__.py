@@ -10,15 +10,14 @@ import inspect
 from collections.abc import Callable
 
 from components.core.errors import SettingsError
-from components.tasks.arithmetic import Calculation, Countdown, products
 from components.tasks.example import END, Example, Score, Task
 from components.tasks.hub import gsm8k, math
-from components.tasks.logic import GraphColor, KnightsKnaves, Queens
 from components.tasks.programs import humaneval, kodcode, mbpp
 from components.tasks.puzzle_text import countdown_text, sudoku_text, zebra
-from components.tasks.sequences import NumberSorting, SpellBackward
+from components.tasks.queens import Queens
+from components.tasks.sequences import NumberSorting
 from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
-from components.tasks.worded import SudokuPair, worded_many, worded_sorting, worded_unique
+from components.tasks.worded import SudokuPair, worded_many
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 
@@ -28,16 +27,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sudoku_long": sudoku_long,
     "sudoku_pair": SudokuPair,
     "worded_many": worded_many,
-    "worded_unique": worded_unique,
-    "worded_sorting": worded_sorting,
-    "chain_sum": Calculation,
-    "products": products,
-    "countdown": Countdown,
     "number_sorting": NumberSorting,
-    "spell_backward": SpellBackward,
-    "knights_knaves": KnightsKnaves,
     "n_queens": Queens,
-    "graph_color": GraphColor,
     "gsm8k": gsm8k,
     "math": math,
     "humaneval": humaneval,

@@ -37,7 +37,7 @@ def humaneval(
         test_hub=("openai/openai_humaneval",),
         read=_read_humaneval,
         check=_runner(name, execute, allow_unconfined, seconds),
-        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
+        same=_same,
     )
 
 
@@ -85,7 +85,7 @@ def mbpp(
         shots_path=shots_path,
         read=_read_mbpp,
         check=_runner(name, execute, allow_unconfined, seconds),
-        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
+        same=_same,
     )
 
 
@@ -125,7 +125,7 @@ def kodcode(
         leave_out=leave_out,
         read=_read_kodcode,
         check=_runner(name, execute, allow_unconfined, seconds),
-        same=lambda one, other: one.metadata["tests"] == other.metadata["tests"],
+        same=_same,
     )
 
 
@@ -141,6 +141,11 @@ def _read_kodcode(task: str, row: Row) -> Example:
     question = f"{asked}\n\nIt begins:\n" + "\n".join(heads) if heads else asked
     metadata = {"question": question, "tests": tests, "imports": "", "names": names}
     return Example(task, f"{ASK_FUNCTION}{question}", f"```python\n{code}\n```", metadata)
+
+
+def _same(one: Example, other: Example) -> bool:
+    """One problem, whatever its words: the tests are the same."""
+    return one.metadata["tests"] == other.metadata["tests"]
 
 
 def _script(tests: str) -> tuple[str, list[str]]:

@@ -6,15 +6,17 @@ as wrong. Countdown's expressions are evaluated here: its verifier hands the tex
 
 from __future__ import annotations
 
+import ast
 import functools
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from components.core.errors import DataError, SettingsError
 from components.tasks import gym
-from components.tasks.arithmetic import check_range, evaluate
 from components.tasks.checkers import final_answer
 from components.tasks.example import Example, Score, address
 from components.tasks.hub import TAGS
@@ -83,7 +85,11 @@ def countdown_text(
     max_target: int = 99,
 ) -> PuzzleText:
     """An expression over numbers of up to two digits that has the given value. Any one is correct."""
-    check_range("numbers", min_numbers, max_numbers, 2, 6)
+    if not 2 <= min_numbers <= max_numbers <= 6:
+        raise SettingsError(
+            f"min_numbers={min_numbers}, max_numbers={max_numbers} is no range of numbers. "
+            "Use 2 <= min_numbers <= max_numbers <= 6."
+        )
     if max_value < 1 or max_target < 1:
         raise SettingsError(f"max_value={max_value}, max_target={max_target}: no number fits. Use at least 1.")
     numbers = {"min_numbers": min_numbers, "max_numbers": max_numbers, "max_value": max_value}
@@ -111,6 +117,33 @@ def countdown_text(
         return Score(float(correct), float(correct))
 
     return PuzzleText(name=name, canvas_length=canvas_length, draw=draw, judge=judge)
+
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
+    """The exact value of an expression over + - * / ( ) and the whole numbers in it, in order; None where it is no such
+    expression, divides by zero or is longer than 100 characters. Nothing is executed: the syntax tree is walked."""
+    if len(expression) > 100 or not re.fullmatch(r"[0-9+\-*/()]+", expression):
+        return None
+    numbers: list[int] = []
+
+    def value(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(number)):
+                numbers.append(number)
+                return Fraction(number)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATIONS:
+                return OPERATIONS[type(op)](value(left), value(right))
+        raise ValueError(f"{type(node).__name__} is not arithmetic")
+
+    try:
+        return value(ast.parse(expression, mode="eval").body), numbers
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
 
 
 def sudoku_text(

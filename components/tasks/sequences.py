@@ -1,12 +1,11 @@
-"""Text: digits to sort and words to spell backward, from reasoning-gym with its verifiers.
+"""Digits to sort, from reasoning-gym with its verifier.
 
-Each place of the answer depends on the prompt alone, so these are the easy end: positions may be committed together as
-soon as the model knows them. Left out: numbers of several digits, words with other letters than a to z.
+Each place of the answer depends on the prompt alone, so this is the easy end: positions may be committed together as
+soon as the model knows them.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from components.core.errors import SettingsError
@@ -59,42 +58,4 @@ class NumberSorting:
             "metadata": {"direction": "ascending" if example.prompt[1] == "<" else "descending"},
         }
         verdict = self._gym().score_answer(str([f"{digit}.0" for digit in text]), entry)
-        return Score(float(verdict == 1.0 and text == example.answer), matching(text, example.answer))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpellBackward:
-    """'Bhouse' asks for 'esuoh'. Dense: share of places that agree."""
-
-    name: str = "spell_backward"
-    marker: str = "B"
-    min_letters: int = 3
-    max_letters: int = 8
-
-    def __post_init__(self) -> None:
-        if not 3 <= self.min_letters <= self.max_letters <= 10:
-            raise SettingsError(
-                f"min_letters={self.min_letters}, max_letters={self.max_letters} is no range of word lengths: the word "
-                "list holds words of 3 to 10 letters; use 3 <= min_letters <= max_letters <= 10"
-            )
-
-    @property
-    def canvas_length(self) -> int:
-        return canvas_for(self.max_letters)
-
-    @property
-    def alphabet(self) -> str:
-        return self.marker + "abcdefghijklmnopqrstuvwxyz"
-
-    def _gym(self):
-        return gym.dataset("spell_backward", min_word_len=self.min_letters, max_word_len=self.max_letters)
-
-    def sample(self, index: int, seed: int) -> Example:
-        word = self._gym()[address("spell_backward", seed, index)]["metadata"]["word"].lower()
-        assert re.fullmatch("[a-z]+", word), word
-        return Example(self.name, self.marker + word, word[::-1])
-
-    def score(self, text: str, example: Example) -> Score:
-        text = cut(text)
-        verdict = self._gym().score_answer(text, {"answer": example.answer})
         return Score(float(verdict == 1.0 and text == example.answer), matching(text, example.answer))

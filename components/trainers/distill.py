@@ -93,12 +93,11 @@ def _visit(
     """The states of one iteration, drawn by the reference; from half of the iterations on also by the student."""
     source = generator(plan.seed, "distil", "prompts", number)
     chosen = prompts.take(torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist())
-    job = chosen.job(plan.block_length, answers=reference.needs.answer)
+    job = chosen.job(plan.block_length, plan.frontier, answers=reference.needs.answer)
     by_reference_R = torch.ones_like(job.policy_R)
     if 2 * number >= plan.iterations:
         by_reference_R[::2] = 0
     options = DecodeOptions(seed=seed_of(plan.seed, "distil", "rollout", number), record=True)
-    job = replace(job, policy_R=by_reference_R, frontier=plan.frontier)
-    steps = rollout(denoiser, [student, reference], job, options).steps
+    steps = rollout(denoiser, [student, reference], replace(job, policy_R=by_reference_R), options).steps
     assert steps is not None
     return steps

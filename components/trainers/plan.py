@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from components.core.errors import SettingsError
-from components.trainers.rewards import REWARDS
+from components.maths.objectives import REWARDS
 
 
 @dataclass(frozen=True)

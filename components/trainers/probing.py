@@ -102,7 +102,7 @@ def collect(
     DataError if no visited state has two masks.
     """
     chosen = prompts.take(_drawn(len(prompts), plan, number))
-    job = replace(chosen.job(plan.block_length, answers=reference.needs.answer), frontier=plan.frontier)
+    job = chosen.job(plan.block_length, plan.frontier, answers=reference.needs.answer)
     policies: list[Policy] = [reference]
     if plan.on_policy_from is not None and number >= plan.on_policy_from:
         policies = [policy, reference]

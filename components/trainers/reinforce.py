@@ -31,7 +31,6 @@ from components.trainers.checkpoints import TrainState
 from components.trainers.clipping import clip_finite
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
-from components.trainers.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,16 @@ def collect(
     drawn = torch.randperm(len(prompts), generator=source)[: plan.prompts].tolist()
     chosen = prompts.take(processes.shard(drawn))
     answers = needs.answer or any(p.needs.answer for p in policies)
-    alpha_P = _alphas(method, number, len(drawn))
-    job = chosen.job(plan.block_length, plan.group, plan.experts, plan.expert_block, answers, alpha_P)
-    job = replace(job, frontier=plan.frontier)
+    job = chosen.job(plan.block_length, plan.frontier, plan.group, plan.experts, plan.expert_block, answers)
+    if objective.alphas:
+        job = replace(job, alpha_R=_alphas(method, number, len(drawn))[job.prompt_R])
     with timer("rollout"):
         decoded = rollout(denoiser, policies, job, _options(method, needs, number))
     with timer("reward"):
         _, correct_R, dense_R = chosen.scores(job, decoded)
         signal_R = correct_R if objective.signal == "correct" else dense_R
         alpha = objective.alpha if job.alpha_R is None else job.alpha_R
-        reward_R = REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
+        reward_R = objectives.REWARDS[objective.reward](signal_R, decoded.nfe_R.cpu(), job.masks_R, alpha)
         advantage_R = objectives.group_advantages(reward_R, job.prompt_R, objective.normalize_advantage)
     assert decoded.steps is not None
     share = len(chosen) / len(drawn)
@@ -118,11 +117,9 @@ def has_prompts(prompts: Prompts, plan: Plan) -> bool:
     return processes.rank() < min(plan.prompts, len(prompts))
 
 
-def _alphas(method: Method, number: int, count: int) -> Tensor | None:
-    """(P,) the speed exponents of this process's of ``count`` groups, where the policy is conditioned on them."""
+def _alphas(method: Method, number: int, count: int) -> Tensor:
+    """(P,) the speed exponents of this process's of ``count`` groups."""
     alphas = method.objective.alphas
-    if not alphas:
-        return None
     source = generator(method.plan.seed, "reinforce", "alpha", number)
     drawn = torch.randint(len(alphas), (count,), generator=source).tolist()
     return torch.tensor([alphas[i] for i in processes.shard(drawn)])

@@ -14,6 +14,7 @@ import torch
 
 from components.core.types import STATISTICS, Needs
 from components.decode.oracle import best, data_divergence, enumerate_decoding, follow, text_distribution
+from components.maths.objectives import multiplicative
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.heuristics import MaxConfidence, Quota, SoftmaxConfidence, TopKRandom
@@ -23,7 +24,6 @@ from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.learn

@@ -25,7 +25,7 @@ from components.export import NumpyPolicy, OnnxPolicy, export_policy
 from components.export.actions import commit as commit_array
 from components.export.coupled_actions import CoupledScores, coupled_greedy
 from components.maths.distributions import Bernoulli, Categorical, commit
-from components.maths.objectives import group_advantages
+from components.maths.objectives import REWARDS, group_advantages
 from components.maths.plackett_luce import DPLS
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -35,7 +35,6 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from components.trainers.rewards import REWARDS
 from tests.messages import has_remedy
 
 torch.set_num_threads(1)

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from components.maths.objectives import clipped, group_advantages, mixture_log_prob, pair_weights
-from components.trainers.rewards import additive, multiplicative, speed
+from components.maths.objectives import (
+    additive,
+    clipped,
+    group_advantages,
+    mixture_log_prob,
+    multiplicative,
+    pair_weights,
+    speed,
+)
 
 torch.set_num_threads(1)
 

@@ -24,7 +24,7 @@ from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import take
 from components.maths.divergence import Draw, divergence, entropy
-from components.maths.objectives import group_advantages, mixture_log_prob, pair_weights
+from components.maths.objectives import group_advantages, mixture_log_prob, multiplicative, pair_weights
 from components.maths.plackett_luce import DPLS, PlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -40,7 +40,6 @@ from components.policies.protocol import Policy
 from components.policies.rules import heuristic
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, Pairs, surrogate
-from components.trainers.rewards import multiplicative
 
 torch.set_num_threads(1)
 

@@ -197,7 +197,7 @@ def test_a_stage_has_the_params_that_its_signature_names_and_of_its_mapping_its_
 
 """What is added to the settings by a user, and the stages that there are then beside those before."""
 MORE: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "a task": ({"data.tasks.new": {"kind": "spell_backward", "params": {}, "canvas": None}}, set()),
+    "a task": ({"data.tasks.new": {"kind": "number_sorting", "params": {}, "canvas": None}}, set()),
     "a third model": (
         {"models.third": {**RAW["models"]["mini-dream"], "rows": {"number_sorting": 8}}},
         {"pretrain@third"},

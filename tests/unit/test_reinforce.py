@@ -16,6 +16,7 @@ from components.core.timer import Timer
 from components.core.types import Needs
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
+from components.export.states import Watched
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.divergence import Draw, divergence, entropy
 from components.maths.objectives import group_advantages
@@ -268,6 +269,17 @@ def test_a_rule_that_the_student_cannot_draw_is_refused(key_first):
     plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="cannot draw"):
         imitate(head(), Threshold(0.1), key_first.denoiser(), key_first.prompts(), plan, lambda _, m: None)
+
+
+def test_distillation_visits_the_states_of_its_frontier(key_first):
+    """Both drawers' states: the student draws too from half of the iterations on."""
+    plan = DistillPlan(iterations=2, prompts=4, micro_batch=64, learning_rate=1e-3, block_length=None, seed=0)
+    for frontier, most in ((None, 4), (2, 2)):
+        seen: list[int] = []
+        reference = Watched(Threshold(0.9), lambda obs, _, seen=seen: seen.extend(obs.eligible_BL.sum(-1).tolist()))
+        task = key_first.denoiser(), key_first.prompts(), replace(plan, frontier=frontier)
+        imitate(learner(), reference, *task, lambda _, m: None)
+        assert max(seen) == most
 
 
 @pytest.mark.parametrize("block_length", [None, 2])

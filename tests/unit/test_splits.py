@@ -56,7 +56,7 @@ def test_the_shares_are_kept():
 
 
 def test_a_task_with_too_few_prompts_says_so():
-    task = build("chain_sum", min_digits=1, max_digits=1)  # 200 prompts
+    task = build("number_sorting", numbers=2)  # 200 prompts
     assert len(collect(task, "pretrain", 120, 0)) == 120
     with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, asked were 60"):
         collect(task, "test", 60, 0)

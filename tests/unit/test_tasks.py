@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build, gym
-from components.tasks.arithmetic import evaluate
 from components.tasks.example import END, Example, address, fill, read_examples, write_examples
-from components.tasks.logic import worlds
+from components.tasks.puzzle_text import evaluate
 from components.tasks.sudoku import peers_of
 
 TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
 PUZZLES = [name for name in TASKS if name not in TEXTS]
-ONE_ANSWER = ["sudoku_unique", "chain_sum", "products", "number_sorting", "spell_backward", "knights_knaves"]
+ONE_ANSWER = ["sudoku_unique", "number_sorting"]
 
 
 def examples(task, count=25, seed=7):
@@ -170,15 +169,10 @@ def test_an_answer_that_does_not_fit_its_canvas_is_refused():
         ("sudoku_many", {"min_clues": 6}, ["min_clues=6, max_clues=5", "use 0 <="]),
         ("sudoku_many", {"box_rows": 4, "box_columns": 4}, ["16 digits", "at most 9"]),
         ("sudoku_unique", {"max_empty": 13}, ["max_empty=13", "unique"]),
-        ("chain_sum", {"min_terms": 1}, ["min_terms=1", "use 2 <="]),
-        ("chain_sum", {"operators": "+"}, ["operators='+'", "write one of these two"]),
-        ("products", {"max_digits": 0}, ["max_digits=0"]),
-        ("countdown", {"max_target": 0}, ["max_target=0", "use at least 1"]),
+        ("countdown_text", {"max_target": 0}, ["max_target=0", "Use at least 1"]),
+        ("countdown_text", {"min_numbers": 5}, ["min_numbers=5, max_numbers=4", "Use 2 <= min_numbers"]),
         ("number_sorting", {"numbers": 1}, ["numbers=1", "use 2 to 36"]),
-        ("spell_backward", {"max_letters": 11}, ["max_letters=11", "use 3 <="]),
-        ("knights_knaves", {"people": 1}, ["people=1", "use 2 to 10"]),
         ("n_queens", {"size": 3}, ["size=3", "use 4 <= size"]),
-        ("graph_color", {"colors": 1}, ["colors=1", "use 2 to 16 vertices"]),
     ],
 )
 def test_what_cannot_work_is_refused_when_built(task, knobs, words):
@@ -272,7 +266,7 @@ def test_sudoku_long_is_sudoku_with_many_answers():
     assert several >= 6
 
 
-# --- arithmetic, text, logic ----------------------------------------------------------------------------------------
+# --- arithmetic, sorting, queens -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,43 +290,6 @@ def test_what_is_no_arithmetic_has_no_value(text):
     assert evaluate(text) is None
 
 
-def test_countdown_agrees_with_reasoning_gym_on_well_formed_expressions():
-    task, rng, hits = build("countdown"), random.Random(0), 0
-    judge = gym.dataset("countdown")
-    for example in examples(task, 40):
-        digits, target = example.prompt[1:].split("=")
-        entry = {"metadata": {"numbers": list(map(int, digits)), "target": int(target)}}
-        texts = [
-            example.answer,
-            f"({example.answer})",
-            example.answer.replace("+", "-"),
-            example.answer.replace("*", "+"),
-        ]
-        texts += [sign.join(rng.sample(digits, len(digits))) for sign in "+-*/"]
-        for text in texts:
-            right = task.score(text, example).correct
-            assert right == (judge.score_answer(text, entry) == 1.0), (text, example)
-            hits += right
-    assert hits >= 80
-
-
-def test_countdown_refuses_what_does_not_use_each_digit_once():
-    task, example = build("countdown"), Example("countdown", "T2234=11", "2+2+3+4")
-    assert task.score("4+3+2*2", example).correct == 1.0
-    for text in ("11", "22-11", "4+3+4", "2+2+3+4+0", "2+2+3+4=11", "23-2*4-4"):
-        assert task.score(text, example).correct == 0.0
-    assert task.score("2+2+4+3+1", example).dense == pytest.approx(4 / 5 / 2)
-
-
-def test_sums_and_products_are_those_of_python():
-    for name in ("chain_sum", "products"):
-        for example in examples(build(name, max_terms=3)):
-            value, _ = evaluate(example.prompt[1:-1]) or (None, None)
-            assert value == int(example.answer)
-    task = build("chain_sum")
-    assert task.score("018", Example("chain_sum", "C3+15=", "18")).correct == 1.0  # the verifier's own tolerance
-
-
 def test_sorting_is_exact_where_the_verifier_is_not():
     task, example = build("number_sorting"), Example("number_sorting", "N<52", "25")
     verdict = gym.dataset("number_sorting").score_answer(
@@ -341,23 +298,6 @@ def test_sorting_is_exact_where_the_verifier_is_not():
     assert verdict == 1.0 and task.score("35", example).correct == 0.0
     for drawn in examples(task):
         assert drawn.answer == "".join(sorted(drawn.prompt[2:], reverse=drawn.prompt[1] == ">"))
-
-
-def test_knights_and_knaves_agree_with_reasoning_gym_on_what_holds():
-    from reasoning_gym.logic.knights_knaves import KKProblemSampler, KnightsKnavesDataset
-
-    from components.tasks.logic import encode_statement
-
-    for seed in range(40):
-        statements = KKProblemSampler(seed, 4).sample()
-        found = {"".join("01"[bit] for bit in world) for world in KnightsKnavesDataset.find_solution(statements)}
-        assert found == set(worlds("".join(map(encode_statement, statements)), 4))
-
-
-def test_knights_and_knaves_have_one_answer():
-    task = build("knights_knaves", people=5)
-    for example in examples(task):
-        assert worlds(example.prompt[1:], 5) == [example.answer]
 
 
 def test_queens_agree_with_reasoning_gym_on_all_boards():
@@ -372,17 +312,3 @@ def test_queens_agree_with_reasoning_gym_on_all_boards():
             assert right == (board in item["metadata"]["valid_answers"])
         several += len(item["metadata"]["valid_answers"]) > 1
     assert several
-
-
-def test_graph_colouring_accepts_just_the_proper_colourings():
-    task = build("graph_color", vertices=6)
-    for example in examples(task, 4):
-        pairs = list(itertools.combinations(range(6), 2))
-        joined = [pair for pair, bit in zip(pairs, example.prompt[1:], strict=True) if bit == "1"]
-        right = 0
-        for colors in itertools.product("123", repeat=6):
-            proper = all(colors[u] != colors[v] for u, v in joined)
-            assert task.score("".join(colors), example).correct == proper
-            right += proper
-        assert right >= 6  # colours may be renamed
-        assert task.score(example.answer[:-1] + "4", example).correct == 0.0

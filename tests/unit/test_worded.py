@@ -20,16 +20,15 @@ from components.tasks.splits import collect_all, split_of
 from components.trainers import pretrain as trainer
 
 ROWS = list(itertools.permutations("1234"))
-PLAIN = {"worded_many": "sudoku_many", "worded_unique": "sudoku_unique", "worded_sorting": "number_sorting"}
-KINDS = list(itertools.product(PLAIN, ("position", "content", "style")))
+STYLES = ("position", "content", "style")
 # Written apart from the library: the spellings of each digit, as letters of the alphabet.
 LETTERS = {str(d): f"{d}{'jabcdefghi'[d]}{'tklmnopqrs'[d]}{'JABCDEFGHI'[d]}" for d in range(10)}
 
 
-def allowed(kind, spelled_by, place, digit, prompt):
+def allowed(spelled_by, place, digit, prompt):
     """The spellings of a digit by the rule's own words."""
     if spelled_by == "position":
-        row, column = (0, place) if kind == "worded_sorting" else (place // 4, place % 4)
+        row, column = place // 4, place % 4
         return LETTERS[digit][: [1, 2, 4][(row + column) % 3]]
     if spelled_by == "content":
         return LETTERS[digit][: dict(zip("0123456789", (3, 1, 2, 4, 3, 1, 2, 4, 3, 1), strict=True))[digit]]
@@ -49,27 +48,27 @@ def plain_of(text):
     return "".join(next(d for d, letters in LETTERS.items() if c in letters) for c in text)
 
 
-@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
-def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(kind, spelled_by):
-    task = build(kind, spelled_by=spelled_by)
+@pytest.mark.parametrize("spelled_by", STYLES)
+def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spelled_by):
+    task = build("worded_many", spelled_by=spelled_by)
     for example in (task.sample(index, 3) for index in range(6)):
         for place, digit in enumerate(plain_of(example.answer)):
-            right = allowed(kind, spelled_by, place, digit, example.prompt)
+            right = allowed(spelled_by, place, digit, example.prompt)
             for other in {*task.alphabet, END, "é", "9"}:
                 text = example.answer[:place] + other + example.answer[place + 1 :]
                 score = task.score(text, example)
                 assert (score.correct == 1.0) == (score.dense == 1.0) == (other in right), (text, example)
 
 
-@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
-def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(kind, spelled_by):
-    task = build(kind, spelled_by=spelled_by)
+@pytest.mark.parametrize("spelled_by", STYLES)
+def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(spelled_by):
+    task = build("worded_many", spelled_by=spelled_by)
     seen: dict[str, Counter] = {}
     for example in (task.sample(index, 5) for index in range(150)):
         for text in (example.answer, *example.metadata["respelled"]):
             assert task.score(text, example).correct == 1.0 and plain_of(text) == plain_of(example.answer)
             for place, (digit, written) in enumerate(zip(plain_of(text), text, strict=True)):
-                right = allowed(kind, spelled_by, place, digit, example.prompt)
+                right = allowed(spelled_by, place, digit, example.prompt)
                 seen.setdefault(right, Counter())[written] += 1
     assert {len(right) for right in seen} >= {1, 2, 4}
     for right, counts in seen.items():
@@ -87,21 +86,15 @@ def test_any_completion_of_a_worded_puzzle_is_right_in_any_wording_and_a_broken_
         found = set(grids(example.prompt[1:]))
         several += len(found) > 1
         for grid in full:
-            text = "".join(allowed("worded_many", "position", p, d, "")[-1] for p, d in enumerate(grid))
+            text = "".join(allowed("position", p, d, "")[-1] for p, d in enumerate(grid))
             assert task.score(text, example).correct == (grid in found)
     assert several >= 4
 
 
-def test_a_worded_puzzle_with_one_solution_refuses_other_full_grids():
-    task, example = build("worded_unique"), build("worded_unique").sample(0, 0)
-    assert [grid for grid in grids("." * 16) if task.score(grid, example).correct] == list(grids(example.prompt[1:]))
-
-
-@pytest.mark.parametrize("kind", PLAIN)
-def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind):
-    plain = build(PLAIN[kind])
-    for spelled_by in ("position", "content", "style"):
-        task = build(kind, spelled_by=spelled_by)
+def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added():
+    plain = build("sudoku_many")
+    for spelled_by in STYLES:
+        task = build("worded_many", spelled_by=spelled_by)
         marks = Counter()
         for example in (task.sample(index, 2) for index in range(60)):
             mark = example.prompt[1] if spelled_by == "style" else ""
@@ -112,9 +105,8 @@ def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind):
         assert set(marks) == ({":", ";", "!"} if spelled_by == "style" else {""}) and min(marks.values()) >= 8
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_a_puzzle_stays_in_one_split_whatever_its_wording(kind):
-    drawn = collect_all(build(kind, spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
+def test_a_puzzle_stays_in_one_split_whatever_its_wording():
+    drawn = collect_all(build("worded_many", spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
     questions = {split: {x.metadata["question"] for x in examples} for split, examples in drawn.items()}
     assert {split: len(found) for split, found in questions.items()} == {"pretrain": 300, "tune": 40, "test": 40}
     assert not any(a & b for a, b in itertools.combinations(questions.values(), 2))
@@ -128,12 +120,11 @@ def test_a_worded_task_does_not_draw_the_plain_task_s_puzzles():
     assert len(plain & worded) < 3
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_what_gives_no_spelling_is_refused(kind):
+def test_what_gives_no_spelling_is_refused():
     with pytest.raises(SettingsError, match="Use position, content or style"):
-        build(kind, spelled_by="mood")
+        build("worded_many", spelled_by="mood")
     with pytest.raises(SettingsError, match="also a spelling of a digit"):
-        build(kind, marker="B")
+        build("worded_many", marker="B")
 
 
 def test_a_pair_is_right_where_both_halves_are_completed():
@@ -190,4 +181,4 @@ def test_a_typed_prompt_with_many_answers_is_judged(tmp_path):
         task = build(kind)
         example, judged = example_for(workspace, kind, task, prompt)
         assert judged and task.score(text, example).correct == 1.0
-    assert example_for(workspace, "worded_unique", build("worded_unique"), "X1...............")[1] is False
+    assert example_for(workspace, "sudoku_unique", build("sudoku_unique"), "U1...............")[1] is False
