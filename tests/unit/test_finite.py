@@ -38,9 +38,9 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst
 from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
+from tests.toy_domain import KeyFirst
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from components.evaluation.headroom import order, speed
 from components.evaluation.results import EvalResult
-from tests.conftest import KeyFirst
+from tests.toy_domain import KeyFirst
 
 
 def test_random_orders_find_what_the_surest_first_order_never_does(key_first: KeyFirst):

@@ -33,8 +33,8 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, collect, optimizer_for, reinforce, update
-from tests.conftest import KeyFirst
 from tests.doubles import learner, snapshot
+from tests.toy_domain import KeyFirst
 
 torch.set_num_threads(1)
 
