@@ -55,7 +55,7 @@ def test_a_part_that_fails_or_takes_too_long_ends_alone(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang() -> dict[str, Any]:
-        time.sleep(60)
+        time.sleep(600)
         return {}
 
     def fall() -> dict[str, Any]:
@@ -66,4 +66,4 @@ def test_a_part_that_fails_or_takes_too_long_ends_alone(
     failed, found = run(script, tmp_path)
     assert failed == 2 and found["three"] == {"right": True}
     assert "out of memory" in found["one"]["error"] and "more than 0 seconds" in found["two"]["error"]
-    assert found["seconds"] < 30 and set(found["part_seconds"]) == {"one", "two", "three"}
+    assert found["part_seconds"]["two"] < 600 and set(found["part_seconds"]) == {"one", "two", "three"}
