@@ -8,7 +8,7 @@ and calls no other, and a wait one that hands a tensor's values to Python or mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ VIEWS = frozenset(
         "item",
     ]
 )
-COPIES = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy)
+COPIES: tuple[Any, ...] = tuple(getattr(torch.Tensor, name) for name in ("tolist", "cpu", "numpy"))
 
 
 class _Marked(Timer):
@@ -84,7 +84,8 @@ def launches(run: Callable[[Timer], Rollout], device: torch.device) -> dict[str,
     with profile(activities=activities) as seen, _Copies() as copies:
         steps = int(run(_Marked()).nfe_R.max())
     kernels, waits = Counter[str](), Counter[str]()
-    for event in seen.events() or ():
+    events: Iterable[Any] = seen.events() or ()
+    for event in events:
         if event.device_type != DeviceType.CPU:
             continue
         where = _section(event)

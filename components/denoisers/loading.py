@@ -239,8 +239,8 @@ def _require_finite(model: Any) -> None:
         # What lies on the disk was looked at before it went there.
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"{name} holds values that are not finite; the checkpoint did not load whole; "
-                f"fetch it again, or compare it with its safetensors files"
+                f"{name} holds values that are not finite; the checkpoint did not load whole. Download it again, or "
+                "compare it with its safetensors files."
             )
 
 
