@@ -8,9 +8,9 @@ and calls no other, and a wait one that hands a tensor's values to Python or mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._C._autograd import DeviceType
@@ -58,7 +58,7 @@ class _Marked(Timer):
     """A timer whose sections the profiler sees."""
 
     @contextmanager
-    def __call__(self, section: str) -> Iterator[None]:
+    def __call__(self, section: str) -> Generator[None]:
         with super().__call__(section), record_function(PREFIX + section):
             yield
 
@@ -84,8 +84,7 @@ def launches(run: Callable[[Timer], Rollout], device: torch.device) -> dict[str,
     with profile(activities=activities) as seen, _Copies() as copies:
         steps = int(run(_Marked()).nfe_R.max())
     kernels, waits = Counter[str](), Counter[str]()
-    events: Iterable[Any] = seen.events() or ()
-    for event in events:
+    for event in cast("Iterable[Any]", seen.events() or ()):
         if event.device_type != DeviceType.CPU:
             continue
         where = _section(event)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def unpacking(path: Path, remedy: str = REMAKE) -> Iterator[None]:
+def unpacking(path: Path, remedy: str = REMAKE) -> Generator[None]:
     """Inside, the content of a file is made into objects. What is of another kind becomes a DataError with its name."""
     try:
         yield

@@ -16,7 +16,7 @@ loaded is compared with its files and probed (``check``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +179,7 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _described(path: str) -> Iterator[None]:
+def _described(path: str) -> Generator[None]:
     """CheckpointError where the library does not make a config of config.json."""
     try:
         yield

@@ -15,7 +15,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,7 +140,7 @@ def _reach(uri: str) -> None:
 
 
 @contextmanager
-def _sentences(uri: str) -> Iterator[None]:
+def _sentences(uri: str) -> Generator[None]:
     """What a store that cannot be used raises becomes a SettingsError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -233,7 +233,7 @@ def experiment(client: MlflowClient, name: str) -> str:
 
 
 @contextmanager
-def lock(uri: str, purpose: str) -> Iterator[None]:
+def lock(uri: str, purpose: str) -> Generator[None]:
     """One process at a time for one purpose. Only for SQLite files: across machines a server is alone to decide."""
     path = database(uri)
     if path is None:
