@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -84,7 +85,7 @@ def launches(run: Callable[[Timer], Rollout], device: torch.device) -> dict[str,
         steps = int(run(_Marked()).nfe_R.max())
     kernels, waits = Counter[str](), Counter[str]()
     for event in seen.events() or ():
-        if event.device_type != torch.autograd.DeviceType.CPU:
+        if event.device_type != DeviceType.CPU:
             continue
         where = _section(event)
         if on_gpu:

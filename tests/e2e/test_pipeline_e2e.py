@@ -327,7 +327,7 @@ def extended(pipeline: tuple[Clone, str], tmp_path_factory: pytest.TempPathFacto
     assert {name: after[name] for name in before if name != "prepare"} == {
         name: text for name, text in before.items() if name != "prepare"
     }
-    assert set(after) - set(before) == {"transfer-third", "ood-backwards"}
+    assert set(after) - set(before) == {"pretrain-third", "transfer-third", "ood-backwards"}
     return clone, stages
 
 

@@ -90,7 +90,8 @@ def test_an_editable_install_has_the_library_by_both_names(tmp_path: Path) -> No
     copy = copy_source(tmp_path)
     code = "from setuptools.build_meta import build_editable as build; import sys; build(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=copy, check=True, capture_output=True)
-    with zipfile.ZipFile(*tmp_path.glob("*.whl")) as wheel:
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
         (path,) = [name for name in wheel.namelist() if ".dist-info/" not in name]
         assert path.endswith(".pth") and wheel.read(path).decode().strip() == str(copy)
 

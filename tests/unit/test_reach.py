@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_a_data_set_that_cannot_be_had_is_named_within_seconds() -> None:
 
 
 @pytest.mark.parametrize("use", [store.connect, lambda uri: store.reading(uri).__enter__()], ids=["connect", "reading"])
-def test_a_tracking_server_that_never_answers_is_named_within_seconds(use, silent: str) -> None:
+def test_a_tracking_server_that_never_answers_is_named_within_seconds(use: Callable[[str], Any], silent: str) -> None:
     import mlflow  # noqa: F401 (its import is no part of the time)
 
     begin = time.process_time(), time.perf_counter()

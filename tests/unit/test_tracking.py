@@ -514,7 +514,9 @@ def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path: Path):
         assert sqlalchemy.engine.make_url(uri).database == f"{tmp_path}/{name}/mlflow.db"
 
 
-def test_a_database_that_does_not_answer_is_one_sentence_at_once_and_without_its_password(monkeypatch):
+def test_a_database_that_does_not_answer_is_one_sentence_at_once_and_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("MLflow tries again and again"))
     with pytest.raises(SettingsError, match=r"the tracking store .* cannot be used .*refused") as refused:
         store.connect("postgresql+psycopg2://postgres:secret1@127.0.0.1:1/mlflow")
