@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+SHARED = ("train", "rules", "evaluate", "gate", "transfer", "ood")
+"""The stages that several processes can share."""
+
 
 def _stage(name: str, group: str | None = None, **extra: str) -> None:
     """Run the function of stage ``name`` with the settings sections in its signature.
@@ -24,7 +27,7 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     from ..stages.common.cases import case_of
     from ..stages.common.workspace import Workspace
 
-    if name != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingsError(f"stage {name} is the work of one process, not of several. Run `unmask {name}`.")
     settings = read(Path("params.yaml"))
     # Stages gate, transfer and ood are stage evaluate on a case of theirs.

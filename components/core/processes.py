@@ -1,4 +1,4 @@
-"""The processes of one training, as `accelerate launch` or `torchrun` start them. Every call is a no-op for one.
+"""The processes of one stage, as `accelerate launch` or `torchrun` start them. Every call is a no-op for one.
 
 They talk by gloo, on GPUs too: a policy is small, and gloo notices a peer whose connection is gone. Nothing is pickled.
 A process that works notices it as well, by a pulse in a thread of its own.
@@ -28,7 +28,7 @@ PULSE_SECONDS = 5.0
 SILENCE = timedelta(seconds=25)  # of a machine that is gone without closing its connections
 NOTICE_SECONDS = 5.0  # for a process to find out by itself, which keeps its error
 GRACE_SECONDS = 20.0  # for clean-up, before a process whose peer is gone is ended hard
-LOST = "another process of this training is gone. See its own message, and start all of them again; they resume."
+LOST = "another process of this stage is gone. See its own message, and start all again; a training resumes."
 
 ALIVE, ENDED, FAILED = 0, 1, -1
 
@@ -151,6 +151,17 @@ def gathered(value: Any) -> list[Any]:
         padded = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
         dist.all_gather(padded, torch.cat([own, own.new_zeros(longest - len(own))]))
     return [json.loads(bytes(row[: int(n)].tolist())) for row, n in zip(padded, lengths, strict=True)]
+
+
+def unsharded(own: Tensor) -> Tensor:
+    """All processes' values in the order of the items; the last axis is the items of ``shard``."""
+    if size() == 1:
+        return own
+    parts = [torch.tensor(part, dtype=own.dtype) for part in gathered(own.tolist())]
+    whole = own.new_zeros(*own.shape[:-1], sum(part.shape[-1] for part in parts))
+    for i, part in enumerate(parts):
+        whole[..., i :: size()] = part
+    return whole
 
 
 def require_same(value: Any, what: str) -> None:

@@ -2,7 +2,7 @@
 
 A policy is compared with heuristics that were swept. Random rules are averaged over decode seeds; deterministic rules
 are decoded once (``seeds`` = 1). Intervals are bootstrap percentiles over prompts and, within a prompt,
-over its decode seeds.
+over its decode seeds. Several processes share the prompts; each of them has the whole result.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import workers
-from ..core.rng import generator
+from ..core import processes, workers
+from ..core.rng import generator, seed_of
 from ..core.types import Rollout
 from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job
@@ -74,7 +74,7 @@ def evaluate(
     board: names for the result; None: the first prompt's task.
     """
     board = board or Board(prompts.tasks[0].name)
-    return _score(candidate, prompts, board, *_decode(denoiser, candidate, prompts, seeds))
+    return _score(candidate, prompts, board, *_decode(denoiser, candidate, _own(prompts), seeds))
 
 
 def _decode(
@@ -91,12 +91,28 @@ def _decode(
     return job, done, time.perf_counter() - begin
 
 
+def _own(prompts: Prompts) -> Prompts:
+    """The prompts that this process decodes and scores."""
+    return prompts if processes.size() == 1 else prompts.take(processes.shard(range(len(prompts))))
+
+
+def _values_SKP(prompts: Prompts, job: Job, done: Sequence[Rollout]) -> Tensor:
+    """Correct, dense, NFE, masks left, AR-ness@1 and tau of all processes' prompts; float64 holds each exactly."""
+    seeds = []
+    for one in done:
+        _, correct_R, dense_R = prompts.scores(job, one)
+        order_2R = torch.from_numpy(order_2P(one.order_RL.cpu().numpy()))
+        values = (correct_R, dense_R, one.nfe_R.cpu(), ~one.finished_R.cpu(), *order_2R)
+        seeds.append(torch.stack([value_R.double() for value_R in values]))
+    return processes.unsharded(torch.stack(seeds))
+
+
 def _score(
     candidate: Candidate, prompts: Prompts, board: Board, job: Job, done: Sequence[Rollout], seconds: float
 ) -> EvalResult:
-    scores = [prompts.scores(job, one) for one in done]
-    correct_SP = torch.stack([correct_R for _, correct_R, _ in scores])
-    nfe_SP = torch.stack([one.nfe_R.cpu().float() for one in done])
+    """The result on all prompts. job, done, seconds: of this process's."""
+    value_SKP, masks_P = _values_SKP(_own(prompts), job, done), processes.unsharded(job.masks_R)
+    correct_SP, dense_SP, nfe_SP = (value_SP.contiguous() for value_SP in value_SKP[:, :3].float().unbind(1))
     accuracy, nfe = interval(correct_SP), interval(nfe_SP)
     return EvalResult(
         task=board.task,
@@ -111,12 +127,12 @@ def _score(
         accuracy=float(correct_SP.mean()),
         accuracy_low=accuracy[0],
         accuracy_high=accuracy[1],
-        dense=float(torch.stack([dense_R for _, _, dense_R in scores]).mean()),
+        dense=float(dense_SP.mean()),
         nfe=float(nfe_SP.mean()),
         nfe_low=nfe[0],
         nfe_high=nfe[1],
-        tokens_per_second=int(job.masks_R.sum()) * len(done) / seconds,
-        unfinished=float(sum(int((~one.finished_R).sum()) for one in done)),
+        tokens_per_second=int(masks_P.sum()) * len(done) / max(processes.gathered(seconds)),
+        unfinished=float(value_SKP[:, 3].sum()),
         workers=done[0].shares[0],
         rows_in_flight=done[0].shares[1],
         tokens_per_forward=done[0].shares[2],
@@ -124,8 +140,8 @@ def _score(
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
-        masks_P=job.masks_R.double().numpy() if prompts.canvases else np.zeros(0),
-        order_2P=np.mean([order_2P(one.order_RL.cpu().numpy()) for one in done], axis=0),
+        masks_P=masks_P.double().numpy() if prompts.canvases else np.zeros(0),
+        order_2P=value_SKP[:, 4:].numpy().mean(0),
     )
 
 
@@ -189,9 +205,11 @@ def table(
     On a CPU as many candidates at a time as torch has threads, with one thread each. Their tokens per second are those
     of one thread.
     """
-    results = []
+    uids = [example.uid for example in prompts.examples]
+    processes.require_same([len(candidates), seed_of(*uids)], "candidates or prompts")
+    results, own = [], _own(prompts)
     with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
-        decoded = run(lambda candidate: _decode(denoiser, candidate, prompts, seeds), candidates)
+        decoded = run(lambda candidate: _decode(denoiser, candidate, own, seeds), candidates)
         for candidate, parts in zip(candidates, decoded, strict=True):
             results.append(_score(candidate, prompts, board, *parts))
             if progress is not None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 def order_2P(order_PL: NDArray[np.int64]) -> NDArray[np.float64]:
     """(2, P): AR-ness@1 and tau of each row. order_PL: the step of each position's commit, -1 for none."""
-    return np.asarray([(ar_ness(row[row >= 0]), kendall_tau(row[row >= 0])) for row in order_PL], dtype=float).T
+    both = [(ar_ness(row[row >= 0]), kendall_tau(row[row >= 0])) for row in order_PL]
+    return np.asarray(both, dtype=float).reshape(-1, 2).T
 
 
 def ar_ness(step_L: NDArray[np.int64]) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..core import processes
 from ..core.files import write_lines
 from ..evaluation.results import POLICIES, EvalResult, write_results, write_table
 from ..settings import Decode, Domain, Sweep, Variants
@@ -36,8 +37,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares.
+    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares. Several
+    processes share the prompts of each policy, and the main one writes.
     """
+    with processes.joined():
+        return _evaluate(workspace, domain, decode, sweep, variants, case)
+
+
+def _evaluate(
+    workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, variants: Variants, case: EvalCase
+) -> dict[str, Any]:
     from ..decode.prompts import Prompts
     from ..evaluation.evaluate import Board, table
     from ..policies import store
@@ -49,12 +58,15 @@ def evaluate(
     settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
     used = [trained, data.split(case.split)]
     begun = describe_run(case.group, workspace.profile, settings, used, workspace.root)
+    processes.require_same(begun.identity, "settings, policy or prompts")
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, variants, denoiser, case, foreign=case.model != domain.model)
-    with progress(f"evaluate {case.stem}", len(candidates)) as tick:
+    with progress(f"evaluate {case.stem}", len(candidates), processes.rank() == 0) as tick:
         board = Board(case.task, case.model, case.split)
         policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+    if processes.rank() > 0:
+        return {}
     results = policies + rule_results(workspace, case)
     folder = workspace.outputs / "evaluate" / case.stem
     write_results(folder / "results.jsonl", results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..core import processes
 from ..evaluation.results import read_results, write_results
 from ..settings import Decode
 from ..settings import Sweep as SweepSettings
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
     """P/rules/<case>/results.jsonl: one result per rule, number and block length, with the cache of the policy."""
+    with processes.joined():
+        return _rules(workspace, decode, sweep, case)
+
+
+def _rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
     from ..decode.prompts import Prompts
     from ..evaluation.evaluate import Board, table
     from .common.models import open_cached
@@ -27,9 +33,11 @@ def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eval
     data = workspace.task(case.task)
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = sweep_of(sweep, encoder).candidates(prompts.longest, case.wide)
-    with progress(f"rules {case.stem}", len(candidates)) as tick:
+    with progress(f"rules {case.stem}", len(candidates), processes.rank() == 0) as tick:
         board = Board(case.task, case.model, case.split)
         results = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+    if processes.rank() > 0:
+        return {}
     write_results(workspace.outputs / "rules" / case.stem / "results.jsonl", results)
     return {"rules": len(results)}
 

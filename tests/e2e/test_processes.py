@@ -106,7 +106,7 @@ def test_a_process_that_is_killed_ends_the_other_and_the_training_resumes(tmp_pa
         started[victim].kill()
         _, said = started[1 - victim].communicate(timeout=LIMIT)
         assert time.monotonic() - began < LIMIT
-        assert started[1 - victim].returncode != 0 and "another process of this training is gone" in said
+        assert started[1 - victim].returncode != 0 and "another process of this stage is gone" in said
     finally:
         for process in started:
             process.kill()
