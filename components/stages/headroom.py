@@ -11,10 +11,10 @@ from components.stages.rules import sweep_of
 
 
 def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) -> dict[str, Any]:
-    """P/headroom/<case>.json, on tune prompts: the cost of order and of speed, see ``evaluation.headroom``."""
+    """P/headroom/<case>.json, on tune prompts: order, speed and dependence, see ``evaluation.headroom``."""
     from components.decode.prompts import Prompts
     from components.evaluation.evaluate import Board, table
-    from components.evaluation.headroom import order, speed
+    from components.evaluation.headroom import dependence, order, speed
     from components.stages.common.models import open_denoiser
 
     chosen = item_of(headroom.cases, "headroom.cases", case)
@@ -23,9 +23,13 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     prompts = Prompts.of(data.task(), data.examples("tune", headroom.prompts), encoder)
     candidates = sweep_of(sweep, encoder).candidates(prompts.longest, wide=False)
     results = table(denoiser, candidates, prompts, sweep.seeds, Board(chosen.task, chosen.model, "tune"))
+    by_order, learned = order(denoiser, prompts, headroom.orders, sweep.seeds[0])
+    swept = list(zip(candidates, results, strict=True))
     figures: dict[str, Any] = {
-        "order": order(denoiser, prompts, headroom.orders, sweep.seeds[0]),
+        "order": by_order,
+        "learned_order": learned,
         "speed": speed(results),
+        "dependence": dependence(denoiser, prompts, swept, sweep.seeds[0]),
     }
     workspace.write_json({"model": chosen.model, "task": chosen.task, **figures}, "headroom", f"{case}.json")
     for question in ("order", "speed"):
