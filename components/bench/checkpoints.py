@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from components.core.files import write_json, write_text
-from components.denoisers import Encoder, TransformerDenoiser, llada, vocabulary
+from ..core.files import write_json, write_text
+from ..denoisers import Encoder, TransformerDenoiser, llada, vocabulary
 
 MERGES = "#version: 0.2\n"
 SHARPNESS = 3.0  # of the head: confidences spread, so that rules commit some positions and not others

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from components.bench.measure import Synchronised, Timed, in_turn, median_seconds, peak_bytes, ratios
-from components.bench.reference import reference_rollout
-from components.core.types import Rollout
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
-from components.denoisers.protocol import Denoiser
-from components.policies.protocol import Policy
+from ..core.types import Rollout
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions, Job
+from ..denoisers.protocol import Denoiser
+from ..policies.protocol import Policy
+from .measure import Synchronised, Timed, in_turn, median_seconds, peak_bytes, ratios
+from .reference import reference_rollout
 
 SECTIONS = ("denoiser", "readout", "policy", "bookkeeping")
 

@@ -16,8 +16,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from components.core.timer import Timer
-from components.core.types import Rollout
+from ..core.timer import Timer
+from ..core.types import Rollout
 
 PREFIX = "section "
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from components.core.timer import Timer
+from ..core.timer import Timer
 
 PROC = Path("/proc/self")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from components.decode.prompts import Prompts
-from components.denoisers import Encoder, TransformerDenoiser, embedded
-from components.tasks.example import Example, Score, address
+from ..decode.prompts import Prompts
+from ..denoisers import Encoder, TransformerDenoiser, embedded
+from ..tasks.example import Example, Score, address
 
 SHARPNESS = 16.0  # of 64 positions the threshold rule (.9) decodes about two a step, the entropy bound (1) about three
 PROMPT = 32

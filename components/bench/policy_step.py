@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from components.bench.measure import in_turn, median_seconds, ratios
-from components.export import OnnxPolicy, export_policy, random_observation
-from components.policies.coupled import CoupledPolicy
-from components.policies.store import LearnedPolicy
+from ..export import OnnxPolicy, export_policy, random_observation
+from ..policies.coupled import CoupledPolicy
+from ..policies.store import LearnedPolicy
+from .measure import in_turn, median_seconds, ratios
 
 SIZES = ((1, 16), (1, 32), (1, 256), (16, 256))
 

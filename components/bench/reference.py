@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.rng import Noise, row_keys
-from components.core.timer import Timer
-from components.core.types import Action, Canvas, Needs, Observation, Rollout, Steps
-from components.decode.job import DecodeOptions, Job
-from components.decode.readout import LOG_ODDS_LIMIT
-from components.denoisers.protocol import Denoiser, attended
-from components.maths.distributions import commit
-from components.policies.protocol import Policy
+from ..core.rng import Noise, row_keys
+from ..core.timer import Timer
+from ..core.types import Action, Canvas, Needs, Observation, Rollout, Steps
+from ..decode.job import DecodeOptions, Job
+from ..decode.readout import LOG_ODDS_LIMIT
+from ..denoisers.protocol import Denoiser, attended
+from ..maths.distributions import commit
+from ..policies.protocol import Policy
 
 
 def reference_rollout(

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from components.bench.measure import in_turn, median_seconds, ratios
-from components.bench.models import random_model, random_prompts
-from components.bench.reference import one_canvas
-from components.core.types import Canvas
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.policies.rules import heuristic
+from ..core.types import Canvas
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..policies.rules import heuristic
+from .measure import in_turn, median_seconds, ratios
+from .models import random_model, random_prompts
+from .reference import one_canvas
 
 SHARP = 19.0  # standard deviation of the logits
 THRESHOLD = 0.9

@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from components.bench.decoding import SECTIONS, Comparison
-from components.bench.training import IterationCost
+from .decoding import SECTIONS, Comparison
+from .training import IterationCost
 
 
 def machine(facts: Mapping[str, Any]) -> Table:

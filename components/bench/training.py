@@ -7,11 +7,11 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from components.bench.measure import Synchronised
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.policies.store import LearnedPolicy
-from components.trainers.reinforce import Method, collect, optimizer_for, update
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..policies.store import LearnedPolicy
+from ..trainers.reinforce import Method, collect, optimizer_for, update
+from .measure import Synchronised
 
 PARTS = ("rollout", "reward", "update")
 

@@ -23,7 +23,7 @@ for _name, _value in {
 
 import typer  # noqa: E402
 
-from components.cli import stages, tools  # noqa: E402
+from . import stages, tools  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +45,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import PackageNotFoundError, version
 
-        from components.commands.extras import DISTRIBUTION
+        from ..commands.extras import DISTRIBUTION
 
         try:
             typer.echo(f"unmask {version(DISTRIBUTION)}")
@@ -80,7 +80,7 @@ def _run_code_of_this_folder() -> None:
 
 def _is_checkout(folder: Path) -> bool:
     """Whether the folder holds this project: another one may have a folder `components` too."""
-    from components.commands.extras import DISTRIBUTION
+    from ..commands.extras import DISTRIBUTION
 
     project = folder / "pyproject.toml"
     return project.is_file() and f'"{DISTRIBUTION}"'.encode() in project.read_bytes()
@@ -88,9 +88,9 @@ def _is_checkout(folder: Path) -> bool:
 
 def main() -> None:
     """Run the command line. An error that a user can mend is one line on stderr."""
-    from components.commands.extras import explain
-    from components.core import ending
-    from components.core.errors import sentence
+    from ..commands.extras import explain
+    from ..core import ending
+    from ..core.errors import sentence
 
     _run_code_of_this_folder()
     ending.unwind_on_signals()

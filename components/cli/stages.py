@@ -18,11 +18,11 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     """
     import importlib
 
-    from components.core.errors import SettingsError
-    from components.core.files import flatten
-    from components.settings import read
-    from components.stages.common.cases import case_of
-    from components.stages.common.workspace import Workspace
+    from ..core.errors import SettingsError
+    from ..core.files import flatten
+    from ..settings import read
+    from ..stages.common.cases import case_of
+    from ..stages.common.workspace import Workspace
 
     if name != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingsError(f"stage {name} is the work of one process, not of several. Run `unmask {name}`.")

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from components.cli.stages import quiet
-from components.policies.rules import decoders
+from ..policies.rules import decoders
+from .stages import quiet
 
 
 class Choice(StrEnum):
@@ -46,19 +46,19 @@ def promote(
     In: outputs of train, gate, export. Out: a version of unmasking-policy-PROFILE in the MLflow registry.
     Example: unmask promote --dry-run
     """
-    from components.commands.champion import reevaluate_on
-    from components.commands.evidence import Pick
-    from components.commands.next_steps import next_steps
-    from components.commands.promote import promote as run
-    from components.core.files import write_json
-    from components.settings import read
-    from components.stages.common.workspace import Workspace
+    from ..commands.champion import reevaluate_on
+    from ..commands.evidence import Pick
+    from ..commands.next_steps import next_steps
+    from ..commands.promote import promote as run
+    from ..core.files import write_json
+    from ..settings import read
+    from ..stages.common.workspace import Workspace
 
     settings = read(Path("params.yaml"))
     workspace = Workspace(Path.cwd(), settings.profile)
     quiet()
     if not dry_run:
-        from components.tracking import abandoned, store
+        from ..tracking import abandoned, store
 
         abandoned.close(store.tracking_uri(workspace.root))
     pick = Pick.of(settings)
@@ -82,8 +82,8 @@ def rollback(
     In: the MLflow registry. Out: the alias champion on that version, the reason on the one before.
     Example: unmask rollback --version 3 --reason "wrong answers on long prompts"
     """
-    from components.commands.rollback import rollback as run
-    from components.settings import read
+    from ..commands.rollback import rollback as run
+    from ..settings import read
 
     settings = read(Path("params.yaml"))
     quiet()
@@ -95,7 +95,7 @@ def demo() -> None:
 
     In: nothing. Out: the canvas after every forward pass, by a rule and by the policy. Example: unmask demo
     """
-    from components.commands.demo import show_demo
+    from ..commands.demo import show_demo
 
     quiet()
     for line in show_demo():
@@ -120,7 +120,7 @@ def decode(
     With --model and an .onnx policy it needs no repository.
     Example: unmask decode W.1...4..4..1..3. --policy threshold:0.9
     """
-    from components.commands.decode import Asked, show_decode
+    from ..commands.decode import Asked, show_decode
 
     quiet()
     show_decode(policy or ["confidence"], Asked(prompt, task, length, model, choose.value, block, canvas))
@@ -144,8 +144,8 @@ def compare(
     In: two policies; outputs of prepare and pretrain. Out: two canvases, a table, paired differences.
     Example: unmask compare entropy_bound:0.3 models:/unmasking-policy-tiny@champion
     """
-    from components.commands.compare import show_comparison
-    from components.commands.decode import Asked
+    from ..commands.compare import show_comparison
+    from ..commands.decode import Asked
 
     quiet()
     show_comparison(one, other, Asked(prompt, task, choose=choose.value, block=block), count)
@@ -172,7 +172,7 @@ def bench(
     """
     from rich.console import Console
 
-    from components.commands import bench
+    from ..commands import bench
 
     quiet()
     console = Console(stderr=as_json, highlight=False)
@@ -194,7 +194,7 @@ def lm_eval(context: typer.Context) -> None:
     Out: the harness's table, and files with --output_path.
     Example: unmask lm_eval --model unmask --model_args denoiser=FOLDER,policy=entropy_bound:0.3 --tasks gsm8k
     """
-    from components.commands.lm_eval_model import run
+    from ..commands.lm_eval_model import run
 
     run(context.args)
 
@@ -204,7 +204,7 @@ def doctor() -> None:
 
     In: nothing. Out: one line per check. Example: unmask doctor
     """
-    from components.commands.doctor import checks
+    from ..commands.doctor import checks
 
     failed = False
     for name, ok, text in checks(Path.cwd()):
@@ -218,7 +218,7 @@ def repair() -> None:
 
     In: .dvc. Out: a line per thing that was mended; nothing while a DVC runs. Example: unmask repair
     """
-    from components.commands.repair import repair as run
+    from ..commands.repair import repair as run
 
     for line in run(Path.cwd()):
         typer.echo(f"repair: {line}")

@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.commands.resolve import active_profile, candidate
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
+from .resolve import active_profile, candidate
 
 if TYPE_CHECKING:
-    from components.bench.decoding import Case, Comparison
-    from components.bench.training import IterationCost
-    from components.decode.prompts import Prompts
-    from components.denoisers import LoadedDenoiser
-    from components.settings import Settings
-    from components.stages.common.workspace import Workspace
+    from ..bench.decoding import Case, Comparison
+    from ..bench.training import IterationCost
+    from ..decode.prompts import Prompts
+    from ..denoisers import LoadedDenoiser
+    from ..settings import Settings
+    from ..stages.common.workspace import Workspace
 
 RULES = ("threshold:0.9", "entropy_bound:0.3", "confidence:1")
 
@@ -53,9 +53,9 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
 
     SettingsError or DataError where the profile's model or prompts are not there (``random`` needs neither).
     """
-    from components.bench import single, tables
-    from components.bench.decoding import compare
-    from components.bench.policy_step import SIZES, policy_step
+    from ..bench import single, tables
+    from ..bench.decoding import compare
+    from ..bench.policy_step import SIZES, policy_step
 
     workspace, settings = active_profile(anywhere=request.random is not None)
     denoiser, prompts, block = _subject(request, workspace, settings)
@@ -110,9 +110,9 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
     time."""
     import torch
 
-    from components.policies.confidence import PAPER, ConfidencePolicy
-    from components.policies.coupled import CoupledPolicy, CoupledShape
-    from components.stages.influence import fresh_policy
+    from ..policies.confidence import PAPER, ConfidencePolicy
+    from ..policies.coupled import CoupledPolicy, CoupledShape
+    from ..stages.influence import fresh_policy
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -124,15 +124,15 @@ def fresh_policies(settings: Settings, width: int) -> dict[str, Any]:
 def _subject(request: Request, workspace: Workspace, settings: Settings) -> tuple[LoadedDenoiser, Prompts, int | None]:
     """The denoiser, prompts for it, and the block length."""
     if request.random is not None:
-        from components.bench.models import random_model, random_prompts
+        from ..bench.models import random_model, random_prompts
 
         denoiser, encoder, task = random_model(
             request.random, vocabulary=request.vocabulary, dtype=request.dtype or "float32"
         )
         return denoiser, random_prompts(task, encoder, request.count), None
-    from components.decode.prompts import Prompts
-    from components.denoisers import load
-    from components.stages.common.models import open_denoiser
+    from ..decode.prompts import Prompts
+    from ..denoisers import load
+    from ..stages.common.models import open_denoiser
 
     which = settings.domain.model
     if request.model is None and request.dtype is None:
@@ -147,8 +147,8 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
 
 def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser: LoadedDenoiser) -> list[Case]:
     """Fresh policies near a cold start, what the pipeline has made, the rules; drawn as they would be used."""
-    from components.bench.decoding import Case
-    from components.decode.job import DecodeOptions
+    from ..bench.decoding import Case
+    from ..decode.job import DecodeOptions
 
     legal = DecodeOptions(rows=request.rows, force_commit=False)
     cases = [
@@ -177,10 +177,10 @@ def _training(
     seconds: float,
 ) -> IterationCost:
     """An iteration of the profile's training, with ``request.count`` rows at most."""
-    from components.bench.training import training_iteration
-    from components.policies import store
-    from components.stages.train import plan_of
-    from components.trainers.reinforce import Method
+    from ..bench.training import training_iteration
+    from ..policies import store
+    from ..stages.train import plan_of
+    from ..trainers.reinforce import Method
 
     denoiser, prompts, block = subject
     plan, objective = plan_of(settings.train, settings.decode)
@@ -199,7 +199,7 @@ def machine(denoiser: LoadedDenoiser, root: Path) -> dict[str, Any]:
 
     import torch
 
-    from components.stages.common.runfile import code_version
+    from ..stages.common.runfile import code_version
 
     weight = next(denoiser.model.parameters())
     commit, changed = code_version(root)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from components.evaluation.results import EvalResult
-from components.settings import Settings
-from components.stages.common.workspace import Workspace
+from ..evaluation.results import EvalResult
+from ..settings import Settings
+from ..stages.common.workspace import Workspace
 
 
 def reevaluate_on(workspace: Workspace, settings: Settings) -> Callable[[Path], EvalResult]:
     """An exported policy -> its result on this profile's gate prompts and dLLM."""
 
     def reevaluate(path: Path) -> EvalResult:
-        from components.decode.prompts import Prompts
-        from components.evaluation.evaluate import Board, Candidate, evaluate
-        from components.export import OnnxPolicy
-        from components.stages.common.models import open_cached
+        from ..decode.prompts import Prompts
+        from ..evaluation.evaluate import Board, Candidate, evaluate
+        from ..export import OnnxPolicy
+        from ..stages.common.models import open_cached
 
         decode, domain = settings.decode, settings.domain
         denoiser, encoder = open_cached(workspace, domain.model, decode)

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.commands.decode import Asked, console_for, decode_one, display
-from components.commands.resolve import active_profile, candidate, example_for, named_task, open_dllm, rule, task_for
-from components.core.errors import DataError
-from components.evaluation.results import EvalResult, read_results
-from components.policies.rules import decoders
+from ..core.errors import DataError
+from ..evaluation.results import EvalResult, read_results
+from ..policies.rules import decoders
+from .decode import Asked, console_for, decode_one, display
+from .resolve import active_profile, candidate, example_for, named_task, open_dllm, rule, task_for
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import Candidate
-    from components.settings import Settings
-    from components.stages.common.workspace import Workspace
-    from components.tasks.example import Task
+    from ..decode.prompts import Prompts
+    from ..evaluation.evaluate import Candidate
+    from ..settings import Settings
+    from ..stages.common.workspace import Workspace
+    from ..tasks.example import Task
 
 FEW = 32  # prompts by which the speed of a swept number is measured where no stage has
 
@@ -36,8 +36,8 @@ class Ground:
     prompts: Prompts
 
     def decode(self, candidates: Sequence[Candidate], prompts: Prompts | None = None) -> list[EvalResult]:
-        from components.evaluation.evaluate import Board, evaluate
-        from components.stages.common.progress import progress
+        from ..evaluation.evaluate import Board, evaluate
+        from ..stages.common.progress import progress
 
         results, board = [], Board(self.name, self.settings.domain.model)
         with progress(f"compare on {self.name}", len(candidates)) as tick:
@@ -73,7 +73,7 @@ def show_comparison(one: str, other: str, asked: Asked, count: int) -> None:
 
 
 def _ground(workspace: Workspace, settings: Settings, asked: Asked, count: int) -> Ground:
-    from components.decode.prompts import Prompts
+    from ..decode.prompts import Prompts
 
     if asked.prompt is None:
         name = asked.task or settings.evaluate.gate_task
@@ -122,7 +122,7 @@ def at_equal_speed(ground: Ground, pair: Sequence[Candidate], results: Sequence[
 
 
 def _numbered(given: Candidate, name: str) -> Candidate:
-    from components.evaluation.evaluate import Candidate
+    from ..evaluation.evaluate import Candidate
 
     return Candidate(given.family, name, rule(name), given.block_length)
 
@@ -176,7 +176,7 @@ def differences(one: EvalResult, other: EvalResult) -> list[str]:
     """The second minus the first, prompt by prompt, with 95 % bootstrap intervals over the prompts."""
     import torch
 
-    from components.evaluation.evaluate import interval
+    from ..evaluation.evaluate import interval
 
     lines = [f"{other.setting} minus {one.setting}, paired by prompt:"]
     pairs = (

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.evaluation.evaluate import Sweep
-from components.policies.rules import RULES
-from components.settings import Settings, load
+from ..evaluation.evaluate import Sweep
+from ..policies.rules import RULES
+from ..settings import Settings, load
 
 PEAK = 989e12  # dense bfloat16 operations per second of an H100 SXM
 UTILISATION = 0.4  # share of the peak that a batched forward reaches

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.commands.puzzles import is_solvable, wrong_cells
-from components.commands.resolve import active_profile, candidate, example_for, open_dllm, task_for
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
+from .puzzles import is_solvable, wrong_cells
+from .resolve import active_profile, candidate, example_for, open_dllm, task_for
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from torch import Tensor
 
-    from components.core.types import Rollout
-    from components.evaluation.evaluate import Candidate
-    from components.tasks.example import Example, Task
+    from ..core.types import Rollout
+    from ..evaluation.evaluate import Candidate
+    from ..tasks.example import Example, Task
 
 HOLE, END = "_", "$"
 ANIMATION_SECONDS = 4.0
@@ -76,7 +76,7 @@ def show_decode(policies: Sequence[str], asked: Asked) -> None:
 
     SettingsError, DataError or CheckpointError where a name, the prompt or the model cannot be used.
     """
-    from components.tasks.example import Example
+    from ..tasks.example import Example
 
     workspace, settings = active_profile(anywhere=asked.model is not None)
     candidates = [candidate(name, workspace, settings, asked.choose, asked.block) for name in policies]
@@ -95,11 +95,11 @@ def decode_one(
     chosen: Candidate, opened: tuple[Any, Any], task: Task, example: Example, length: int | None, known: bool
 ) -> Shown:
     """Decode the example. known: whether its answer, or any valid one, can be told from a wrong one."""
-    from components.decode.engine import rollout
-    from components.decode.job import DecodeOptions
-    from components.decode.prompts import Prompts
-    from components.policies.rules import is_random
-    from components.reports.boards import BOXES, clues_of
+    from ..decode.engine import rollout
+    from ..decode.job import DecodeOptions
+    from ..decode.prompts import Prompts
+    from ..policies.rules import is_random
+    from ..reports.boards import BOXES, clues_of
 
     denoiser, encoder = opened
     shape = getattr(chosen.policy, "shape", None)
@@ -185,7 +185,7 @@ def boards(many: Sequence[Shown], step: int, steps: int) -> RenderableType:
     from rich.panel import Panel
     from rich.text import Text
 
-    from components.reports.boards import framed, ink_on, step_colour
+    from ..reports.boards import framed, ink_on, step_colour
 
     scale = Text("forward pass ")
     for number in range(1, steps + 1, steps // 24 + 1):
@@ -209,7 +209,7 @@ def boards(many: Sequence[Shown], step: int, steps: int) -> RenderableType:
 def _board(shown: Shown, step: int, steps: int) -> RenderableType:
     from rich.text import Text
 
-    from components.reports.boards import box_of, framed, glyph, ink_on, step_colour
+    from ..reports.boards import box_of, framed, glyph, ink_on, step_colour
 
     text, size = Text(), len(shown.tokens)
     grid = shown.columns < size

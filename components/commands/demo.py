@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import CheckpointError, DataError
-from components.core.files import beside, copy, read_json, write_json
+from ..core.errors import CheckpointError, DataError
+from ..core.files import beside, copy, read_json, write_json
 
 if TYPE_CHECKING:
-    from components.evaluation.results import EvalResult
-    from components.settings import Settings
-    from components.stages.common.workspace import Workspace
+    from ..evaluation.results import EvalResult
+    from ..settings import Settings
+    from ..stages.common.workspace import Workspace
 
 FOLDER = Path(__file__).parents[1] / "released"
 DLLM, POLICY, CARD = "dllm", "policy.onnx", "release.json"
@@ -29,13 +29,13 @@ def show_demo(folder: Path = FOLDER) -> list[str]:
 
     CheckpointError where a file is not the released one.
     """
-    from components.commands.decode import decode_one, display
-    from components.commands.resolve import rule
-    from components.denoisers import load
-    from components.evaluation.evaluate import Candidate
-    from components.export import OnnxPolicy
-    from components.tasks import build
-    from components.tasks.example import Example
+    from ..denoisers import load
+    from ..evaluation.evaluate import Candidate
+    from ..export import OnnxPolicy
+    from ..tasks import build
+    from ..tasks.example import Example
+    from .decode import decode_one, display
+    from .resolve import rule
 
     card = read_json(folder / CARD, "Install the package again.")
     check(folder, card)
@@ -59,7 +59,7 @@ def _line(name: str, figures: dict[str, float]) -> str:
 
 def check(folder: Path, card: dict[str, Any]) -> None:
     """CheckpointError unless every released file has the hash that the card states."""
-    from components.stages.common.runfile import content_hash
+    from ..stages.common.runfile import content_hash
 
     for name, wanted in card["files"].items():
         if not (folder / name).exists() or content_hash(folder / name) != wanted:
@@ -68,8 +68,8 @@ def check(folder: Path, card: dict[str, Any]) -> None:
 
 def pack(workspace: Workspace, settings: Settings, folder: Path = FOLDER) -> None:
     """Copy dLLM and exported policy of a finished run, and write the card. DataError where the run is not finished."""
-    from components.evaluation.results import read_results
-    from components.stages.common.runfile import code_version, content_hash
+    from ..evaluation.results import read_results
+    from ..stages.common.runfile import code_version, content_hash
 
     outputs, name = workspace.outputs, settings.evaluate.gate_task
     results = read_results(outputs / "evaluate" / f"evaluate-{name}" / "results.jsonl")
@@ -113,6 +113,6 @@ def _figures(result: EvalResult) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from components.commands.resolve import active_profile
+    from .resolve import active_profile
 
     pack(*active_profile())

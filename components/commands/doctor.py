@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from components.commands import extras
-from components.core.errors import SettingsError, masked
+from ..core.errors import SettingsError, masked
+from . import extras
 
 DISTRIBUTION = extras.DISTRIBUTION
 OUTSIDE = "no repository in this folder: demo, decode --model and bench --random work here, stages do not"
@@ -105,7 +105,7 @@ def packages(root: Path) -> tuple[bool, str]:
 
 
 def settings(root: Path) -> tuple[bool, str]:
-    from components.settings import read
+    from ..settings import read
 
     if not _is_repository(root):
         return True, OUTSIDE
@@ -148,12 +148,12 @@ def exactness(root: Path) -> tuple[bool, str]:
     """Mean forward passes and mean score of a random policy on a canvas of 4: enumerated, and sampled by the loop."""
     import torch
 
-    from components.core.types import Canvas
-    from components.decode.engine import rollout
-    from components.decode.job import DecodeOptions, Job
-    from components.decode.oracle import enumerate_decoding, follow
-    from components.denoisers.formula import FormulaDenoiser
-    from components.policies.confidence import ConfidencePolicy, Shape
+    from ..core.types import Canvas
+    from ..decode.engine import rollout
+    from ..decode.job import DecodeOptions, Job
+    from ..decode.oracle import enumerate_decoding, follow
+    from ..denoisers.formula import FormulaDenoiser
+    from ..policies.confidence import ConfidencePolicy, Shape
 
     length, words = 4, 4
     # Logits that depend on what is committed: which positions go together matters for the outcome.
@@ -189,9 +189,9 @@ def precision(root: Path) -> tuple[bool, str]:
     """A note, never a failure: by how much rounded logits move a confidence."""
     import torch
 
-    from components.core.types import Needs
-    from components.decode.readout import statistics
-    from components.settings import read
+    from ..core.types import Needs
+    from ..decode.readout import statistics
+    from ..settings import read
 
     logits_NV = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * 4
     full, short = (
@@ -225,7 +225,7 @@ def graph(root: Path) -> tuple[bool, str]:
 
 
 def tracker(root: Path) -> tuple[bool, str]:
-    from components.tracking import abandoned, registry, store
+    from ..tracking import abandoned, registry, store
 
     uri = store.tracking_uri(root)
     path = store.database(uri)
@@ -251,7 +251,7 @@ def tracker(root: Path) -> tuple[bool, str]:
 
 def outputs(root: Path) -> tuple[bool, str]:
     """A note, never a failure: what the active profile has."""
-    from components.settings import read
+    from ..settings import read
 
     if not _is_repository(root):
         return True, OUTSIDE

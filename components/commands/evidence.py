@@ -15,13 +15,13 @@ from typing import Any
 
 from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
 
-from components.core.errors import CheckpointError, DataError, PromotionRefused
-from components.core.files import read_json
-from components.evaluation.evidence import Evidence
-from components.evaluation.results import EvalResult, Rule, read_results
-from components.settings import Settings
-from components.stages.common.runfile import content_hash
-from components.tracking import model
+from ..core.errors import CheckpointError, DataError, PromotionRefused
+from ..core.files import read_json
+from ..evaluation.evidence import Evidence
+from ..evaluation.results import EvalResult, Rule, read_results
+from ..settings import Settings
+from ..stages.common.runfile import content_hash
+from ..tracking import model
 
 FOLDERS = {"train": "train", "gate": "evaluate/gate", "export": "export"}
 
@@ -57,7 +57,7 @@ class Pick:
 
     @classmethod
     def of(cls, settings: Settings) -> Pick:
-        from components.stages.rules import sweep_of
+        from ..stages.rules import sweep_of
 
         task = settings.data.tasks[settings.evaluate.gate_task]
         sweep = sweep_of(settings.sweep, None)
@@ -105,7 +105,7 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
 
 
 def _refuse_mixture(outputs: Path, runs: Mapping[str, Mapping[str, Any]], decode: Mapping[str, Any]) -> None:
-    from components.policies.store import content_hash as policy_hash
+    from ..policies.store import content_hash as policy_hash
 
     trained = policy_hash(outputs / "train" / "policy")
     for stage, run in runs.items():
@@ -126,8 +126,8 @@ def _refuse_mixture(outputs: Path, runs: Mapping[str, Mapping[str, Any]], decode
 
 def _refuse_other_file(file: Path, run: Mapping[str, Any]) -> None:
     """Unless the file is the one that passed stage export, opens, and decides."""
-    from components.export.onnx_file import OnnxFile
-    from components.export.smoke import check_decides
+    from ..export.onnx_file import OnnxFile
+    from ..export.smoke import check_decides
 
     try:
         check_decides(file)

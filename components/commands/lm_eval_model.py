@@ -19,16 +19,16 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from components.commands.resolve import loaded, rule
-from components.core.errors import SettingsError
-from components.core.rng import seed_of
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
-from components.denoisers import load, with_cache
-from components.policies.rules import is_random
-from components.settings import nearest
-from components.stages.common.progress import progress
-from components.tasks.example import Example
+from ..core.errors import SettingsError
+from ..core.rng import seed_of
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions, Job
+from ..denoisers import load, with_cache
+from ..policies.rules import is_random
+from ..settings import nearest
+from ..stages.common.progress import progress
+from ..tasks.example import Example
+from .resolve import loaded, rule
 
 TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one number
 OF_SAMPLING = ("temperature", "top_p", "top_k", "do_sample")

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.core.errors import masked
-from components.evaluation.gate import Verdict
-from components.tracking import pages, registry, store
+from ..core.errors import masked
+from ..evaluation.gate import Verdict
+from ..tracking import pages, registry, store
 
 LOCAL = "http://127.0.0.1:5000"
 """Where `mlflow ui` answers when no port is named."""

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.commands.evidence import Pick, read_evidence
-from components.evaluation import gate
-from components.evaluation.results import EvalResult
-from components.stages.common.runfile import RunRecord, content_hash, read_run
-from components.tracking import registry, store
-from components.tracking.publish import has_verdict, publish, write_verdict
+from ..evaluation import gate
+from ..evaluation.results import EvalResult
+from ..stages.common.runfile import RunRecord, content_hash, read_run
+from ..tracking import registry, store
+from ..tracking.publish import has_verdict, publish, write_verdict
+from .evidence import Pick, read_evidence
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

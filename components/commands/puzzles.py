@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from components.tasks.example import END, Example, Task, fill
-from components.tasks.queens import Queens
-from components.tasks.sequences import NumberSorting
-from components.tasks.sudoku import SudokuMany, SudokuUnique, peers_of
-from components.tasks.worded import SudokuPair, Worded
+from ..tasks.example import END, Example, Task, fill
+from ..tasks.queens import Queens
+from ..tasks.sequences import NumberSorting
+from ..tasks.sudoku import SudokuMany, SudokuUnique, peers_of
+from ..tasks.worded import SudokuPair, Worded
 
 
 @dataclass(frozen=True)

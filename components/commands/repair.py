@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from components.core.errors import DataError
-from components.core.files import read_yaml, remove, replace_whole
+from ..core.errors import DataError
+from ..core.files import read_yaml, remove, replace_whole
 
 
 def repair(root: Path) -> list[str]:

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError, SettingsError
-from components.core.imports import is_import_path, named
+from ..core.errors import DataError, SettingsError
+from ..core.imports import is_import_path, named
 
 if TYPE_CHECKING:
-    from components.evaluation.evaluate import Candidate
-    from components.settings import Decode, Settings
-    from components.stages.common.workspace import Workspace
-    from components.tasks.example import Example, Task
+    from ..evaluation.evaluate import Candidate
+    from ..settings import Decode, Settings
+    from ..stages.common.workspace import Workspace
+    from ..tasks.example import Example, Task
 
 
 def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, block: int | None = None) -> Candidate:
@@ -22,7 +22,7 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
 
     SettingsError if it is none of these, DataError or CheckpointError if it does not load.
     """
-    from components.evaluation.evaluate import Candidate
+    from ..evaluation.evaluate import Candidate
 
     if choose not in ("mode", "sample"):
         raise SettingsError(
@@ -40,22 +40,22 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
 
     root: of the repository, whose registry `models:/` names. decode: test-time settings of a policy from a folder.
     """
-    from components.policies.rules import decoders
+    from ..policies.rules import decoders
 
     if name.startswith("models:/"):
-        from components.export import OnnxPolicy
-        from components.tracking import registry, store
+        from ..export import OnnxPolicy
+        from ..tracking import registry, store
 
         return OnnxPolicy(registry.policy_path(name, store.tracking_uri(root)))
     if name.endswith(".onnx"):
-        from components.export import OnnxPolicy
+        from ..export import OnnxPolicy
 
         return OnnxPolicy(Path(name))
     if is_import_path(name) and name.partition(":")[0] not in decoders():
         return named(name)()
     if Path(name).is_dir():
-        from components.policies import store as policies
-        from components.stages.common.models import with_decode_settings
+        from ..policies import store as policies
+        from ..stages.common.models import with_decode_settings
 
         policy = policies.load(Path(name))
         return policy if decode is None else with_decode_settings(policy, decode)
@@ -64,8 +64,8 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
 
 def rule(name: str) -> Any:
     """The rule that ``name`` or ``name:number`` is; SettingsError names the nearest one, or the range of its number."""
-    from components.policies.rules import check_number, decoders, heuristic
-    from components.settings import nearest
+    from ..policies.rules import check_number, decoders, heuristic
+    from ..settings import nearest
 
     kind, colon, number = name.partition(":")
     if kind not in decoders():
@@ -85,9 +85,9 @@ def rule(name: str) -> Any:
 
 def named_task(settings: Settings, name: str) -> Task:
     """The task of this name in the settings, else in the library. SettingsError for an unknown one."""
-    from components.settings.data import TaskSettings
-    from components.stages.common.cases import item_of
-    from components.tasks import TASKS
+    from ..settings.data import TaskSettings
+    from ..stages.common.cases import item_of
+    from ..tasks import TASKS
 
     tasks = settings.data.tasks
     if name in TASKS and name not in tasks:
@@ -128,10 +128,10 @@ def _check_prompt(name: str, task: Task, prompt: str) -> None:
 def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
     """The example with this prompt, and whether a text can be judged by it: it is one of the data, or any valid
     completion is right."""
-    from components.tasks.example import Example, read_examples
-    from components.tasks.queens import Queens
-    from components.tasks.sudoku import SudokuMany
-    from components.tasks.worded import SudokuPair
+    from ..tasks.example import Example, read_examples
+    from ..tasks.queens import Queens
+    from ..tasks.sudoku import SudokuMany
+    from ..tasks.worded import SudokuPair
 
     for split in ("test", "gate", "tune"):
         path = workspace.task(name).split(split)
@@ -147,8 +147,8 @@ def active_profile(anywhere: bool = False) -> tuple[Workspace, Settings]:
     anywhere: what is asked for needs no outputs, so that outside a repository the settings of the package do. Else
     SettingsError.
     """
-    import components.settings as package
-    from components.stages.common.workspace import Workspace
+    from .. import settings as package
+    from ..stages.common.workspace import Workspace
 
     path = Path("params.yaml")
     if anywhere and not path.exists():
@@ -160,10 +160,10 @@ def active_profile(anywhere: bool = False) -> tuple[Workspace, Settings]:
 def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tuple[Any, Any]:
     """Denoiser and encoder: of the profile, or of the folder or hub name ``model``."""
     if model is None:
-        from components.stages.common.models import open_cached
+        from ..stages.common.models import open_cached
 
         return open_cached(workspace, settings.domain.model, settings.decode)
-    from components.denoisers import load
+    from ..denoisers import load
 
     dtype = settings.models[settings.domain.model].dtype
     denoiser, encoder = load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.core.errors import DataError
-from components.tracking import registry, store
+from ..core.errors import DataError
+from ..tracking import registry, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import CheckpointError, DataError, SettingsError
+from .errors import CheckpointError, DataError, SettingsError
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from components.core.errors import ProcessLost, SettingsError
+from .errors import ProcessLost, SettingsError
 
 WORK = timedelta(hours=2)  # one process may work so long while the others wait for it
 PULSE_SECONDS = 5.0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.timer import Timer
+from .timer import Timer
 
 
 def count(device: torch.device, most: int) -> int:

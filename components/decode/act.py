@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from components.core.rng import Noise
-from components.core.types import Action, Needs, Steps
-from components.decode.batch import DecodeBatch
-from components.decode.job import DecodeOptions
-from components.maths.distributions import ActionDistribution, commit
-from components.maths.masked import rank_of, sort_eligible
-from components.policies.protocol import Policy
+from ..core.rng import Noise
+from ..core.types import Action, Needs, Steps
+from ..maths.distributions import ActionDistribution, commit
+from ..maths.masked import rank_of, sort_eligible
+from ..policies.protocol import Policy
+from .batch import DecodeBatch
+from .job import DecodeOptions
 
 _KEEP = 32  # a noise stream that no distribution draws from
 

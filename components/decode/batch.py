@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from components.core.rng import row_keys
-from components.core.types import Action, Canvas, Needs, Observation, RowState
-from components.decode.job import DecodeOptions, Job
-from components.denoisers.protocol import Denoiser
+from ..core.rng import row_keys
+from ..core.types import Action, Canvas, Needs, Observation, RowState
+from ..denoisers.protocol import Denoiser
+from .job import DecodeOptions, Job
 
 
 @dataclass(frozen=True)

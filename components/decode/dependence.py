@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from components.core.rng import generator
-from components.core.timer import Timer
-from components.core.types import Action, Canvas, Needs, Rollout
-from components.decode import readout
-from components.decode.batch import DecodeBatch, admit, advance, concatenate, is_done, retire
-from components.decode.job import DecodeOptions, Job
-from components.decode.refresh import refresh, tokens_per_forward
-from components.denoisers.protocol import Denoiser
+from ..core.rng import generator
+from ..core.timer import Timer
+from ..core.types import Action, Canvas, Needs, Rollout
+from ..denoisers.protocol import Denoiser
+from . import readout
+from .batch import DecodeBatch, admit, advance, concatenate, is_done, retire
+from .job import DecodeOptions, Job
+from .refresh import refresh, tokens_per_forward
 
 
 @torch.no_grad()

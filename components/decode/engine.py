@@ -25,18 +25,18 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from components.core import workers
-from components.core.errors import SettingsError
-from components.core.timer import Timer
-from components.core.types import Action, Needs, Rollout, Steps
-from components.decode import memory
-from components.decode.act import decide, thin
-from components.decode.batch import DecodeBatch, admit, advance, is_done, retire
-from components.decode.job import DecodeOptions, Job
-from components.decode.refresh import refresh
-from components.denoisers.protocol import Denoiser
-from components.policies.binding import require_same_denoiser
-from components.policies.protocol import Policy
+from ..core import workers
+from ..core.errors import SettingsError
+from ..core.timer import Timer
+from ..core.types import Action, Needs, Rollout, Steps
+from ..denoisers.protocol import Denoiser
+from ..policies.binding import require_same_denoiser
+from ..policies.protocol import Policy
+from . import memory
+from .act import decide, thin
+from .batch import DecodeBatch, admit, advance, is_done, retire
+from .job import DecodeOptions, Job
+from .refresh import refresh
 
 # Positions in flight that are worth a worker: below that the workers wait for one another's Python.
 WORKER_TOKENS = 512

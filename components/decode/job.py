@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.types import Needs
+from ..core.errors import SettingsError
+from ..core.types import Needs
 
 
 @dataclass(frozen=True)

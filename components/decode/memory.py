@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from components.core.errors import SettingsError
-from components.core.types import Canvas, Needs
-from components.decode.job import Job
-from components.decode.readout import chunk_bytes
-from components.decode.refresh import tokens_per_forward
-from components.denoisers.protocol import Denoiser
+from ..core.errors import SettingsError
+from ..core.types import Canvas, Needs
+from ..denoisers.protocol import Denoiser
+from .job import Job
+from .readout import chunk_bytes
+from .refresh import tokens_per_forward
 
 SHARE = 0.5  # of what the device has free
 # More rows than fill so many forwards per step are of no use: measured with the embedded dLLM on a CPU (one forward: 64

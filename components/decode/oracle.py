@@ -19,17 +19,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.timer import Timer
-from components.core.types import Action, Needs, Observation, Rollout
-from components.decode.batch import DecodeBatch, admit, advance, is_done
-from components.decode.job import DecodeOptions, Job
-from components.decode.refresh import refresh
-from components.denoisers.protocol import Denoiser
-from components.maths.coupled import CoupledPlackettLuce
-from components.maths.distributions import ActionDistribution, commit, one_hot, take
-from components.maths.plackett_luce import DPLS, PlackettLuce
-from components.policies.protocol import Policy
+from ..core.errors import SettingsError
+from ..core.timer import Timer
+from ..core.types import Action, Needs, Observation, Rollout
+from ..denoisers.protocol import Denoiser
+from ..maths.coupled import CoupledPlackettLuce
+from ..maths.distributions import ActionDistribution, commit, one_hot, take
+from ..maths.plackett_luce import DPLS, PlackettLuce
+from ..policies.protocol import Policy
+from .batch import DecodeBatch, admit, advance, is_done
+from .job import DecodeOptions, Job
+from .refresh import refresh
 
 LIMIT = 10
 

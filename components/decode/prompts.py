@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from components.core.rng import seed_of
-from components.core.types import Rollout
-from components.decode.job import Job
-from components.denoisers.encoder import Encoder
-from components.tasks.example import MASK, Example, Score, Task
+from ..core.rng import seed_of
+from ..core.types import Rollout
+from ..denoisers.encoder import Encoder
+from ..tasks.example import MASK, Example, Score, Task
+from .job import Job
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from components.core.types import Needs
+from ..core.types import Needs
 
 LOG_ODDS_LIMIT = 30.0
 _PIECE = 512  # ids

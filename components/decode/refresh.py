@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.errors import CheckpointError
-from components.core.timer import Timer
-from components.core.types import Canvas, Needs, RowState
-from components.decode import readout
-from components.decode.batch import DecodeBatch, concatenate
-from components.denoisers.protocol import Denoiser, attended
+from ..core.errors import CheckpointError
+from ..core.timer import Timer
+from ..core.types import Canvas, Needs, RowState
+from ..denoisers.protocol import Denoiser, attended
+from . import readout
+from .batch import DecodeBatch, concatenate
 
 
 def refresh(

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.types import Canvas, RowState
-from components.denoisers.protocol import Denoiser
-from components.denoisers.transformer import TransformerDenoiser, places
+from ..core.errors import SettingsError
+from ..core.types import Canvas, RowState
+from .protocol import Denoiser
+from .transformer import TransformerDenoiser, places
 
 KINDS = ("prefix", "dual")
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.rng import generator
-from components.core.types import Canvas, RowState
-from components.denoisers.protocol import Denoiser
+from ..core.rng import generator
+from ..core.types import Canvas, RowState
+from .protocol import Denoiser
 
 PROMPT, CANVAS = 3, 6
 LIMIT = 1e30  # of a logit; the readout takes what is beyond for a fault

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from components.core.errors import CheckpointError
-from components.core.reach import offline_unless_hub_answers
+from ..core.errors import CheckpointError
+from ..core.reach import offline_unless_hub_answers
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

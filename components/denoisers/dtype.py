@@ -11,9 +11,9 @@ import time
 
 import torch
 
-from components.core.types import Canvas
-from components.denoisers.loading import load
-from components.denoisers.protocol import Denoiser
+from ..core.types import Canvas
+from .loading import load
+from .protocol import Denoiser
 
 CLEARLY = 1.2
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from components.denoisers.encoder import Encoder
-from components.denoisers.transformer import TransformerDenoiser
+from .encoder import Encoder
+from .transformer import TransformerDenoiser
 
 SPECIAL = ("<|mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>")
 CHAT = (

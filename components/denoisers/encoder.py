@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.errors import DataError
+from ..core.errors import DataError
 
 
 class _UnknownToken(Exception):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.types import Canvas, RowState
+from ..core.types import Canvas, RowState
 
 
 class FormulaDenoiser:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.core.errors import CheckpointError
+from ..core.errors import CheckpointError
 
 # One group each: replacements with a second group are not expanded by transformers 5.
 KEYS = {

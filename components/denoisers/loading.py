@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from components.core.errors import CheckpointError, DataError
-from components.denoisers import checkpoint, llada, vocabulary
-from components.denoisers.check import check_denoiser
-from components.denoisers.encoder import Encoder
-from components.denoisers.split import AUTO, split
-from components.denoisers.transformer import TransformerDenoiser
+from ..core.errors import CheckpointError, DataError
+from . import checkpoint, llada, vocabulary
+from .check import check_denoiser
+from .encoder import Encoder
+from .split import AUTO, split
+from .transformer import TransformerDenoiser
 
 if TYPE_CHECKING:
-    from components.denoisers.masked_lm import MaskedLMDenoiser
+    from .masked_lm import MaskedLMDenoiser
 
 LoadedDenoiser: TypeAlias = "TransformerDenoiser | MaskedLMDenoiser"
 
@@ -121,7 +121,7 @@ def load(
         _require_finite(model)
         model = split(model, limits)
     if family is None:
-        from components.denoisers.masked_lm import MaskedLMDenoiser
+        from .masked_lm import MaskedLMDenoiser
 
         denoiser = MaskedLMDenoiser(model, mask_id, known, tokenizer.pad_token_id or 0)
     else:

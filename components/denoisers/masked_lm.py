@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from components.core.types import Canvas, RowState
-from components.denoisers.fingerprint import fingerprint
-from components.denoisers.transformer import check_positions, forbidden
+from ..core.types import Canvas, RowState
+from .fingerprint import fingerprint
+from .transformer import check_positions, forbidden
 
 
 class MaskedLMDenoiser:

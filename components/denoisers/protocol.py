@@ -7,8 +7,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.types import Canvas, RowState
+from ..core.errors import SettingsError
+from ..core.types import Canvas, RowState
 
 
 class Denoiser(Protocol):

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from components.core.errors import CheckpointError
-from components.denoisers.fingerprint import fingerprint
+from ..core.errors import CheckpointError
+from .fingerprint import fingerprint
 
 AUTO = "auto"
 SLOW = ("cpu", "disk")

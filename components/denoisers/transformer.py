@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.errors import DataError
-from components.core.types import Canvas, RowState
-from components.denoisers.fingerprint import fingerprint
+from ..core.errors import DataError
+from ..core.types import Canvas, RowState
+from .fingerprint import fingerprint
 
 # What is asked of this thread's forward: threads share a model.
 _ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.core.errors import CheckpointError
+from ..core.errors import CheckpointError
 
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
 END_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")

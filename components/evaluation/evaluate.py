@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.core import workers
-from components.core.rng import generator
-from components.core.types import Rollout
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.evaluation.order import order_2P
-from components.evaluation.results import EvalResult
-from components.policies.heuristics import SuppressTokens
-from components.policies.protocol import Policy
-from components.policies.rules import RULES, heuristic, is_random, known
+from ..core import workers
+from ..core.rng import generator
+from ..core.types import Rollout
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions, Job
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..policies.heuristics import SuppressTokens
+from ..policies.protocol import Policy
+from ..policies.rules import RULES, heuristic, is_random, known
+from .order import order_2P
+from .results import EvalResult
 
 RESAMPLES = 2000
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from components.core.errors import DataError
-from components.evaluation.results import EvalResult, Rule
+from ..core.errors import DataError
+from .results import EvalResult, Rule
 
 AGAIN = "Run `dvc repro gate`, with all rules on the same prompts."
 HEAD = ("family", "setting", "block_length", "choose")

@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from components.core.errors import DataError
-from components.evaluation.evidence import Evidence
-from components.evaluation.results import POLICIES, EvalResult
-from components.maths.pareto import envelope_rows, front_at
+from ..core.errors import DataError
+from ..maths.pareto import envelope_rows, front_at
+from .evidence import Evidence
+from .results import POLICIES, EvalResult
 
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
 RESAMPLES = 2000

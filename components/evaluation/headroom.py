@@ -16,20 +16,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.types import Needs, Observation, Rollout
-from components.decode.batch import DecodeBatch
-from components.decode.dependence import decode_by, exact_shifts, total_correlation
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.evaluation.evaluate import Candidate, evaluate, interval
-from components.evaluation.results import EvalResult
-from components.maths.distributions import ActionDistribution, Deterministic, commit
-from components.maths.greedy import greedy_set
-from components.maths.masked import masked_argmax, one_hot
-from components.maths.pareto import front_at, upper_hull
-from components.policies.rules import RULES, heuristic
+from ..core.types import Needs, Observation, Rollout
+from ..decode.batch import DecodeBatch
+from ..decode.dependence import decode_by, exact_shifts, total_correlation
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths.distributions import ActionDistribution, Deterministic, commit
+from ..maths.greedy import greedy_set
+from ..maths.masked import masked_argmax, one_hot
+from ..maths.pareto import front_at, upper_hull
+from ..policies.rules import RULES, heuristic
+from .evaluate import Candidate, evaluate, interval
+from .results import EvalResult
 
 ORDER_HEADROOM = 0.05
 AT_HALF = 0.85

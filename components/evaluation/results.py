@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core.errors import DataError
-from components.core.files import read_csv, read_lines, write_csv, write_lines
+from ..core.errors import DataError
+from ..core.files import read_csv, read_lines, write_csv, write_lines
 
 POLICIES = ("learned", "distilled", "influence")
 """Families of trained policies. Every other family is a rule, a point of the front."""

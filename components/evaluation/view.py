@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from components.core.types import Rollout
-from components.policies.coupled import CoupledPolicy
-from components.policies.protocol import Policy
+from ..core.types import Rollout
+from ..policies.coupled import CoupledPolicy
+from ..policies.protocol import Policy
 
 LONGEST = 81
 """Canvas positions: a map of every pair of a longer canvas is too fine to read."""

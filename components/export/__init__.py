@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from components.export.actions import NumpyPolicy
-    from components.export.onnx_policy import OnnxPolicy
-    from components.export.parity import Decoding, ParityReport, check_parity
-    from components.export.states import random_observation, random_states, visited_state
-    from components.export.writing import export_policy
+    from .actions import NumpyPolicy
+    from .onnx_policy import OnnxPolicy
+    from .parity import Decoding, ParityReport, check_parity
+    from .states import random_observation, random_states, visited_state
+    from .writing import export_policy
 
 __all__ = [
     "Decoding",

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from components.core.errors import SettingsError
-from components.export.coupled_actions import (
+from ..core.errors import SettingsError
+from ..tasks.example import address
+from .coupled_actions import (
     CoupledScores,
     accept_greedy,
     accept_sample,
     coupled_greedy,
     coupled_sample,
 )
-from components.export.onnx_file import OUTPUT, OnnxFile
-from components.tasks.example import address
+from .onnx_file import OUTPUT, OnnxFile
 
 Uniform = Callable[[int, int], np.ndarray]
 """(stream, length) -> float64 (B, length) in (0, 1), independent between streams: ``Noise(...).uniform``, or any

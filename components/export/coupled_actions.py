@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from components.export.actions import Uniform
+    from .actions import Uniform
 
 _PICK, _STOP, _NEXT = 0, 2, 2**32  # noise streams, as in components.maths.coupled
 Number = float | np.ndarray

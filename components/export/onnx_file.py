@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from components.core.errors import CheckpointError, DataError, SettingsError
-from components.core.files import parse_json
+from ..core.errors import CheckpointError, DataError, SettingsError
+from ..core.files import parse_json
 
 VERSION = 2
 PREFIX = "unmask."

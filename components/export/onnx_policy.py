@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.core.types import Needs, Observation
-from components.export.onnx_file import OUTPUT, OnnxFile
-from components.maths.distributions import ActionDistribution
-from components.policies.confidence import ACTIONS
-from components.policies.coupled import SETS
+from ..core.types import Needs, Observation
+from ..maths.distributions import ActionDistribution
+from ..policies.confidence import ACTIONS
+from ..policies.coupled import SETS
+from .onnx_file import OUTPUT, OnnxFile
 
 
 class OnnxPolicy:

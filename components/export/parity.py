@@ -25,18 +25,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from components.core.errors import ParityError
-from components.core.rng import Noise, row_keys
-from components.core.types import Observation, Rollout
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.export.states import Watched
-from components.maths.accept_or_skip import AcceptOrSkip
-from components.maths.coupled import CoupledPlackettLuce
-from components.maths.distributions import ActionDistribution, commit
-from components.policies.protocol import Policy
+from ..core.errors import ParityError
+from ..core.rng import Noise, row_keys
+from ..core.types import Observation, Rollout
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths.accept_or_skip import AcceptOrSkip
+from ..maths.coupled import CoupledPlackettLuce
+from ..maths.distributions import ActionDistribution, commit
+from ..policies.protocol import Policy
+from .states import Watched
 
 TOLERANCE = 1e-4
 CHOICES = ("mode", "sample")

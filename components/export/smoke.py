@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from components.core.errors import CheckpointError
-from components.export.actions import NumpyPolicy
-from components.export.onnx_file import FIELDS
+from ..core.errors import CheckpointError
+from .actions import NumpyPolicy
+from .onnx_file import FIELDS
 
 LENGTH = 8  # positions of the canvas that it decides about
 

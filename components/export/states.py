@@ -12,15 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from components.core.rng import generator
-from components.core.types import Needs, Observation
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
-from components.decode.readout import LOG_ODDS_LIMIT
-from components.denoisers.protocol import Denoiser
-from components.maths.distributions import ActionDistribution
-from components.policies.protocol import Policy
-from components.policies.store import LearnedPolicy
+from ..core.rng import generator
+from ..core.types import Needs, Observation
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions, Job
+from ..decode.readout import LOG_ODDS_LIMIT
+from ..denoisers.protocol import Denoiser
+from ..maths.distributions import ActionDistribution
+from ..policies.protocol import Policy
+from ..policies.store import LearnedPolicy
 
 _WORDS = 8  # of the random distributions' vocabulary, unless more probabilities are kept
 

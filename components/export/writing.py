@@ -23,14 +23,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from components.core.errors import SettingsError
-from components.core.files import beside
-from components.core.types import Observation
-from components.export.onnx_file import FIELDS, OUTPUTS, PREFIX, VERSION
-from components.export.states import random_observation
-from components.policies.confidence import ACTIONS
-from components.policies.coupled import SETS, CoupledPolicy
-from components.policies.store import LearnedPolicy, describe
+from ..core.errors import SettingsError
+from ..core.files import beside
+from ..core.types import Observation
+from ..policies.confidence import ACTIONS
+from ..policies.coupled import SETS, CoupledPolicy
+from ..policies.store import LearnedPolicy, describe
+from .onnx_file import FIELDS, OUTPUTS, PREFIX, VERSION
+from .states import random_observation
 
 OPSET = 23
 _DISTRIBUTIONS: dict[str, type] = {**ACTIONS, **SETS}

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.rng import Noise
-from components.core.types import Action
-from components.maths.coupling import Coupled, Path, few, over, utilities_along
-from components.maths.distributions import ActionDistribution, p_log, same_kind, take
-from components.maths.masked import masked_argmax, masked_logsumexp, one_hot
+from ..core.rng import Noise
+from ..core.types import Action
+from .coupling import Coupled, Path, few, over, utilities_along
+from .distributions import ActionDistribution, p_log, same_kind, take
+from .masked import masked_argmax, masked_logsumexp, one_hot
 
 EXACT_LIMIT = 6
 _PICK, _STOP = 0, 2  # noise streams of the first pick, the ones that DPLS has

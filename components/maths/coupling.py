@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.types import Action
-from components.maths.masked import masked_argmax, one_hot, sort_eligible
+from ..core.types import Action
+from .masked import masked_argmax, one_hot, sort_eligible
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.rng import Noise
-from components.core.types import Action
-from components.maths.masked import masked_argmax, masked_log_softmax, one_hot, rank_of, sort_eligible
+from ..core.rng import Noise
+from ..core.types import Action
+from .masked import masked_argmax, masked_log_softmax, one_hot, rank_of, sort_eligible
 
 
 class ActionDistribution(Protocol):

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.types import Action
-from components.maths.accept_or_skip import AcceptOrSkip
-from components.maths.coupled import CoupledPlackettLuce
-from components.maths.distributions import ActionDistribution, Deterministic, cross_entropy, same_kind
-from components.maths.plackett_luce import DPLS
+from ..core.types import Action
+from .accept_or_skip import AcceptOrSkip
+from .coupled import CoupledPlackettLuce
+from .distributions import ActionDistribution, Deterministic, cross_entropy, same_kind
+from .plackett_luce import DPLS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from components.maths.coupling import Coupled, Path, added_risk, log_odds, over
-from components.maths.masked import masked_argmax, one_hot
+from .coupling import Coupled, Path, added_risk, log_odds, over
+from .masked import masked_argmax, one_hot
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
 
 
 def speed(nfe_R: Tensor, length_R: Tensor) -> Tensor:

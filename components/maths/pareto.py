@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.core.errors import DataError
+from ..core.errors import DataError
 
 PAIRS_AT_ONCE = 2_000_000  # float64 temporaries of 16 MB, whatever the number of replicates
 

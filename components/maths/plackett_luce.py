@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.rng import Noise
-from components.core.types import Action
-from components.maths.distributions import ActionDistribution, p_log, same_kind
-from components.maths.masked import masked_argmax, masked_log_softmax, masked_logsumexp, rank_of, sort_eligible
+from ..core.rng import Noise
+from ..core.types import Action
+from .distributions import ActionDistribution, p_log, same_kind
+from .masked import masked_argmax, masked_log_softmax, masked_logsumexp, rank_of, sort_eligible
 
 EXACT_LIMIT = 12
 _FIRST, _REST, _STOP = 0, 1, 2  # noise streams

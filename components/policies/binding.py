@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from components.core.errors import SettingsError
-from components.denoisers.fingerprint import fingerprint_of
-from components.denoisers.protocol import Denoiser
-from components.policies.protocol import Policy
+from ..core.errors import SettingsError
+from ..denoisers.fingerprint import fingerprint_of
+from ..denoisers.protocol import Denoiser
+from .protocol import Policy
 
 
 def bound_to(policy: Policy) -> str:

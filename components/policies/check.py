@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.rng import Noise, generator
-from components.core.types import Action, Needs, Observation
-from components.maths.distributions import commit
-from components.policies.protocol import Policy
+from ..core.rng import Noise, generator
+from ..core.types import Action, Needs, Observation
+from ..maths.distributions import commit
+from .protocol import Policy
 
 ROWS, LENGTH, WORDS, PROMPT = 4, 5, 12, 2
 TOLERANCE = 1e-4

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.core.errors import SettingsError
-from components.core.types import STATISTICS, Needs, Observation
-from components.maths.distributions import ActionDistribution, Bernoulli, Categorical
-from components.maths.plackett_luce import DPLS
+from ..core.errors import SettingsError
+from ..core.types import STATISTICS, Needs, Observation
+from ..maths.distributions import ActionDistribution, Bernoulli, Categorical
+from ..maths.plackett_luce import DPLS
 
 INPUTS = ("confidence", "log_odds", "entropy", "margin", "bound", "top")
 ACTIONS = {"bernoulli": Bernoulli, "dpls": DPLS, "categorical": Categorical}

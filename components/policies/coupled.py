@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.core.errors import SettingsError
-from components.core.types import Needs, Observation
-from components.maths.accept_or_skip import AcceptOrSkip
-from components.maths.coupled import CoupledPlackettLuce
-from components.maths.distributions import ActionDistribution, Categorical
-from components.policies.pairs import Shifts
-from components.policies.reader import Reader
+from ..core.errors import SettingsError
+from ..core.types import Needs, Observation
+from ..maths.accept_or_skip import AcceptOrSkip
+from ..maths.coupled import CoupledPlackettLuce
+from ..maths.distributions import ActionDistribution, Categorical
+from .pairs import Shifts
+from .reader import Reader
 
 SETS = {"coupled": CoupledPlackettLuce, "accept": AcceptOrSkip}
 ACTIONS = (*SETS, "categorical")

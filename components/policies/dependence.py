@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.types import Needs, Observation
-from components.maths.coupling import over
-from components.maths.distributions import ActionDistribution, Deterministic
-from components.maths.greedy import greedy_set
-from components.maths.masked import masked_argmax, one_hot, sort_eligible
+from ..core.types import Needs, Observation
+from ..maths.coupling import over
+from ..maths.distributions import ActionDistribution, Deterministic
+from ..maths.greedy import greedy_set
+from ..maths.masked import masked_argmax, one_hot, sort_eligible
 
 _LN_2, _TINY = math.log(2), 1e-300
 

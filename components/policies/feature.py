@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.core.errors import SettingsError
-from components.core.types import Needs, Observation
-from components.maths.distributions import ActionDistribution, Categorical
-from components.policies.confidence import rotate
-from components.policies.heuristics import shortlist
+from ..core.errors import SettingsError
+from ..core.types import Needs, Observation
+from ..maths.distributions import ActionDistribution, Categorical
+from .confidence import rotate
+from .heuristics import shortlist
 
 FLAGS = 2  # masked, in the current block
 

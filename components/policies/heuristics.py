@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.types import STATISTICS, Needs, Observation
-from components.maths.distributions import ActionDistribution, Categorical, Deterministic
-from components.maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
-from components.maths.plackett_luce import PlackettLuce
-from components.policies.protocol import Policy
+from ..core.errors import SettingsError
+from ..core.types import STATISTICS, Needs, Observation
+from ..maths.distributions import ActionDistribution, Categorical, Deterministic
+from ..maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
+from ..maths.plackett_luce import PlackettLuce
+from .protocol import Policy
 
 PLAIN = Needs()  # token and confidence at eligible positions, nothing else
 ODDS = Needs(statistics=("log_odds",))

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.core.types import Observation
-from components.policies.reader import Reader, scaled_odds
+from ..core.types import Observation
+from .reader import Reader, scaled_odds
 
 if TYPE_CHECKING:
-    from components.policies.coupled import CoupledShape
+    from .coupled import CoupledShape
 
 _FLOOR = 1e-4  # of attention, before its logarithm
 

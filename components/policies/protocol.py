@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from components.core.types import Needs, Observation
-from components.maths.distributions import ActionDistribution
+from ..core.types import Needs, Observation
+from ..maths.distributions import ActionDistribution
 
 
 class Policy(Protocol):

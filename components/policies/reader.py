@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.core.types import Observation
+from ..core.types import Observation
 
 if TYPE_CHECKING:
-    from components.policies.coupled import CoupledShape
+    from .coupled import CoupledShape
 
 _ODDS = 1 / 8  # brings log-odds of +-30 to a few units
 

@@ -14,10 +14,10 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from components.policies.protocol import Policy
+    from .protocol import Policy
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from components.core.errors import CheckpointError
-from components.core.files import beside, read_json, unpacking, write_json
-from components.policies.binding import bound_to
-from components.policies.confidence import ConfidencePolicy, Shape
-from components.policies.coupled import CoupledPolicy, CoupledShape
-from components.policies.feature import FeaturePolicy, FeatureShape
+from ..core.errors import CheckpointError
+from ..core.files import beside, read_json, unpacking, write_json
+from .binding import bound_to
+from .confidence import ConfidencePolicy, Shape
+from .coupled import CoupledPolicy, CoupledShape
+from .feature import FeaturePolicy, FeatureShape
 
 LearnedPolicy = ConfidencePolicy | FeaturePolicy | CoupledPolicy
 FILES = ("policy.json", "policy.safetensors")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.types import Needs, Observation
-from components.maths.distributions import ActionDistribution, Deterministic
-from components.maths.masked import masked_argmax, one_hot
+from ..core.types import Needs, Observation
+from ..maths.distributions import ActionDistribution, Deterministic
+from ..maths.masked import masked_argmax, one_hot
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from components.core.errors import DataError
-from components.evaluation.results import POLICIES
-from components.reports.fronts import rule_name
+from ..core.errors import DataError
+from ..evaluation.results import POLICIES
+from .fronts import rule_name
 
 Decode = Mapping[str, Any]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from components.core.files import write_text
-from components.reports import table
-from components.reports.table import Result
+from ..core.files import write_text
+from . import table
+from .table import Result
 
 TRAIN_KEYS = {
     "commit": "commit",

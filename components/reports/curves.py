@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.evaluation.gate import resample, scores
-from components.evaluation.results import EvalResult
-from components.maths.pareto import front_at, upper_hull
+from ..evaluation.gate import resample, scores
+from ..evaluation.results import EvalResult
+from ..maths.pareto import front_at, upper_hull
 
 SHARPNESS = 3.0  # alpha in AUP
 TOLERATED = 0.05  # accuracy below that of the slowest point at which AUP stops counting

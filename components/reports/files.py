@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.files import beside
+from ..core.files import beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from components.evaluation.results import POLICIES, EvalResult
-from components.maths.pareto import front_at, upper_hull
-from components.policies.rules import RULES
+from ..evaluation.results import POLICIES, EvalResult
+from ..maths.pareto import front_at, upper_hull
+from ..policies.rules import RULES
 
 KINDS = {
     "marginal": "marginal rules: each position by itself",

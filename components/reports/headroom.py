@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
 
-from components.core.files import write_text
-from components.reports.files import STYLE, write_figure
-from components.reports.table import NONE, interval
+from ..core.files import write_text
+from .files import STYLE, write_figure
+from .table import NONE, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

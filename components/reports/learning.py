@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core.errors import DataError
-from components.core.files import write_text
-from components.reports.files import STYLE, write_figure
-from components.reports.pareto import POLICY_COLOUR
-from components.tracking.tracker import read_curve
+from ..core.errors import DataError
+from ..core.files import write_text
+from ..tracking.tracker import read_curve
+from .files import STYLE, write_figure
+from .pareto import POLICY_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.files import write_text
-from components.reports.boards import (
+from ..core.files import write_text
+from .boards import (
     Case,
     Decode,
     box_of,
@@ -28,8 +28,8 @@ from components.reports.boards import (
     name_of,
     step_colour,
 )
-from components.reports.pairs import GAP, corner
-from components.reports.views import FULL, View, shift_colour, view_of
+from .pairs import GAP, corner
+from .views import FULL, View, shift_colour, view_of
 
 Facts = dict[str, Any]
 """What a part of the template is filled with."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from components.reports.boards import box_of
-from components.reports.views import APART, FULL, View, shift_colour
+from .boards import box_of
+from .views import APART, FULL, View, shift_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

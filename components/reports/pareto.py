@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.core.files import write_text
-from components.evaluation.results import EvalResult
-from components.reports import fronts, labels
-from components.reports.files import STYLE, write_figure
-from components.reports.fronts import label_of
-from components.reports.table import points
+from ..core.files import write_text
+from ..evaluation.results import EvalResult
+from . import fronts, labels
+from .files import STYLE, write_figure
+from .fronts import label_of
+from .table import points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

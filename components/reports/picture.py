@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError
-from components.evaluation.results import POLICIES, EvalResult
-from components.reports import fronts as table
-from components.reports import pairs
-from components.reports.boards import Case, Decode, cases, clues_of, columns_of, glyph, ink_on, last_step, step_colour
-from components.reports.files import STYLE, write_figure
-from components.reports.pareto import POLICY_COLOUR, legend_handles, panel
-from components.reports.views import FULL, View, shift_colour, view_of
+from ..core.errors import DataError
+from ..evaluation.results import POLICIES, EvalResult
+from . import fronts as table
+from . import pairs
+from .boards import Case, Decode, cases, clues_of, columns_of, glyph, ink_on, last_step, step_colour
+from .files import STYLE, write_figure
+from .pareto import POLICY_COLOUR, legend_handles, panel
+from .views import FULL, View, shift_colour, view_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

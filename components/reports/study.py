@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core.files import read_json, read_yaml
-from components.evaluation.results import EvalResult, read_results
-from components.reports import fronts
-from components.reports.curves import aup, difference, error_cut, mean_interval, nfe_for
-from components.reports.table import MINUS, NONE, interval
+from ..core.files import read_json, read_yaml
+from ..evaluation.results import EvalResult, read_results
+from . import fronts
+from .curves import aup, difference, error_cut, mean_interval, nfe_for
+from .table import MINUS, NONE, interval
 
 RESAMPLES = 1000
 HEADINGS = (

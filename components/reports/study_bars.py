@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from components.evaluation.results import EvalResult
-from components.maths.pareto import front_at, upper_hull
-from components.reports.curves import curve_at, error_cut, nfe_for
-from components.reports.study import Kept, Runs, Study, runs
-from components.reports.table import MINUS, points
+from ..evaluation.results import EvalResult
+from ..maths.pareto import front_at, upper_hull
+from .curves import curve_at, error_cut, nfe_for
+from .study import Kept, Runs, Study, runs
+from .table import MINUS, points
 
 STEP = 0.05  # forwards between two places of a range
 LEVEL = 0.01  # accuracy between two levels

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from components.core.files import write_text
-from components.evaluation.results import EvalResult
-from components.maths.pareto import front_at
-from components.reports.curves import curve_at
-from components.reports.study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
-from components.reports.study_bars import Bar
-from components.reports.table import NONE, grid, points
+from ..core.files import write_text
+from ..evaluation.results import EvalResult
+from ..maths.pareto import front_at
+from .curves import curve_at
+from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
+from .study_bars import Bar
+from .table import NONE, grid, points
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 SHORT = {

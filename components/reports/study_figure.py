@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.maths.pareto import upper_hull
-from components.reports import pareto
-from components.reports.files import STYLE, write_figure
-from components.reports.study import Runs, Study
+from ..maths.pareto import upper_hull
+from . import pareto
+from .files import STYLE, write_figure
+from .study import Runs, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from components.core.errors import DataError
-from components.core.files import remove, write_json, write_text
-from components.evaluation.gate import level
-from components.evaluation.results import EvalResult
-from components.reports import fronts
-from components.reports.table import interval, points
+from ..core.errors import DataError
+from ..core.files import remove, write_json, write_text
+from ..evaluation.gate import level
+from ..evaluation.results import EvalResult
+from . import fronts
+from .table import interval, points
 
 GATE = "gate"
 DIGITS = 3  # a tenth of a point

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.core.files import write_text
-from components.evaluation.gate import level
-from components.evaluation.results import EvalResult
-from components.reports import fronts
+from ..core.files import write_text
+from ..evaluation.gate import level
+from ..evaluation.results import EvalResult
+from . import fronts
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EM DASH}"
 HEADINGS = ("task", "dLLM", "split", "policy", "accuracy, %", "seeds", "NFE", "heuristics at that NFE, %", "difference")

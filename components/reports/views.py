@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.core.errors import DataError
-from components.reports.boards import mixed
+from ..core.errors import DataError
+from .boards import mixed
 
 APART, TOGETHER = "#B2182B", "#2166AC"
 FULL = 5.0

@@ -4,13 +4,13 @@ No field has a default, because DVC tracks only the values in params.yaml. Setti
 are numbers and objects. A stage's function names the sections it reads; they are its ``params:`` in dvc.yaml.
 """
 
-from components.settings.data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
-from components.settings.load import read
-from components.settings.policy import Confidence, Coupled, Decode, Feature, Policy
-from components.settings.profile import Settings
-from components.settings.section import Section, nearest
-from components.settings.training import Distill, Influence, Train
+from .data import SPLITS, Counts, Data, Domain, Model, Pretrain, TaskSettings
+from .evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
+from .load import read
+from .policy import Confidence, Coupled, Decode, Feature, Policy
+from .profile import Settings
+from .section import Section, nearest
+from .training import Distill, Influence, Train
 
 __all__ = [
     "SPLITS",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from components.policies.rules import RULES
-from components.settings.data import Data, Model
-from components.settings.policy import Confidence, Coupled, Decode, Feature
-from components.settings.training import Distill, Train
+from ..policies.rules import RULES
+from .data import Data, Model
+from .policy import Confidence, Coupled, Decode, Feature
+from .training import Distill, Train
 
 Head = Confidence | Coupled | Feature
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.section import Count, Layout, Name, Natural, Rate, Section, Seed, Size
-from components.tasks import TASKS, Task, build
+from ..tasks import TASKS, Task, build
+from .section import Count, Layout, Name, Natural, Rate, Section, Seed, Size
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from components.policies.rules import check_number, decoders, known
-from components.settings.section import Count, Finite, Name, Section, Seed, Size
+from ..policies.rules import check_number, decoders, known
+from .section import Count, Finite, Name, Section, Seed, Size
 
 
 class Sweep(Section):

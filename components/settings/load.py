@@ -9,11 +9,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from components.core.errors import DataError, SettingsError
-from components.core.files import read_yaml
-from components.settings.policy import Confidence, Coupled, Feature
-from components.settings.profile import Settings
-from components.settings.section import nearest
+from ..core.errors import DataError, SettingsError
+from ..core.files import read_yaml
+from .policy import Confidence, Coupled, Feature
+from .profile import Settings
+from .section import nearest
 
 KINDS: dict[Any, type[BaseModel]] = {"confidence": Confidence, "coupled": Coupled, "feature": Feature}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.settings.section import Count, Finite, Natural, NonNegative, Positive, Section, Size
+from .section import Count, Finite, Natural, NonNegative, Positive, Section, Size
 
 
 class Confidence(Section):

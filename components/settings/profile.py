@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from components.settings.compatibility import check_attention, check_learning, check_letters, check_shares
-from components.settings.data import Data, Domain, Model, Pretrain
-from components.settings.evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
-from components.settings.policy import Decode, Feature, Policy
-from components.settings.section import Name, Section, nearest
-from components.settings.training import Distill, Influence, Train
+from .compatibility import check_attention, check_learning, check_letters, check_shares
+from .data import Data, Domain, Model, Pretrain
+from .evaluation import Case, Cases, Evaluate, Headroom, Sweep, Variants
+from .policy import Decode, Feature, Policy
+from .section import Name, Section, nearest
+from .training import Distill, Influence, Train
 
 
 class Settings(Section):

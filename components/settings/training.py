@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from components.policies.rules import check_number, known
-from components.settings.section import (
+from ..policies.rules import check_number, known
+from .section import (
     MOST,
     Count,
     Finite,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from components.settings import Decode, Distill, Domain
-from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace
+from ..settings import Decode, Distill, Domain
+from .common.progress import progress
+from .common.workspace import Workspace
 
 
 def distill(workspace: Workspace, domain: Domain, decode: Decode, distill: Distill) -> dict[str, float]:
     """P/distill/policy; metrics: the imitation loss, and accuracy and NFE of rule and student on the tune split."""
-    from components.evaluation.evaluate import Candidate, evaluate
-    from components.policies import store
-    from components.stages.common.models import domain_prompts, open_cached, reference_of
-    from components.trainers.distill import DistillPlan, imitate
+    from ..evaluation.evaluate import Candidate, evaluate
+    from ..policies import store
+    from ..trainers.distill import DistillPlan, imitate
+    from .common.models import domain_prompts, open_cached, reference_of
 
     denoiser, encoder = open_cached(workspace, domain.model, decode)
     student = store.load(workspace.outputs / "influence" / "policy").to(denoiser.device)

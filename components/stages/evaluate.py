@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from components.core.files import write_lines
-from components.evaluation.results import POLICIES, EvalResult, write_results, write_table
-from components.settings import Decode, Domain, Sweep, Variants
-from components.stages.common.cases import EvalCase
-from components.stages.common.progress import progress
-from components.stages.common.runfile import content_hash, describe_run, write_run
-from components.stages.common.workspace import Workspace
-from components.stages.rules import rule_results, sweep_of
+from ..core.files import write_lines
+from ..evaluation.results import POLICIES, EvalResult, write_results, write_table
+from ..settings import Decode, Domain, Sweep, Variants
+from .common.cases import EvalCase
+from .common.progress import progress
+from .common.runfile import content_hash, describe_run, write_run
+from .common.workspace import Workspace
+from .rules import rule_results, sweep_of
 
 if TYPE_CHECKING:
-    from components.decode.prompts import Prompts
-    from components.denoisers import Denoiser
-    from components.evaluation.evaluate import Candidate
-    from components.policies.store import LearnedPolicy
-    from components.settings.evaluation import Family
+    from ..decode.prompts import Prompts
+    from ..denoisers import Denoiser
+    from ..evaluation.evaluate import Candidate
+    from ..policies.store import LearnedPolicy
+    from ..settings.evaluation import Family
 
 STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
@@ -38,10 +38,10 @@ def evaluate(
 
     run.json beside the results has the hashes of the policy and the prompts, which a promotion compares.
     """
-    from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import Board, table
-    from components.policies import store
-    from components.stages.common.models import open_cached
+    from ..decode.prompts import Prompts
+    from ..evaluation.evaluate import Board, table
+    from ..policies import store
+    from .common.models import open_cached
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data, trained = workspace.task(case.task), workspace.outputs / "train" / "policy"
@@ -78,10 +78,10 @@ def learned(
     whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
     all.
     """
-    from components.evaluation.evaluate import Candidate
-    from components.policies import store
-    from components.policies.feature import FeaturePolicy
-    from components.stages.common.models import with_decode_settings
+    from ..evaluation.evaluate import Candidate
+    from ..policies import store
+    from ..policies.feature import FeaturePolicy
+    from .common.models import with_decode_settings
 
     candidates = []
     for family in sorted(variants.offsets, key=POLICIES.index):
@@ -107,8 +107,8 @@ def _at_other_speeds(
     family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
 ) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
-    from components.evaluation.evaluate import Candidate
-    from components.policies.coupled import CoupledPolicy
+    from ..evaluation.evaluate import Candidate
+    from ..policies.coupled import CoupledPolicy
 
     found = []
     for block in (decode.block_length, *(variants.blocks if wide and family == "learned" else ())):
@@ -126,7 +126,7 @@ def _at_other_speeds(
 
 def summary(results: Sequence[EvalResult]) -> dict[str, Any]:
     """Per trained policy: accuracy, NFE, the front of the rules at that NFE, and the difference."""
-    from components.maths.pareto import front_at
+    from ..maths.pareto import front_at
 
     rules = [result for result in results if not result.is_policy]
     figures: dict[str, Any] = {}
@@ -160,9 +160,9 @@ def _rivals(
 def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate], task: str) -> list[dict[str, Any]]:
     """The prompts, decoded by each candidate: text, order and forwards, for the pages; of a policy with pair shifts
     also ``view``, see ``first_views``."""
-    from components.decode.engine import rollout
-    from components.decode.job import DecodeOptions
-    from components.evaluation.view import first_views, is_seen
+    from ..decode.engine import rollout
+    from ..decode.job import DecodeOptions
+    from ..evaluation.view import first_views, is_seen
 
     lines = []
     for chosen in candidates:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from components.core.files import beside
-from components.settings import Decode, Domain
-from components.stages.common.progress import progress
-from components.stages.common.runfile import content_hash, describe_run, read_run, write_run
-from components.stages.common.workspace import Workspace
+from ..core.files import beside
+from ..settings import Decode, Domain
+from .common.progress import progress
+from .common.runfile import content_hash, describe_run, read_run, write_run
+from .common.workspace import Workspace
 
 
 def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, float]:
@@ -16,9 +16,9 @@ def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, fl
 
     metrics: what was compared, texts equal, largest difference of a utility, bytes.
     """
-    from components.export import Decoding, OnnxPolicy, check_parity, export_policy, random_states, visited_state
-    from components.policies import store
-    from components.stages.common.models import domain_prompts, open_denoiser, with_decode_settings
+    from ..export import Decoding, OnnxPolicy, check_parity, export_policy, random_states, visited_state
+    from ..policies import store
+    from .common.models import domain_prompts, open_denoiser, with_decode_settings
 
     trained = workspace.outputs / "train" / "policy"
     policy = with_decode_settings(store.load(trained), decode)

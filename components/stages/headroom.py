@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.settings import Headroom, Sweep
-from components.stages.common.cases import item_of
-from components.stages.common.workspace import Workspace
-from components.stages.rules import sweep_of
+from ..settings import Headroom, Sweep
+from .common.cases import item_of
+from .common.workspace import Workspace
+from .rules import sweep_of
 
 
 def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) -> dict[str, Any]:
     """P/headroom/<case>.json, on tune prompts: order, speed and dependence, see ``evaluation.headroom``."""
-    from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import Board, table
-    from components.evaluation.headroom import dependence, order, speed
-    from components.stages.common.models import open_denoiser
+    from ..decode.prompts import Prompts
+    from ..evaluation.evaluate import Board, table
+    from ..evaluation.headroom import dependence, order, speed
+    from .common.models import open_denoiser
 
     chosen = item_of(headroom.cases, "headroom.cases", case)
     denoiser, encoder = open_denoiser(workspace, chosen.model)

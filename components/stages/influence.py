@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from components.core.files import remove, write_csv
-from components.settings import Coupled, Decode, Domain, Feature, Influence, Policy
-from components.stages.common.progress import progress
-from components.stages.common.runfile import code_of, content_hash, digest
-from components.stages.common.workspace import Workspace
+from ..core.files import remove, write_csv
+from ..settings import Coupled, Decode, Domain, Feature, Influence, Policy
+from .common.progress import progress
+from .common.runfile import code_of, content_hash, digest
+from .common.workspace import Workspace
 
 if TYPE_CHECKING:
-    from components.policies.coupled import CoupledPolicy
-    from components.policies.store import LearnedPolicy
-    from components.trainers.influence import Kept, Source
+    from ..policies.coupled import CoupledPolicy
+    from ..policies.store import LearnedPolicy
+    from ..trainers.influence import Kept, Source
 
 
 def influence(
@@ -23,11 +23,11 @@ def influence(
 
     Killed, it goes on from .checkpoints/<profile>/influence-<identity> and ends at the same bits.
     """
-    from components.denoisers.fingerprint import fingerprint_of
-    from components.policies import store
-    from components.policies.coupled import CoupledPolicy
-    from components.stages.common.models import domain_prompts, open_denoiser, reference_of
-    from components.trainers.influence import Source
+    from ..denoisers.fingerprint import fingerprint_of
+    from ..policies import store
+    from ..policies.coupled import CoupledPolicy
+    from ..trainers.influence import Source
+    from .common.models import domain_prompts, open_denoiser, reference_of
 
     denoiser, encoder = open_denoiser(workspace, domain.model)
     fresh = fresh_policy(policy, denoiser.width, influence.seed).to(denoiser.device)
@@ -49,7 +49,7 @@ def influence(
 
 def _kept(workspace: Workspace, domain: Domain, influence: Influence) -> Kept:
     """The folder of labels and checkpoints until the stage ends, named after everything that they depend on."""
-    from components.trainers.influence import Kept
+    from ..trainers.influence import Kept
 
     inputs = [workspace.outputs / "data" / "domain", workspace.outputs / "pretrain" / domain.model]
     hashes = [content_hash(path) for path in [*inputs, *code_of("influence")]]
@@ -61,9 +61,9 @@ def _fitted(
     policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, decode: Decode
 ) -> tuple[float, list[dict[str, float]]]:
     """Train the policy's shifts. Returns the bound of the probing's forwards, and the figures of every epoch."""
-    from components.trainers.influence import Fit, Watcher
-    from components.trainers.influence import influence as run
-    from components.trainers.probing import Probing, cost
+    from ..trainers.influence import Fit, Watcher
+    from ..trainers.influence import influence as run
+    from ..trainers.probing import Probing, cost
 
     probing = Probing(
         chunks=influence.chunks,
@@ -98,10 +98,10 @@ def fresh_policy(policy: Policy, width: int, seed: int) -> LearnedPolicy:
     """A policy of the settings' shape over hidden states of this width; its weights depend on the seed alone."""
     import torch
 
-    from components.core.rng import seed_of
-    from components.policies.confidence import ConfidencePolicy, Shape
-    from components.policies.coupled import CoupledPolicy, CoupledShape
-    from components.policies.feature import FeaturePolicy, FeatureShape
+    from ..core.rng import seed_of
+    from ..policies.confidence import ConfidencePolicy, Shape
+    from ..policies.coupled import CoupledPolicy, CoupledShape
+    from ..policies.feature import FeaturePolicy, FeatureShape
 
     read = isinstance(policy, Feature) or policy.hidden_states
     chosen: dict[str, Any] = policy.model_dump(exclude={"kind", "hidden_states"}) | {"features": width if read else 0}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from components.core.files import beside, write_json
-from components.settings import Data, Domain, Model, TaskSettings
-from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace
-from components.tasks.example import Example, write_examples
-from components.tasks.hub import TextTask
-from components.tasks.splits import answers_seen, collect_all
+from ..core.files import beside, write_json
+from ..settings import Data, Domain, Model, TaskSettings
+from ..tasks.example import Example, write_examples
+from ..tasks.hub import TextTask
+from ..tasks.splits import answers_seen, collect_all
+from .common.progress import progress
+from .common.workspace import Workspace
 
 
 def prepare(workspace: Workspace, data: Data, models: Mapping[str, Model], domain: Domain) -> dict[str, float]:

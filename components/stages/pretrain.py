@@ -7,21 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.core.errors import CheckpointError
-from components.core.files import beside, write_json
-from components.settings import Model, Pretrain
-from components.stages.common.cases import item_of
-from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace
-from components.tasks.example import Example
+from ..core.errors import CheckpointError
+from ..core.files import beside, write_json
+from ..settings import Model, Pretrain
+from ..tasks.example import Example
+from .common.cases import item_of
+from .common.progress import progress
+from .common.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from components.denoisers import Encoder
-    from components.denoisers.transformer import TransformerDenoiser
-    from components.tasks import Task
-    from components.trainers.pretrain import Batch
+    from ..denoisers import Encoder
+    from ..denoisers.transformer import TransformerDenoiser
+    from ..tasks import Task
+    from ..trainers.pretrain import Batch
 
     Encoded = tuple[Tensor, Tensor, Tensor]
 
@@ -38,7 +38,7 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
         else:
             source = _resolve(chosen.source, chosen.revision)
         if dtype == "auto":
-            from components.denoisers.dtype import fastest
+            from ..denoisers.dtype import fastest
 
             dtype, figures["bfloat16_speed_up"] = fastest(str(folder))
         write_json(folder / "source.json", source | {"dtype": dtype})
@@ -47,8 +47,8 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
 
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
-    from components.core.imports import is_import_path
-    from components.denoisers.checkpoint import read_config
+    from ..core.imports import is_import_path
+    from ..denoisers.checkpoint import read_config
 
     if is_import_path(source):
         return {"source": source, "revision": None}
@@ -66,9 +66,9 @@ def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
 
 
 def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, folder: Path) -> dict[str, float]:
-    from components.denoisers import embedded
-    from components.trainers.pretrain import Schedule
-    from components.trainers.pretrain import pretrain as run
+    from ..denoisers import embedded
+    from ..trainers.pretrain import Schedule
+    from ..trainers.pretrain import pretrain as run
 
     corpora = {task: workspace.corpus(name, task) for task in model.rows}
     examples = {task: corpus.examples("pretrain") for task, corpus in corpora.items()}
@@ -95,8 +95,8 @@ def _fresh(
     settings: Pretrain, layout: str, tasks: Mapping[str, Task], examples: Mapping[str, Sequence[Example]]
 ) -> tuple[TransformerDenoiser, Encoder]:
     """A dLLM over the letters of its tasks, with positions for canvases of twice their length."""
-    from components.core.rng import seed_of
-    from components.denoisers import embedded
+    from ..core.rng import seed_of
+    from ..denoisers import embedded
 
     alphabet = "".join(task.alphabet for task in tasks.values())
     longest = max(len(examples[t][0].prompt) + 2 * tasks[t].canvas_length for t in tasks)
@@ -108,8 +108,8 @@ def _batches(encoded: Mapping[str, Encoded], rows: Mapping[str, int], seed: int,
     """One batch per task, drawn for this step; its weight is its share of the rows."""
     import torch
 
-    from components.core.rng import generator
-    from components.trainers.pretrain import Batch
+    from ..core.rng import generator
+    from ..trainers.pretrain import Batch
 
     batches = []
     for task, (ids, attend, answers) in encoded.items():

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from components.core.files import read_json, read_lines
-from components.evaluation.results import EvalResult, read_results
-from components.settings import Cases, Decode, Domain, Evaluate, Headroom
-from components.stages.common.runfile import read_run
-from components.stages.common.workspace import Workspace
+from ..core.files import read_json, read_lines
+from ..evaluation.results import EvalResult, read_results
+from ..settings import Cases, Decode, Domain, Evaluate, Headroom
+from .common.runfile import read_run
+from .common.workspace import Workspace
 
 if TYPE_CHECKING:
-    from components.reports.card import Facts
+    from ..reports.card import Facts
 
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ def report(
 
 def show(workspace: Workspace) -> None:
     """Bring the outputs into MLflow. A store that does not take them costs a warning, and a promotion adds them."""
-    from components.tracking.publish import publish
-    from components.tracking.store import first_line
+    from ..tracking.publish import publish
+    from ..tracking.store import first_line
 
     try:
         publish(workspace.outputs, workspace.root)
@@ -51,7 +51,7 @@ def show(workspace: Workspace) -> None:
 
 
 def _write_result(workspace: Workspace, decode: Decode, evaluate: Evaluate) -> None:
-    from components.reports import summary
+    from ..reports import summary
 
     tasks = {task: _results(workspace, f"evaluate-{task}") for task in evaluate.tasks}
     found = summary.write(workspace.outputs / "result", tasks, _results(workspace, "gate"), decode.choose)
@@ -61,9 +61,9 @@ def _write_result(workspace: Workspace, decode: Decode, evaluate: Evaluate) -> N
 def _write(
     workspace: Workspace, domain: Domain, headroom: Headroom, evaluate: Evaluate, transfer: Cases, ood: Cases
 ) -> None:
-    from components.reports import card, learning, order_page, pareto, picture, table
-    from components.reports import headroom as headroom_page
-    from components.reports.boards import Stored
+    from ..reports import card, learning, order_page, pareto, picture, table
+    from ..reports import headroom as headroom_page
+    from ..reports.boards import Stored
 
     outputs = workspace.outputs
     folder, plots = outputs / "report", outputs / "plots"
@@ -104,7 +104,7 @@ def _results(workspace: Workspace, case: str) -> list[EvalResult]:
 
 def _facts(workspace: Workspace, domain: Domain) -> Facts:
     """What the model card states of the policy and its domain."""
-    from components.reports.card import Facts
+    from ..reports.card import Facts
 
     described, first = read_policy(workspace), workspace.domain(next(iter(domain.tasks)))
     return Facts(
@@ -120,7 +120,7 @@ def _facts(workspace: Workspace, domain: Domain) -> Facts:
 
 def read_policy(workspace: Workspace) -> dict[str, Any]:
     """What the policy reads, and how many parameters it has."""
-    from components.policies import store
+    from ..policies import store
 
     policy = store.load(workspace.outputs / "train" / "policy")
     inputs = (*policy.shape.inputs, *(["features"] if policy.shape.features else []))

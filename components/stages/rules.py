@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from components.evaluation.results import read_results, write_results
-from components.settings import Decode
-from components.settings import Sweep as SweepSettings
-from components.stages.common.cases import EvalCase
-from components.stages.common.progress import progress
-from components.stages.common.workspace import Workspace
+from ..evaluation.results import read_results, write_results
+from ..settings import Decode
+from ..settings import Sweep as SweepSettings
+from .common.cases import EvalCase
+from .common.progress import progress
+from .common.workspace import Workspace
 
 if TYPE_CHECKING:
-    from components.denoisers import Encoder
-    from components.evaluation.evaluate import Sweep
-    from components.evaluation.results import EvalResult
+    from ..denoisers import Encoder
+    from ..evaluation.evaluate import Sweep
+    from ..evaluation.results import EvalResult
 
 
 def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
     """P/rules/<case>/results.jsonl: one result per rule, number and block length, with the cache of the policy."""
-    from components.decode.prompts import Prompts
-    from components.evaluation.evaluate import Board, table
-    from components.stages.common.models import open_cached
+    from ..decode.prompts import Prompts
+    from ..evaluation.evaluate import Board, table
+    from .common.models import open_cached
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
     data = workspace.task(case.task)
@@ -41,7 +41,7 @@ def rule_results(workspace: Workspace, case: EvalCase) -> list[EvalResult]:
 
 def sweep_of(sweep: SweepSettings, encoder: Encoder | None) -> Sweep:
     """The heuristics to compare with. encoder: of the dLLM; None where only the names matter."""
-    from components.evaluation.evaluate import Sweep
+    from ..evaluation.evaluate import Sweep
 
     return Sweep(
         sweep.block_lengths,

@@ -15,24 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core import processes
-from components.core.files import copy as copy_file
-from components.settings import Decode, Domain, Train
-from components.stages.common.alone import alone
-from components.stages.common.progress import progress
-from components.stages.common.runfile import RunRecord, code_of, describe_run, write_run
-from components.stages.common.workspace import Workspace
-from components.tracking.tracker import CompositeTracker, JsonlTracker, Tracker
+from ..core import processes
+from ..core.files import copy as copy_file
+from ..settings import Decode, Domain, Train
+from ..tracking.tracker import CompositeTracker, JsonlTracker, Tracker
+from .common.alone import alone
+from .common.progress import progress
+from .common.runfile import RunRecord, code_of, describe_run, write_run
+from .common.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
-    from components.decode.prompts import Prompts
-    from components.denoisers import Denoiser
-    from components.policies.protocol import Policy
-    from components.policies.store import LearnedPolicy
-    from components.trainers.checkpoints import TrainState
-    from components.trainers.plan import Objective, Plan
+    from ..decode.prompts import Prompts
+    from ..denoisers import Denoiser
+    from ..policies.protocol import Policy
+    from ..policies.store import LearnedPolicy
+    from ..trainers.checkpoints import TrainState
+    from ..trainers.plan import Objective, Plan
 
 
 def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) -> dict[str, float]:
@@ -45,10 +45,10 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
 
 def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, ending: ExitStack) -> dict[str, float]:
     """Train. ``ending`` receives the callback that gives the MLflow run its final state."""
-    from components.policies import store
-    from components.stages.common.models import domain_prompts, open_cached
-    from components.trainers.checkpoints import resumed
-    from components.trainers.reinforce import Method, optimizer_for, reinforce
+    from ..policies import store
+    from ..trainers.checkpoints import resumed
+    from ..trainers.reinforce import Method, optimizer_for, reinforce
+    from .common.models import domain_prompts, open_cached
 
     begun = _describe(workspace, domain, decode, train)
     kept = workspace.root / ".checkpoints" / workspace.profile / begun.identity
@@ -140,7 +140,7 @@ def _describe(workspace: Workspace, domain: Domain, decode: Decode, train: Train
 
 def _write(workspace: Workspace, policy: LearnedPolicy, lines: Path, record: RunRecord) -> None:
     """P/train: the policy, its curve, and run.json."""
-    from components.policies import store
+    from ..policies import store
 
     folder = workspace.outputs / "train"
     store.save(policy, folder / "policy")
@@ -161,7 +161,7 @@ def _final_state(tracker: Tracker) -> Callable[..., None]:
 
 def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
     """The trainer's plan and objective from the settings."""
-    from components.trainers.plan import Objective, Plan
+    from ..trainers.plan import Objective, Plan
 
     first = train.iterations, train.prompts, train.group, train.learning_rate, train.seed, decode.block_length
     plan = Plan(
@@ -200,7 +200,7 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
 
 def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
     """The policy that the divergence is measured from: the distilled one as it is now, a rule, or None."""
-    from components.stages.common.models import reference_of
+    from .common.models import reference_of
 
     if train.divergence == "none":
         return None
@@ -211,7 +211,7 @@ def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
 
 def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
     """Add alpha as an input to a policy for several alphas; its decisions do not change."""
-    from components.policies.feature import FeaturePolicy
+    from ..policies.feature import FeaturePolicy
 
     if train.alphas:
         assert not isinstance(policy, FeaturePolicy)  # the settings refuse it: one position per step has no speed
@@ -220,15 +220,15 @@ def add_alpha_input(policy: LearnedPolicy, train: Train) -> None:
 
 def expert_of(train: Train) -> Policy | None:
     """The threshold rule that steers some rollouts, or None."""
-    from components.policies.heuristics import Threshold
+    from ..policies.heuristics import Threshold
 
     return Threshold(train.expert_threshold) if train.experts else None
 
 
 def _tracker(workspace: Workspace, lines: Path, state: TrainState, begun: RunRecord) -> Tracker:
-    from components.tracking import store as tracking_store
-    from components.tracking.mlflow_tracker import MlflowTracker, run_name, run_tags
-    from components.tracking.publish import experiment_name
+    from ..tracking import store as tracking_store
+    from ..tracking.mlflow_tracker import MlflowTracker, run_name, run_tags
+    from ..tracking.publish import experiment_name
 
     remote = MlflowTracker.start(
         tracking_store.tracking_uri(workspace.root),
@@ -249,10 +249,10 @@ def _validated(
     """
     import torch
 
-    from components.core.rng import seed_of
-    from components.decode.engine import rollout
-    from components.decode.job import DecodeOptions
-    from components.maths.objectives import REWARDS
+    from ..core.rng import seed_of
+    from ..decode.engine import rollout
+    from ..decode.job import DecodeOptions
+    from ..maths.objectives import REWARDS
 
     tune = tune.take(processes.shard(range(len(tune))))
     options = DecodeOptions(seed=seed_of(train.seed, "tune"), choose=decode.choose, rows=train.rollout_rows)

@@ -9,15 +9,15 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from components.core.errors import SettingsError
-from components.tasks.example import END, Example, Score, Task
-from components.tasks.hub import gsm8k, math
-from components.tasks.programs import humaneval, kodcode, mbpp
-from components.tasks.puzzle_text import countdown_text, sudoku_text, zebra
-from components.tasks.queens import Queens
-from components.tasks.sequences import NumberSorting
-from components.tasks.sudoku import SudokuMany, SudokuUnique, sudoku_long
-from components.tasks.worded import SudokuPair, worded_many
+from ..core.errors import SettingsError
+from .example import END, Example, Score, Task
+from .hub import gsm8k, math
+from .programs import humaneval, kodcode, mbpp
+from .puzzle_text import countdown_text, sudoku_text, zebra
+from .queens import Queens
+from .sequences import NumberSorting
+from .sudoku import SudokuMany, SudokuUnique, sudoku_long
+from .worded import SudokuPair, worded_many
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from components.tasks import mathematics
-from components.tasks.numerals import number_in
+from . import mathematics
+from .numerals import number_in
 
 BOXED = re.compile(r"\\boxed\s*\{")
 FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)

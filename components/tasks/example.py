@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.core.errors import DataError
-from components.core.files import parse_json, write_text
+from ..core.errors import DataError
+from ..core.files import parse_json, write_text
 
 MASK = "[MASK]"  # a position to decode in a canvas that is partly filled; each dLLM's own mask is meant
 END = "$"  # ends an answer that is shorter than its canvas, and fills the rest of it; in no task's alphabet

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
 
 
 @functools.cache

@@ -13,12 +13,12 @@ import math as maths
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from components.core.errors import DataError
-from components.tasks import checkers, rows
-from components.tasks.example import Example, Score, address
-from components.tasks.numerals import number_text
-from components.tasks.rows import Hub, Row, load_rows
-from components.tasks.splits import TRAIN_FILE_SHARES, pick
+from ..core.errors import DataError
+from . import checkers, rows
+from .example import Example, Score, address
+from .numerals import number_text
+from .rows import Hub, Row, load_rows
+from .splits import TRAIN_FILE_SHARES, pick
 
 TAGS = "Think first, between <reasoning> and </reasoning>. Then give the result alone, between <answer> and </answer>."
 ASK_NUMBER = f"Solve the problem. {TAGS} The result is one number, without its unit.\n\n"

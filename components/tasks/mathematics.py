@@ -18,8 +18,8 @@ import sys
 import threading
 from pathlib import Path
 
-from components.core.errors import SettingsError
-from components.tasks.numerals import MAGNITUDE, joined, spaced
+from ..core.errors import SettingsError
+from .numerals import MAGNITUDE, joined, spaced
 
 BASED = re.compile(r"(?:\\text\{|\\mathrm\{)?([0-9A-Z]+)\}?_\{?(\d+)\}?")
 POWER_OF_TEN = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?![\w.^])")

@@ -9,11 +9,11 @@ import ast
 import sys
 from collections.abc import Callable, Iterator
 
-from components.core.errors import DataError, SettingsError
-from components.tasks import checkers, rows, sandbox
-from components.tasks.example import Example
-from components.tasks.hub import TextTask
-from components.tasks.rows import Row
+from ..core.errors import DataError, SettingsError
+from . import checkers, rows, sandbox
+from .example import Example
+from .hub import TextTask
+from .rows import Row
 
 ASK_BODY = "Complete this Python function. Answer with one ```python block that holds the whole function.\n\n"
 ASK_FUNCTION = "Write a Python function. Answer with one ```python block that holds it and all that it needs.\n\n"

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from components.core.errors import DataError, SettingsError
-from components.tasks import gym
-from components.tasks.checkers import final_answer
-from components.tasks.example import Example, Score, address
-from components.tasks.hub import TAGS
-from components.tasks.sudoku import SudokuUnique
+from ..core.errors import DataError, SettingsError
+from . import gym
+from .checkers import final_answer
+from .example import Example, Score, address
+from .hub import TAGS
+from .sudoku import SudokuUnique
 
 ASK_PERSON = f"Solve the puzzle. {TAGS} The result is one name.\n\n"
 ASK_EXPRESSION = (

@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import DataError
-from components.core.reach import offline_unless_hub_answers
-from components.tasks.example import json_rows
+from ..core.errors import DataError
+from ..core.reach import offline_unless_hub_answers
+from .example import json_rows
 
 Row = dict[str, Any]
 Hub = tuple[str, ...]  # what datasets.load_dataset takes: name, and perhaps configuration

@@ -31,8 +31,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.core.errors import SettingsError
-from components.tasks import supervisor
+from ..core.errors import SettingsError
+from . import supervisor
 
 # $1: Python's own folder; then the socket's name, the limits and the command of either role. The new root is mounted
 # over /sys, in our namespace only: no folder is made on the machine. Nobody's write access is left anywhere but in

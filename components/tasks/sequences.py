@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from components.core.errors import SettingsError
-from components.tasks import gym
-from components.tasks.example import Example, Score, address, canvas_for, cut, matching
+from ..core.errors import SettingsError
+from . import gym
+from .example import Example, Score, address, canvas_for, cut, matching
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
-from components.core.errors import DataError, SettingsError
-from components.tasks.example import Example, Task, address
+from ..core.errors import DataError, SettingsError
+from .example import Example, Task, address
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
 SHARES = {"pretrain": 0.70, "train": 0.15, "tune": 0.05, "gate": 0.05, "test": 0.05}

@@ -11,9 +11,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from components.core.errors import DataError, SettingsError
-from components.tasks import gym
-from components.tasks.example import Example, Score, address, cut
+from ..core.errors import DataError, SettingsError
+from . import gym
+from .example import Example, Score, address, cut
 
 Peers = tuple[tuple[int, ...], ...]
 

@@ -13,9 +13,9 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from components.core.errors import SettingsError
-from components.tasks.example import Example, Score, Task, address, cut
-from components.tasks.sudoku import SudokuMany, consistent, peers_of
+from ..core.errors import SettingsError
+from .example import Example, Score, Task, address, cut
+from .sudoku import SudokuMany, consistent, peers_of
 
 # A digit's letter is its place in the alphabet, as in Braille: 3 is c, m and C. The first script is the plain one.
 SCRIPTS = ("0123456789", "jabcdefghi", "tklmnopqrs", "JABCDEFGHI")

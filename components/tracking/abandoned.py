@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from components.tracking import store
+from . import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

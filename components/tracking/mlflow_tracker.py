@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import SettingsError, masked
-from components.core.files import flatten
-from components.tracking import abandoned, store
+from ..core.errors import SettingsError, masked
+from ..core.files import flatten
+from . import abandoned, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

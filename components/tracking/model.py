@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import CheckpointError, DataError, SettingsError
-from components.core.files import read_json, unpacking
-from components.tracking import store
+from ..core.errors import CheckpointError, DataError, SettingsError
+from ..core.files import read_json, unpacking
+from . import store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,7 +150,7 @@ def fetch(client: MlflowClient, place: str) -> Path:
 
 def defect_at(client: MlflowClient, place: str, policy: str) -> str | None:
     """Why the model at ``place`` is not the policy of this identity, ready to decide; None where it is."""
-    from components.export.smoke import check_decides
+    from ..export.smoke import check_decides
 
     try:
         folder = fetch(client, place)

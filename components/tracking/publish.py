@@ -20,12 +20,12 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from components.core.errors import DataError
-from components.core.files import read_json, read_text
-from components.tracking import abandoned, pages, store
-from components.tracking import mlflow_tracker as entries
-from components.tracking.model import log_policy
-from components.tracking.tracker import read_curve
+from ..core.errors import DataError
+from ..core.files import read_json, read_text
+from . import abandoned, pages, store
+from . import mlflow_tracker as entries
+from .model import log_policy
+from .tracker import read_curve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError, PromotionRefused, masked
-from components.core.files import read_json
-from components.evaluation.gate import Evidence
-from components.tracking import store
-from components.tracking.mlflow_tracker import is_active
-from components.tracking.model import FILE, READY, defect_at, fetch, find_logged
+from ..core.errors import DataError, PromotionRefused, masked
+from ..core.files import read_json
+from ..evaluation.gate import Evidence
+from . import store
+from .mlflow_tracker import is_active
+from .model import FILE, READY, defect_at, fetch, find_logged
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from components.core.errors import SettingsError, masked
-from components.core.reach import PATIENCE, answers
+from ..core.errors import SettingsError, masked
+from ..core.reach import PATIENCE, answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

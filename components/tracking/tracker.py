@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.core.errors import DataError
-from components.core.files import read_lines, write_lines
+from ..core.errors import DataError
+from ..core.files import read_lines, write_lines
 
 
 class Tracker(Protocol):

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.core.errors import CheckpointError, DataError
-from components.core.files import beside, put_aside, read_lines, unpacking
+from ..core.errors import CheckpointError, DataError
+from ..core.files import beside, put_aside, read_lines, unpacking
 
 NO_WEIGHTS: Mapping[str, Tensor] = {}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW, the one optimizer here, remembers of a parameter

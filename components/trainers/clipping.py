@@ -7,7 +7,7 @@ import math
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from components.core.errors import SettingsError
+from ..core.errors import SettingsError
 
 
 def clip_finite(model: nn.Module, limit: float, loss: float, where: str) -> float:

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from components.core.errors import SettingsError
-from components.core.rng import Noise, generator, seed_of
-from components.core.types import Observation, Steps
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.maths.distributions import Deterministic
-from components.policies.protocol import Policy
-from components.policies.store import LearnedPolicy
-from components.trainers.clipping import clip_finite
+from ..core.errors import SettingsError
+from ..core.rng import Noise, generator, seed_of
+from ..core.types import Observation, Steps
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths.distributions import Deterministic
+from ..policies.protocol import Policy
+from ..policies.store import LearnedPolicy
+from .clipping import clip_finite
 
 
 @dataclass(frozen=True)

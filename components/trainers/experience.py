@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from components.core.types import Rollout, Steps
-from components.decode.job import Job
-from components.maths import objectives
+from ..core.types import Rollout, Steps
+from ..decode.job import Job
+from ..maths import objectives
 
 
 @dataclass(frozen=True)

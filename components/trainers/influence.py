@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core.errors import CheckpointError
-from components.core.files import put_aside
-from components.core.rng import generator
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.policies.coupled import CoupledPolicy
-from components.policies.protocol import Policy
-from components.trainers import checkpoints
-from components.trainers.clipping import clip_finite
-from components.trainers.probing import Labels, Probing, collect, stored
+from ..core.errors import CheckpointError
+from ..core.files import put_aside
+from ..core.rng import generator
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..policies.coupled import CoupledPolicy
+from ..policies.protocol import Policy
+from . import checkpoints
+from .clipping import clip_finite
+from .probing import Labels, Probing, collect, stored
 
 Report = Callable[[int, dict[str, float]], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from components.core.errors import SettingsError
-from components.maths.objectives import REWARDS
+from ..core.errors import SettingsError
+from ..maths.objectives import REWARDS
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.core import workers
-from components.core.rng import generator
-from components.denoisers.transformer import TransformerDenoiser
-from components.trainers.clipping import clip_finite
+from ..core import workers
+from ..core.rng import generator
+from ..denoisers.transformer import TransformerDenoiser
+from .clipping import clip_finite
 
 PIECE = 64  # rows whose gradient is computed at a time
 

@@ -18,18 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from components.core.errors import DataError
-from components.core.files import beside, put_aside, unpacking
-from components.core.rng import generator, seed_of
-from components.core.types import Canvas, Needs, Observation, Rollout, Steps
-from components.decode import readout
-from components.decode.batch import admit
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions, Job
-from components.decode.prompts import Prompts
-from components.decode.refresh import tokens_per_forward
-from components.denoisers.protocol import Denoiser
-from components.policies.protocol import Policy
+from ..core.errors import DataError
+from ..core.files import beside, put_aside, unpacking
+from ..core.rng import generator, seed_of
+from ..core.types import Canvas, Needs, Observation, Rollout, Steps
+from ..decode import readout
+from ..decode.batch import admit
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions, Job
+from ..decode.prompts import Prompts
+from ..decode.refresh import tokens_per_forward
+from ..denoisers.protocol import Denoiser
+from ..policies.protocol import Policy
 
 BASE = Needs("masked", statistics=("log_odds",))  # inputs of the labels themselves
 

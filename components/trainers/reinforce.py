@@ -15,22 +15,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.core import processes, workers
-from components.core.rng import generator, seed_of
-from components.core.timer import Timer
-from components.core.types import Needs, Steps
-from components.decode.engine import rollout
-from components.decode.job import DecodeOptions
-from components.decode.prompts import Prompts
-from components.denoisers.protocol import Denoiser
-from components.maths import objectives
-from components.maths.divergence import Draw, divergence, entropy
-from components.policies.protocol import Policy
-from components.policies.store import LearnedPolicy
-from components.trainers.checkpoints import TrainState
-from components.trainers.clipping import clip_finite
-from components.trainers.experience import Experience
-from components.trainers.plan import Objective, Plan
+from ..core import processes, workers
+from ..core.rng import generator, seed_of
+from ..core.timer import Timer
+from ..core.types import Needs, Steps
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths import objectives
+from ..maths.divergence import Draw, divergence, entropy
+from ..policies.protocol import Policy
+from ..policies.store import LearnedPolicy
+from .checkpoints import TrainState
+from .clipping import clip_finite
+from .experience import Experience
+from .plan import Objective, Plan
 
 
 @dataclass(frozen=True)

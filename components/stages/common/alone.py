@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from components.core.errors import CheckpointError
-from components.stages.common.workspace import Workspace
+from ...core.errors import CheckpointError
+from .workspace import Workspace
 
 PATIENCE_SECONDS = 30.0  # a process that is ending needs less
 

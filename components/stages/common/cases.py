@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from components.core.errors import SettingsError
-from components.settings import Settings, nearest
+from ...core.errors import SettingsError
+from ...settings import Settings, nearest
 
 GROUPS = ("evaluate", "gate", "transfer", "ood")
 Item = TypeVar("Item")

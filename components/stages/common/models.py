@@ -6,15 +6,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from components.core.errors import CheckpointError, DataError
-from components.core.files import read_json
-from components.core.imports import is_import_path, named
-from components.decode.prompts import Prompts
-from components.denoisers import Denoiser, Encoder, LoadedDenoiser, load, with_cache
-from components.policies.protocol import Policy
-from components.policies.store import LearnedPolicy
-from components.settings import Decode, Domain
-from components.stages.common.workspace import Workspace
+from ...core.errors import CheckpointError, DataError
+from ...core.files import read_json
+from ...core.imports import is_import_path, named
+from ...decode.prompts import Prompts
+from ...denoisers import Denoiser, Encoder, LoadedDenoiser, load, with_cache
+from ...policies.protocol import Policy
+from ...policies.store import LearnedPolicy
+from ...settings import Decode, Domain
+from .workspace import Workspace
 
 
 def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
@@ -37,7 +37,7 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
 
 def _own(source: str) -> tuple[Any, Any]:
     """A user's own dLLM: denoiser and encoder from the named function, checked against the protocol."""
-    from components.denoisers import check_denoiser
+    from ...denoisers import check_denoiser
 
     denoiser, encoder = named(source)()
     if problems := check_denoiser(denoiser):
@@ -47,7 +47,7 @@ def _own(source: str) -> tuple[Any, Any]:
 
 def reference_of(name: str, value: float | None) -> Policy:
     """A reference policy by its name in the settings: a heuristic with its one number, or the teacher."""
-    from components.policies.rules import heuristic
+    from ...policies.rules import heuristic
 
     return heuristic(name, value)
 

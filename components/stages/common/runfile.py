@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import DataError
-from components.core.files import read_json, read_yaml, unpacking, write_json
+from ...core.errors import DataError
+from ...core.files import read_json, read_yaml, unpacking, write_json
 
 PACKAGES = ("torch", "transformers", "numpy", "reasoning-gym", "onnx", "onnxruntime", "mlflow", "dvc", "prefect")
 FLOW_RUN = "UNMASK_FLOW_RUN"  # in the environment of a stage that a flow runs: the flow run's id

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import DataError
-from components.core.files import read_json, unpacking, write_json
-from components.tasks import build
-from components.tasks.example import Example, Task, read_examples
+from ...core.errors import DataError
+from ...core.files import read_json, unpacking, write_json
+from ...tasks import build
+from ...tasks.example import Example, Task, read_examples
 
 FOLDERS = {"prepare": "data"} | dict.fromkeys(("gate", "transfer", "ood"), "evaluate")
 """Of stages whose results lie in a folder of another name."""
