@@ -111,7 +111,7 @@ def table(outputs: Path) -> list[dict[str, Any]]:
         }
         for stage, file in metrics_files(outputs).items()
         if stage.startswith(ON_A_CASE)
-        for policy, figures in read_json(file).items()
+        for policy, figures in sorted(read_json(file).items(), key=lambda item: item[0] == "learned_mode", reverse=True)
     ]
 
 

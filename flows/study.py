@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -189,7 +189,7 @@ def run_cells(checkout: Path, cells: Sequence[Cell]) -> list[str]:
 
 
 @contextmanager
-def _alone(checkout: Path) -> Iterator[None]:
+def _alone(checkout: Path) -> Generator[None]:
     """One study at a time: two would write the same worktree."""
     (checkout / KEPT).mkdir(parents=True, exist_ok=True)
     lock = FileLock(checkout / KEPT / ".lock")

@@ -30,7 +30,7 @@ from components.bench import checkpoints  # noqa: E402
 from components.bench.decoding import SECTIONS, same_rows  # noqa: E402
 from components.bench.launches import launches  # noqa: E402
 from components.bench.measure import Synchronised, timed  # noqa: E402
-from components.bench.training import training_round  # noqa: E402
+from components.bench.training import training_iteration  # noqa: E402
 from components.core.timer import Timer  # noqa: E402
 from components.core.types import Rollout  # noqa: E402
 from components.decode.engine import rollout  # noqa: E402
@@ -42,6 +42,7 @@ from components.settings import read  # noqa: E402
 from components.stages.influence import fresh_policy  # noqa: E402
 from components.stages.train import plan_of  # noqa: E402
 from components.tasks.hub import gsm8k  # noqa: E402
+from components.trainers.reinforce import Method  # noqa: E402
 
 ALL = 460.0  # seconds of all parts together
 SETTINGS = {name: ROOT / "profiles" / f"{name}.yaml" for name in ("gpu", "gpu-smoke")}
@@ -111,8 +112,10 @@ def decode(check: Check, layout: str) -> dict[str, Any]:
         rollout(denoiser, policy, check.job(encoder, 16), options)  # what is set up once
         done = timed(lambda policy=policy: rollout(denoiser, policy, job, options), denoiser.device)
         timer = Synchronised(denoiser.device)
-        whole = timed(lambda policy=policy, timer=timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
-        shares = {section: timer.seconds[section] / whole.seconds for section in SECTIONS[:-1]}
+        begin = time.perf_counter()
+        rollout(denoiser, policy, job, options, timer)
+        whole = time.perf_counter() - begin
+        shares = {section: timer.seconds[section] / whole for section in SECTIONS[:-1]}
         found[name] = {
             "rows": len(job),
             "canvas": int(job.length_R.max()),
@@ -138,14 +141,14 @@ def count(check: Check, layout: str) -> dict[str, Any]:
 
 
 def learn(check: Check, layout: str) -> dict[str, Any]:
-    """One round of gpu-smoke's training, after one that warms up."""
+    """One iteration of gpu-smoke's training, after one that warms up."""
     denoiser, encoder = check.open(layout)
     settings = read(SETTINGS["gpu-smoke"])
     plan, objective = plan_of(settings.train, settings.decode)
     prompts = check.prompts(encoder, 8, 32 if check.large else 16)
     policy = check.policies(denoiser.width)["coupled"].train()
-    round_, _ = training_round(policy, denoiser, prompts, plan, objective, 1)
-    return asdict(round_)
+    cost = training_iteration(policy, denoiser, prompts, Method(plan, objective), 1)
+    return asdict(cost)
 
 
 def files(check: Check, layout: str) -> dict[str, Any]:
@@ -192,7 +195,7 @@ def parts(check: Check) -> Iterator[tuple[str, float, Callable[[], dict[str, Any
         yield f"decode_{layout}", 90, lambda layout=layout: decode(check, layout)
         yield f"count_{layout}", 40, lambda layout=layout: count(check, layout)
         if layout == "llada":
-            yield "training_round", 60, lambda layout=layout: learn(check, layout)
+            yield "training_iteration", 60, lambda layout=layout: learn(check, layout)
             yield "files_llada", 120, lambda layout=layout: files(check, layout)
 
 

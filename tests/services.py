@@ -44,7 +44,7 @@ class Services:
     def __init__(self, folder: Path, checkout: Path) -> None:
         self.folder, self.checkout = folder, checkout
         self.ports = {name: _free_port() for name in PORTS}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[Any]] = {}
         self.data = Path(tempfile.mkdtemp(prefix="unmask-postgres-"))  # pytest's own folders let no other user in
 
     def in_place(self, text: str) -> str:
@@ -150,7 +150,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -17,7 +17,7 @@ from components.tasks.example import Example, Score
 from components.trainers.checkpoints import TrainState, load
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst
+from tests.toy_domain import KeyFirst
 
 WORK_SECONDS = 1000.0  # of a rollout that no test waits for
 ITERATIONS = 3

@@ -1,6 +1,6 @@
 """Checkpoints of random weights in the layouts that the hub has, and rows of a text task: what `gpu-smoke` runs on.
 
-``python -m components.bench.checkpoints data/smoke`` writes ``llada`` and ``dream``, two shards of safetensors each, and
+``python -m components.bench.checkpoints data/smoke`` writes ``llada`` and ``dream``, each in shards of safetensors, and
 ``train.jsonl`` and ``test.jsonl`` in GSM8K's columns. ``--size 8b --device cuda`` makes them as large as the released
 models (31 GB). Config keys, weight names, special tokens and their ids are the released ones, the ids moved down where
 the vocabulary is small. Every other token is a byte, or a filler that only decodes.
@@ -25,8 +25,8 @@ from ..denoisers import Encoder, TransformerDenoiser, llada, vocabulary
 MERGES = "#version: 0.2\n"
 SHARPNESS = 3.0  # of the head: confidences spread, so that rules commit some positions and not others
 LLADA_CHAT = (
-    "{% for m in messages %}{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
-    " + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
+    "{% for m in messages %}{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content']"
+    " | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
 DREAM_CHAT = (

@@ -8,11 +8,12 @@ and calls no other, and a wait one that hands a tensor's values to Python or mak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -23,18 +24,41 @@ PREFIX = "section "
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
 DRIVER_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 # Operators that compute nothing.
-VIEWS = (
-    "alias as_strided detach empty empty_like empty_strided expand lift_fresh resolve_conj resolve_neg result_type "
-    "select slice t transpose unsqueeze view _reshape_alias _unsafe_view set_ resize_ is_nonzero item"
-).split()
-COPIES = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy)
+VIEWS = frozenset(
+    [
+        "alias",
+        "as_strided",
+        "detach",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand",
+        "lift_fresh",
+        "resolve_conj",
+        "resolve_neg",
+        "result_type",
+        "select",
+        "slice",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "view",
+        "_reshape_alias",
+        "_unsafe_view",
+        "set_",
+        "resize_",
+        "is_nonzero",
+        "item",
+    ]
+)
+COPIES: tuple[Any, ...] = tuple(getattr(torch.Tensor, name) for name in ("tolist", "cpu", "numpy"))
 
 
 class _Marked(Timer):
     """A timer whose sections the profiler sees."""
 
     @contextmanager
-    def __call__(self, section: str) -> Iterator[None]:
+    def __call__(self, section: str) -> Generator[None]:
         with super().__call__(section), record_function(PREFIX + section):
             yield
 
@@ -60,8 +84,8 @@ def launches(run: Callable[[Timer], Rollout], device: torch.device) -> dict[str,
     with profile(activities=activities) as seen, _Copies() as copies:
         steps = int(run(_Marked()).nfe_R.max())
     kernels, waits = Counter[str](), Counter[str]()
-    for event in seen.events() or ():
-        if event.device_type != torch.autograd.DeviceType.CPU:
+    for event in cast("Iterable[Any]", seen.events() or ()):
+        if event.device_type != DeviceType.CPU:
             continue
         where = _section(event)
         if on_gpu:

@@ -7,7 +7,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ class Synchronised(Timer):
         return Synchronised(self.device)
 
     @contextmanager
-    def __call__(self, section: str) -> Iterator[None]:
+    def __call__(self, section: str) -> Generator[None]:
         with super().__call__(section):
             yield
             if self.device.type == "cuda":

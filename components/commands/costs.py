@@ -36,9 +36,13 @@ class Shape:
         return operations / (PEAK * UTILISATION)
 
 
+LLADA, DREAM = Shape(8.02e9, 32, 4096, 126_464), Shape(7.62e9, 28, 3584, 152_064)
 SHAPES = {
-    "GSAI-ML/LLaDA-8B-Instruct": Shape(8.02e9, 32, 4096, 126_464),
-    "Dream-org/Dream-v0-Instruct-7B": Shape(7.62e9, 28, 3584, 152_064),
+    "GSAI-ML/LLaDA-8B-Instruct": LLADA,
+    "Dream-org/Dream-v0-Instruct-7B": DREAM,
+    # What `python -m components.bench.checkpoints data/smoke --size 8b` writes.
+    "data/smoke/llada": LLADA,
+    "data/smoke/dream": DREAM,
 }
 
 
@@ -80,7 +84,7 @@ def costs(settings: Settings) -> list[Cost]:
         found.insert(0, Cost("influence", _source(settings, domain), canvas, probes + visits))
     for stage, model, task, prompts, wide in _cases(settings):
         length = settings.data.tasks[task].length
-        own = _judged(settings) * length * (1.0 if one else PARALLEL)
+        own = _variants(settings) * length * (1.0 if one else PARALLEL)
         forwards = prompts * (_swept(settings, length, wide) + own)
         found.append(Cost(f"{stage} {task}", _source(settings, model), length, forwards))
     return found
@@ -101,9 +105,9 @@ def _cases(settings: Settings) -> Iterator[tuple[str, str, str, int, bool]]:
         yield "rules and ood", case.model, case.task, counts.test, False
 
 
-def _judged(settings: Settings) -> int:
+def _variants(settings: Settings) -> int:
     """Decodes of one prompt by policies: each by its mode and at its offsets, the learned one per seed by sampling."""
-    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.judged.offsets.values())
+    return len(settings.sweep.seeds) + sum(1 + len(offsets) for offsets in settings.variants.offsets.values())
 
 
 def _swept(settings: Settings, length: int, wide: bool) -> float:

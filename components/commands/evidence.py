@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
+from typing import Any, TypedDict
 
 from ..core.errors import CheckpointError, DataError, PromotionRefused
 from ..core.files import read_json

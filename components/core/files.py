@@ -8,13 +8,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, DataError, SettingsError
+from .kinds import misfit
 
 
 @contextmanager
@@ -145,8 +145,8 @@ def _record(text: str, where: str, remedy: str, needs: Iterable[str], kind: Any)
     missing = [name for name in needs if name not in value]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}. {remedy}")
-    if kind is not None:
-        _require_kind(text, kind, where, remedy)
+    if kind is not None and (place := misfit(value, kind)):
+        raise DataError(f"{where}: {place} is of another type, or missing. {remedy}")
     return value
 
 
@@ -164,27 +164,16 @@ def _finite_number(text: str) -> float:
     return number if math.isfinite(number) else _no_number(text)
 
 
-@cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
-def _require_kind(text: str, kind: Any, where: str, remedy: str) -> None:
-    """DataError that names the first value of the JSON ``text`` which is not as ``kind`` has it."""
-    from pydantic import ValidationError
-
-    try:
-        _adapter(kind).validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the object"
-        raise DataError(f"{where}: {place} is of another type ({first['msg']}). {remedy}") from error
+def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others."""
+    records = read_lines(path, needs=("step",), torn=torn, kind=dict[str, float | None])
+    if wrong := [record["step"] for record in records if type(record["step"]) is not int]:
+        raise DataError(f"{path}: step {wrong[0]} is no whole number. {REMAKE}")
+    return records
 
 
 @contextmanager
-def unpacking(path: Path, remedy: str = REMAKE) -> Iterator[None]:
+def unpacking(path: Path, remedy: str = REMAKE) -> Generator[None]:
     """Inside, the content of a file is made into objects. What is of another kind becomes a DataError with its name."""
     try:
         yield

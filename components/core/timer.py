@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -19,7 +19,7 @@ class Timer:
         return type(self)()
 
     @contextmanager
-    def __call__(self, section: str) -> Iterator[None]:
+    def __call__(self, section: str) -> Generator[None]:
         begin = time.perf_counter()
         try:
             yield

@@ -6,7 +6,7 @@ with the embedded dLLM, two torch threads on one stream of work were worth 1.1 t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +23,7 @@ def count(device: torch.device, most: int) -> int:
 
 
 @contextmanager
-def pool(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def pool(number: int) -> Generator[Callable[..., Iterator[Any]]]:
     """Yield a ``map`` that keeps the order of results, run by ``number`` workers that share torch's threads.
 
     On an error, running tasks are awaited and queued ones cancelled.

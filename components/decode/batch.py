@@ -213,7 +213,7 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
 
 def _ended(canvas_BL: Tensor, masked_BL: Tensor, decoded_BL: Tensor, end_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Canvas and masks with the first of ``end_ids`` in the masks behind a decoded end that has no mask before it."""
-    end_BL = torch.isin(canvas_BL, torch.tensor(end_ids, device=canvas_BL.device)) & decoded_BL
+    end_BL = torch.stack([canvas_BL == token for token in end_ids]).any(0) & decoded_BL
     over_BL = (end_BL & (masked_BL.cumsum(-1) == 0)).cumsum(-1) > 0
     return canvas_BL.masked_fill(masked_BL & over_BL, end_ids[0]), masked_BL & ~over_BL
 

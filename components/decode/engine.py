@@ -36,7 +36,7 @@ from . import memory
 from .act import decide, thin
 from .batch import DecodeBatch, admit, advance, is_done, retire
 from .job import DecodeOptions, Job
-from .refresh import refresh
+from .refresh import Facts, refresh, require_finite
 
 # Positions in flight that are worth a worker: below that the workers wait for one another's Python.
 WORKER_TOKENS = 512
@@ -164,11 +164,13 @@ class _Worker:
         records: list[Steps] = []
         forwards = useful = 0
         every = not (self.options.reuse and self.denoiser.stateless)
+        facts: Facts | None = None
         while len(batch):
             # A stateful denoiser says something new every time.
             fresh = int(batch.stale_B.sum()) if every and self.denoiser.stateless else len(batch)
-            seen = self._seen(batch, every)
+            seen = self._seen(batch, facts or Facts.of(batch, self.needs, every))
             if seen is None:
+                facts = None
                 stay = self.room.halve(len(batch)).to(batch.row_B.device)
                 self.parked.append(batch.keep(torch.arange(len(stay), len(batch), device=stay.device)))
                 batch = batch.keep(stay)
@@ -182,7 +184,11 @@ class _Worker:
                     records.append(thin(record, batch, self.options.record_share))
                 batch = advance(batch, action, self.needs, self.options)
                 done_B = is_done(batch, self.options)
-                if bool(done_B.any()):
+                facts = Facts.of(batch, self.needs, every, done_B)
+                if any(facts.broken):
+                    require_finite(batch, batch.fields, ago=1)
+                if any(facts.done):
+                    facts = None
                     retired.append(retire(batch, done_B))
                     if self.progress is not None:
                         self.progress(len(retired[-1]["row"]))
@@ -193,10 +199,10 @@ class _Worker:
         rows, self.waiting = self.waiting[: self.room.rows], self.waiting[self.room.rows :]
         return admit(self.job, rows, self.denoiser, self.options.seed)
 
-    def _seen(self, batch: DecodeBatch, every: bool) -> tuple[DecodeBatch, int] | None:
+    def _seen(self, batch: DecodeBatch, facts: Facts) -> tuple[DecodeBatch, int] | None:
         """The batch as the denoiser sees it; None where memory ran out, with more than one row in flight."""
         try:
-            return refresh(batch, self.denoiser, self.needs, self.timer, every, self.room.tokens)
+            return refresh(batch, self.denoiser, self.needs, self.timer, facts, self.room.tokens)
         except (RuntimeError, MemoryError) as error:
             if len(batch) < 2 or not memory.ran_out(error):
                 raise

@@ -81,7 +81,7 @@ class Job:
             uid_P[prompt_R],
             torch.arange(group).repeat(len(prompts)),
             same * length,
-            same * (block_length or length),
+            same * (length if block_length is None else block_length),
             same * 0,
         )
 

@@ -29,7 +29,7 @@ from ..maths.plackett_luce import DPLS, PlackettLuce
 from ..policies.protocol import Policy
 from .batch import DecodeBatch, admit, advance, is_done
 from .job import DecodeOptions, Job
-from .refresh import refresh
+from .refresh import Facts, refresh
 
 LIMIT = 10
 
@@ -84,7 +84,7 @@ def enumerate_decoding(
     retired: list[DecodeBatch] = []
     with torch.no_grad():
         while len(batch):
-            batch, _ = refresh(batch, denoiser, needs, timer, every=True)
+            batch, _ = refresh(batch, denoiser, needs, timer, Facts.of(batch, needs, every=True))
             observation = batch.observation(needs, batch.eligible_BL)
             state_E, commit_EL = _choices(observation.eligible_BL, empty=not options.force_commit, single=single)
             children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)

@@ -42,8 +42,8 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
     vocabulary, asked = logits_NV.shape[-1], set(needs.statistics)
     top_N1, token_N1 = _winner(logits_NV)
     rest_NV = logits_NV.scatter_(-1, token_N1, NEVER)
-    if needs.late:
-        rest_NV.index_fill_(-1, torch.tensor(needs.late, device=rest_NV.device), NEVER)
+    for token in needs.late:  # few; a tensor of them would have to be sent to the device
+        rest_NV[:, token] = NEVER
     ids_NK = _largest(rest_NV, token_N1, needs.top_k) if needs.top_ids else None
     gap_NV = rest_NV.sub_(top_N1)
     second_N = gap_NV.amax(-1) if asked & {"margin", "entropy"} else None

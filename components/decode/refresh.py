@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +20,63 @@ from . import readout
 from .batch import DecodeBatch, concatenate
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the host has to know of a batch's rows, read in one wait for the device. Lists have an entry per row.
+
+    where_BL: positions that the needs read; reads: their number. done: the row is over. stale: it is to be looked at.
+    prompt: its prompt's length. broken: a statistic or hidden state of the last look is not finite.
+    """
+
+    where_BL: Tensor
+    done: list[int]
+    stale: list[int]
+    prompt: list[int]
+    reads: list[int]
+    broken: list[int]
+
+    @staticmethod
+    def of(batch: DecodeBatch, needs: Needs, every: bool = False, done_B: Tensor | None = None) -> Facts:
+        """every: all rows are to be looked at, stale or not."""
+        where_BL, none_B = _where(batch, needs), torch.zeros_like(batch.stale_B)
+        stale_B = ~none_B if every else batch.stale_B
+        broken_B = none_B if done_B is None or not _waits_cost(none_B.device) else _broken(batch.fields)
+        done_B = none_B if done_B is None else done_B
+        row_XB = torch.stack([done_B, stale_B, batch.prompt_B, where_BL.sum(-1), broken_B])
+        return Facts(where_BL, *row_XB.tolist())
+
+
 def refresh(
-    batch: DecodeBatch, denoiser: Denoiser, needs: Needs, timer: Timer, every: bool, tokens: int | None = None
+    batch: DecodeBatch, denoiser: Denoiser, needs: Needs, timer: Timer, facts: Facts, tokens: int | None = None
 ) -> tuple[DecodeBatch, int]:
-    """The batch with fresh fields for its stale rows (for all rows if ``every``), and how many rows were asked.
+    """The batch with fresh fields for its stale rows, and how many rows were asked.
 
     Rows go through the denoiser in slices of about ``tokens`` sequence positions; None: ``tokens_per_forward``.
     """
-    rows_b = torch.arange(len(batch), device=batch.row_B.device) if every else batch.stale_B.nonzero().squeeze(1)
-    if len(rows_b) == 0:
-        return _unchanged(batch, rows_b), 0
-    parts = [_forward(batch, some_b, denoiser, needs, timer) for some_b in _slices(batch, rows_b, tokens)]
+    device = batch.row_B.device
+    rows = [row for row, stale in enumerate(facts.stale) if stale]
+    if not rows:
+        return _unchanged(batch, _numbers(rows, device)), 0
+    parts = [_forward(batch, some, facts, denoiser, needs, timer) for some in _slices(facts, rows, device, tokens)]
     with timer("readout"):
         fields = concatenate([fields for fields, _ in parts])
         state = None if parts[0][1] is None else concatenate([state or {} for _, state in parts])
-        whole = len(rows_b) == len(batch)
-        if not whole:
-            fields = {n: _scatter(batch, n, rows_b, value) for n, value in fields.items()}
-        fresh = replace(batch, fields=fields, state=state, stale_B=torch.zeros_like(batch.stale_B))
-    return (fresh if whole else _unchanged(fresh, rows_b)), len(rows_b)
+        fresh = replace(batch, state=state, stale_B=torch.zeros_like(batch.stale_B))
+        if len(rows) == len(batch):
+            return replace(fresh, fields=fields), len(rows)
+        rows_b = _numbers(rows, device)
+        fields = {n: _scatter(batch, n, rows_b, value) for n, value in fields.items()}
+    return _unchanged(replace(fresh, fields=fields), rows_b), len(rows)
+
+
+def _numbers(rows: list[int], device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _waits_cost(device: torch.device) -> bool:
+    """Whether the host would idle the device by asking it for a value."""
+    return device.type != "cpu"
 
 
 def tokens_per_forward(device: torch.device) -> int:
@@ -47,40 +85,52 @@ def tokens_per_forward(device: torch.device) -> int:
     return 2560 if device.type == "cpu" else 65536
 
 
-def _slices(batch: DecodeBatch, rows_b: Tensor, tokens: int | None) -> Sequence[Tensor]:
+def _slices(facts: Facts, rows: list[int], device: torch.device, tokens: int | None) -> list[list[int]]:
     """The rows in as few equal slices as keep within ``tokens``."""
-    longest = int(batch.prompt_B.max()) + batch.masked_BL.shape[1]
-    most = max(1, (tokens or tokens_per_forward(rows_b.device)) // longest)
-    return rows_b.tensor_split(-(-len(rows_b) // most))
+    longest = max(facts.prompt) + facts.where_BL.shape[1]
+    most = max(1, (tokens or tokens_per_forward(device)) // longest)
+    if len(rows) <= most:
+        return [rows]
+    return [part.tolist() for part in torch.tensor(rows).tensor_split(-(-len(rows) // most))]
 
 
 def _forward(
-    batch: DecodeBatch, rows_b: Tensor, denoiser: Denoiser, needs: Needs, timer: Timer
+    batch: DecodeBatch, rows: list[int], facts: Facts, denoiser: Denoiser, needs: Needs, timer: Timer
 ) -> tuple[dict[str, Tensor], RowState | None]:
     """Fields and states of some rows of the batch."""
-    if len(rows_b) < len(batch):
-        batch = batch.keep(rows_b) if needs.drift else replace(batch, fields={}).keep(rows_b)
+    where_bL = facts.where_BL
+    if len(rows) < len(batch):
+        rows_b = _numbers(rows, batch.row_B.device)
+        batch, where_bL = (batch if needs.drift else replace(batch, fields={})).keep(rows_b), where_bL[rows_b]
     with timer("denoiser"):
         # Columns that are padding in every row are not sent, unless a state may be laid out by columns.
-        cut = batch.start - int(batch.prompt_B.max()) if batch.state is None else 0
+        cut = batch.start - max(facts.prompt[row] for row in rows) if batch.state is None else 0
         block_BT = None if batch.state is None else F.pad(batch.block_BL, (batch.start, 0))
         canvas = Canvas(batch.ids_BT[:, cut:], batch.attend_BT[:, cut:], batch.start - cut, block_BT)
         hidden_bTD, attention_bLLA, state = attended(denoiser, canvas, batch.state, needs.attention)
     with timer("readout"):
         hidden_bLD = hidden_bTD[:, batch.start - cut :]
-        fields = _read(batch, denoiser, needs, hidden_bLD)
+        fields = _read(batch, denoiser, needs, hidden_bLD, (where_bL, sum(facts.reads[row] for row in rows)))
         if attention_bLLA is not None:
             fields["attention_BLLA"] = attention_bLLA
         if needs.features == "canvas":
             fields["features_BTD"] = hidden_bLD
         elif needs.features == "sequence":
             fields["features_BTD"] = F.pad(hidden_bTD, (0, 0, cut, 0))
-        _require_finite(batch, fields)
+        if not _waits_cost(hidden_bLD.device):  # there ``Facts`` has it, a little later
+            require_finite(batch, fields)
     return fields, state
 
 
-def _require_finite(batch: DecodeBatch, fields: Mapping[str, Tensor]) -> None:
-    """CheckpointError where logits or hidden states that are read are not finite: they would decode to anything."""
+def _broken(fields: Mapping[str, Tensor]) -> Tensor:
+    """(B,) whether logits or hidden states that are read are not finite."""
+    read = [fields[name] for name in ("confidence_BL", "features_BTD") if name in fields]
+    return torch.stack([~value.isfinite().flatten(1).all(-1) for value in read]).any(0)
+
+
+def require_finite(batch: DecodeBatch, fields: Mapping[str, Tensor], ago: int = 0) -> None:
+    """CheckpointError where logits or hidden states that are read are not finite: they would decode to anything. ago:
+    steps since they were read."""
     for name, what in (("confidence_BL", "logits"), ("features_BTD", "hidden states")):
         value = fields.get(name)
         if value is None or bool(value.isfinite().all()):
@@ -88,8 +138,8 @@ def _require_finite(batch: DecodeBatch, fields: Mapping[str, Tensor]) -> None:
         row, column = (~value.isfinite()).nonzero()[0, :2].tolist()
         at = column - (value.shape[1] - batch.masked_BL.shape[1])
         raise CheckpointError(
-            f"row {int(batch.row_B[row])} of the job, canvas position {at}, step {int(batch.step_B[row])}: the dLLM's "
-            f"{what} ({name}) are NaN or infinite. Load it in float32, or compare its weights with their source."
+            f"row {int(batch.row_B[row])} of the job, canvas position {at}, step {int(batch.step_B[row]) - ago}: the "
+            f"dLLM's {what} ({name}) are NaN or infinite. Load it in float32, or compare its weights with their source."
         )
 
 
@@ -115,11 +165,19 @@ def _unchanged(batch: DecodeBatch, fresh_b: Tensor) -> DecodeBatch:
 _NAMES = {"top": "top_BLK", "top_ids": "top_ids_BLK"}
 
 
-def _read(seen: DecodeBatch, denoiser: Denoiser, needs: Needs, hidden_bLD: Tensor) -> dict[str, Tensor]:
-    """Statistics at the positions that the needs name, zero elsewhere."""
-    valid_bL = seen.attend_BT[:, seen.start :]
-    where_bL = {"eligible": seen.eligible_BL, "masked": seen.masked_BL, "all": valid_bL}[needs.where]
-    position_N = where_bL.flatten().nonzero().squeeze(1)
+def _where(batch: DecodeBatch, needs: Needs) -> Tensor:
+    """(B, L) the positions that the needs name."""
+    if needs.where == "all":
+        return batch.attend_BT[:, batch.start :]
+    return batch.masked_BL if needs.where == "masked" else batch.eligible_BL
+
+
+def _read(
+    seen: DecodeBatch, denoiser: Denoiser, needs: Needs, hidden_bLD: Tensor, where: tuple[Tensor, int]
+) -> dict[str, Tensor]:
+    """Statistics at the positions ``where``, of which so many are true, zero elsewhere."""
+    where_bL, reads = where
+    position_N = torch.nonzero_static(where_bL.flatten(), size=reads).squeeze(1)
     hidden_ND = hidden_bLD.flatten(0, 1).index_select(0, position_N)
     found = readout.read(denoiser.logits, hidden_ND, denoiser.forbidden_ids, needs, denoiser.vocabulary)
     log_probs_NV = found.pop("log_probs", None)

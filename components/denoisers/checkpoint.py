@@ -20,7 +20,7 @@ from ..core.errors import CheckpointError
 from ..core.reach import offline_unless_hub_answers
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight is stored as
 ROWS = 16  # of each tensor that are compared with the file

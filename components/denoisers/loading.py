@@ -16,7 +16,7 @@ loaded is compared with its files and probed (``check``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +179,7 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _described(path: str) -> Iterator[None]:
+def _described(path: str) -> Generator[None]:
     """CheckpointError where the library does not make a config of config.json."""
     try:
         yield
@@ -239,8 +239,8 @@ def _require_finite(model: Any) -> None:
         # What lies on the disk was looked at before it went there.
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"{name} holds values that are not finite; the checkpoint did not load whole; "
-                f"fetch it again, or compare it with its safetensors files"
+                f"{name} holds values that are not finite; the checkpoint did not load whole. Download it again, or "
+                "compare it with its safetensors files."
             )
 
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,27 +29,27 @@ def split(model: Any, limits: Mapping[int | str, int | str] | None = None) -> An
     filled evenly. CheckpointError where the devices together are too small.
     """
     try:
-        from accelerate import dispatch_model, infer_auto_device_map
-        from accelerate.utils import get_balanced_memory, get_max_memory
+        accelerate: Any = import_module("accelerate")
+        memory: Any = import_module("accelerate.utils")
     except ImportError as error:
         raise CheckpointError(f"device={AUTO!r} needs accelerate ({error}). Install the extra 'hub'.") from error
     whole: list[str] = list(model._no_split_modules or ())
     if limits is None:
-        room: dict[Any, Any] = get_balanced_memory(model, dtype=model.dtype, no_split_module_classes=whole)
+        room: Any = memory.get_balanced_memory(model, dtype=model.dtype, no_split_module_classes=whole)
     else:
-        room = get_max_memory(dict(limits))
+        room = memory.get_max_memory(dict(limits))
     try:
-        placed = infer_auto_device_map(model, room, whole, dtype=model.dtype)
+        placed: dict[str, Any] = accelerate.infer_auto_device_map(model, room, whole, dtype=model.dtype)
     except ValueError as error:
         raise CheckpointError(f"The devices {room} do not hold the model ({error}). Give more of them.") from error
     fast = [device for device in placed.values() if device not in SLOW]
     if set(placed.values()) == {"disk"}:
         raise CheckpointError(f"The devices {room} hold no layer of the model. Give one more memory.")
-    first = fast[0] if fast else "cpu"
+    first: Any = fast[0] if fast else "cpu"
     model.split_fingerprint = fingerprint(model)  # what lies on the disk cannot be read later
     folder = tempfile.mkdtemp(prefix="unmask-") if "disk" in placed.values() else None
     if folder is not None:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    found = dispatch_model(model, placed, main_device=first, offload_dir=folder, force_hooks=True)
+    found: Any = accelerate.dispatch_model(model, placed, main_device=first, offload_dir=folder, force_hooks=True)
     found.split_device = torch.device("cuda", first) if isinstance(first, int) else torch.device(first)
     return found

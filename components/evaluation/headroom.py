@@ -13,8 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from ..decode.engine import rollout
+from ..decode.job import DecodeOptions
+from ..decode.prompts import Prompts
+from ..denoisers.protocol import Denoiser
+from ..maths.pareto import front_at, upper_hull
+from ..policies.rules import heuristic
+from .evaluate import Candidate, evaluate
+from .results import EvalResult
 
 from ..core.types import Needs, Observation, Rollout
 from ..decode.batch import DecodeBatch

@@ -10,12 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import (
-    Any,
-    NotRequired,  # of typing, pydantic reads those of Python 3.12 alone
-)
-
-from typing_extensions import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..core.errors import DataError
 from ..evaluation.results import POLICIES

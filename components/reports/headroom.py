@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import TypedDict  # of typing, pydantic reads that of Python 3.12 alone
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..core.files import write_text
 from .files import STYLE, write_figure
-from .table import NONE, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..core.files import write_text
-from ..tracking.tracker import read_curve
+from ..core.files import read_curve, write_text
 from .files import STYLE, write_figure
 from .pareto import POLICY_COLOUR
 

@@ -12,20 +12,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    NotRequired,  # of typing, pydantic reads those of Python 3.12 alone
-)
-
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..core.errors import DataError
-from ..core.files import read_json, read_text
+from ..core.files import read_curve, read_json, read_text, unpacking
 from . import abandoned, pages, store
 from . import mlflow_tracker as entries
 from .model import log_policy
-from .tracker import read_curve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +54,7 @@ class Trained(TypedDict):
     """What is read here of train/run.json."""
 
     profile: str
-    started: datetime
+    started: str
     seconds: float
     settings: NotRequired[Sections]
     dependencies: NotRequired[dict[str, str]]
@@ -76,7 +69,10 @@ def publish(outputs: Path, root: Path) -> str:
     `result/<task>/<name>`, the note, the files of PUBLISHED and export/policy.onnx are added where they are missing or
     differ. A second call changes nothing. DataError where nothing was trained.
     """
-    run = read_json(outputs / "train" / "run.json", kind=Trained)
+    path = outputs / "train" / "run.json"
+    run = read_json(path, kind=Trained)
+    with unpacking(path):
+        _ended(run)
     uri = store.tracking_uri(root)
     client = store.connect(uri)
     with store.lock(uri, "publish"):

@@ -15,7 +15,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ ENVIRONMENT = {
 }
 
 
+LEAST_ROOM = 256 * 2**10  # bytes that a transaction needs
 ARTIFACTS = "mlartifacts"
 # Every column of MLflow's tables that holds an address of artifacts.
 ADDRESSES = (
@@ -120,6 +121,8 @@ def _client(uri: str) -> MlflowClient:
     getattr(utils, "_artifact_repos_cache", {}).clear()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if re.match(r"postgresql|mysql|mssql", uri):
+        _reach(uri)
     if uri.startswith(("http:", "https:")) and not answers(uri):
         raise ConnectionError(f"no answer within {PATIENCE:g} seconds")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -127,18 +130,40 @@ def _client(uri: str) -> MlflowClient:
     return client
 
 
+def _reach(uri: str) -> None:
+    """Raise at once where the database does not answer; MLflow would try for 100 seconds and log each try."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    engine.connect().close()
+    engine.dispose()
+
+
 @contextmanager
-def _sentences(uri: str) -> Iterator[None]:
+def _sentences(uri: str) -> Generator[None]:
     """What a store that cannot be used raises becomes a SettingsError."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError, sqlite3.Error) as error:
+    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+        if _has_no_room(uri):  # SQLite calls it an I/O error
+            raise SettingsError(
+                f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "
+                "space and run the command again."
+            ) from error
         raise SettingsError(
             f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
             "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."
         ) from error
+
+
+def _has_no_room(uri: str) -> bool:
+    """Whether the disk of an SQLite file is full."""
+    path = database(uri)
+    there = [] if path is None else [folder for folder in path.parents if folder.exists()]
+    return bool(there) and shutil.disk_usage(there[0]).free < LEAST_ROOM
 
 
 def _copied(path: Path, folder: Path) -> Path:
@@ -208,7 +233,7 @@ def experiment(client: MlflowClient, name: str) -> str:
 
 
 @contextmanager
-def lock(uri: str, purpose: str) -> Iterator[None]:
+def lock(uri: str, purpose: str) -> Generator[None]:
     """One process at a time for one purpose. Only for SQLite files: across machines a server is alone to decide."""
     path = database(uri)
     if path is None:

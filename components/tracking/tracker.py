@@ -12,8 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import DataError
-from ..core.files import read_lines, write_lines
+from ..core.files import read_curve, write_lines
 
 
 class Tracker(Protocol):
@@ -31,14 +30,6 @@ class Tracker(Protocol):
     def finish(self, status: str) -> None:
         """status: FINISHED, FAILED or KILLED."""
         ...
-
-
-def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others."""
-    records = read_lines(path, needs=("step",), torn=torn, kind=dict[str, float | None])
-    if wrong := [record["step"] for record in records if type(record["step"]) is not int]:
-        raise DataError(f"{path}: step {wrong[0]} is no whole number. Run `dvc repro` to make it.")
-    return records
 
 
 class JsonlTracker:

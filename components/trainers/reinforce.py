@@ -7,7 +7,7 @@ policy's action distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -270,7 +270,7 @@ def _metrics(experience: Experience | None) -> dict[str, float]:
 
 
 @contextmanager
-def _sampling(policy: LearnedPolicy, temperature: float) -> Iterator[None]:
+def _sampling(policy: LearnedPolicy, temperature: float) -> Generator[None]:
     """Inside, the policy's own temperature times this one. An error leaves the policy as it was."""
     own = policy.temperature
     policy.temperature = own * temperature

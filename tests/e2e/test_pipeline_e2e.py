@@ -327,7 +327,7 @@ def extended(pipeline: tuple[Clone, str], tmp_path_factory: pytest.TempPathFacto
     assert {name: after[name] for name in before if name != "prepare"} == {
         name: text for name, text in before.items() if name != "prepare"
     }
-    assert set(after) - set(before) == {"transfer-third", "ood-backwards"}
+    assert set(after) - set(before) == {"pretrain-third", "transfer-third", "ood-backwards"}
     return clone, stages
 
 
@@ -377,13 +377,17 @@ def test_a_removed_case_leaves_the_report(extended: tuple[Clone, list[str]]) -> 
 def test_another_profile_runs_in_folders_of_its_own(extended: tuple[Clone, list[str]]) -> None:
     """Every stage of every profile is resolved in tests/unit/test_pipeline.py, and passed in test_stages.py."""
     clone, _ = extended
-    before = {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    before = _files(clone.folder / P)
     clone.set(clone.params() | {"profile": "mine"})
     assert ran(clone.run("dvc", "repro", "pretrain@third")) == ["prepare", "pretrain@third"]
-    assert {path.name for path in (clone.folder / "outputs").iterdir()} == {"tiny", "mine"}
-    assert before == {path: path.read_bytes() for path in (clone.folder / P).rglob("*") if path.is_file()}
+    assert {path.name for path in (clone.folder / "outputs").iterdir() if path.is_dir()} == {"tiny", "mine"}
+    assert _files(clone.folder / P) == before
     (prompt, *_) = (
         row["prompt"] for row in read_lines(clone.folder / "outputs/mine/data/tasks/sudoku_many/test.jsonl")
     )
     said = clone.run("unmask", "decode", prompt, "--model", "outputs/mine/pretrain/third", "--policy", "threshold:0.9")
     assert re.search(r"forward pass(es)?, (right|wrong)$", said.strip())
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".gitignore"}

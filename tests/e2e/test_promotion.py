@@ -191,7 +191,7 @@ def test_a_rollback_stopped_at_any_step_and_repeated_ends_where_it_would_have(
         assert {v.version for v in versions(store.connect(store.tracking_uri(root))) if "withdrawn" in v.tags} == {2}
 
 
-def test_four_processes_that_promote_two_policies_at_once_make_two_versions_and_one_champion(here):
+def test_four_processes_that_promote_two_policies_at_once_make_two_versions_and_one_champion(here: Path):
     better = train(here, "better", 0.95, 3.0, iterations=3)
     code = f"""
 from pathlib import Path
@@ -211,7 +211,7 @@ for name in ("tiny", "better"):
 
 
 def test_a_lost_run_whose_publication_is_killed_is_closed_by_the_next_command_and_finished_by_the_next_promotion(
-    trained, empty_store, tmp_path, monkeypatch
+    trained: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "elsewhere"

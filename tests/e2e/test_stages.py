@@ -121,7 +121,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         unread = {"report": {"outputs/toy/export"}}.get(stage, set())  # its card tells how that file is loaded
         if stage == "influence" and settings.policy.kind != "coupled":  # no other policy asks for a decode
             unread = {"outputs/toy/data/domain"}
-        if stage.partition("@")[0] in ("evaluate", "gate", "transfer", "ood"):  # read where `judged` names it
+        if stage.partition("@")[0] in ("evaluate", "gate", "transfer", "ood"):  # read where `variants` names it
             unread = {"outputs/toy/influence"}
         with held_to(cells[stage], root, unread):
             function(workspace, **sections | given)
@@ -194,7 +194,10 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def several_alphas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     """A root with the outputs of a policy for two alphas, and its settings."""
-    root, settings = tmp_path_factory.mktemp("alphas"), toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0})
+    root, settings = (
+        tmp_path_factory.mktemp("alphas"),
+        toy(train={"alpha": [0.3, 5.0]}, decode={"alpha": 5.0, "frontier": 3}),
+    )
     with pytest.MonkeyPatch.context() as patch:
         through(root, settings, patch)
     return root, settings
@@ -218,6 +221,9 @@ def test_one_policy_for_several_alphas_passes_every_stage(several_alphas: tuple[
     graph = onnx.load(outputs / "export" / "policy.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert "alpha_B" in {value.name for value in graph.graph.input}
+    masked = json.loads((outputs / "export" / "state.json").read_text())["masked_BL"][0]
+    last = max(place for place, is_masked in enumerate(masked) if not is_masked)
+    assert sum(masked[:last]) < 3  # masks before a committed position: fewer than the frontier
     assert said["alpha"] == "5.0" and json.loads(said["unmask.policy"])["speed"] == 5.0
     parity = json.loads((outputs / "metrics" / "export.json").read_text())
     assert parity["texts"] == parity["equal_texts"] == 24

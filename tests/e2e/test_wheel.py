@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.messages import has_remedy
-from tests.wheel import build_wheel
+from tests.wheel import build_wheel, copy_source
 
 pytestmark = pytest.mark.e2e
 PROMPT = "W.1...4..4..1..3."
@@ -26,7 +28,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 sys.argv = ["unmask", *{words!r}]
-from components.cli import main
+from unmask_policies.cli import main
 main()
 """
 
@@ -40,35 +42,62 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(site: Path, folder: Path, *words: str, absent: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    if absent:
-        return python(site, folder, "-c", WITHOUT.format(absent=set(absent), words=list(words)))
-    return python(site, folder, "-m", "components.cli", *words)
-
-
-def python(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A process that finds the wheel's code and no other."""
+def run(
+    site: Path, folder: Path, *words: str, absent: tuple[str, ...] = (), command: Sequence[str | Path] = ()
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "80"}
     environment.pop("MLFLOW_TRACKING_URI", None)
+    command = command or (
+        ["-c", WITHOUT.format(absent=set(absent), words=list(words))] if absent else [site / "bin" / "unmask", *words]
+    )
     return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
-def test_the_wheels_code_is_what_runs(site: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import components; print(components.__file__)"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == str(site / "components" / "__init__.py")
+# Imports every module of the wheel in a folder in which `components` and `flows` are someone else's.
+EVERY = """
+import pkgutil, sys
+from importlib import import_module
+import unmask_policies
+
+names = [found.name for found in pkgutil.walk_packages(unmask_policies.__path__, "unmask_policies.")]
+for name in names:
+    if not name.endswith("__main__"):
+        import_module(name)
+print(len(names), "components" in sys.modules, unmask_policies.__file__)
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of someone else's, whose modules have the names of this repository's folders."""
+    for name in ("components", "flows"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise AssertionError('of someone else')\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_every_module_of_the_wheel_works_beside_folders_of_the_same_names(site: Path, elsewhere: Path) -> None:
+    done = run(site, elsewhere, command=["-c", EVERY])
+    count, taken, file = done.stdout.split()
+    assert int(count) > 150 and (taken, file) == ("False", str(site / "unmask_policies" / "__init__.py"))
+    assert run(site, elsewhere, command=["-m", "unmask_policies.cli", "demo"]).returncode == 0
+
+
+def test_an_editable_install_has_the_library_by_both_names(tmp_path: Path) -> None:
+    """pip's own: the wheel that it would install holds the path of the repository, and no module."""
+    copy = copy_source(tmp_path)
+    code = "from setuptools.build_meta import build_editable as build; import sys; build(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=copy, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        (path,) = [name for name in wheel.namelist() if ".dist-info/" not in name]
+        assert path.endswith(".pth") and wheel.read(path).decode().strip() == str(copy)
 
 
 def test_a_prompt_is_decoded_by_a_dllm_folder_and_an_onnx_file(site: Path, tmp_path: Path) -> None:
-    released = site / "components" / "released"
+    released = site / "unmask_policies" / "released"
     policies = ["--policy", str(released / "policy.onnx"), "--policy", "threshold:0.9"]
     done = run(site, tmp_path, "decode", PROMPT, "--model", str(released / "dllm"), *policies)
     assert done.returncode == 0, done.stderr
@@ -83,16 +112,16 @@ def test_a_prompt_is_decoded_by_a_dllm_folder_and_an_onnx_file(site: Path, tmp_p
 # Canvases over 126,464 tokens take half a minute and show nothing of the wheel.
 SMALL_BENCH = """
 import sys
-from components.bench import single
+from unmask_policies.bench import single
 single.CASES = single.CASES[:1]
 sys.argv = ["unmask", "bench", "--random", "8", "--count", "4", "--repeats", "1", "--seconds", "1"]
-from components.cli import main
+from unmask_policies.cli import main
 main()
 """
 
 
 def test_the_benchmark_of_a_random_dllm_and_the_doctor_need_no_repository(site: Path, tmp_path: Path) -> None:
-    done = python(site, tmp_path, "-c", SMALL_BENCH)
+    done = run(site, tmp_path, command=["-c", SMALL_BENCH])
     assert done.returncode == 0 and "126,464" not in done.stdout, done.stderr
     done = run(site, tmp_path, "doctor")
     assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout
@@ -107,7 +136,7 @@ def test_the_doctor_judges_an_installation_without_the_pipeline(site: Path, tmp_
 
 
 def test_a_missing_extra_is_one_line_with_its_pip_command(site: Path, tmp_path: Path) -> None:
-    released = site / "components" / "released"
+    released = site / "unmask_policies" / "released"
     words = ["decode", PROMPT, "--model", str(released / "dllm"), "--policy", str(released / "policy.onnx")]
     done = run(site, tmp_path, *words, absent=("onnx", "onnxruntime", "onnxscript"))
     assert done.returncode == 1 and re.fullmatch(r"unmask: [^\n]*pip install [^\n]*\[onnx\][^\n]*\n", done.stderr)

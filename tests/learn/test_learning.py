@@ -24,7 +24,7 @@ from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst, ManyTexts
+from tests.toy_domain import KeyFirst, ManyTexts
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.learn

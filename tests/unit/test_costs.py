@@ -16,7 +16,7 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 def test_the_document_is_what_the_arithmetic_prints() -> None:
     written = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
     assert written == document(PROFILES), "Run `python -m components.commands.costs > docs/costs.md`."
-    for name in ("gpu", "gpu-coupled", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
+    for name in ("gpu", "gpu-coupled", "gpu-smoke", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
         assert f"\n## {name}\n" in written
 
 
@@ -32,6 +32,34 @@ def test_a_training_is_counted_by_hand() -> None:
     (train,) = [cost for cost in costs(settings) if cost.stage == "train"]
     assert train.forwards == pytest.approx((936 * 16 * 8 + 20 * 256) * 256 * PARALLEL)
     assert train.hours == pytest.approx(train.forwards * SHAPES[train.model].seconds(PROMPT + 256) / 3600)
+
+
+def test_an_evaluation_is_counted_by_hand() -> None:
+    """Of 8 prompts and a canvas of 32: rules in blocks of 16 and whole (a random one by one seed, 4 a step), the start
+    by its mode, the learned policy by its mode and by one seed."""
+    settings = read(ROOT / "profiles" / "gpu-smoke.yaml")
+    (found,) = [cost for cost in costs(settings) if cost.stage == "rules and evaluate sums"]
+    several = 2 * 3 + 1  # threshold at 2 numbers and the entropy bound, each in 2 windows; overlap_rise whole
+    fixed = {"random": 8, "confidence": 8}
+    own = 2 + len(settings.sweep.seeds)
+    assert found.forwards == pytest.approx(8 * (sum(fixed.values()) + (several + own) * 32 * PARALLEL))
+
+
+def test_every_seed_and_every_frontier_is_paid_for() -> None:
+    settings = read(ROOT / "profiles" / "gpu.yaml")
+    sweep = settings.sweep
+
+    def forwards(stage: str, **changes: object) -> float:
+        changed = settings.model_copy(update={"sweep": sweep.model_copy(update=changes)})
+        return sum(cost.forwards for cost in costs(changed) if cost.stage == stage)
+
+    one, two = (forwards("rules and gate gsm8k", seeds=seeds, rules={"threshold": (0.9,)}) for seeds in ((0,), (0, 1)))
+    assert two - one == pytest.approx(500 * 256 * PARALLEL)
+    narrow, wide = (
+        forwards("rules and evaluate gsm8k", block_lengths=(None,), frontiers=frontiers, rules={"threshold": (0.9,)})
+        for frontiers in ((None,), (None, 64))
+    )
+    assert wide - narrow == pytest.approx(500 * 256 * PARALLEL)
 
 
 def test_paper_profiles_differ_from_the_gpu_profile_in_the_papers_sections_alone() -> None:

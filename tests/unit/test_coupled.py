@@ -355,7 +355,8 @@ def test_numpy_draws_what_torch_draws(kind: str) -> None:
         source = torch.Generator().manual_seed(seed)
         eligible = torch.rand(64, 5 + seed, generator=source) < 0.7
         given = scores(seed, eligible, torch.float32)
-        one, theirs = KINDS[kind](**given), CoupledScores(**{n: np.asarray(v) for n, v in given.items()})
+        numpy: dict[str, Any] = {n: np.asarray(v) for n, v in given.items()}
+        one, theirs = KINDS[kind](**given), CoupledScores(**numpy)
         keys = noise(64, seed)
         same = actions.Noise(keys.key_B.numpy(), keys.step_B.numpy()).uniform
         for action, found in ((one.mode(), greedy(theirs)), (one.sample(keys), sample(theirs, same))):

@@ -17,8 +17,8 @@ from components.evaluation.order import ar_ness, kendall_tau, order_2P
 from components.evaluation.results import read_results, write_results
 from components.policies.rules import heuristic
 from components.reports.curves import aup, curve_at, difference, error_cut, mean_interval, nfe_for
-from tests.conftest import KeyFirst
 from tests.outputs import result
+from tests.toy_domain import KeyFirst
 
 ORDERS = [
     ([0, 1, 2, 3], 1.0, 1.0),  # left to right

@@ -262,7 +262,7 @@ def test_a_hub_layout_loads_natively_and_equals_the_native_model_bit_for_bit(lay
     ids_BT = torch.randint(0, VOCABULARY, (3, 9), generator=generator("ids"))
     wanted, found = bidirectional(native, ids_BT), logits_of(denoiser, ids_BT)
     if layout == "dream":  # what the native class says at i is about i + 1
-        assert denoiser.shifted
+        assert isinstance(denoiser, TransformerDenoiser) and denoiser.shifted
         assert torch.equal(found[:, 1:], wanted[:, :-1])
     else:
         assert torch.equal(found, wanted)
@@ -288,6 +288,7 @@ def test_what_this_project_saves_it_loads_back_bit_for_bit(layout: str, tmp_path
     denoiser, again = load(tmp_path)
     ids_BT = torch.randint(0, made.vocabulary, (2, 8), generator=generator("ids"))
     assert torch.equal(logits_of(denoiser, ids_BT), logits_of(made, ids_BT))
+    assert isinstance(denoiser, TransformerDenoiser)
     assert (denoiser.shifted, denoiser.mask_id) == (made.shifted, made.mask_id)
     assert torch.equal(denoiser.forbidden_ids, made.forbidden_ids)
     assert torch.equal(again.prompt("abc 12"), encoder.prompt("abc 12"))

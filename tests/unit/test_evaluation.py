@@ -28,8 +28,8 @@ from components.evaluation.results import (
     write_table,
 )
 from components.policies.rules import heuristic
-from tests.conftest import KeyFirst
 from tests.messages import has_remedy
+from tests.toy_domain import KeyFirst
 
 END = 1
 

@@ -153,6 +153,7 @@ def test_another_policy_is_not_the_file(bernoulli: tuple[LearnedPolicy, Path], d
         with pytest.raises(ParityError, match=r"choose other positions by .* from the same utilities"):
             check_parity(other, OnnxPolicy(path), states)
     other = make("bernoulli")
+    assert isinstance(other, ConfidencePolicy)
     with torch.no_grad():
         other.head.bias.add_(1e-3)
     with pytest.raises(ParityError, match=r"utilities differ by up to 1\.0.e-03"):
@@ -312,7 +313,9 @@ def test_the_same_policy_gives_the_same_bytes(bernoulli: tuple[LearnedPolicy, Pa
     again = make("bernoulli").train().double()
     export_policy(again, tmp_path / "again.onnx", CALLER)
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
-    assert again.training and again.head.bias.dtype == torch.float64  # the caller's policy is left as it was
+    assert (
+        isinstance(again, ConfidencePolicy) and again.training and again.head.bias.dtype == torch.float64
+    )  # the caller's policy is left as it was
     model = onnx.load(path)
     model.metadata_props[0].value += " of another commit"
     onnx.save(model, tmp_path / "told.onnx")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -37,9 +38,9 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst
 from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
+from tests.toy_domain import KeyFirst
 
 torch.set_num_threads(1)
 
@@ -120,7 +121,7 @@ def train(key_first: KeyFirst, policy: ConfidencePolicy) -> None:
 def test_a_gradient_that_is_not_finite_stops_the_round_before_the_step(key_first: KeyFirst):
     policy = learner()
     before = snapshot(policy)
-    policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    cast(Any, policy.time[0]).weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(SettingsError, match=r"iteration 0: .* gradient of time\.0\.weight") as caught:
         train(key_first, policy)
     assert has_remedy(str(caught.value))
@@ -172,7 +173,7 @@ def test_an_interrupted_round_leaves_the_policy_at_its_own_temperature(
 
 def test_distillation_stops_before_a_step_that_is_not_finite(key_first: KeyFirst):
     policy = learner()
-    policy.time[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    cast(Any, policy.time[0]).weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(policy)
     plan = DistillPlan(iterations=1, prompts=4, micro_batch=64, learning_rate=0.1, block_length=None, seed=0)
     with pytest.raises(SettingsError, match="iteration 0 of distillation"):
@@ -249,7 +250,8 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
 @pytest.mark.parametrize("action", ["coupled", "accept"])
 def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
     """A short example would not reach it."""
-    path, sizes = tmp_path / "policy.onnx", {"positions": 12, "offsets": 4}
+    path = tmp_path / "policy.onnx"
+    sizes: dict[str, Any] = {"positions": 12, "offsets": 4}
     shape = CoupledShape(top_k=2, width=8, heads=2, mlp_width=8, blocks=1, pair_width=8, action=action, **sizes)
     export_policy(CoupledPolicy(shape).eval(), path, {})
     NumpyPolicy(path)
@@ -270,7 +272,8 @@ def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refuse
 
 
 def test_a_table_that_is_longer_than_any_example_is_read_from_the_file(tmp_path: Path):
-    path, sizes = tmp_path / "policy.onnx", {"positions": 600, "offsets": 1}
+    path = tmp_path / "policy.onnx"
+    sizes: dict[str, Any] = {"positions": 600, "offsets": 1}
     shape = CoupledShape(top_k=2, width=8, heads=2, mlp_width=8, blocks=1, pair_width=8, **sizes)
     export_policy(CoupledPolicy(shape).eval(), path, {})
     NumpyPolicy(path)

@@ -21,7 +21,7 @@ from components.cli import stages, tools
 from components.policies.rules import decoders
 from tests.graph import source_of
 from tests.messages import has_remedy
-from tests.wheel import PACKAGES, build_wheel
+from tests.wheel import NAME, PACKAGES, build_wheel
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,12 +177,20 @@ def test_importing_any_module_of_the_library_writes_nothing_and_asks_nobody(tmp_
     assert not [*folder.iterdir()] and not [*home.rglob("*")]
 
 
-def test_the_wheel_holds_every_module_and_no_test(tmp_path: Path) -> None:
-    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
-    assert {name for name in names if name.endswith(".py")} == {path.relative_to(ROOT).as_posix() for path in modules()}
-    assert {f"{package}/py.typed" for package in PACKAGES} | {"components/settings/params.yaml"} <= names
-    templates = list((ROOT / "components/reports/templates").iterdir())
-    assert templates and {path.relative_to(ROOT).as_posix() for path in templates} <= names
+def test_the_wheel_holds_the_library_under_its_one_name_and_nothing_else(tmp_path: Path) -> None:
+    names = {name for name in zipfile.ZipFile(build_wheel(tmp_path)).namelist() if ".dist-info/" not in name}
+    library = ROOT / "components"
+    kept = [p for p in library.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert len(kept) > 150 and names == {f"{NAME}/{path.relative_to(library).as_posix()}" for path in kept}
+
+
+def test_the_library_names_itself_by_no_absolute_import() -> None:
+    """In the wheel `components` is someone else's."""
+    for path in (ROOT / "components").rglob("*.py"):
+        tree = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        absolute = [alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names]
+        absolute += [node.module or "" for node in tree if isinstance(node, ast.ImportFrom) and node.level == 0]
+        assert not {name.split(".")[0] for name in absolute} & {*PACKAGES, NAME}, path
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -357,9 +357,10 @@ def test_the_figures_of_evaluate_are_told_by_task(tmp_path: Path) -> None:
 def test_the_table_has_the_difference_in_view(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     figures = {"accuracy": 0.9, "nfe": 4.0, "front": 0.90004, "above_front": -0.00004}
-    (tmp_path / "metrics" / "ood-far.json").write_text(json.dumps({"learned_mode": figures}))
+    (tmp_path / "metrics" / "ood-far.json").write_text(json.dumps({"distilled_mode": figures, "learned_mode": figures}))
     (tmp_path / "metrics" / "train.json").write_text('{"reward": 0.75}')
-    (row,) = results.table(tmp_path)
+    row, other = results.table(tmp_path)
+    assert other["policy"] == "distilled_mode"  # what was trained is read first
     assert list(row)[:3] == ["case", "policy", "difference"]
     assert list(row.values()) == ["ood-far", "learned_mode", "+0.0", "90.0", "4.00", "90.0"]
 

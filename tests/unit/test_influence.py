@@ -29,7 +29,7 @@ from components.trainers.influence import Fit, Kept, Source, Watcher, influence
 from components.trainers.plan import Plan
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 from components.trainers.reinforce import optimizer_for
-from tests.conftest import KeyFirst
+from tests.toy_domain import KeyFirst
 
 torch.set_num_threads(1)
 

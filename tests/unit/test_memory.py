@@ -17,7 +17,7 @@ from components.decode import memory
 from components.decode.batch import DecodeBatch, admit
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
-from components.decode.refresh import refresh, tokens_per_forward
+from components.decode.refresh import Facts, refresh, tokens_per_forward
 from components.denoisers import TransformerDenoiser, embedded
 from components.denoisers.protocol import Denoiser
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -61,7 +61,8 @@ def bytes_of(seen: DecodeBatch) -> int:
 def test_a_row_in_flight_takes_no_more_than_is_counted_and_not_far_less(denoiser: TransformerDenoiser, needs: Needs):
     job = job_of(40)
     job = replace(job, answers=[torch.full((LENGTH,), 5)] * 2) if needs.answer else job
-    seen, _ = refresh(admit(job, torch.arange(40), denoiser, 0), denoiser, needs, Timer(), every=True)
+    batch = admit(job, torch.arange(40), denoiser, 0)
+    seen, _ = refresh(batch, denoiser, needs, Timer(), Facts.of(batch, needs, every=True))
     counted = memory.count(job, denoiser, needs).row
     held = bytes_of(seen) / 40
     policy = LENGTH * 12 * 2**10

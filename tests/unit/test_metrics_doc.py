@@ -18,9 +18,9 @@ from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.probing import Probing
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst
 from tests.doubles import learner
 from tests.outputs import result
+from tests.toy_domain import KeyFirst
 
 ROOT = Path(__file__).parents[2]
 

@@ -413,7 +413,8 @@ def mean_gradient(
 
 
 def flat_gradient(value: Tensor, policy: LEARNED) -> Tensor:
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(value, list(policy.parameters()), allow_unused=True)
+    found = cast(tuple[Tensor | None, ...], grads)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(policy.parameters(), found, strict=True)]
     )

@@ -25,7 +25,7 @@ from components.stages.train import expert_of, plan_of, reference_for
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.conftest import KeyFirst
+from tests.toy_domain import KeyFirst
 
 ROOT = Path(__file__).parents[2]
 GPU: dict[str, Any] = yaml.safe_load((ROOT / "profiles" / "gpu.yaml").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -247,6 +248,18 @@ def test_what_a_library_raises_about_a_file_is_a_sentence(error: Exception) -> N
 def test_a_full_disk_is_named_whoever_meets_it(name: str, text: str) -> None:
     kind: Any = type("Failure", (Exception,), {"__module__": name})
     assert sentence(kind(text)) == "the disk is full. Free space and run the command again; a training resumes."
+
+
+@pytest.mark.parametrize(("free", "said"), [(0, "its disk is full"), (2**30, "Start the server")])
+def test_a_store_on_a_full_disk_is_told_from_one_that_is_broken(
+    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says "disk I/O error" to both."""
+    (tmp_path / "mlflow.db").mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(SettingsError, match=said) as refused:
+        store.connect(store.uri_of(tmp_path / "mlflow.db"))
+    assert has_remedy(str(refused.value))
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError(), ValueError("x")], ids=repr)

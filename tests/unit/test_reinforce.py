@@ -33,8 +33,8 @@ from components.trainers.distill import DistillPlan, imitate
 from components.trainers.experience import Experience
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, collect, optimizer_for, reinforce, update
-from tests.conftest import KeyFirst
 from tests.doubles import learner, snapshot
+from tests.toy_domain import KeyFirst
 
 torch.set_num_threads(1)
 
@@ -150,7 +150,7 @@ def test_stored_steps_are_a_share_of_all(key_first: KeyFirst):
 @pytest.mark.parametrize("weighting", ["row", "constant"])
 @pytest.mark.parametrize("kind", [learner, coupled])
 def test_the_mean_update_over_what_may_be_stored_is_that_of_all_steps(
-    key_first: KeyFirst, weighting: str, kind: Callable[[], LearnedPolicy]
+    key_first: KeyFirst, weighting: str, kind: Callable[..., LearnedPolicy]
 ):
     """All 2^N choices of N steps, each with its probability: gradient and pull are those of the whole, exactly."""
     keep, plan = 0.3, replace(PLAN, prompts=1, group=2, block_length=4)

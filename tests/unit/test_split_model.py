@@ -16,7 +16,10 @@ from tests.unit.test_checkpoints import write_masked
 from tests.unit.test_denoisers import WRITERS, logits_of
 
 torch.set_num_threads(1)
-ROOM = {"cpu": 12_000, "disk": 10**9}  # bytes: of two layers of 10 kB in float32 one stays in memory
+ROOM: dict[int | str, int | str] = {
+    "cpu": 12_000,
+    "disk": 10**9,
+}  # bytes: of two layers of 10 kB in float32 one stays in memory
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.commands.evidence import Pick, read_evidence
-from components.core.errors import CheckpointError, DataError, PromotionRefused
+from components.core.errors import CheckpointError, DataError, PromotionRefused, SettingsError
 from components.core.files import read_lines, write_text
 from components.export.smoke import check_decides
 from components.settings import read
@@ -512,3 +512,12 @@ def test_what_a_uri_reads_otherwise_stays_inside_the_folder(tmp_path: Path):
         uri = store.tracking_uri(tmp_path / name)
         assert store.database(uri) == tmp_path / name / "mlflow.db"
         assert sqlalchemy.engine.make_url(uri).database == f"{tmp_path}/{name}/mlflow.db"
+
+
+def test_a_database_that_does_not_answer_is_one_sentence_at_once_and_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("MLflow tries again and again"))
+    with pytest.raises(SettingsError, match=r"the tracking store .* cannot be used .*refused") as refused:
+        store.connect("postgresql+psycopg2://postgres:secret1@127.0.0.1:1/mlflow")
+    assert "secret1" not in str(refused.value) and has_remedy(str(refused.value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from ...core.errors import CheckpointError
@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 30.0  # a process that is ending needs less
 
 
 @contextmanager
-def alone(workspace: Workspace, stage: str, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+def alone(workspace: Workspace, stage: str, patience: float = PATIENCE_SECONDS) -> Generator[None]:
     """Hold the stage's lock of this profile. CheckpointError if another process keeps it for ``patience`` seconds.
 
     The system frees the lock of a process that is killed.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
+def progress(title: str, total: int, shown: bool = True) -> Generator[Callable[..., None]]:
     """Gives ``tick(note, count=1)``, to be called as units of work are finished."""
     if not shown:
         yield lambda note, count=1: None

@@ -1,0 +1,147 @@
+"""What is read of the outputs' files is of its type, and each place that a stage writes to is tried before its work."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.commands import evidence
+from components.core import files
+from components.core.errors import DataError
+from components.reports import boards, headroom
+from components.stages.common.runfile import RunRecord
+from components.stages.common.workspace import Workspace
+from components.tracking import publish
+
+RECORD: dict[str, Any] = {
+    "profile": "tiny",
+    "stage": "train",
+    "settings": {"train": {"alpha": 2.0, "seed": 1}, "decode": {"choose": "mode"}},
+    "commit": "c",
+    "dirty": False,
+    "versions": {"torch": "2"},
+    "dependencies": {"data": "hash"},
+    "identity": "i",
+    "started": "2026-11-28T05:10:07.781+00:00",
+    "metrics": {"reward": 0.5},
+    "seconds": 1.5,
+    "mlflow_run_id": "r",
+    "policy_hash": "p",
+    "prompts_hash": "q",
+    "file_hash": "f",
+}
+ORDER = {"random": 0.5, "best_of_random": 1.0, "surest_first": 0.9, "critical": 0.0}
+SPEED = {"best": 1.0, "saturates_at_nfe": 4.5, "at_half": 0.5, "critical": 1.0}
+DECODE: dict[str, Any] = {
+    "task": "t",
+    "family": "learned",
+    "setting": "mode",
+    "prompt": "p",
+    "correct": 1.0,
+    "nfe": 3,
+    "order": [0, 1],
+    "tokens": ["a", "b"],
+    "view": {"alone": [1.0, None], "taken": [0], "shift": [[0.0, 1.0], [1.0, 0.0]]},
+}
+# What is read of a file -> an object as it is written, and the keys of which any type will do.
+KINDS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
+    "run.json": (RunRecord, RECORD, {"settings.train", "settings.decode", "metrics.reward"}),
+    "run.json as MLflow gets it": (
+        publish.Trained,
+        RECORD,
+        set(RECORD) - {"profile", "settings", "dependencies", "started", "seconds", "mlflow_run_id"}
+        | {"settings.decode", "versions.torch", "metrics.reward"},
+    ),
+    "run.json of a promotion": (
+        evidence.Made,
+        RECORD,
+        set(RECORD) - {"settings", "policy_hash", "prompts_hash", "file_hash"}
+        | {"settings.train", "settings.decode.choose", "versions.torch", "dependencies.data", "metrics.reward"},
+    ),
+    "headroom": (headroom.Case, {"model": "m", "task": "t", "order": ORDER, "speed": SPEED}, set()),
+    "decodes.jsonl": (boards.Stored, DECODE, {"view.alone.0", "view.taken.0", "view.shift.0"}),
+    "metrics.jsonl": (dict[str, float | None], {"step": 1, "reward/mean": 0.5, "policy/kl": None}, set()),
+}
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value inside, of lists the first."""
+    inside: list[tuple[str | int, Any]] = list(value.items()) if isinstance(value, dict) else []
+    inside += list(enumerate(value))[:1] if isinstance(value, list) else []
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_value_of_another_type_is_refused_by_file_and_place(name: str, tmp_path: Path) -> None:
+    kind, whole, free = KINDS[name]
+    path, found = tmp_path / "file.json", 0
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    assert files.read_json(path, kind=kind) == whole
+    for place in places(whole):
+        dotted = ".".join(map(str, place))
+        if any(dotted == key or dotted.startswith(f"{key}.") for key in free):
+            continue
+        changed = copy.deepcopy(whole)
+        target: Any = changed
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = [{"another": "type"}] if isinstance(target[place[-1]], dict) else {"another": ["type"]}
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(DataError, match=rf"file\.json: {dotted}.* is of another type.*Run `dvc repro`"):
+            files.read_json(path, kind=kind)
+        found += 1
+    assert found
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "-Infinity"])
+def test_a_number_that_no_json_has_is_refused_where_it_stands(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(f'{{"accuracy": 0.5}}\n{{"accuracy": {number}}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2 is not JSON .*Run `dvc repro`"):
+        files.read_lines(path)
+    with pytest.raises(ValueError, match="is no JSON number"):
+        files.parse_json(number)
+
+
+@pytest.mark.parametrize("step", ["0.5", "true", "null", '"1"'])
+def test_a_step_of_a_curve_that_is_no_whole_number_is_refused(step: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": {step}, "reward/mean": 0.5}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl.*Run `dvc repro`"):
+        files.read_curve(path)
+
+
+def test_a_figure_that_is_not_known_is_left_out_of_mlflow(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "result" / "gate.json", {"score": 0.2, "low": math.nan})
+    assert publish.results(tmp_path) == {"result/gate/score": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "part", "blocked"),
+    [
+        ("prepare", "", "data"),
+        ("pretrain", "mini-llada", "pretrain/mini-llada"),
+        ("rules", "gate", "rules/gate"),
+        ("gate", "gate", "evaluate/gate"),
+        ("ood", "ood-related", "evaluate/ood-related"),
+        ("transfer", "transfer-longer", "tables"),
+        ("train", "", "train"),
+        ("train", "", "metrics"),
+        ("report", "", "result"),
+    ],
+)
+def test_each_place_of_a_stage_is_tried_before_its_work(stage: str, part: str, blocked: str, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "tiny")
+    workspace.check_writable(stage, part)
+    (workspace.outputs / blocked).parent.mkdir(parents=True)
+    (workspace.outputs / blocked).write_text("a file", encoding="utf-8")
+    with pytest.raises(NotADirectoryError):
+        workspace.check_writable(stage, part)

@@ -1,0 +1,61 @@
+"""How often a decoding step waits for the device: once, and once more where the policy must know how much it drew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from components.bench.launches import launches
+from components.bench.models import random_model, random_prompts
+from components.core.errors import CheckpointError
+from components.core.timer import Timer
+from components.decode import refresh
+from components.decode.engine import rollout
+from components.decode.job import DecodeOptions
+from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.heuristics import Quota
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def device_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop as it runs on an accelerator."""
+    monkeypatch.setattr(refresh, "_waits_cost", lambda device: True)
+
+
+def waits(policy: Any, length: int) -> tuple[float, int]:
+    """All waits of a decode of three rows in one block, and its steps."""
+    denoiser, encoder, task = random_model(length, width=32, layers=1, vocabulary=40)
+    job = random_prompts(task, encoder, 3).job(None)
+    options = DecodeOptions(choose="mode", workers=1)
+    found = launches(lambda timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
+    return found["waits_per_step"] * found["steps"], found["steps"]
+
+
+@pytest.mark.usefixtures("device_like")
+def test_a_step_waits_for_the_device_once() -> None:
+    """Twice the steps cost their own waits alone; what the ends of rows cost is the same in both."""
+    (few, short), (many, long) = waits(Quota("confidence", 1), 8), waits(Quota("confidence", 1), 16)
+    assert (short, long) == (8, 16)
+    assert (many - few) / (long - short) == 1
+
+
+@pytest.mark.usefixtures("device_like")
+def test_a_learned_policy_does_not_wait_either() -> None:
+    torch.manual_seed(0)
+    # One forced commit a step. A CPU alone asks whether an entropy needs its smallest terms (``readout``).
+    policy = ConfidencePolicy(Shape(("log_odds", "margin"), width=8, heads=1, mlp_width=8, bias=-9.0)).eval()
+    (few, short), (many, long) = waits(policy, 8), waits(policy, 16)
+    assert long - short == 8 and (many - few) / (long - short) == 1
+
+
+@pytest.mark.usefixtures("device_like")
+def test_what_is_not_finite_is_named_there_too() -> None:
+    denoiser, encoder, task = random_model(8, width=32, layers=1, vocabulary=40)
+    job = random_prompts(task, encoder, 2).job(None)
+    denoiser.model.lm_head.weight.data[7] = torch.nan
+    with pytest.raises(CheckpointError, match=r"row \d of the job, canvas position 0, step 0: .* \(confidence_BL\)"):
+        rollout(denoiser, Quota("confidence", 1), job, DecodeOptions(choose="mode", workers=1), Timer())
