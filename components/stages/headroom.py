@@ -23,9 +23,13 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     prompts = Prompts.of(data.task(), data.examples("tune", headroom.prompts), encoder)
     candidates = sweep_of(sweep, encoder).candidates(prompts.longest, wide=False)
     results = table(denoiser, candidates, prompts, sweep.seeds, Board(chosen.task, chosen.model, "tune"))
+    by_order, learned = order(denoiser, prompts, headroom.orders, sweep.seeds[0])
+    swept = list(zip(candidates, results, strict=True))
     figures: dict[str, Any] = {
-        "order": order(denoiser, prompts, headroom.orders, sweep.seeds[0]),
+        "order": by_order,
+        "learned_order": learned,
         "speed": speed(results),
+        "dependence": dependence(denoiser, prompts, swept, sweep.seeds[0]),
     }
     workspace.write_json({"model": chosen.model, "task": chosen.task, **figures}, "headroom", f"{case}.json")
     for question in ("order", "speed"):

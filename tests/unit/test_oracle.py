@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from components.core.errors import SettingsError
+from components.core.timer import Timer
 from components.core.types import STATISTICS, Action, Canvas, Needs, Observation, Rollout, Steps
+from components.decode.batch import DecodeBatch, admit, advance
+from components.decode.dependence import exact_shifts, total_correlation
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
+from components.decode.refresh import refresh
 from components.denoisers.formula import FormulaDenoiser
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import take
@@ -684,3 +688,65 @@ def test_each_switch_drops_exactly_its_term():
     assert torch.allclose(mean_gradient(policy, reference, groups, lattice, twice) - plain, 2 * once, atol=1e-12)
     itself = mean_gradient(policy, policy, groups, lattice, pulled)
     assert torch.allclose(itself, plain, atol=1e-12)  # no pull where policy and reference are one
+
+
+def fresh_states(length: int, rows: int) -> tuple[FormulaDenoiser, DecodeBatch]:
+    """Masked canvases behind prompts of two lengths, read at every mask; the first position of row 1 is committed."""
+    denoiser = scrambled(length)
+    job = Job.of([PROMPT, PROMPT[:1]], length, length, group=rows // 2)
+    batch = admit(job, torch.arange(rows), denoiser, 0)
+    first_BL = torch.zeros_like(batch.masked_BL)
+    first_BL[1, 0] = True
+    needs = Needs("masked", statistics=("log_odds",))
+    batch, _ = refresh(batch, denoiser, needs, Timer(), every=True)
+    batch = advance(batch, Action(first_BL, None, first_BL), needs, DecodeOptions())
+    return denoiser, refresh(batch, denoiser, needs, Timer(), every=True)[0]
+
+
+def log_probs(denoiser: FormulaDenoiser, batch: DecodeBatch, row: int, ids_T: Tensor) -> Tensor:
+    """(L, V) by a softmax over all but the mask."""
+    logits_LV = denoiser.formula(Canvas(ids_T[None], batch.attend_BT[row, None], batch.start))[0]
+    return logits_LV.index_fill(-1, denoiser.forbidden_ids, -torch.inf).log_softmax(-1)
+
+
+def test_total_correlation_is_what_enumeration_gives():
+    """Of all texts of a set: sum p log p of the joint, against the product of the marginals of the first look."""
+    denoiser, batch = fresh_states(3, 4)
+    commit_BL = batch.masked_BL & torch.tensor(
+        [[True, True, True], [True] * 3, [True, False, True], [False, True, False]]
+    )
+    wanted = []
+    for row in range(4):
+        members = commit_BL[row].nonzero().squeeze(1).tolist()
+        alone_LV, total = log_probs(denoiser, batch, row, batch.ids_BT[row]), 0.0
+        for text in itertools.product(range(1, VOCABULARY), repeat=len(members)):
+            ids_T, joint, apart = batch.ids_BT[row].clone(), 0.0, 0.0
+            for place, token in zip(members, text, strict=True):
+                joint += float(log_probs(denoiser, batch, row, ids_T)[place, token])
+                apart += float(alone_LV[place, token])
+                ids_T[batch.start + place] = token
+            total += math.exp(joint) * joint
+        marginals = sum(float(torch.special.entr(alone_LV[place].exp()).sum()) for place in members)
+        wanted.append(marginals + total)
+    exact_B = total_correlation(denoiser, batch, commit_BL, None)
+    assert torch.allclose(exact_B, torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert exact_B[3] == 0 and exact_B[:3].abs().min() > 1e-3
+    drawn_B = total_correlation(denoiser, batch, commit_BL, 4000)
+    assert torch.allclose(drawn_B, exact_B, atol=0.03)
+    alone = total_correlation(denoiser, batch.keep(torch.tensor([0])), commit_BL[:1], None)
+    assert alone.item() == pytest.approx(exact_B[0].item(), abs=1e-12)
+
+
+def test_exact_shifts_are_those_of_a_model_asked_again():
+    denoiser, batch = fresh_states(3, 4)
+    shift_BLL = exact_shifts(denoiser, batch)
+    for row, i, j in itertools.product(range(4), range(3), range(3)):
+        wanted = 0.0
+        if i != j and batch.masked_BL[row, i] and batch.masked_BL[row, j]:
+            token_L, ids_T = batch.fields["token_BL"][row], batch.ids_BT[row].clone()
+            ids_T[batch.start + i] = token_L[i]
+            now, after = (
+                log_probs(denoiser, batch, row, ids)[j, token_L[j]].exp() for ids in (batch.ids_BT[row], ids_T)
+            )
+            wanted = float(torch.logit(after) - torch.logit(now))
+        assert shift_BLL[row, i, j].item() == pytest.approx(wanted, abs=1e-9)
