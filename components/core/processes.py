@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -58,7 +58,7 @@ def shard(items: Sequence[Item]) -> Sequence[Item]:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Generator[None]:
     """Inside, the launched processes are one group.
 
     Where one fails or dies, the others end within a minute: by ProcessLost, by SIGTERM, or hard.
@@ -121,7 +121,7 @@ def _end() -> None:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def _peers() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -130,7 +130,7 @@ def _peers() -> Iterator[None]:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def main_first() -> Generator[None]:
     """The main process runs the block, then the others do."""
     if rank() > 0:
         gathered(None)

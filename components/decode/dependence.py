@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..denoisers.protocol import Denoiser
 from . import readout
 from .batch import DecodeBatch, admit, advance, concatenate, is_done, retire
 from .job import DecodeOptions, Job
-from .refresh import refresh, tokens_per_forward
+from .refresh import Facts, refresh, tokens_per_forward
 
 
 @torch.no_grad()
@@ -29,13 +30,13 @@ def decode_by(denoiser: Denoiser, job: Job, needs: Needs, choose: Callable[[Deco
     retired = [retire(batch, is_done(batch, options))]
     batch = batch.keep(~is_done(batch, options))
     while len(batch):
-        batch, _ = refresh(batch, denoiser, needs, timer, every=True)
+        batch, _ = refresh(batch, denoiser, needs, timer, Facts.of(batch, needs, every=True))
         commit_BL = choose(batch)
         batch = advance(batch, Action(commit_BL, None, commit_BL), needs, options)
         done_B = is_done(batch, options)
         retired.append(retire(batch, done_B))
         batch = batch.keep(~done_B)
-    rows = concatenate(retired)
+    rows: dict[str, Any] = concatenate(retired)
     order_R = rows.pop("row").argsort()
     return Rollout(**{name: value[order_R] for name, value in rows.items()}, forwards=0, useful=0)
 
@@ -104,7 +105,7 @@ def _entropy(log_NV: Tensor) -> Tensor:
 
 def _log_probs(denoiser: Denoiser, batch: DecodeBatch, row_N: Tensor, ids_NT: Tensor, place_N: Tensor) -> Tensor:
     """(N, V) log-probabilities, float64 on the CPU, at one position of each of these canvases."""
-    parts = []
+    parts: list[Tensor] = []
     for part in torch.arange(len(row_N)).split(_rows(denoiser, batch)):
         hidden_nLD = _hidden(denoiser, batch, row_N[part], ids_NT[part])
         hidden_nD = hidden_nLD[torch.arange(len(part)), place_N[part]]

@@ -57,7 +57,7 @@ def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float
     """95 % percentile bootstrap of the mean: prompts are drawn with replacement, then each one's seeds."""
     seeds, prompts = value_SP.shape
     source = generator("bootstrap", seeds, prompts)
-    means = []
+    means: list[Tensor] = []
     for size in [250] * (resamples // 250):
         prompt_kP = torch.randint(prompts, (size, prompts), generator=source)
         seed_kSP = torch.randint(seeds, (size, seeds, prompts), generator=source)
@@ -207,7 +207,8 @@ def table(
     """
     uids = [example.uid for example in prompts.examples]
     processes.require_same([len(candidates), seed_of(*uids)], "candidates or prompts")
-    results, own = [], _own(prompts)
+    results: list[EvalResult] = []
+    own = _own(prompts)
     with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
         decoded = run(lambda candidate: _decode(denoiser, candidate, own, seeds), candidates)
         for candidate, parts in zip(candidates, decoded, strict=True):

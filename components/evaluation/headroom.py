@@ -13,14 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..decode.engine import rollout
-from ..decode.job import DecodeOptions
-from ..decode.prompts import Prompts
-from ..denoisers.protocol import Denoiser
-from ..maths.pareto import front_at, upper_hull
-from ..policies.rules import heuristic
-from .evaluate import Candidate, evaluate
-from .results import EvalResult
+import torch
+from torch import Tensor
 
 from ..core.types import Needs, Observation, Rollout
 from ..decode.batch import DecodeBatch
@@ -63,6 +57,7 @@ class HarmOrder:
         return Needs()
 
     def score(self, obs: Observation) -> Tensor:
+        assert obs.confidence_BL is not None
         unsure_BL = _unsure(obs.confidence_BL)
         length = unsure_BL.shape[1]
         harm_BL = (unsure_BL - self.floor_L[:length]).clamp(min=0) * self.weight_L[:length]
@@ -113,8 +108,9 @@ def _at_commit(done: Rollout) -> Tensor:
     unsure_RL = torch.full(done.order_RL.shape, torch.nan, dtype=torch.float64)
     pair_M, place_M = done.steps.action.committed_BL.nonzero(as_tuple=True)
     row_M = done.steps.row_N[pair_M].cpu()
-    confidence_M = done.steps.observation.confidence_BL[pair_M, place_M].cpu()
-    unsure_RL[row_M, place_M.cpu()] = _unsure(confidence_M)
+    confidence_BL = done.steps.observation.confidence_BL
+    assert confidence_BL is not None
+    unsure_RL[row_M, place_M.cpu()] = _unsure(confidence_BL[pair_M, place_M].cpu())
     return unsure_RL
 
 

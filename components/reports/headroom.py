@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..core.files import write_text
 from .files import STYLE, write_figure
+from .table import NONE, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

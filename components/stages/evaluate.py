@@ -95,7 +95,7 @@ def learned(
     from ..policies.feature import FeaturePolicy
     from .common.models import with_decode_settings
 
-    candidates = []
+    candidates: list[Candidate] = []
     for family in sorted(variants.offsets, key=POLICIES.index):
         trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
@@ -122,7 +122,7 @@ def _at_other_speeds(
     from ..evaluation.evaluate import Candidate
     from ..policies.coupled import CoupledPolicy
 
-    found = []
+    found: list[Candidate] = []
     for block in (decode.block_length, *(variants.blocks if wide and family == "learned" else ())):
         name = "" if block == decode.block_length else f"block={block}"
         if name:
@@ -176,7 +176,7 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
     from ..decode.job import DecodeOptions
     from ..evaluation.view import first_views, is_seen
 
-    lines = []
+    lines: list[dict[str, Any]] = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length, chosen.frontier)
         options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))

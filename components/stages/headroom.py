@@ -11,10 +11,10 @@ from .rules import sweep_of
 
 
 def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) -> dict[str, Any]:
-    """P/headroom/<case>.json, on tune prompts: the cost of order and of speed, see ``evaluation.headroom``."""
+    """P/headroom/<case>.json, on tune prompts: order, speed and dependence, see ``evaluation.headroom``."""
     from ..decode.prompts import Prompts
     from ..evaluation.evaluate import Board, table
-    from ..evaluation.headroom import order, speed
+    from ..evaluation.headroom import dependence, order, speed
     from .common.models import open_denoiser
 
     chosen = item_of(headroom.cases, "headroom.cases", case)

@@ -17,10 +17,14 @@ from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Candidate, evaluate
 from components.evaluation.headroom import ORDER_HEADROOM, dependence, fit_order, order, speed
 from components.evaluation.results import EvalResult
-from tests.toy_domain import KeyFirst
+from components.policies.rules import heuristic
+from components.tasks.example import Example, Score
+from tests.toy_domain import WORDS, KeyFirst, Letters
+
+SWEPT = (("threshold", 0.4), ("confidence", 1))
 
 
-def test_the_luckiest_of_many_orders_is_no_reason_to_learn_one(key_first):
+def test_the_luckiest_of_many_orders_is_no_reason_to_learn_one(key_first: KeyFirst):
     """The key must come first, and nothing tells where it is: of 64 random orders one surely has it there."""
     told = key_first.denoiser().formula
     blind = FormulaDenoiser(lambda canvas: torch.where(told(canvas) == 9, 9.0, 4.5 * (told(canvas) > 0)), WORDS)
@@ -30,7 +34,7 @@ def test_the_luckiest_of_many_orders_is_no_reason_to_learn_one(key_first):
     assert learned["gain"] < ORDER_HEADROOM and found["critical"] == 0.0
 
 
-def test_an_order_that_holds_for_other_prompts_is_learned(key_first):
+def test_an_order_that_holds_for_other_prompts_is_learned(key_first: KeyFirst):
     """The key is always at position 0, and unsure without harm. Surest first never takes it first."""
     prompts = key_first.prompts(shades=12).take(range(0, 48, 4))
     found, learned = order(key_first.denoiser(), prompts, 32, seed=0)
@@ -38,7 +42,7 @@ def test_an_order_that_holds_for_other_prompts_is_learned(key_first):
     assert learned == {"accuracy": 1.0, "gain": 1.0, "gain_low": 1.0, "gain_high": 1.0}
 
 
-def test_where_every_order_is_right_there_is_nothing_to_gain(key_first):
+def test_where_every_order_is_right_there_is_nothing_to_gain(key_first: KeyFirst):
     """One key only, and it is found: everything is certain whatever comes first."""
     lone = replace(key_first, canvas_length=1)
     found, learned = order(lone.denoiser(), lone.prompts(), 4, seed=0)

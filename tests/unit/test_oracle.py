@@ -23,7 +23,7 @@ from components.decode.dependence import exact_shifts, total_correlation
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
-from components.decode.refresh import refresh
+from components.decode.refresh import Facts, refresh
 from components.denoisers.formula import FormulaDenoiser
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import take
@@ -698,9 +698,9 @@ def fresh_states(length: int, rows: int) -> tuple[FormulaDenoiser, DecodeBatch]:
     first_BL = torch.zeros_like(batch.masked_BL)
     first_BL[1, 0] = True
     needs = Needs("masked", statistics=("log_odds",))
-    batch, _ = refresh(batch, denoiser, needs, Timer(), every=True)
+    batch, _ = refresh(batch, denoiser, needs, Timer(), Facts.of(batch, needs, every=True))
     batch = advance(batch, Action(first_BL, None, first_BL), needs, DecodeOptions())
-    return denoiser, refresh(batch, denoiser, needs, Timer(), every=True)[0]
+    return denoiser, refresh(batch, denoiser, needs, Timer(), Facts.of(batch, needs, every=True))[0]
 
 
 def log_probs(denoiser: FormulaDenoiser, batch: DecodeBatch, row: int, ids_T: Tensor) -> Tensor:
