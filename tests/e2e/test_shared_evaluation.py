@@ -89,9 +89,7 @@ def test_two_processes_write_the_files_of_one(evaluated: tuple[Workspace, Settin
     """To the last digit, but for the speed and the rows in flight. Of the one gate prompt a process has none."""
     workspace, _ = evaluated
     alone = {name: contents(workspace.outputs / name) for name in ("rules", "evaluate", "tables", "metrics")}
-    assert len(alone["evaluate"]) == 5 and any(
-        json.loads(line)["seeds_2SP"] for line in alone["rules"]["gate/results.jsonl"]
-    )
+    assert len(alone["evaluate"]) == 5
     for name in ("rules", "evaluate", "tables"):
         shutil.rmtree(workspace.outputs / name)
     for name in ("evaluate-sudoku_many", "gate"):
