@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..core.files import write_text
 from .files import STYLE, write_figure
@@ -21,11 +21,24 @@ class Order(TypedDict):
     critical: float
 
 
+class LearnedOrder(TypedDict):
+    accuracy: float
+    gain: float
+    gain_low: float
+    gain_high: float
+
+
 class Speed(TypedDict):
     best: float
     saturates_at_nfe: float
     at_half: float
     critical: float
+
+
+class Dependence(TypedDict):
+    oracle_at_half: float
+    share_of_loss: float
+    tc_per_step: NotRequired[float]
 
 
 class Case(TypedDict):
@@ -34,7 +47,9 @@ class Case(TypedDict):
     model: str
     task: str
     order: Order
+    learned_order: LearnedOrder
     speed: Speed
+    dependence: Dependence
 
 
 Figures = Sequence[Mapping[str, Any]]

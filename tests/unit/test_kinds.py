@@ -38,6 +38,14 @@ RECORD: dict[str, Any] = {
 }
 ORDER = {"random": 0.5, "best_of_random": 1.0, "surest_first": 0.9, "critical": 0.0}
 SPEED = {"best": 1.0, "saturates_at_nfe": 4.5, "at_half": 0.5, "critical": 1.0}
+HEADROOM: dict[str, Any] = {
+    "model": "m",
+    "task": "t",
+    "order": ORDER,
+    "learned_order": {"accuracy": 1.0, "gain": 0.5, "gain_low": 0.25, "gain_high": 0.75},
+    "speed": SPEED,
+    "dependence": {"oracle_at_half": 0.75, "share_of_loss": 0.5, "tc_per_step": 0.25},
+}
 DECODE: dict[str, Any] = {
     "task": "t",
     "family": "learned",
@@ -64,7 +72,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
         set(RECORD) - {"settings", "policy_hash", "prompts_hash", "file_hash"}
         | {"settings.train", "settings.decode.choose", "versions.torch", "dependencies.data", "metrics.reward"},
     ),
-    "headroom": (headroom.Case, {"model": "m", "task": "t", "order": ORDER, "speed": SPEED}, set()),
+    "headroom": (headroom.Case, HEADROOM, set()),
     "decodes.jsonl": (boards.Stored, DECODE, {"view.alone.0", "view.taken.0", "view.shift.0"}),
     "metrics.jsonl": (dict[str, float | None], {"step": 1, "reward/mean": 0.5, "policy/kl": None}, set()),
 }
@@ -99,6 +107,14 @@ def test_a_value_of_another_type_is_refused_by_file_and_place(name: str, tmp_pat
             files.read_json(path, kind=kind)
         found += 1
     assert found
+
+
+def test_a_headroom_file_of_an_older_version_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "many.json"
+    for missing in ("learned_order", "dependence"):
+        path.write_text(json.dumps({k: v for k, v in HEADROOM.items() if k != missing}), encoding="utf-8")
+        with pytest.raises(DataError, match=rf"many\.json: {missing} is of another type, or missing.*Run `dvc repro`"):
+            files.read_json(path, kind=headroom.Case)
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "-Infinity"])
