@@ -69,8 +69,9 @@ def _run_code_of_this_folder() -> None:
     """
     here = Path.cwd()
     code = (here / "components" / "cli" / "__main__.py", here / "components" / "cli.py")  # now, and in older commits
-    known = (here / "dvc.yaml").is_file() and any(map(Path.is_file, code)) and _is_checkout(here)
-    if here.resolve() == Path(__file__).resolve().parents[2] or not known:
+    if here.resolve() == Path(__file__).resolve().parents[2]:
+        return
+    if not ((here / "dvc.yaml").is_file() and any(map(Path.is_file, code)) and _is_checkout(here)):
         return
     if os.environ.get("UNMASK_CODE") != str(here):  # else the code here does not import from here: go on with ours
         path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
