@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from components.cli import stages, tools
+from tests.child import printed
 from tests.messages import has_remedy
 
 pytestmark = pytest.mark.e2e
@@ -66,18 +65,7 @@ print(json.dumps(found))
 
 
 def outcomes(folder: Path, calls: list[Any]) -> list[tuple[list[str], Any, str]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(calls)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed([sys.executable, "-c", RUN, json.dumps(calls)], folder)
 
 
 def test_every_command_names_what_is_missing_and_dvc_repro(tmp_path: Path) -> None:

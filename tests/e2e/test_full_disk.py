@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from components.tasks.example import read_examples
+from tests.child import printed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
@@ -80,17 +80,7 @@ CASES = [*((name, 0) for name in COMMANDS), ("train", 300_000), ("export", 60_00
 
 def outcome(finished: Path, disk: Path, room: int, words: list[str]) -> dict[str, Any]:
     """What INSIDE prints. room: bytes that are left, below 0 for a disk that is read-only."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
-        [*namespace(), sys.executable, "-c", INSIDE, str(finished), str(disk), str(room), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed([*namespace(), sys.executable, "-c", INSIDE, finished, disk, str(room), *words])
 
 
 @pytest.mark.parametrize(("name", "room"), CASES)

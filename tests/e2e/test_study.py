@@ -45,7 +45,6 @@ def kill_at(clone: Clone, line: str) -> list[str]:
     """Start the study, end it by SIGKILL at the first line that holds ``line``; the stages that had begun by then."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(clone.folder), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
     study = subprocess.Popen(COMMAND, cwd=clone.folder, env=environment, stdout=subprocess.PIPE, text=True)
     assert study.stdout
     said: list[str] = []

@@ -46,7 +46,6 @@ def run(
     site: Path, folder: Path, *words: str, absent: tuple[str, ...] = (), command: Sequence[str | Path] = ()
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "80"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
     command = command or (
         ["-c", WITHOUT.format(absent=set(absent), words=list(words))] if absent else [site / "bin" / "unmask", *words]
     )
