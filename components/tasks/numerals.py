@@ -31,7 +31,8 @@ NUMBER = re.compile(
 NEUTRAL = re.compile(r"[^\W\d_]|[\s.,:;'\"“”()\[\]{}%]|[$€£¥₹]")  # what may stand before the number and after it
 BOUNDS = re.compile(  # just before the number
     r"(?i)\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|other) than|at (?:least|most)|up to|about|"
-    r"approx\w*|roughly|nearly|almost|around|over|under|above|below|not|\w+n['’]t|never|except|circa|ca?\.|minus|negative|half|twice|thrice|double|triple|dozen|"
+    r"approx\w*|roughly|nearly|almost|around|over|under|above|below|not|\w+n['’]t|never|except|circa|ca?\.|minus|negative|half|"
+    r"twice|thrice|double|triple|dozen|"
     r"(?:third|quarter|fifth|tenth|root)s?(?= of))(?: of| equal to)?[\s$(]*$"
 )
 MAGNITUDE = r"hundred|thou(?:sand)?|tsd|[a-z]+illi(?:on|ard)(?:th)?s?|dozens?|gross|grand|myriads?|lakhs?|crores?|" + (
