@@ -119,7 +119,7 @@ def _client(uri: str) -> MlflowClient:
 
     # By run, whatever the store: in one process a copy's client would write into the original's artifacts.
     getattr(utils, "_artifact_repos_cache", {}).clear()
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if re.match(r"postgresql|mysql|mssql", uri):
         _reach(uri)
