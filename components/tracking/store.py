@@ -153,6 +153,11 @@ def _sentences(uri: str) -> Generator[None]:
                 f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "
                 "space and run the command again."
             ) from error
+        if "database schema" in str(error):
+            raise SettingsError(
+                f"the tracking store {masked(uri)} was written by another version of MLflow. Copy it and run `mlflow db "
+                "upgrade` with this address, or install the version that wrote it."
+            ) from error
         raise SettingsError(
             f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "
             "MLFLOW_TRACKING_URI to a store that is there, or unset it for the SQLite file at the repository's root."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -259,6 +261,20 @@ def test_a_store_on_a_full_disk_is_told_from_one_that_is_broken(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(SettingsError, match=said) as refused:
         store.connect(store.uri_of(tmp_path / "mlflow.db"))
+    assert has_remedy(str(refused.value))
+
+
+def test_a_store_of_another_version_of_mlflow_is_said_to_be_one(tmp_path: Path, empty_store: Path) -> None:
+    uri = store.uri_of(tmp_path / "mlflow.db")
+    with (
+        closing(sqlite3.connect(empty_store)) as source,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection,
+    ):
+        source.backup(connection)
+        connection.execute("update alembic_version set version_num = '75868b020152'")
+        connection.commit()
+    with pytest.raises(SettingsError, match="another version of MLflow.*upgrade") as refused:
+        store.connect(uri)
     assert has_remedy(str(refused.value))
 
 
