@@ -155,8 +155,8 @@ def _sentences(uri: str) -> Generator[None]:
             ) from error
         if "database schema" in str(error):
             raise SettingsError(
-                f"the tracking store {masked(uri)} was written by another version of MLflow. Copy it and run `mlflow db "
-                "upgrade` with this address, or install the version that wrote it."
+                f"the tracking store {masked(uri)} was written by another version of MLflow. Copy it and run "
+                "`mlflow db upgrade` with this address, or install the version that wrote it."
             ) from error
         raise SettingsError(
             f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "

@@ -273,7 +273,7 @@ def test_a_store_of_another_version_of_mlflow_is_said_to_be_one(tmp_path: Path, 
         source.backup(connection)
         connection.execute("update alembic_version set version_num = '75868b020152'")
         connection.commit()
-    with pytest.raises(SettingsError, match="another version of MLflow.*upgrade") as refused:
+    with pytest.raises(SettingsError, match=r"another version of MLflow.*upgrade") as refused:
         store.connect(uri)
     assert has_remedy(str(refused.value))
 
