@@ -75,9 +75,17 @@ def uri_of(path: Path) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """The file behind an SQLite URI, else None."""
-    found = re.match(r"sqlite(\+pysqlite)?:///([^?]*)", uri)
-    return Path(unquote(found[2])).resolve() if found else None
+    """The file behind an SQLite URI, else None. SettingsError where SQLite would keep nothing, as in memory."""
+    found = re.match(r"sqlite(?:\+pysqlite)?://(/?)([^?]*)", uri)
+    if found is None:
+        return None
+    path = Path(unquote(found[2]))
+    if not found[1] or path.name in ("", ":memory:"):
+        raise SettingsError(
+            f"the tracking store {uri} names no file, so that nothing would be kept. Write sqlite:///mlflow.db, or "
+            "unset MLFLOW_TRACKING_URI."
+        )
+    return path.resolve()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -147,7 +155,12 @@ def _sentences(uri: str) -> Generator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"the tracking store {masked(uri)} needs the package {error.name}, which is not installed. Install it, or "
+            "name another driver, as in postgresql+psycopg2://."
+        ) from error
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, sqlite3.Error) as error:
         if _has_no_room(uri):  # SQLite calls it an I/O error
             raise SettingsError(
                 f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "

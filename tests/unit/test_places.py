@@ -278,6 +278,31 @@ def test_a_store_of_another_version_of_mlflow_is_said_to_be_one(tmp_path: Path, 
     assert has_remedy(str(refused.value))
 
 
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////", "sqlite:///?x=1"])
+def test_a_store_that_would_keep_nothing_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="names no file") as refused:
+        store.connect(uri)
+    assert has_remedy(str(refused.value)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [("mssql+nothing://u:secret@h/db", "nothing"), ("mysql+oursql://u:secret@h/db", "oursql"), ("http://[::1", "IPv6")],
+)
+def test_an_address_that_cannot_be_tried_is_a_sentence(uri: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        store.connect(uri)
+    assert has_remedy(str(refused.value)) and "secret" not in str(refused.value)
+
+
+def test_a_database_whose_driver_is_not_installed_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r"\*\*\*@h/db needs the package psycopg") as refused:
+        store.connect("postgresql+psycopg://u:secret@h/db")
+    assert has_remedy(str(refused.value))
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError(), ValueError("x")], ids=repr)
 def test_an_error_of_this_program_keeps_its_traceback(error: Exception) -> None:
     assert sentence(error) is None
