@@ -228,8 +228,8 @@ def tracker(root: Path) -> tuple[bool, str]:
     from ..tracking import abandoned, registry, store
 
     uri = store.tracking_uri(root)
-    path = store.database(uri)
     try:
+        path = store.database(uri)
         if path is None or path.exists():
             with store.reading(uri) as client:
                 if broken := registry.broken_champions(client):
