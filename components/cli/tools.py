@@ -214,7 +214,7 @@ def doctor() -> None:
 
 
 def repair() -> None:
-    """Mend what a killed DVC left: lock files, empty cache folders.
+    """Mend what a kill left: lock files, empty cache folders, half outputs.
 
     In: .dvc. Out: a line per thing that was mended; nothing while a DVC runs. Example: unmask repair
     """
