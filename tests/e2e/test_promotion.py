@@ -354,6 +354,18 @@ def test_an_experiment_that_somebody_put_elsewhere_stays_there(here: Path, tmp_p
     assert client.get_experiment(number).artifact_location == place
 
 
+@pytest.mark.parametrize(
+    "damage", ["update registered_model_aliases set version = 99", "update model_versions set run_id = null"]
+)
+def test_a_registry_that_names_what_is_not_there_is_healed(here: Path, damage: str):
+    promote(here / "outputs" / "tiny", here, PICK)
+    with closing(sqlite3.connect(here / "mlflow.db")) as connection:
+        connection.execute(damage)
+        connection.commit()
+    promote(here / "outputs" / "tiny", here, PICK)
+    assert_live(here)
+
+
 def test_a_purged_run_of_the_champion_ends_nothing_in_a_traceback(here: Path):
     outputs, uri = here / "outputs" / "tiny", store.tracking_uri(here)
     run_id = promote(outputs, here, PICK).run_id
