@@ -23,7 +23,8 @@ class RememberedDenoiser:
     bfloat16 an answer depends on the shape of the forward that gave it, so that the order of decodes may change a text;
     in the default sweep it changed none.
 
-    credit: seconds that the answers from memory would have taken, at the mean of the forwards in which all were new.
+    credit: seconds that the looks would have taken beyond what they took: a look with answers from memory is reckoned
+    at the mean per row of the others, and keeping answers is not counted.
     """
 
     stateless = True
@@ -41,34 +42,36 @@ class RememberedDenoiser:
         return None
 
     def hidden(self, canvas: Canvas, state: RowState | None = None) -> tuple[Tensor, RowState | None]:
+        begin = time.perf_counter()
         keys = _keys(canvas)
         found = [self._taken(key) for key in keys]
         new = [row for row, answer in enumerate(found) if answer is None]
-        fresh_bTD = self._asked(canvas, new) if new else None
+        fresh_bTD, seconds = self._asked(canvas, new) if new else (None, 0.0)
         if fresh_bTD is not None and len(new) == len(keys):
             whole_BTD = fresh_bTD
+            self._spent, self._rows = self._spent + seconds, self._rows + len(keys)
         else:
             old = [row for row, answer in enumerate(found) if answer is not None]
             kept_bLD = torch.stack([answer for answer in found if answer is not None])
-            self.credit += len(old) * self._spent / max(1, self._rows)
+            seconds = len(keys) * self._spent / self._rows
             whole_BTD = kept_bLD.new_zeros(*canvas.ids_BT.shape, kept_bLD.shape[-1])
             whole_BTD[old, canvas.start :] = kept_bLD
             if fresh_bTD is not None:
                 whole_BTD[new] = fresh_bTD
         for row, (key, answer_LD) in enumerate(zip(keys, found, strict=True)):
             self._keep(key, whole_BTD[row, canvas.start :].clone() if answer_LD is None else answer_LD)
+        self.credit += seconds - (time.perf_counter() - begin)
         return whole_BTD, None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         return self.inner.logits(hidden_ND)
 
-    def _asked(self, canvas: Canvas, rows: list[int]) -> Tensor:
-        whole = len(rows) == len(canvas.ids_BT)
+    def _asked(self, canvas: Canvas, rows: list[int]) -> tuple[Tensor, float]:
+        """What ``inner`` answers to these rows, and in how many seconds."""
+        some = canvas if len(rows) == len(canvas.ids_BT) else canvas.rows(torch.tensor(rows))
         begin = time.perf_counter()
-        hidden_bTD, _ = self.inner.hidden(canvas if whole else canvas.rows(torch.tensor(rows)), None)
-        if whole:
-            self._spent, self._rows = self._spent + time.perf_counter() - begin, self._rows + len(rows)
-        return hidden_bTD
+        hidden_bTD, _ = self.inner.hidden(some, None)
+        return hidden_bTD, time.perf_counter() - begin
 
     def _taken(self, key: bytes) -> Tensor | None:
         """The answer, where it is kept. It goes back behind the others, as the one that was asked for last."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from components.core.types import Canvas
+from components.denoisers import remembered
 from components.denoisers.remembered import RememberedDenoiser
 from components.evaluation.evaluate import Board, Candidate, table
 from components.policies.rules import heuristic
@@ -38,12 +41,24 @@ def test_an_answer_is_the_same_from_memory_in_other_company_and_padding(key_firs
     kept = RememberedDenoiser(inner)
     rows = [[1, 1, 0, 0, 0, 0], [2, 3, 0, 5, 0, 0], [4, 2, 0, 0, 0, 7]]
     first_BTD, _ = kept.hidden(_canvas(rows))
-    assert torch.equal(first_BTD, key_first.denoiser().hidden(_canvas(rows), None)[0]) and kept.credit == 0.0
+    assert torch.equal(first_BTD, key_first.denoiser().hidden(_canvas(rows), None)[0])
     other = _canvas([rows[2], [3, 1, 0, 0, 0, 0], rows[1]], padding=3)
     second_BTD, _ = kept.hidden(other)
     whole_BTD, _ = key_first.denoiser().hidden(other, None)
     assert torch.equal(second_BTD[:, 5:], whole_BTD[:, 5:])
-    assert len(inner.rows) == 4 and kept.credit > 0.0
+    assert len(inner.rows) == 4
+
+
+def test_a_look_with_answers_from_memory_is_reckoned_as_if_all_had_been_asked(
+    key_first: KeyFirst, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()  # a second from one look at the clock to the next
+    monkeypatch.setattr(remembered.time, "perf_counter", lambda: float(next(clock)))
+    kept = RememberedDenoiser(key_first.denoiser())
+    kept.hidden(_canvas([[1, 1, 0, 0, 0, 0], [2, 3, 0, 5, 0, 0]]))
+    assert kept.credit == 1.0 - 3.0  # the two rows took one second, the whole look three
+    kept.hidden(_canvas([[1, 1, 0, 0, 0, 0]]))
+    assert kept.credit == -2.0 + 0.5 - 1.0
 
 
 def test_beyond_its_bytes_the_answer_that_was_longest_unused_goes(key_first: KeyFirst) -> None:
