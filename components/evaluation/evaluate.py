@@ -74,13 +74,20 @@ def evaluate(
     board: names for the result; None: the first prompt's task.
     """
     board = board or Board(prompts.tasks[0].name)
-    return _score(candidate, prompts, board, *_decode(denoiser, candidate, _own(prompts), seeds))
+    return _score(candidate, prompts, board, _decode(denoiser, candidate, _own(prompts), seeds))
 
 
-def _decode(
-    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]
-) -> tuple[Job, list[Rollout], float]:
-    """The job, what each seed made of it, and the seconds of decoding."""
+@dataclass(frozen=True)
+class _Decoded:
+    """This process's prompts, their job, what each seed made of it, and the seconds of decoding."""
+
+    prompts: Prompts
+    job: Job
+    done: Sequence[Rollout]
+    seconds: float
+
+
+def _decode(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> _Decoded:
     random = candidate.choose == "sample" or is_random(candidate.family)
     job = prompts.job(candidate.block_length, candidate.frontier, answers=candidate.policy.needs.answer)
     begin = time.perf_counter()
@@ -88,7 +95,7 @@ def _decode(
         rollout(denoiser, candidate.policy, job, DecodeOptions(seed=seed, choose="sample" if random else "mode"))
         for seed in (seeds if random else seeds[:1])
     ]
-    return job, done, time.perf_counter() - begin
+    return _Decoded(prompts, job, done, time.perf_counter() - begin)
 
 
 def _own(prompts: Prompts) -> Prompts:
@@ -96,22 +103,20 @@ def _own(prompts: Prompts) -> Prompts:
     return prompts if processes.size() == 1 else prompts.take(processes.shard(range(len(prompts))))
 
 
-def _values_SKP(prompts: Prompts, job: Job, done: Sequence[Rollout]) -> Tensor:
+def _values_SKP(own: _Decoded) -> Tensor:
     """Correct, dense, NFE, masks left, AR-ness@1 and tau of all processes' prompts; float64 holds each exactly."""
     seeds = []
-    for one in done:
-        _, correct_R, dense_R = prompts.scores(job, one)
+    for one in own.done:
+        _, correct_R, dense_R = own.prompts.scores(own.job, one)
         order_2R = torch.from_numpy(order_2P(one.order_RL.cpu().numpy()))
         values = (correct_R, dense_R, one.nfe_R.cpu(), ~one.finished_R.cpu(), *order_2R)
         seeds.append(torch.stack([value_R.double() for value_R in values]))
     return processes.unsharded(torch.stack(seeds))
 
 
-def _score(
-    candidate: Candidate, prompts: Prompts, board: Board, job: Job, done: Sequence[Rollout], seconds: float
-) -> EvalResult:
-    """The result on all prompts. job, done, seconds: of this process's."""
-    value_SKP, masks_P = _values_SKP(_own(prompts), job, done), processes.unsharded(job.masks_R)
+def _score(candidate: Candidate, prompts: Prompts, board: Board, own: _Decoded) -> EvalResult:
+    """The result on all prompts, of which this process decoded its own."""
+    value_SKP, masks_P, done = _values_SKP(own), processes.unsharded(own.job.masks_R), own.done
     correct_SP, dense_SP, nfe_SP = (value_SP.contiguous() for value_SP in value_SKP[:, :3].float().unbind(1))
     accuracy, nfe = interval(correct_SP), interval(nfe_SP)
     return EvalResult(
@@ -131,12 +136,12 @@ def _score(
         nfe=float(nfe_SP.mean()),
         nfe_low=nfe[0],
         nfe_high=nfe[1],
-        tokens_per_second=int(masks_P.sum()) * len(done) / max(processes.gathered(seconds)),
+        tokens_per_second=int(masks_P.sum()) * len(done) / max(processes.gathered(own.seconds)),
         unfinished=float(value_SKP[:, 3].sum()),
         workers=done[0].shares[0],
         rows_in_flight=done[0].shares[1],
         tokens_per_forward=done[0].shares[2],
-        end_of_text=int(bool(job.end_ids)),
+        end_of_text=int(bool(own.job.end_ids)),
         correct_P=correct_SP.mean(0).double().numpy(),
         nfe_P=nfe_SP.mean(0).double().numpy(),
         seeds_2SP=torch.stack([correct_SP, nfe_SP]).double().numpy() if len(done) > 1 else np.zeros(0),
@@ -212,7 +217,7 @@ def table(
     with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
         decoded = run(lambda candidate: _decode(denoiser, candidate, own, seeds), candidates)
         for candidate, parts in zip(candidates, decoded, strict=True):
-            results.append(_score(candidate, prompts, board, *parts))
+            results.append(_score(candidate, prompts, board, parts))
             if progress is not None:
                 progress(1)
     return results
