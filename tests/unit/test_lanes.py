@@ -136,7 +136,7 @@ def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads: 
     found = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        denoiser, _ = embedded.build("llada", "abcdef", 16, 2, 2, 32, 32, seed=3)
+        denoiser, _ = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 32, 32), seed=3)
         answers = torch.randint(4, 10, (150, 6), generator=generator("workers", "answers"))
         prompts, attend = answers.flip(1), torch.ones(150, 6, dtype=torch.bool)
         batches = [
