@@ -233,7 +233,7 @@ def table(
     results: list[EvalResult] = []
     own = _own(prompts)
     number = min(workers.count(denoiser.device, len(candidates)), max(1, len(own)))
-    parts = [own.take(range(i, len(own), number)) for i in range(number)]
+    parts = [own.take(range(i, len(own), number)) for i in range(number)] if number > 1 else [own]
     use = len(candidates) > 1 and denoiser.stateless and denoiser.device.type == "cpu"
     own_denoisers = [RememberedDenoiser(denoiser, BYTES // number) if use else denoiser for _ in parts]
     with workers.lanes(number) as lanes:
