@@ -50,26 +50,23 @@ def sweep(
         )
     rows: list[dict[str, Any]] = []
     for alpha, seed in grid:
-        state = train_policy(
-            profile=profile,
-            alpha=alpha,
-            seed=seed,
-            iterations=iterations,
-            promote=promote,
-            repository=repository,
-            return_state=True,
-        )
-        row = {"alpha": alpha, "seed": seed, "state": state.name}
-        done = state.result() if state.is_completed() else {"figures": {}}
-        found = [
-            row | {"task": task, "policy": policy} | numbers
-            for task, policies in done["figures"].items()
-            for policy, numbers in policies.items()
-        ]
-        rows += found or [row | {"message": state.message}]
+        rows += trained(alpha, seed, profile=profile, iterations=iterations, promote=promote, repository=repository)
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     failed = sum("message" in row for row in rows)
     return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
+
+
+def trained(alpha: float, seed: int, **others: Any) -> list[dict[str, Any]]:
+    """A training's row for each task and policy, or one with the message of a training that failed."""
+    state = train_policy(alpha=alpha, seed=seed, return_state=True, **others)
+    row = {"alpha": alpha, "seed": seed, "state": state.name}
+    done = state.result() if state.is_completed() else {"figures": {}}
+    found = [
+        row | {"task": task, "policy": policy} | numbers
+        for task, policies in done["figures"].items()
+        for policy, numbers in policies.items()
+    ]
+    return found or [row | {"message": state.message}]
 
 
 if __name__ == "__main__":

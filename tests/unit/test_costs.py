@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.commands.costs import PARALLEL, PROMPT, SHAPES, costs, document
 from components.settings import read
+from docs.costs import PARALLEL, PROMPT, SHAPES, costs, document
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -15,7 +15,7 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
 def test_the_document_is_what_the_arithmetic_prints() -> None:
     written = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
-    assert written == document(PROFILES), "Run `python -m components.commands.costs > docs/costs.md`."
+    assert written == document(PROFILES), "Run `python -m docs.costs > docs/costs.md`."
     for name in ("gpu", "gpu-coupled", "gpu-smoke", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
         assert f"\n## {name}\n" in written
 

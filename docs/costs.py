@@ -1,6 +1,6 @@
 """The cost of a profile over a large dLLM, by arithmetic: forwards, hours and memory on one H100.
 
-``python -m components.commands.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
+``python -m docs.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
 assumption is a constant of this file and is stated in the document.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.evaluate import Sweep
-from ..policies.rules import RULES
-from ..settings import Settings, load
+from components.evaluation.evaluate import Sweep
+from components.policies.rules import RULES
+from components.settings import Settings, load
 
 PEAK = 989e12  # dense bfloat16 operations per second of an H100 SXM
 UTILISATION = 0.4  # share of the peak that a batched forward reaches
@@ -132,7 +132,7 @@ def memory(settings: Settings) -> float:
 
 HEAD = """# What the profiles over large dLLMs cost
 
-Arithmetic, not measurement: `python -m components.commands.costs > docs/costs.md`, and a test compares. No profile of
+Arithmetic, not measurement: `python -m docs.costs > docs/costs.md`, and a test compares. No profile of
 this page was run by us. Hours are those of **one H100**; rows are independent: eight cards need about an eighth.
 
 Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per
@@ -169,4 +169,4 @@ def document(files: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    print(document(sorted(Path(__file__).parents[2].glob("profiles/*.yaml"))), end="")
+    print(document(sorted(Path(__file__).parents[1].glob("profiles/*.yaml"))), end="")
