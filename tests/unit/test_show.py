@@ -95,10 +95,10 @@ def test_a_task_is_named_whatever_the_prompt_begins_with() -> None:
 
 # --- what the rules of a puzzle say ---------------------------------------------------------------------------------
 
-PUZZLES = ("sudoku_many", "sudoku_unique", "sudoku_long", "sudoku_pair", "worded_many", "n_queens")
+PUZZLES = ("sudoku_many", "sudoku_unique", "sudoku_long", "sudoku_pair", "worded_many", "worded_unique", "n_queens")
 
 
-@pytest.mark.parametrize("kind", [*PUZZLES, "number_sorting"])
+@pytest.mark.parametrize("kind", [*PUZZLES, "number_sorting", "worded_sorting"])
 def test_a_right_answer_has_no_wrong_cell_and_a_wrong_text_has_one(kind: str) -> None:
     """Wrong cells are found by rules of their own; the task's score is the judge."""
     task, source = build(kind), random.Random(0)
@@ -125,6 +125,8 @@ def test_a_right_answer_has_no_wrong_cell_and_a_wrong_text_has_one(kind: str) ->
         ("sudoku_pair", "Z" + "." * 16 + "..3.2.....1...4.", False),
         ("worded_many", "W..3.2.....1...4.", False),
         ("worded_many", "W.1...4..4..1..3.", True),
+        ("worded_unique", "X11..............", False),
+        ("worded_sorting", "Y<12345678", True),
         ("n_queens", "Q12......", False),
         ("n_queens", "Q1.......", True),
         ("number_sorting", "N<12345678", True),
