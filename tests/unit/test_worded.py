@@ -13,15 +13,19 @@ import pytest
 from components.commands.resolve import example_for
 from components.core.errors import SettingsError
 from components.core.files import write_json
-from components.settings import Model, Pretrain
+from components.settings import Model, Pretrain, read
 from components.stages.common.workspace import Workspace
 from components.stages.pretrain import _train
 from components.tasks import build
 from components.tasks.example import END, Example, write_examples
+from components.tasks.sequences import NumberSorting
 from components.tasks.splits import collect_all, split_of
+from components.tasks.sudoku import SudokuMany, SudokuUnique
+from components.tasks.worded import Worded
 from components.trainers import pretrain as trainer
 from components.trainers.pretrain import Batch
 
+ROOT = Path(__file__).parents[2]
 ROWS = list(itertools.permutations("1234"))
 STYLES = ("position", "content", "style")
 PLAIN = {"worded_many": "sudoku_many", "worded_unique": "sudoku_unique", "worded_sorting": "number_sorting"}
@@ -198,6 +202,22 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path: Path,
     monkeypatch.setattr(trainer, "pretrain", watch)
     _train(workspace, Pretrain.model_validate(shape), "mini", Model.model_validate(model), tmp_path / "model")
     assert set(seen) == {example.answer, *example.metadata["respelled"]} and len(seen) == 64
+
+
+def test_the_profile_trains_as_the_default_one_on_one_wording_and_evaluates_every_other():
+    default, found = read(ROOT / "params.yaml"), read(ROOT / "profiles" / "wordings.yaml")
+    for section in ("policy", "decode", "influence", "distill", "train"):
+        assert getattr(found, section) == getattr(default, section), section
+    built = {name: task.build() for name, task in found.data.tasks.items()}
+    tasks = {name: task for name, task in built.items() if isinstance(task, Worded)}
+    assert tasks.keys() == built.keys()
+    (trained,) = found.domain.tasks
+    assert [trained] == list(found.evaluate.tasks) and isinstance(tasks[trained].plain, SudokuMany)
+    elsewhere = {case.task for case in found.ood.values()}
+    assert {tasks[name].spelled_by for name in (trained, *elsewhere)} == set(STYLES)
+    assert {type(tasks[name].plain) for name in elsewhere} == {SudokuMany, SudokuUnique, NumberSorting}
+    seen = {tasks[name].marker for name in found.models[found.domain.model].rows}
+    assert seen == {task.marker for task in tasks.values()}
 
 
 def test_a_typed_prompt_with_many_answers_is_judged(tmp_path: Path):
