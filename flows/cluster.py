@@ -1,0 +1,69 @@
+"""Spread a sweep's trainings or the study's cells over Dask workers: one Prefect task each, in a worktree of its own.
+
+Where: `local:2` makes two worker processes of this machine; `tcp://HOST:PORT` is a running scheduler. A worker that
+dies costs the task that it was at, which Dask gives to another one. Workers of other machines need the checkout at the
+same path, on a shared disk, and the Prefect server that PREFECT_API_URL names. One task at a time: start them with
+`dask worker ADDRESS --nthreads 1`, on a machine with several GPUs one for each, with CUDA_VISIBLE_DEVICES set.
+
+Two tasks that begin at once both make the stages that they share; later ones find those in DVC's cache.
+Left out: what a task does (sweep.py, study.py). Dask is imported only where a cluster is asked for.
+"""
+
+import importlib.util
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect import Task, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from components.core.errors import SettingsError
+
+ANSWER_SECONDS = 3.0
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise SettingsError unless `cluster` is well written, Dask is installed, and a scheduler answers there."""
+    local, address = re.fullmatch(r"local:([1-9]\d?)", cluster), urlsplit(cluster)
+    if not local and not (address.scheme in ("tcp", "tls") and address.hostname and re.search(r":\d{1,5}$", cluster)):
+        raise SettingsError(f"cluster={cluster!r} names no workers. Use local:2, or a scheduler's tcp://HOST:PORT.")
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise SettingsError(f"cluster={cluster!r} needs Dask. Install the extra 'cluster'.")
+    if not local:
+        try:
+            socket.create_connection((address.hostname or "", address.port or 0), ANSWER_SECONDS).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise SettingsError(
+                f"cluster={cluster!r} does not answer ({error}). Start `dask scheduler` there."
+            ) from None
+
+
+def spread(work: Task[..., Any], pieces: Sequence[Mapping[str, Any]], cluster: str) -> list[Any]:
+    """Run the task once for each of the pieces; what each returned, or the exception that it ended with, in order.
+
+    For use in a flow. Returns when all have ended.
+    """
+    check_cluster(cluster)
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    with get_client(sync_client=True) as client:
+        server = str(client.api_url)  # a temporary server too: without its address every worker starts its own
+    with temporary_settings({PREFECT_API_URL: server}), DaskTaskRunner(**_options(cluster)) as runner:
+        futures = [runner.submit(work, parameters=dict(piece)) for piece in pieces]
+        return [_outcome(future) for future in futures]
+
+
+def _options(cluster: str) -> dict[str, Any]:
+    if not cluster.startswith("local:"):
+        return {"address": cluster}
+    workers = int(cluster.removeprefix("local:"))
+    return {"cluster_kwargs": {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}}
+
+
+def _outcome(future: Any) -> Any:
+    try:
+        return future.result()
+    except Exception as error:  # of the task, or Dask's own: a task whose workers died one after the other
+        return error

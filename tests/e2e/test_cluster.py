@@ -1,0 +1,65 @@
+"""A sweep over two Dask workers: the table of one process, also where a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.sweep import sweep
+from tests.e2e import test_flows_e2e as flows_e2e
+
+pytestmark = pytest.mark.e2e
+prefect, template, toy = flows_e2e.prefect, flows_e2e.template, flows_e2e.toy
+
+
+def kill_the_worker_of(hung: Path) -> threading.Thread:
+    """End the worker process of the first stage that writes its number into the named pipe; no later stage hangs."""
+    os.mkfifo(hung)
+
+    def kill() -> None:
+        stage = psutil.Process(int(flows_e2e._next_line(hung)))
+        hung.unlink()
+        parents = stage.parents()
+        guards = [any(word.endswith("process_group.py") for word in parent.cmdline()) for parent in parents]
+            at for at, p in enumerate(parents) if any(word.endswith("process_group.py") for word in p.cmdline())
+        )
+        parents[guards.index(True) + 1].kill()  # a guard is the child of the worker
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_workers_make_the_table_of_one_process_though_one_is_killed(
+    toy: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that fails is a row. The killed one runs its stage again, and no stage that was done."""
+    (tmp_path / "break-train-7").touch()
+    killer = kill_the_worker_of(tmp_path / "hang-report")
+    rows = sweep(seeds=[7, 8], cluster="local:2", repository=str(toy))
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    ran = flows_e2e._ran(toy)
+    assert (ran.count("report"), ran.count("train")) == (2, 3)  # a stage that fails is tried twice
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "break-train-7").touch()
+    assert sweep(seeds=[7, 8], repository=str(flows_e2e._toy(template, alone, monkeypatch)))[1:] == rows[1:]
+    assert (rows[0]["seed"], rows[0]["state"]) == (7, "Failed") and "train is broken" in rows[0]["message"]
+    assert len(rows) == 2 and rows[1]["accuracy"] == 0.8
+
+
+@pytest.mark.parametrize("module", ["flows.sweep", "flows.study"])
+def test_a_dead_scheduler_is_named_in_one_sentence_within_5_seconds(module: str) -> None:
+    begin = time.monotonic()
+    command = [sys.executable, "-m", module, "--cluster", "tcp://127.0.0.1:9"]
+    done = subprocess.run(command, cwd=flows_e2e.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and time.monotonic() - begin < 5
+    assert "cluster='tcp://127.0.0.1:9' does not answer" in done.stderr and len(done.stderr.splitlines()) == 1
