@@ -4,6 +4,7 @@ Where: `local:2` makes two worker processes of this machine; `tcp://HOST:PORT` i
 dies costs the task that it was at, which Dask gives to another one. Workers of other machines need the checkout at the
 same path, on a shared disk, and the Prefect server that PREFECT_API_URL names. One task at a time: start them with
 `dask worker ADDRESS --nthreads 1`, on a machine with several GPUs one for each, with CUDA_VISIBLE_DEVICES set.
+Whoever reaches a scheduler's port can run code on its workers: keep it in a closed network, or use Dask's TLS (tls://).
 
 Two tasks that begin at once both make the stages that they share; later ones find those in DVC's cache.
 Left out: what a task does (sweep.py, study.py). Dask is imported only where a cluster is asked for.
@@ -56,10 +57,12 @@ def spread(work: Task[..., Any], pieces: Sequence[Mapping[str, Any]], cluster: s
 
 
 def _options(cluster: str) -> dict[str, Any]:
+    """A local cluster is reached from this machine alone, with a key made for it: its port would run anyone's code."""
     if not cluster.startswith("local:"):
         return {"address": cluster}
-    workers = int(cluster.removeprefix("local:"))
-    return {"cluster_kwargs": {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}}
+    pages = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    workers = {"n_workers": int(cluster.removeprefix("local:")), "threads_per_worker": 1}
+    return {"cluster_kwargs": workers | {"security": True, "scheduler_kwargs": pages}}
 
 
 def _outcome(future: Any) -> Any:

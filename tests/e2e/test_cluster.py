@@ -28,8 +28,6 @@ def kill_the_worker_of(hung: Path) -> threading.Thread:
         hung.unlink()
         parents = stage.parents()
         guards = [any(word.endswith("process_group.py") for word in parent.cmdline()) for parent in parents]
-            at for at, p in enumerate(parents) if any(word.endswith("process_group.py") for word in p.cmdline())
-        )
         parents[guards.index(True) + 1].kill()  # a guard is the child of the worker
 
     thread = threading.Thread(target=kill, daemon=True)
