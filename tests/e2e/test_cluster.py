@@ -1,22 +1,59 @@
-"""A sweep over two Dask workers: the table of one process, also where a worker is killed on the way."""
+"""A sweep over the workers of a Dask scheduler: the table of one process, also where one is killed on the way.
+
+A local cluster, with the study's cells: test_study.py.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from components.core.errors import SettingsError
+from flows.cluster import check_cluster
 from flows.sweep import sweep
 from tests.e2e import test_flows_e2e as flows_e2e
 
 pytestmark = pytest.mark.e2e
 prefect, template, toy = flows_e2e.prefect, flows_e2e.template, flows_e2e.toy
+
+
+@contextmanager
+def scheduler(folder: Path) -> Iterator[str]:
+    """The address of a Dask scheduler with two workers, started as the README says, in another folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    dask, environment = [sys.executable, "-m", "dask"], {**os.environ, "PYTHONPATH": str(flows_e2e.ROOT)}
+    commands = [
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"],
+        [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
+    ]
+    started = [subprocess.Popen(command, cwd=folder, env=environment) for command in commands]
+    try:
+        wait_for(address)
+        yield address
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_for(address: str) -> None:
+    for _ in range(300):
+        try:
+            return check_cluster(address)
+        except SettingsError:
+            time.sleep(0.1)
+    raise AssertionError("the scheduler did not start")
 
 
 def kill_the_worker_of(hung: Path) -> threading.Thread:
@@ -41,7 +78,8 @@ def test_two_workers_make_the_table_of_one_process_though_one_is_killed(
     """A training that fails is a row. The killed one runs its stage again, and no stage that was done."""
     (tmp_path / "break-train-7").touch()
     killer = kill_the_worker_of(tmp_path / "hang-report")
-    rows = sweep(seeds=[7, 8], cluster="local:2", repository=str(toy))
+    with scheduler(tmp_path) as address:
+        rows = sweep(seeds=[7, 8], cluster=address, repository=str(toy))
     killer.join(timeout=1)
     assert not killer.is_alive()
     ran = flows_e2e._ran(toy)
