@@ -5,6 +5,7 @@ A local cluster, with the study's cells: test_study.py.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -73,13 +74,20 @@ def kill_the_worker_of(hung: Path) -> threading.Thread:
 
 
 def test_two_workers_make_the_table_of_one_process_though_one_is_killed(
-    toy: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect: str, toy: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that fails is a row. The killed one runs its stage again, and no stage that was done."""
     (tmp_path / "break-train-7").touch()
     killer = kill_the_worker_of(tmp_path / "hang-report")
     with scheduler(tmp_path) as address:
-        rows = sweep(seeds=[7, 8], cluster=address, repository=str(toy))
+        command = [sys.executable, "-m", "flows.sweep", "--seeds", "[7, 8]", "--cluster", address]
+        said = subprocess.check_output(
+            [*command, "--repository", str(toy)],
+            cwd=flows_e2e.ROOT,
+            env={**os.environ, "PREFECT_API_URL": prefect},
+            text=True,
+        )
+    rows = json.loads(said[said.index("[\n") :])
     killer.join(timeout=1)
     assert not killer.is_alive()
     ran = flows_e2e._ran(toy)
