@@ -6,14 +6,17 @@ same path, on a shared disk, and the Prefect server that PREFECT_API_URL names. 
 `dask worker ADDRESS --nthreads 1`, on a machine with several GPUs one for each, with CUDA_VISIBLE_DEVICES set.
 Whoever reaches a scheduler's port can run code on its workers: keep it in a closed network, or use Dask's TLS (tls://).
 
-Two tasks that begin at once both make the stages that they share; later ones find those in DVC's cache.
+The dLLMs that tasks share are made once, before all else: their type is chosen by a measurement (`dtype: auto`), which
+two workers need not decide alike. What else two tasks share both make if they begin at once; later ones find it in
+DVC's cache.
 Left out: what a task does (sweep.py, study.py). Dask is imported only where a cluster is asked for.
 """
 
 import importlib.util
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +26,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from components.core.errors import SettingsError
 
 ANSWER_SECONDS = 3.0
+Spread = Callable[[Task[..., Any], Sequence[Mapping[str, Any]]], list[Any]]
 
 
 def check_cluster(cluster: str) -> None:
@@ -41,10 +45,11 @@ def check_cluster(cluster: str) -> None:
             ) from None
 
 
-def spread(work: Task[..., Any], pieces: Sequence[Mapping[str, Any]], cluster: str) -> list[Any]:
-    """Run the task once for each of the pieces; what each returned, or the exception that it ended with, in order.
+@contextmanager
+def workers(cluster: str) -> Generator[Spread]:
+    """Within, the cluster's workers: a function that runs a task for each piece and returns when all have ended.
 
-    For use in a flow. Returns when all have ended.
+    For use in a flow. Of each piece it returns what the task returned, or the exception that it ended with, in order.
     """
     check_cluster(cluster)
     from prefect_dask.task_runners import DaskTaskRunner
@@ -52,8 +57,12 @@ def spread(work: Task[..., Any], pieces: Sequence[Mapping[str, Any]], cluster: s
     with get_client(sync_client=True) as client:
         server = str(client.api_url)  # a temporary server too: without its address every worker starts its own
     with temporary_settings({PREFECT_API_URL: server}), DaskTaskRunner(**_options(cluster)) as runner:
-        futures = [runner.submit(work, parameters=dict(piece)) for piece in pieces]
-        return [_outcome(future) for future in futures]
+
+        def spread(work: Task[..., Any], pieces: Sequence[Mapping[str, Any]]) -> list[Any]:
+            futures = [runner.submit(work, parameters=dict(piece)) for piece in pieces]
+            return [_outcome(future) for future in futures]
+
+        yield spread
 
 
 def _options(cluster: str) -> dict[str, Any]:

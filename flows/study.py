@@ -71,6 +71,12 @@ class Cell:
         }
         return [f"{group}-{name}" for group in self.groups for name in named[group]]
 
+    @property
+    def models(self) -> set[str]:
+        """The names of the dLLMs that it needs."""
+        cases = {"evaluate": {}, "transfer": self.settings.transfer, "ood": self.settings.ood}
+        return {self.settings.domain.model, *(case.model for group in self.groups for case in cases[group].values())}
+
 
 def read_cells(checkout: Path) -> list[Cell]:
     """The cells as committed, in their order. SettingsError names the cell whose settings cannot work."""
@@ -130,15 +136,20 @@ def is_done(checkout: Path, source: Path, cell: Cell) -> bool:
     return kept.exists() and read_json(kept, needs=("identity",))["identity"] == identity_of(source, cell)
 
 
-def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
-    """`dvc repro` of the cell's evaluations in the worktree, and its results kept. CommandFailed if a stage fails."""
-    begin, started = time.monotonic(), datetime.now(UTC)
+def repro(checkout: Path, path: Path, cell: Cell, stages: Sequence[str]) -> None:
+    """`dvc repro` of stages of the cell in the worktree. CommandFailed if one fails."""
     (path / "params.yaml").write_text(cell.text, encoding="utf-8")
     for line in repair(path):
         print(line, flush=True)
-    command = worktree.dvc("--wait-for-lock", "repro", *cell.groups)
+    command = worktree.dvc("--wait-for-lock", "repro", *stages)
     environment = tasks.stage_environment(checkout, path)
     stream(command, path, environment, lambda line: print(f"{cell.name}: {masked(line)}", flush=True))
+
+
+def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
+    """`dvc repro` of the cell's evaluations in the worktree, and its results kept. CommandFailed if a stage fails."""
+    begin, started = time.monotonic(), datetime.now(UTC)
+    repro(checkout, path, cell, cell.groups)
     about = {
         "cell": cell.name,
         "about": cell.about,

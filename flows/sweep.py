@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from components.core.errors import SettingsError, masked
-from flows import results, worktree
-from flows.cluster import check_cluster, spread
+from flows import results, tasks, worktree
+from flows.cluster import check_cluster, workers
 from flows.command_line import run_from_command_line
 from flows.parameters import Profile
 from flows.train_policy import train_policy
@@ -53,18 +54,30 @@ def sweep(
         raise SettingsError(
             f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings, which take days. Use at most {MOST}."
         )
-    options = {
-        "profile": profile,
-        "iterations": iterations,
-        "promote": promote,
-        "repository": str(worktree.root(Path(repository))),
-    }
+    checkout = worktree.root(Path(repository))
+    path = worktree.path_of(checkout, "sweep", str(flow_run.id))
+    options = {"profile": profile, "iterations": iterations, "promote": promote, "repository": str(checkout)}
     points = [{"alpha": alpha, "seed": seed, "options": options} for alpha, seed in grid]
-    found = spread(training, points, cluster) if cluster else [training.fn(**point) for point in points]
+    if cluster:
+        with workers(cluster) as spread:
+            spread(make_models, [{"checkout": checkout, "path": path, "profile": profile}])
+            found = spread(training, points)
+    else:
+        found = [training.fn(**point) for point in points]
     rows = [row for point, rows in zip(points, found, strict=True) for row in _rows(point, rows)]
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     failed = sum("message" in row for row in rows)
     return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
+
+
+@task(task_run_name="dLLMs")
+def make_models(checkout: Path, path: Path, profile: str | None) -> None:
+    """Make the dLLMs that all trainings share. What fails here fails in each of them, and is told there."""
+    params, settings = tasks.check(checkout, {"profile": profile})
+    graph = tasks.open_worktree(checkout, path, params)
+    wanted = worktree.needed_for(graph, lambda stage: stage.startswith("pretrain@"))
+    tasks.run_stages(wanted, path, checkout, settings.profile)
+    worktree.close_worktree(checkout, path)
 
 
 @task(task_run_name="alpha={alpha} seed={seed}")
