@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect import Task, get_client
+from prefect import Task, get_client, get_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from components.core.errors import SettingsError
 
 ANSWER_SECONDS = 3.0
+HERE = ("127.0.0.1", "::1", "localhost")
 Spread = Callable[[Task[..., Any], Sequence[Mapping[str, Any]]], list[Any]]
 
 
@@ -37,6 +38,8 @@ def check_cluster(cluster: str) -> None:
     if importlib.util.find_spec("prefect_dask") is None:
         raise SettingsError(f"cluster={cluster!r} needs Dask. Install the extra 'cluster'.")
     if not local:
+        if address.hostname not in HERE and not PREFECT_API_URL.value():
+            raise SettingsError(f"cluster={cluster!r} needs a Prefect server for its workers. Set PREFECT_API_URL.")
         try:
             socket.create_connection((address.hostname or "", address.port or 0), ANSWER_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:
@@ -62,6 +65,8 @@ def workers(cluster: str) -> Generator[Spread]:
             futures = [runner.submit(work, parameters=dict(piece)) for piece in pieces]
             return [_outcome(future) for future in futures]
 
+        if not runner.client.nthreads():
+            get_run_logger().warning("%s has no worker yet. Start `dask worker %s --nthreads 1`.", cluster, cluster)
         yield spread
 
 

@@ -29,23 +29,15 @@ prefect, template, toy = flows_e2e.prefect, flows_e2e.template, flows_e2e.toy
 
 
 @contextmanager
-def scheduler(folder: Path) -> Iterator[str]:
-    """The address of a Dask scheduler with two workers, started as the README says, in another folder."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    dask, environment = [sys.executable, "-m", "dask"], {**os.environ, "PYTHONPATH": str(flows_e2e.ROOT)}
-    commands = [
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"],
-        [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
-    ]
-    started = [subprocess.Popen(command, cwd=folder, env=environment) for command in commands]
+def dask(folder: Path, *words: str) -> Iterator[None]:
+    """Within, one of Dask's processes, started as flows/cluster.py says, in another folder."""
+    command, environment = [sys.executable, "-m", "dask", *words], {**os.environ, "PYTHONPATH": str(flows_e2e.ROOT)}
+    process = subprocess.Popen([*command, "--no-dashboard"], cwd=folder, env=environment)
     try:
-        wait_for(address)
-        yield address
+        yield
     finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait(timeout=30)
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def wait_for(address: str) -> None:
@@ -79,15 +71,18 @@ def test_two_workers_make_the_table_of_one_process_though_one_is_killed(
     """A training that fails is a row. The killed one runs its stage again, and no stage that was done."""
     (tmp_path / "break-train-7").touch()
     killer = kill_the_worker_of(tmp_path / "hang-report")
-    with scheduler(tmp_path) as address:
-        command = [sys.executable, "-m", "flows.sweep", "--seeds", "[7, 8]", "--cluster", address]
-        said = subprocess.check_output(
-            [*command, "--repository", str(toy)],
-            cwd=flows_e2e.ROOT,
-            env={**os.environ, "PREFECT_API_URL": prefect},
-            text=True,
-        )
-    rows = json.loads(said[said.index("[\n") :])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    address, environment = f"tcp://127.0.0.1:{port}", {**os.environ, "PREFECT_API_URL": prefect}
+    command = [sys.executable, "-m", "flows.sweep", "--seeds", "[7, 8]", "--repository", str(toy), "--cluster", address]
+    with dask(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", port):
+        wait_for(address)
+        pipe = subprocess.PIPE
+        flow = subprocess.Popen(command, cwd=flows_e2e.ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+        assert flow.stderr and any(f"{address} has no worker yet" in line for line in flow.stderr)
+        with dask(tmp_path, "worker", address, "--nworkers", "2", "--nthreads", "1"):
+            said, _ = flow.communicate(timeout=300)
+    rows = json.loads(said)
     killer.join(timeout=1)
     assert not killer.is_alive()
     ran = flows_e2e._ran(toy)

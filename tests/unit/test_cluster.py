@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from components.core.errors import SettingsError
 from flows.cluster import check_cluster
@@ -34,6 +35,15 @@ def test_a_scheduler_must_answer() -> None:
 def test_a_port_that_cannot_be_is_refused(port: int) -> None:
     with pytest.raises(SettingsError, match="does not answer"):
         check_cluster(f"tcp://127.0.0.1:{port}")
+
+
+def test_workers_elsewhere_need_a_prefect_server() -> None:
+    with pytest.raises(SettingsError, match="PREFECT_API_URL") as refused:
+        check_cluster("tcp://scheduler.invalid:8786")
+    assert has_remedy(str(refused.value))
+    server = "http://prefect.invalid:4200/api"
+    with temporary_settings({PREFECT_API_URL: server}), pytest.raises(SettingsError, match="does not answer"):
+        check_cluster("tcp://192.0.2.1:70000")
 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
