@@ -68,7 +68,8 @@ def promote(
     pick = Pick.of(settings)
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
     if verdict_file is not None and verdict_file.exists() and not verdict_file.is_file():  # /dev/stdout stays one
-        verdict_file.write_text(json.dumps(asdict(verdict)) + "\n", encoding="utf-8")
+        with verdict_file.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(verdict)) + "\n")
     elif verdict_file is not None:
         write_json(verdict_file, asdict(verdict))
     if as_json:
