@@ -21,14 +21,13 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     """
     import importlib
 
-    from ..core.errors import SettingsError
     from ..core.files import flatten
     from ..settings import read
     from ..stages.common.cases import case_of
     from ..stages.common.workspace import Workspace
 
-    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise SettingsError(f"stage {name} is the work of one process, not of several. Run `unmask {name}`.")
+    _check_launch(name)
+    check_device()
     settings = read(Path("params.yaml"))
     # Stages gate, transfer and ood are stage evaluate on a case of theirs.
     function_name = "evaluate" if group is not None and name != "rules" else name
@@ -42,6 +41,32 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     figures = function(workspace, **sections, **given)
     for path, value in flatten(figures):
         typer.echo(f"{name} {path} {value:.4g}" if isinstance(value, float) else f"{name} {path} {value}")
+
+
+def _check_launch(name: str) -> None:
+    """SettingsError where a stage is started as one process of several in a way that cannot work."""
+    from ..core.errors import SettingsError
+
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return
+    if name not in SHARED:
+        raise SettingsError(f"stage {name} is the work of one process, not of several. Run `unmask {name}`.")
+    lacking = [other for other in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(other)]
+    if not size.isdecimal() or int(size) < 1 or lacking:
+        why = f"without {', '.join(lacking)}" if lacking else "is no number of processes"
+        raise SettingsError(f"WORLD_SIZE={size} {why}. Start the processes by torchrun, or unset it for one process.")
+
+
+def check_device() -> None:
+    """SettingsError where UNMASK_DEVICE names no device of this machine. Empty, it is as good as not set."""
+    from ..commands.doctor import device_fault
+    from ..core.errors import SettingsError
+
+    if not os.environ.get("UNMASK_DEVICE"):
+        os.environ.pop("UNMASK_DEVICE", None)
+    if fault := device_fault():
+        raise SettingsError(fault)
 
 
 def quiet() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..policies.rules import decoders
-from .stages import quiet
+from .stages import check_device, quiet
 
 
 class Choice(StrEnum):
@@ -50,10 +50,14 @@ def promote(
     from ..commands.evidence import Pick
     from ..commands.next_steps import next_steps
     from ..commands.promote import promote as run
+    from ..core.errors import SettingsError
     from ..core.files import write_json
     from ..settings import read
     from ..stages.common.workspace import Workspace
 
+    if verdict_file is not None and verdict_file.is_dir():
+        raise SettingsError(f"--verdict {verdict_file} is a folder. Name a file.")
+    check_device()
     settings = read(Path("params.yaml"))
     workspace = Workspace(Path.cwd(), settings.profile)
     quiet()
@@ -63,7 +67,10 @@ def promote(
         abandoned.close(store.tracking_uri(workspace.root))
     pick = Pick.of(settings)
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
-    if verdict_file is not None:
+    if verdict_file is not None and verdict_file.exists() and not verdict_file.is_file():  # /dev/stdout stays one
+        with verdict_file.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(verdict)) + "\n")
+    elif verdict_file is not None:
         write_json(verdict_file, asdict(verdict))
     if as_json:
         typer.echo(json.dumps(asdict(verdict)))
@@ -123,6 +130,7 @@ def decode(
     from ..commands.decode import Asked, show_decode
 
     quiet()
+    check_device()
     show_decode(policy or ["confidence"], Asked(prompt, task, length, model, choose.value, block, canvas))
 
 
@@ -148,6 +156,7 @@ def compare(
     from ..commands.decode import Asked
 
     quiet()
+    check_device()
     show_comparison(one, other, Asked(prompt, task, choose=choose.value, block=block), count)
 
 
@@ -155,9 +164,10 @@ def bench(
     policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; beside those that are always measured")] = None,
     model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
     random: Annotated[
-        int | None, typer.Option(min=1, help="a random dLLM (4 layers, width 128), canvases this long, no data")
+        int | None,
+        typer.Option(min=1, max=16384, help="a random dLLM (4 layers, width 128), canvases this long, no data"),
     ] = None,
-    vocabulary: Annotated[int, typer.Option(min=8, help="tokens of the random dLLM")] = 68,
+    vocabulary: Annotated[int, typer.Option(min=8, max=1000000, help="tokens of the random dLLM")] = 68,
     dtype: Annotated[Weights | None, typer.Option(help="of the dLLM's weights; by default the profile's")] = None,
     count: Annotated[int, typer.Option(min=1, help="prompts, and rows of the training iteration at most")] = 128,
     rows: Annotated[int, typer.Option(min=1, help="rows in flight, and the reference loop's batch")] = 64,
@@ -175,6 +185,7 @@ def bench(
     from ..commands import bench
 
     quiet()
+    check_device()
     console = Console(stderr=as_json, highlight=False)
     console = console if console.is_terminal else Console(stderr=as_json, highlight=False, width=160)
     found = bench.bench(
@@ -214,7 +225,7 @@ def doctor() -> None:
 
 
 def repair() -> None:
-    """Mend what a killed DVC left: lock files, empty cache folders.
+    """Mend what a kill left: lock files, empty folders, half outputs.
 
     In: .dvc. Out: a line per thing that was mended; nothing while a DVC runs. Example: unmask repair
     """

@@ -118,15 +118,34 @@ def settings(root: Path) -> tuple[bool, str]:
     return True, f"profile {found.profile}"
 
 
+def device_fault() -> str:
+    """Why the device of UNMASK_DEVICE cannot be used, empty if it can. No memory of a GPU is taken."""
+    name = os.environ.get("UNMASK_DEVICE") or "cpu"
+    if name == "cpu":
+        return ""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    try:
+        asked = torch.device(name)
+        if asked.type != "cuda":
+            torch.zeros(1, device=asked).tolist()
+            return ""
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return f"UNMASK_DEVICE={name} is no device of torch {torch.__version__}. Unset it, or write cuda or cuda:N."
+    if (asked.index or 0) >= gpus:
+        return (
+            f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees {gpus or 'no'} GPU. Unset it, or name another."
+        )
+    return ""
+
+
 def device(root: Path) -> tuple[bool, str]:
     import torch
 
-    name, gpus = os.environ.get("UNMASK_DEVICE", "cpu"), torch.cuda.device_count()
-    if name.startswith("cuda") and not gpus:
-        return False, (
-            f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees no GPU; every stage would fail; "
-            f"unset it, or install a torch with CUDA"
-        )
+    if fault := device_fault():
+        return False, f"{fault} Every stage would fail."
+    name, gpus = os.environ.get("UNMASK_DEVICE") or "cpu", torch.cuda.device_count()
     seen = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU"
     return True, f"{name} (torch {torch.__version__}, {seen})"
 
@@ -247,8 +266,8 @@ def tracker(root: Path) -> tuple[bool, str]:
     from ..tracking import abandoned, registry, store
 
     uri = store.tracking_uri(root)
-    path = store.database(uri)
     try:
+        path = store.database(uri)
         if path is None or path.exists():
             with store.reading(uri) as client:
                 if broken := registry.broken_champions(client):

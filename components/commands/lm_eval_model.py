@@ -7,6 +7,7 @@ finds it by the entry point ``lm_eval.models``. The results' "config" contains t
 from __future__ import annotations
 
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -263,4 +264,12 @@ def run(words: Sequence[str]) -> None:
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm_eval", *words]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("lm_eval."):
+            raise
+        raise SettingsError(
+            f"lm_eval: {str(error).rstrip('.')}. Use what `unmask lm_eval run --help` names."
+        ) from error

@@ -1,9 +1,12 @@
-"""What a killed DVC may leave behind, found and mended: every later `dvc repro` would stop at it with an error."""
+"""What a kill may leave behind, found and mended: broken files of DVC, at which every later `dvc repro` would stop with
+an error, and outputs that were not finished."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,7 +21,24 @@ def repair(root: Path) -> list[str]:
     - `.dvc/tmp/rwlock` that is not JSON. It names readers and writers, and there are none.
     - Folders of the run cache without a file, or with empty ones: a run that was not recorded to its end.
     - `dvc.lock` that is not YAML. It is put aside, and DVC restores what it named from the run cache.
+
+    Besides, outputs that a process wrote beside their place and could not rename go, once it is gone.
     """
+    unfinished = list(_unfinished(root))
+    for path in unfinished:
+        remove(path)
+    return [f"removed {path}, which a killed process did not finish" for path in unfinished] + _repair_dvc(root)
+
+
+def _unfinished(root: Path) -> Iterator[Path]:
+    """What `files.beside` left in the outputs and whose process is gone."""
+    for path in sorted([*(root / "outputs").rglob(".*.part"), *(root / ".checkpoints").rglob(".*.part")]):
+        number = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
+        if number and not psutil.pid_exists(int(number[1])):
+            yield path
+
+
+def _repair_dvc(root: Path) -> list[str]:
     cache = _cache(root)
     rwlock, lock = root / ".dvc" / "tmp" / "rwlock", root / "dvc.lock"
     runs = [path for path in sorted((cache / "runs").glob("*/*")) if path.is_dir() and _is_hollow(path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
 
         return OnnxPolicy(Path(name))
     if is_import_path(name) and name.partition(":")[0] not in decoders():
-        return named(name)()
+        return _made(name)
     if Path(name).is_dir():
         from ..policies import store as policies
         from ..stages.common.models import with_decode_settings
@@ -56,6 +57,23 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
         policy = policies.load(Path(name))
         return policy if decode is None else with_decode_settings(policy, decode)
     return None
+
+
+def _made(name: str) -> Any:
+    """What the class or function at an import path makes. SettingsError where it is no policy."""
+    made = named(name)
+    try:
+        inspect.signature(made).bind()
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{name} cannot be called without arguments ({error}). Name what makes a policy."
+        ) from error
+    policy = made()
+    lacking = [part for part in ("needs", "score", "distribution") if not hasattr(policy, part)]
+    if lacking:
+        what = f"{name} makes a {type(policy).__name__}, which has no {', '.join(lacking)}"
+        raise SettingsError(f"{what}. Name what makes a policy; components/policies/protocol.py has its parts.")
+    return policy
 
 
 def rule(name: str) -> Any:

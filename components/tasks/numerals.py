@@ -30,15 +30,18 @@ NUMBER = re.compile(
 )
 NEUTRAL = re.compile(r"[^\W\d_]|[\s.,:;'\"“”()\[\]{}%]|[$€£¥₹]")  # what may stand before the number and after it
 BOUNDS = re.compile(  # just before the number
-    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower) than|at (?:least|most)|up to|about|approx\w*|"
-    r"roughly|nearly|almost|around|over|under|above|below|not|minus|negative|half|twice|thrice|double|triple|"
+    r"(?i)\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|other) than|at (?:least|most)|up to|about|"
+    r"approx\w*|roughly|nearly|almost|around|over|under|above|below|not|\w+n['’]t|never|except|circa|ca?\.|minus|negative|half|"
+    r"twice|thrice|double|triple|dozen|"
     r"(?:third|quarter|fifth|tenth|root)s?(?= of))(?: of| equal to)?[\s$(]*$"
 )
-MAGNITUDE = r"hundred|thousand|(?:m|b|tr|quadr)illions?|dozens?|lakhs?|crores?|bn|tn|mn|mio|ml[nd]|mrd"
+MAGNITUDE = r"hundred|thou(?:sand)?|tsd|[a-z]+illi(?:on|ard)(?:th)?s?|dozens?|gross|grand|myriads?|lakhs?|crores?|" + (
+    "bn|tn|mn|mio|ml[nd]|mrd|per mille?|basis points?|bps|pp[mb]"
+)
 SCALES = re.compile(  # anywhere after it
-    rf"\b(?:{MAGNITUDE}|k|half|halves|"
+    rf"(?i:\b(?:{MAGNITUDE}|k|half|halves|halved|doubled|tripled|"
     r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s|"
-    r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b"
+    r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b)|^ ?[BGMT]\b"
 )
 AREA = re.compile(  # a unit to the second or third power
     r"(?i)(?<![^\W_])((?:[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|meters?|miles?)) ?\^\{?[23]\}?(?!\w)"
@@ -100,7 +103,7 @@ def number_text(value: Fraction) -> str:
 def _neutral(text: str, touching: str, refused: re.Pattern[str]) -> bool:
     """True if only words and punctuation stand beside the number, and no letter touches it."""
     words = not any(c.isnumeric() and not c.isdigit() for c in text)  # '1 ½', '3 万'
-    words = words and not NEUTRAL.sub("", text) and not refused.search(text.lower())
+    words = words and not NEUTRAL.sub("", text) and not refused.search(text)
     return words and not re.search(r"[^\W_]", touching)
 
 

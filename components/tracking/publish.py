@@ -101,11 +101,13 @@ def _training_run(client: MlflowClient, outputs: Path, run: Mapping[str, Any]) -
     again = client.search_runs([experiment_id], f"tags.`recreated.from` = '{origin}'", max_results=1)
     if again:
         return again[0].info.run_id
-    # With this process's name: a publishing that is killed leaves no run that stays RUNNING for ever.
+    # With this process's name: a publishing that is killed here leaves no run that stays RUNNING for ever.
     tags = {"recreated.from": origin, "recreated.run_id": str(run_id)} | abandoned.this_process()
     name = entries.run_name(run["profile"], run.get("settings", {}))
-    made = client.create_run(experiment_id, start_time=_started(run), run_name=name, tags=tags)
-    return made.info.run_id
+    made = client.create_run(experiment_id, start_time=_started(run), run_name=name, tags=tags).info.run_id
+    # Not RUNNING while it is filled, since a full disk would forbid to say that it broke off.
+    client.set_terminated(made, "FAILED", end_time=_ended(run))
+    return made
 
 
 def _complete(client: MlflowClient, run_id: str, outputs: Path, run: Mapping[str, Any]) -> None:

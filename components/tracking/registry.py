@@ -46,11 +46,11 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
 
     try:
         version = client.get_registered_model(name).aliases.get(alias)
+        return client.get_model_version(name, str(version)) if version else None
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return client.get_model_version(name, str(version)) if version else None
 
 
 def versions(client: MlflowClient, profile: str) -> list[ModelVersion]:
@@ -180,7 +180,7 @@ def save_evidence(client: MlflowClient, version: ModelVersion, evidence: Evidenc
     if _stored_evidence(client, version) == stored:
         return
     home = _evidence_run(version)
-    if not is_active(client, home):
+    if not home or not is_active(client, home):
         home = run_id
         set_tags(client, version, {EVIDENCE: home})
     client.log_dict(home, stored, _evidence_path(version.tags["identity"]))

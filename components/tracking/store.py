@@ -75,9 +75,17 @@ def uri_of(path: Path) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """The file behind an SQLite URI, else None."""
-    found = re.match(r"sqlite(\+pysqlite)?:///([^?]*)", uri)
-    return Path(unquote(found[2])).resolve() if found else None
+    """The file behind an SQLite URI, else None. SettingsError where SQLite would keep nothing, as in memory."""
+    found = re.match(r"sqlite(?:\+pysqlite)?://(/?)([^?]*)", uri)
+    if found is None:
+        return None
+    path = Path(unquote(found[2]))
+    if not found[1] or path.name in ("", ":memory:"):
+        raise SettingsError(
+            f"the tracking store {uri} names no file, so that nothing would be kept. Write sqlite:///mlflow.db, or "
+            "unset MLFLOW_TRACKING_URI."
+        )
+    return path.resolve()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -119,7 +127,7 @@ def _client(uri: str) -> MlflowClient:
 
     # By run, whatever the store: in one process a copy's client would write into the original's artifacts.
     getattr(utils, "_artifact_repos_cache", {}).clear()
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if re.match(r"postgresql|mysql|mssql", uri):
         _reach(uri)
@@ -147,11 +155,21 @@ def _sentences(uri: str) -> Generator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"the tracking store {masked(uri)} needs the package {error.name}, which is not installed. Install it, or "
+            "name another driver, as in postgresql+psycopg2://."
+        ) from error
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, sqlite3.Error) as error:
         if _has_no_room(uri):  # SQLite calls it an I/O error
             raise SettingsError(
                 f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "
                 "space and run the command again."
+            ) from error
+        if "database schema" in str(error):
+            raise SettingsError(
+                f"the tracking store {masked(uri)} was written by another version of MLflow. Copy it and run "
+                "`mlflow db upgrade` with this address, or install the version that wrote it."
             ) from error
         raise SettingsError(
             f"the tracking store {masked(uri)} cannot be used ({first_line(error)}). Start the server, set "

@@ -183,6 +183,23 @@ inf
 1 234/5
 2 1/0
 -
+18 per mille
+18 basis points
+18 ppm
+$18 M
+1.2 B
+18 quintillion
+18 billionth
+18 milliard
+18 thou
+18 gross
+18 doubled
+a dozen 18
+isn't 18
+never 18
+other than 18
+circa 18
+c. 18
 """.strip().splitlines()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +188,10 @@ SECRETS = [
     "sqlite:///x.db and http://u:{}@h/ (Connection refused)",
     "https://host/path?token={}",
     "postgresql://h/db?user=u&password={}&x=1",
+    "https://h/?api_key={}",
+    "https://h/a?x=1&X-Amz-Signature={}&y=2",
+    "postgresql://u:it's{}@h/db",
+    'postgresql://u:a"{}@h/db',
 ]
 
 
@@ -259,6 +265,45 @@ def test_a_store_on_a_full_disk_is_told_from_one_that_is_broken(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(SettingsError, match=said) as refused:
         store.connect(store.uri_of(tmp_path / "mlflow.db"))
+    assert has_remedy(str(refused.value))
+
+
+def test_a_store_of_another_version_of_mlflow_is_said_to_be_one(tmp_path: Path, empty_store: Path) -> None:
+    uri = store.uri_of(tmp_path / "mlflow.db")
+    with (
+        closing(sqlite3.connect(empty_store)) as source,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection,
+    ):
+        source.backup(connection)
+        connection.execute("update alembic_version set version_num = '75868b020152'")
+        connection.commit()
+    with pytest.raises(SettingsError, match=r"another version of MLflow.*upgrade") as refused:
+        store.connect(uri)
+    assert has_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////", "sqlite:///?x=1"])
+def test_a_store_that_would_keep_nothing_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="names no file") as refused:
+        store.connect(uri)
+    assert has_remedy(str(refused.value)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [("mssql+nothing://u:secret@h/db", "nothing"), ("mysql+oursql://u:secret@h/db", "oursql"), ("http://[::1", "IPv6")],
+)
+def test_an_address_that_cannot_be_tried_is_a_sentence(uri: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        store.connect(uri)
+    assert has_remedy(str(refused.value)) and "secret" not in str(refused.value)
+
+
+def test_a_database_whose_driver_is_not_installed_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r"\*\*\*@h/db needs the package psycopg") as refused:
+        store.connect("postgresql+psycopg://u:secret@h/db")
     assert has_remedy(str(refused.value))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.commands.repair import repair
+from components.core.files import beside
 
 STAGES = """
 stages:
@@ -109,3 +110,24 @@ def test_nothing_is_touched_while_another_dvc_is_at_work(root: Path) -> None:
         for process in (other, elsewhere):
             process.kill()
             process.wait()
+
+
+def test_an_output_that_a_killed_process_did_not_finish_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from pathlib import Path
+from components.core.files import beside
+with beside(Path("outputs/tiny/pretrain/model")) as part:
+    part.mkdir(parents=True)
+    (part / "weights").write_text("half", encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
+    (left,) = (tmp_path / "outputs/tiny/pretrain").iterdir()
+    with beside(tmp_path / "outputs" / "tiny" / "alive") as alive:
+        alive.write_text("half", encoding="utf-8")
+        (tmp_path / "outputs" / "mine.part").write_text("no number", encoding="utf-8")
+        assert repair(tmp_path) == [f"removed {left}, which a killed process did not finish"]
+        assert not left.exists() and alive.exists()
+    assert repair(tmp_path) == [] and (tmp_path / "outputs" / "mine.part").exists()

@@ -293,6 +293,12 @@ def test_the_doctor_never_raises_and_says_what_to_do(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
+def test_the_doctor_names_a_store_that_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///:memory:")
+    ok, text = doctor.tracker(tmp_path)
+    assert not ok and "names no file" in text and has_remedy(text)
+
+
 def test_outside_a_repository_the_doctor_judges_what_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
