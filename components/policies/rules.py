@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {
         commits="one",
         random=True,
     ),
-    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, reads_pairs=True),
+    "mean_field": Rule(_lazy("dependence.MeanField"), "mean field", "tau", high=1, reads_pairs=True, everywhere=True),
     "overlap": Rule(
         _lazy("dependence.Overlap"), "overlap, joint risk", "gamma in nats", reads_pairs=True, everywhere=True
     ),
