@@ -163,7 +163,7 @@ def test_controls_have_the_shifts_that_they_name_and_the_rest_of_the_policy() ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_decode_is_the_same_however_it_is_batched_and_padded(name: str) -> None:
-    denoiser, _ = embedded.build("llada", "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)
+    denoiser, _ = embedded.build("llada", "abcdefg", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     policy = policy_of(replace(PLAIN, offsets=3, features=16))
     policy.bias.weight.data.zero_()
     row = made(name, policy, 1.0 if name in NAMES[:2] else 4.0)
