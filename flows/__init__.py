@@ -17,6 +17,7 @@ DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DASK_LOGGING__DISTRIBUTED": "warning",
     "ORT_DISABLE_TELEMETRY": "1",
 }
 for _name, _value in DEFAULTS.items():

@@ -26,7 +26,7 @@ from components.core.errors import DataError, SettingsError
 from components.core.files import read_json, write_text
 from components.tracking.abandoned import started
 from components.tracking.pages import UI
-from flows import worktree
+from flows import DEFAULTS, worktree
 from flows.deploy import POOLS, ask, deploy
 
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
@@ -48,12 +48,8 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """What a shell needs to talk to this stack; the services get it too."""
         return {
+            **DEFAULTS,
             "PREFECT_API_URL": self.api,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "true",
-            "ORT_DISABLE_TELEMETRY": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
             UI: f"http://127.0.0.1:{self.ports['mlflow']}",
         }
 

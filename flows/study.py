@@ -3,7 +3,8 @@
 `python -m flows.study` runs what infra/study.yaml at HEAD lists, the most valuable cells first, each as `dvc repro` in
 one git worktree with its own params.yaml. Cells share DVC's cache, so that a stage that two cells have in common runs
 once. A finished cell is kept under outputs/study/<cell>; it runs again only if its code or its settings changed. A
-killed study goes on where it was. `python -m flows.study --report` writes docs/results.md and docs/results.png. No
+killed study goes on where it was. `--cluster local:2` spreads the cells over workers, each in a worktree of its own
+(flows/study_cluster.py). `python -m flows.study --report` writes docs/results.md and docs/results.png. No
 server is needed.
 
 Left out: what a stage does (components/stages/), what the document says (components/reports/study.py).
@@ -32,6 +33,7 @@ from components.commands.repair import repair
 from components.core.errors import OURS, DataError, SettingsError, masked
 from components.core.files import beside, copy, read_json, write_json
 from flows import parameters, tasks, worktree
+from flows.cluster import check_cluster
 from flows.process_group import CommandFailed, stream
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ STAGES = ("prepare", "pretrain", *POLICIES, "rules")
 class Cell:
     """An entry of infra/study.yaml.
 
-    kind: default (the policy of params.yaml, in some seeds), domain, paper or ablation. groups: the evaluations asked
-    for. text: its whole params.yaml.
+    kind: default (the policy of params.yaml, in some seeds), domain, paper, ablation or control. groups: the
+    evaluations asked for. text: its whole params.yaml.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Cell:
             "ood": list(self.settings.ood),
         }
         return [f"{group}-{name}" for group in self.groups for name in named[group]]
+
+    @property
+    def models(self) -> set[str]:
+        """The names of the dLLMs that it needs."""
+        cases = {"evaluate": {}, "transfer": self.settings.transfer, "ood": self.settings.ood}
+        return {self.settings.domain.model, *(case.model for group in self.groups for case in cases[group].values())}
 
 
 def read_cells(checkout: Path) -> list[Cell]:
@@ -128,15 +136,20 @@ def is_done(checkout: Path, source: Path, cell: Cell) -> bool:
     return kept.exists() and read_json(kept, needs=("identity",))["identity"] == identity_of(source, cell)
 
 
-def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
-    """`dvc repro` of the cell's evaluations in the worktree, and its results kept. CommandFailed if a stage fails."""
-    begin, started = time.monotonic(), datetime.now(UTC)
+def repro(checkout: Path, path: Path, cell: Cell, stages: Sequence[str]) -> None:
+    """`dvc repro` of stages of the cell in the worktree. CommandFailed if one fails."""
     (path / "params.yaml").write_text(cell.text, encoding="utf-8")
     for line in repair(path):
         print(line, flush=True)
-    command = worktree.dvc("--wait-for-lock", "repro", *cell.groups)
+    command = worktree.dvc("--wait-for-lock", "repro", *stages)
     environment = tasks.stage_environment(checkout, path)
     stream(command, path, environment, lambda line: print(f"{cell.name}: {masked(line)}", flush=True))
+
+
+def run_cell(checkout: Path, path: Path, cell: Cell) -> None:
+    """`dvc repro` of the cell's evaluations in the worktree, and its results kept. CommandFailed if a stage fails."""
+    begin, started = time.monotonic(), datetime.now(UTC)
+    repro(checkout, path, cell, cell.groups)
     about = {
         "cell": cell.name,
         "about": cell.about,
@@ -172,8 +185,6 @@ def _keep(outputs: Path, folder: Path, cell: Cell, about: Mapping[str, Any]) -> 
 def run_cells(checkout: Path, cells: Sequence[Cell]) -> list[str]:
     """Run each cell that is not done; names of those that failed. A cell that fails does not stop the others."""
     path, failed = checkout / worktree.FOLDER / "study", []
-    for line in worktree.not_carried_over(checkout):
-        print(f"{line} differs from the last commit and is no part of the study.")
     worktree.open_at_head(checkout, path)
     for number, cell in enumerate(cells, start=1):
         if is_done(checkout, path, cell):
@@ -208,14 +219,17 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m flows.study", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cells", help="names of cells, separated by commas; all by default")
     parser.add_argument("--list", action="store_true", help="name the cells, and which are done")
+    parser.add_argument("--cluster", default="", help="the workers: local:2, or a Dask scheduler's tcp://HOST:PORT")
     parser.add_argument("--speed", action="store_true", help="measure tokens per second of the cells' policies")
     parser.add_argument("--report", action="store_true", help="write docs/results.md from the cells that are done")
     given = parser.parse_args()
     try:
+        if given.cluster:
+            check_cluster(given.cluster)
         checkout = worktree.root(Path.cwd())
         cells = read_cells(checkout)
         if given.cells:
-            cells = [_named(cells, name) for name in given.cells.split(",")]
+            cells = [named(cells, name) for name in given.cells.split(",")]
         if given.list:
             for cell in cells:
                 print(f"{'done' if is_done(checkout, checkout, cell) else 'open'}  {cell.name:16} {cell.about}")
@@ -233,14 +247,31 @@ def main() -> None:
                 print(path.relative_to(checkout))
         else:
             with _alone(checkout):
-                failed = run_cells(checkout, cells)
+                failed = _run(checkout, cells, given.cluster)
             if failed:
                 sys.exit(f"{len(failed)} cell(s) failed: {', '.join(failed)}. Run the same command to try them again.")
     except OURS as error:
         sys.exit(f"study: {masked(str(error))}")
 
 
-def _named(cells: Sequence[Cell], name: str) -> Cell:
+def _run(checkout: Path, cells: Sequence[Cell], cluster: str) -> list[str]:
+    for line in worktree.not_carried_over(checkout):
+        print(f"{line} differs from the last commit and is no part of the study.")
+    if not cluster:
+        return run_cells(checkout, cells)
+    from flows import study_cluster
+
+    todo = []
+    for cell in cells:
+        if is_done(checkout, checkout, cell):
+            print(f"{cell.name}: is done", flush=True)
+        else:
+            todo.append(cell.name)
+    return study_cluster.run_cells(checkout, todo, cluster) if todo else []
+
+
+def named(cells: Sequence[Cell], name: str) -> Cell:
+    """The cell of that name. Raises SettingsError where there is none."""
     for cell in cells:
         if cell.name == name:
             return cell

@@ -1,18 +1,23 @@
-"""Flow `sweep`: train-policy for every alpha and seed, one after another, and one table of how they did.
+"""Flow `sweep`: train-policy for every alpha and seed, and one table of how they did.
 
-Left out: search (it is a plain grid, at most MOST runs), parallel runs (start deployments for that: each run has its
-own worktree).
+One after another, or over the workers of a cluster (cluster.py): the table is the same.
+
+Left out: search (it is a plain grid, at most MOST runs).
 """
 
 import itertools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 from pydantic import Field
 
-from components.core.errors import SettingsError
-from flows import results
+from components.core.errors import SettingsError, masked
+from flows import results, tasks, worktree
+from flows.cluster import check_cluster, workers
 from flows.command_line import run_from_command_line
 from flows.parameters import Profile
 from flows.train_policy import train_policy
@@ -27,6 +32,7 @@ def sweep(
     profile: Profile | None = None,
     iterations: Annotated[int | None, Field(ge=1)] = None,
     promote: bool = False,
+    cluster: str = "",
     repository: str = ".",
 ) -> Any:
     """Train a policy for every alpha and every seed; a run that fails does not stop the others.
@@ -37,6 +43,7 @@ def sweep(
         profile: a profile, of params.yaml or of a file of profiles/. Empty: that of params.yaml
         iterations: iterations of reinforcement learning. Empty: the profile's own
         promote: let every policy try the gate
+        cluster: the workers that train: local:2, or a Dask scheduler's tcp://HOST:PORT. Empty: this process
         repository: the checkout to work from, a dot for the one of the machine that runs this
 
     Returns a row per alpha, seed, task and policy with its accuracy and NFE, and one with a message for a run that
@@ -45,32 +52,54 @@ def sweep(
     grid = list(itertools.product(alphas, seeds))
     if len(grid) > MOST:
         raise SettingsError(
-            f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings: a sweep runs them one by one and "
-            f"would take days; ask for at most {MOST}"
+            f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings, which take days. Use at most {MOST}."
         )
-    rows: list[dict[str, Any]] = []
-    for alpha, seed in grid:
-        state = train_policy(
-            profile=profile,
-            alpha=alpha,
-            seed=seed,
-            iterations=iterations,
-            promote=promote,
-            repository=repository,
-            return_state=True,
-        )
-        row = {"alpha": alpha, "seed": seed, "state": state.name}
-        done = state.result() if state.is_completed() else {"figures": {}}
-        found = [
-            row | {"task": task, "policy": policy} | numbers
-            for task, policies in done["figures"].items()
-            for policy, numbers in policies.items()
-        ]
-        rows += found or [row | {"message": state.message}]
+    checkout = worktree.root(Path(repository))
+    path = worktree.path_of(checkout, "sweep", str(flow_run.id))
+    options = {"profile": profile, "iterations": iterations, "promote": promote, "repository": str(checkout)}
+    points = [{"alpha": alpha, "seed": seed, "options": options} for alpha, seed in grid]
+    if cluster:
+        with workers(cluster) as spread:
+            spread(make_models, [{"checkout": checkout, "path": path, "profile": profile}])
+            found = spread(training, points)
+    else:
+        found = [training.fn(**point) for point in points]
+    rows = [row for point, rows in zip(points, found, strict=True) for row in _rows(point, rows)]
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     failed = sum("message" in row for row in rows)
     return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
 
 
+@task(task_run_name="dLLMs")
+def make_models(checkout: Path, path: Path, profile: str | None) -> None:
+    """Make the dLLMs that all trainings share. What fails here fails in each of them, and is told there."""
+    params, settings = tasks.check(checkout, {"profile": profile})
+    graph = tasks.open_worktree(checkout, path, params)
+    wanted = worktree.needed_for(graph, lambda stage: stage.startswith("pretrain@"))
+    tasks.run_stages(wanted, path, checkout, settings.profile)
+    worktree.close_worktree(checkout, path)
+
+
+@task(task_run_name="alpha={alpha} seed={seed}")
+def training(alpha: float, seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Train one policy. A row per task and policy; of a run that failed one row with its message."""
+    state = train_policy(alpha=alpha, seed=seed, **options, return_state=True)
+    row = {"alpha": alpha, "seed": seed, "state": state.name}
+    done = state.result() if state.is_completed() else {"figures": {}}
+    found = [
+        row | {"task": case, "policy": policy} | numbers
+        for case, policies in done["figures"].items()
+        for policy, numbers in policies.items()
+    ]
+    return found or [row | {"message": state.message}]
+
+
+def _rows(point: Mapping[str, Any], found: list[dict[str, Any]] | Exception) -> list[dict[str, Any]]:
+    """The rows that a worker found, or one row about a training that no worker could end."""
+    if isinstance(found, Exception):
+        return [{"alpha": point["alpha"], "seed": point["seed"], "state": "Crashed", "message": masked(str(found))}]
+    return found
+
+
 if __name__ == "__main__":
-    run_from_command_line(sweep, "flows.sweep")
+    run_from_command_line(sweep, "flows.sweep", {"cluster": check_cluster})

@@ -147,8 +147,6 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
     return {
         **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
-        "DVC_NO_ANALYTICS": "1",
-        "ORT_DISABLE_TELEMETRY": "1",
         # The training's MLflow run names the flow run that it is of.
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }

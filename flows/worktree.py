@@ -9,7 +9,6 @@ Left out: Prefect (tasks.py), what the parameters mean (parameters.py).
 
 import configparser
 import graphlib
-import os
 import re
 import shutil
 import subprocess
@@ -144,8 +143,7 @@ def _last_written(path: Path) -> Path:
 
 
 def _run(command: Sequence[str], cwd: Path) -> str:
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise DataError(
             f"`{' '.join(command)}` in {cwd} ended with code {done.returncode}: {masked(done.stderr.strip())}. "

@@ -98,25 +98,30 @@ def config(layout: str, shape: Shape) -> dict[str, Any]:
     named, special = LAYOUTS[layout], LAYOUTS[layout].ids(shape.base)
     end = special["<|endoftext|>"]
     ids = {"eos_token_id": end, "pad_token_id": end, "mask_token_id": special[named.mask]}
-    if layout == "llada":
-        return {
-            "model_type": "llada",
-            "architectures": ["LLaDAModelLM"],
-            **llada.MUST_BE,
-            "d_model": shape.width,
-            "n_layers": shape.layers,
-            "n_heads": shape.heads,
-            "n_kv_heads": shape.kv,
-            "mlp_hidden_size": shape.inner,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 5e5,
-            "rope_full_precision": True,
-            "max_sequence_length": shape.positions,
-            "vocab_size": shape.vocabulary,
-            "embedding_size": shape.vocabulary,
-            "weight_tying": False,
-            **ids,
-        }
+    return (_llada(shape) if layout == "llada" else _dream(shape, special[named.bos])) | ids
+
+
+def _llada(shape: Shape) -> dict[str, Any]:
+    return {
+        "model_type": "llada",
+        "architectures": ["LLaDAModelLM"],
+        **llada.MUST_BE,
+        "d_model": shape.width,
+        "n_layers": shape.layers,
+        "n_heads": shape.heads,
+        "n_kv_heads": shape.kv,
+        "mlp_hidden_size": shape.inner,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "rope_full_precision": True,
+        "max_sequence_length": shape.positions,
+        "vocab_size": shape.vocabulary,
+        "embedding_size": shape.vocabulary,
+        "weight_tying": False,
+    }
+
+
+def _dream(shape: Shape, begin: int) -> dict[str, Any]:
     return {
         "model_type": "Dream",
         "architectures": ["DreamModel"],
@@ -134,8 +139,7 @@ def config(layout: str, shape: Shape) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "use_mrope": False,
         "use_sliding_window": False,
-        "bos_token_id": special[named.bos],
-        **ids,
+        "bos_token_id": begin,
     }
 
 

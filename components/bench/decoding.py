@@ -57,8 +57,8 @@ class Comparison:
 
 def compare(denoiser: Denoiser, job: Job, case: Case, repeats: int, seconds: float | None = None) -> Comparison:
     """Decodes the job ``repeats`` times by either, fewer where ``seconds`` are over; the first pair is not counted."""
-    ours, ours_by_section = _watched(rollout, denoiser, job, case)
-    theirs, theirs_by_section = _watched(reference_rollout, denoiser, job, case)
+    ours, ours_by_section = watched(rollout, denoiser, job, case)
+    theirs, theirs_by_section = watched(reference_rollout, denoiser, job, case)
     fast, plain = in_turn([ours, theirs], repeats, denoiser.device, seconds)
     mine, other = fast[-1].value, plain[-1].value
     return Comparison(
@@ -74,7 +74,7 @@ def compare(denoiser: Denoiser, job: Job, case: Case, repeats: int, seconds: flo
     )
 
 
-def _watched(
+def watched(
     loop: Callable[..., Rollout], denoiser: Denoiser, job: Job, case: Case
 ) -> tuple[Callable[[], Rollout], list[dict[str, float]]]:
     """A run of the loop, and where the seconds of each of its calls will be found."""

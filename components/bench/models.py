@@ -45,8 +45,8 @@ def random_model(
     special = len(embedded.SPECIAL)
     points = (point for point in itertools.count(33) if not 0xD800 <= point < 0xE000)  # surrogates are no characters
     alphabet = "".join(map(chr, itertools.islice(points, vocabulary - special)))
-    positions = length + PROMPT + special
-    denoiser, encoder = embedded.build("llada", alphabet, width, layers, max(1, width // 32), 4 * width, positions, 0)
+    shape = embedded.Shape(width, layers, max(1, width // 32), 4 * width, length + PROMPT + special)
+    denoiser, encoder = embedded.build("llada", alphabet, shape, 0)
     denoiser.model.lm_head.weight.data *= SHARPNESS
     denoiser.model.to(getattr(torch, dtype))
     return denoiser, encoder, Coin(length, alphabet)

@@ -51,65 +51,98 @@ def reference_rollout(
 def _lock_step(
     denoiser: Denoiser, policies: list[Policy], job: Job, rows_B: Tensor, options: DecodeOptions, timer: Timer
 ) -> Rollout:
-    ids_BT, attend_BT, start = _lay_out(denoiser, job, rows_B)
-    length_B, size_B, policy_B = (t[rows_B].to(denoiser.device) for t in (job.length_R, job.block_R, job.policy_R))
-    key_B = row_keys(options.seed, job.uid_R[rows_B], job.member_R[rows_B]).to(denoiser.device)
-    masked_BL = attend_BT[:, start:].clone()
-    order_BL = torch.full_like(masked_BL, -1, dtype=torch.int64)
-    if job.canvas_RL is not None:
-        given_BL = job.canvas_RL[rows_B].to(denoiser.device)
-        ids_BT[:, start:] = torch.where(masked_BL & (given_BL >= 0), given_BL, denoiser.mask_id)
-        masked_BL &= given_BL < 0
-    asked_BL, asked_B = masked_BL, masked_BL.sum(-1)
-    block_BL = torch.arange(masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
-    # Blocks that are left behind, which step_limit "block" does with masks in them; steps in the present one; steps.
-    passed_B, in_block_B, step_B = (torch.zeros_like(length_B) for _ in range(3))
+    at, steps = _Rows(denoiser, job, rows_B, options), list[Steps]()
     needs = _needs(policies, options)
-    given = {"answer_BL": _answers(job, rows_B, masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
-    state, past, steps = denoiser.start(Canvas(ids_BT, attend_BT, start)), None, []
-    changed_B, forwards, useful = torch.ones_like(length_B).bool(), 0, 0
-    while bool((busy_B := _open(masked_BL, block_BL, passed_B).any(-1) & (step_B < asked_B)).any()):
+    given = {"answer_BL": _answers(job, rows_B, at.masked_BL.shape[1]).to(denoiser.device)} if needs.answer else {}
+    state, past = denoiser.start(Canvas(at.ids_BT, at.attend_BT, at.start)), None
+    changed_B, forwards, useful = torch.ones_like(at.step_B).bool(), 0, 0
+    while bool((busy_B := at.busy_B).any()):
         forwards += len(rows_B)
         useful += int(((changed_B & busy_B) if denoiser.stateless else busy_B).sum())
-        open_BL = _open(masked_BL, block_BL, passed_B) & busy_B.unsqueeze(1)
-        present_B1 = block_BL.masked_fill(~open_BL, len(block_BL[0])).amin(-1, keepdim=True)
-        eligible_BL = open_BL & (block_BL == present_B1)
-        if job.frontier is not None:
-            eligible_BL &= eligible_BL.cumsum(-1) <= job.frontier
-        block_BT = torch.nn.functional.pad(block_BL == present_B1, (start, 0))
+        present_B1, eligible_BL = at.present(busy_B)
+        block_BT = torch.nn.functional.pad(at.block_BL == present_B1, (at.start, 0))
         with timer("denoiser"):
-            canvas = Canvas(ids_BT, attend_BT, start, block_BT)
+            canvas = Canvas(at.ids_BT, at.attend_BT, at.start, block_BT)
             hidden_BTD, attention_BLLA, state = attended(denoiser, canvas, state, needs.attention)
-        where_BL = {"eligible": eligible_BL, "masked": masked_BL, "all": attend_BT[:, start:]}[needs.where]
+        valid_BL = at.attend_BT[:, at.start :]
+        where_BL = {"eligible": eligible_BL, "masked": at.masked_BL, "all": valid_BL}[needs.where]
         with timer("readout"):
             logits_BTV = denoiser.logits(hidden_BTD.flatten(0, 1)).unflatten(0, hidden_BTD.shape[:2])
-            seen, past = softmax_statistics(logits_BTV[:, start:], denoiser.forbidden_ids, needs, where_BL, past)
-            fields: dict[str, Any] = seen | given | _features(hidden_BTD, attend_BT, start, needs)
+            seen, past = softmax_statistics(logits_BTV[:, at.start :], denoiser.forbidden_ids, needs, where_BL, past)
+            fields: dict[str, Any] = seen | given | _features(hidden_BTD, at.attend_BT, at.start, needs)
             if attention_BLLA is not None:
                 fields |= {"attention_BLLA": attention_BLLA, "attention_layers": needs.attention}
-        obs = Observation(masked_BL, eligible_BL, step_B, length_B, **fields)
+        obs = Observation(at.masked_BL, eligible_BL, at.step_B, at.length_B, **fields)
         with timer("policy"):
-            action = _act(policies, obs, Noise(key_B, step_B), policy_B, options)
+            action = _act(policies, obs, Noise(at.key_B, at.step_B), at.policy_B, options)
         with timer("bookkeeping"):
             if options.record:
-                recorded = _record(policies, obs, action, rows_B, policy_B, options)
+                recorded = _record(policies, obs, action, rows_B, at.policy_B, options)
                 steps.append(recorded.pairs(busy_B.nonzero().squeeze(1)))
             assert action.committed_BL is not None
             commit_BL = action.committed_BL & busy_B.unsqueeze(1)
-            canvas_BL = torch.where(commit_BL, seen["token_BL"], ids_BT[:, start:])
-            masked_BL, order_BL = masked_BL & ~commit_BL, torch.where(commit_BL, step_B.unsqueeze(1), order_BL)
-            if job.end_ids:
-                masked_BL = _end_texts(canvas_BL, masked_BL, order_BL, job.end_ids)
-            ids_BT = torch.cat([ids_BT[:, :start], canvas_BL], 1)
-            changed_B, step_B, in_block_B = commit_BL.any(-1), step_B + busy_B, in_block_B + 1
-            if options.step_limit == "block":
-                most_B = (asked_BL & (block_BL == present_B1)).sum(-1)
-                passed_B = torch.where(in_block_B >= most_B, present_B1.squeeze(-1) + 1, passed_B)
-            left_B = (eligible_BL & ~commit_BL & (block_BL >= passed_B.unsqueeze(1))).any(-1)
-            in_block_B = in_block_B.masked_fill(~left_B, 0)
-    canvas_RL = ids_BT[:, start:].masked_fill(~attend_BT[:, start:], -1)
-    finished_B, joined = ~masked_BL.any(-1), Steps.concatenate(steps) if steps else None
-    return Rollout(canvas_RL, order_BL, step_B, finished_B, policy_B, forwards, useful, joined)
+            changed_B = commit_BL.any(-1)
+            at.commit(commit_BL, seen["token_BL"], busy_B, present_B1, eligible_BL)
+    canvas_RL = at.ids_BT[:, at.start :].masked_fill(~at.attend_BT[:, at.start :], -1)
+    finished_B, joined = ~at.masked_BL.any(-1), Steps.concatenate(steps) if steps else None
+    return Rollout(canvas_RL, at.order_BL, at.step_B, finished_B, at.policy_B, forwards, useful, joined)
+
+
+class _Rows:
+    """A batch's canvases and where each of them is."""
+
+    def __init__(self, denoiser: Denoiser, job: Job, rows_B: Tensor, options: DecodeOptions) -> None:
+        self.frontier, self.end_ids, self.limit = job.frontier, job.end_ids, options.step_limit
+        self.ids_BT, self.attend_BT, self.start = _lay_out(denoiser, job, rows_B)
+        self.length_B, size_B, self.policy_B = (
+            t[rows_B].to(denoiser.device) for t in (job.length_R, job.block_R, job.policy_R)
+        )
+        self.key_B = row_keys(options.seed, job.uid_R[rows_B], job.member_R[rows_B]).to(denoiser.device)
+        self.masked_BL = self.attend_BT[:, self.start :].clone()
+        self.order_BL = torch.full_like(self.masked_BL, -1, dtype=torch.int64)
+        if job.canvas_RL is not None:
+            given_BL = job.canvas_RL[rows_B].to(denoiser.device)
+            kept_BL = self.masked_BL & (given_BL >= 0)
+            self.ids_BT[:, self.start :] = torch.where(kept_BL, given_BL, denoiser.mask_id)
+            self.masked_BL &= given_BL < 0
+        self.asked_BL, self.asked_B = self.masked_BL, self.masked_BL.sum(-1)
+        self.block_BL = torch.arange(self.masked_BL.shape[1], device=denoiser.device) // size_B.unsqueeze(1)
+        # Blocks left behind, which step_limit "block" does with masks in them; steps in the present one; steps.
+        self.passed_B, self.in_block_B, self.step_B = (torch.zeros_like(self.length_B) for _ in range(3))
+
+    @property
+    def open_BL(self) -> Tensor:
+        """Masked positions in blocks that are not left behind; the first such block is the present one."""
+        return self.masked_BL & (self.block_BL >= self.passed_B.unsqueeze(1))
+
+    @property
+    def busy_B(self) -> Tensor:
+        return self.open_BL.any(-1) & (self.step_B < self.asked_B)
+
+    def present(self, busy_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1) each row's present block, and its eligible positions."""
+        open_BL = self.open_BL & busy_B.unsqueeze(1)
+        present_B1 = self.block_BL.masked_fill(~open_BL, len(self.block_BL[0])).amin(-1, keepdim=True)
+        eligible_BL = open_BL & (self.block_BL == present_B1)
+        if self.frontier is not None:
+            eligible_BL &= eligible_BL.cumsum(-1) <= self.frontier
+        return present_B1, eligible_BL
+
+    def commit(
+        self, commit_BL: Tensor, token_BL: Tensor, busy_B: Tensor, present_B1: Tensor, eligible_BL: Tensor
+    ) -> None:
+        canvas_BL = torch.where(commit_BL, token_BL, self.ids_BT[:, self.start :])
+        self.masked_BL = self.masked_BL & ~commit_BL
+        self.order_BL = torch.where(commit_BL, self.step_B.unsqueeze(1), self.order_BL)
+        if self.end_ids:
+            self.masked_BL = _end_texts(canvas_BL, self.masked_BL, self.order_BL, self.end_ids)
+        self.ids_BT = torch.cat([self.ids_BT[:, : self.start], canvas_BL], 1)
+        self.step_B, self.in_block_B = self.step_B + busy_B, self.in_block_B + 1
+        if self.limit == "block":
+            most_B = (self.asked_BL & (self.block_BL == present_B1)).sum(-1)
+            self.passed_B = torch.where(self.in_block_B >= most_B, present_B1.squeeze(-1) + 1, self.passed_B)
+        left_B = (eligible_BL & ~commit_BL & (self.block_BL >= self.passed_B.unsqueeze(1))).any(-1)
+        self.in_block_B = self.in_block_B.masked_fill(~left_B, 0)
 
 
 def _lay_out(denoiser: Denoiser, job: Job, rows_B: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -122,11 +155,6 @@ def _lay_out(denoiser: Denoiser, job: Job, rows_B: Tensor) -> tuple[Tensor, Tens
         ids_BT[row, start - len(prompt) : start] = prompt
         attend_BT[row, start - len(prompt) : start + int(job.length_R[rows_B[row]])] = True
     return ids_BT.to(denoiser.device), attend_BT.to(denoiser.device), start
-
-
-def _open(masked_BL: Tensor, block_BL: Tensor, passed_B: Tensor) -> Tensor:
-    """Masked positions in blocks that are not left behind; the first such block is the present one."""
-    return masked_BL & (block_BL >= passed_B.unsqueeze(1))
 
 
 def _end_texts(canvas_BL: Tensor, masked_BL: Tensor, order_BL: Tensor, end_ids: tuple[int, ...]) -> Tensor:

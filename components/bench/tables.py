@@ -95,6 +95,13 @@ def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def on_paper(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    table = _table("LLaDA-8B on one H100: arithmetic, not measured (docs/costs.md)", *headings)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
 def spread(ratios: tuple[float, float, float]) -> str:
     """Median, lowest, highest."""
     middle, lowest, highest = ratios

@@ -1,7 +1,8 @@
 """What `unmask bench` measures: this machine, the profile's dLLM or another, the user's policies.
 
 The same prompts are decoded by the engine and by the reference loop in turn; then come single canvases, where a loop
-has least to gain, a training iteration in its parts, and the policy's step in torch and in ONNX Runtime. Left out:
+has least to gain, a training iteration in its parts, and the policy's step in torch and in ONNX Runtime. An 8B dLLM is
+added by arithmetic. Left out:
 memory, caches and a large vocabulary, in tests/benchmarks.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
+from . import throughput
 from .resolve import active_profile, candidate
 
 if TYPE_CHECKING:
@@ -79,6 +81,8 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         for row in policy_step(policy, SIZES, 5 * request.repeats, seconds=clock.next(f"the step of the {name} policy"))
     ]
     show(tables.policy_step(steps))
+    large = throughput.on_paper()
+    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large)))
     return {
         "machine": facts,
         "request": asdict(request),
@@ -86,6 +90,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         "single": alone,
         "training": asdict(trained),
         "policy_step": steps,
+        "on_paper": [asdict(step) | {"tokens_per_second": step.tokens_per_second} for step in large],
     }
 
 

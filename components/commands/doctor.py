@@ -20,6 +20,7 @@ from . import extras
 DISTRIBUTION = extras.DISTRIBUTION
 OUTSIDE = "no repository in this folder: demo, decode --model and bench --random work here, stages do not"
 SAMPLES = 4000  # decodes of the exactness check
+CORRELATION = 0.5  # of the released policy's pair shifts with the exact ones, at least
 ERRORS = 5.0  # standard errors by which a sampled mean may miss the exact one
 
 
@@ -34,6 +35,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
         "device": device,
         "threads": threads,
         "exactness": exactness,
+        "shifts": shifts,
         "precision": precision,
         "dvc": graph,
         "tracker": tracker,
@@ -202,6 +204,23 @@ def exactness(root: Path) -> tuple[bool, str]:
         True,
         f"{len(exact.mass_N)} endings enumerated, total {float(exact.mass_N.sum()):.9f}; {SAMPLES} decodes agree",
     )
+
+
+def shifts(root: Path) -> tuple[bool, str]:
+    """The released policy's pair shifts, by ONNX Runtime, beside those that the released dLLM gives when probed."""
+    from .shift_check import shift_fit
+
+    try:
+        found = shift_fit()
+    except ModuleNotFoundError as error:
+        return True, f"not compared: {extras.explain(error) or error}"
+    said = (
+        f"learned and exact pair shifts of the released policy correlate {found.correlation:.2f}, "
+        f"{found.unexplained:.2f} unexplained ({found.pairs} pairs in {found.states} states)"
+    )
+    if found.correlation < CORRELATION:
+        return False, f"{said}; at least {CORRELATION} is expected; install the package and its requirements again"
+    return True, said
 
 
 def precision(root: Path) -> tuple[bool, str]:

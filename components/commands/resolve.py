@@ -25,10 +25,6 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
     """
     from ..evaluation.evaluate import Candidate
 
-    if choose not in ("mode", "sample"):
-        raise SettingsError(
-            f"choose={choose!r}: a draw is taken by its mode or sampled; nothing else is defined; use mode or sample"
-        )
     block = block or settings.decode.block_length
     policy, frontier = loaded(name, workspace.root, settings.decode), settings.decode.frontier
     if policy is not None:

@@ -38,14 +38,15 @@ class ProcessLost(RuntimeError):
 OURS = (SettingsError, DataError, CheckpointError, ParityError, PromotionRefused, ProcessLost)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAYS_FULL = ("No space left on device", "disk is full", "Disk quota exceeded")  # what wraps an OSError
+KEYS = "pass|pwd|token|secret|key|credential|signature|auth"  # parts of the names of what a URI keeps to itself
 STORES = ("mlflow", "sqlalchemy", "sqlite3")
 FILES = ("safetensors", "safetensors_rust", "onnx", "onnxruntime", "google", "huggingface_hub")
 
 
 def masked(text: str) -> str:
     """``text`` with user, password and token of every URI in it masked, fit to be printed."""
-    text = re.sub(r"(?<=://)[^/\s'\"][^\s'\"]*@", "***@", text)
-    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]*", r"\1***", text)
+    text = re.sub(r"(?<=://)[^/\s'\"][^\s]*@", "***@", text)
+    return re.sub(rf"(?i)([?&][\w-]*(?:{KEYS})[\w-]*=)[^&\s'\"]*", r"\1***", text)
 
 
 def sentence(error: BaseException) -> str | None:

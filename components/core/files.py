@@ -208,7 +208,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
     text = read_text(path, remedy)
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError, AssertionError) as error:  # the last for %YAML 1.3
         raise DataError(f"{path} is not YAML 1.2 ({_yaml_problem(error)}). {remedy}") from error
 
 

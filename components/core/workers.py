@@ -41,6 +41,27 @@ def pool(number: int) -> Generator[Callable[..., Iterator[Any]]]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def lanes(number: int) -> Generator[list[Callable[..., Iterator[Any]]]]:
+    """Yield ``number`` maps that share torch's threads. Each does its own work in order, in one thread.
+
+    On an error, running tasks are awaited and queued ones cancelled.
+    """
+    if number <= 1:
+        yield [map]
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // number))
+    threads = [ThreadPoolExecutor(1) for _ in range(number)]
+    try:
+        yield [thread.map for thread in threads]
+    finally:
+        for wait in (False, True):
+            for thread in threads:
+                thread.shutdown(wait, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
 def timed(work: Sequence[Callable[[Timer], Any]], timer: Timer) -> list[Any]:
     """Run each piece of work in a worker of its own.
 

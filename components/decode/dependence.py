@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.rng import generator
@@ -52,16 +53,30 @@ def exact_shifts(denoiser: Denoiser, batch: DecodeBatch) -> Tensor:
     state_M, place_M = batch.eligible_BL.nonzero(as_tuple=True)
     for part in torch.arange(len(state_M), device=state_M.device).split(_rows(denoiser, batch)):
         state_m, place_m1 = state_M[part], place_M[part].unsqueeze(1)
-        token_mL, masked_mL = token_BL[state_m], batch.masked_BL[state_m].scatter(1, place_m1, False)
-        ids_mT = batch.ids_BT[state_m].scatter(1, place_m1 + batch.start, token_mL.gather(1, place_m1))
-        hidden_mLD = _hidden(denoiser, batch, state_m, ids_mT)
-        odds_N = readout.log_odds_of(
-            denoiser.logits, hidden_mLD[masked_mL], denoiser.forbidden_ids, token_mL[masked_mL], denoiser.vocabulary
-        )
-        moved_N = odds_N.to(odds_BL.dtype) - odds_BL[state_m][masked_mL]
-        row_mL = torch.zeros_like(token_mL, dtype=odds_BL.dtype).masked_scatter(masked_mL, moved_N)
-        shift_BLL[state_m, place_m1.squeeze(1)] = row_mL
+        seen = replace(batch, fields={}).keep(state_m)
+        after_mL, masked_mL = after_commit(denoiser, seen, token_BL[state_m], place_m1)
+        moved_mL = after_mL.to(odds_BL.dtype) - odds_BL[state_m]
+        shift_BLL[state_m, place_m1.squeeze(1)] = moved_mL.masked_fill(~masked_mL, 0.0)
     return shift_BLL
+
+
+@torch.no_grad()
+def after_commit(denoiser: Denoiser, seen: DecodeBatch, token_mL: Tensor, place_m1: Tensor) -> tuple[Tensor, Tensor]:
+    """(m, L) log-odds of the predictions ``token_mL`` once each row's own is committed at its place, zero where no
+    mask is left; and (m, L) the masks that are left. The rows are fresh: the denoiser has not seen them before."""
+    masked_mL = seen.masked_BL.scatter(1, place_m1, False)
+    ids_mT = seen.ids_BT.scatter(1, place_m1 + seen.start, token_mL.gather(1, place_m1))
+    # A cache refreshes at the first look at a row, whatever its block: nothing is stale here.
+    block_BT = F.pad(seen.block_BL, (seen.start, 0))
+    hidden_mTD, _ = denoiser.hidden(Canvas(ids_mT, seen.attend_BT, seen.start, block_BT), seen.state)
+    odds_N = readout.log_odds_of(
+        denoiser.logits,
+        hidden_mTD[:, seen.start :][masked_mL],
+        denoiser.forbidden_ids,
+        token_mL[masked_mL],
+        denoiser.vocabulary,
+    )
+    return torch.zeros_like(token_mL, dtype=odds_N.dtype).masked_scatter(masked_mL, odds_N), masked_mL
 
 
 @torch.no_grad()

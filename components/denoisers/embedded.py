@@ -5,6 +5,7 @@ Nothing here is special to the decode loop: what is saved is loaded back by ``lo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ CHAT = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the transformer. inner: the width of its feed-forward layers. positions: the most tokens of a row."""
+
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    positions: int
 
 
 def tokenizer(alphabet: str) -> Any:
@@ -42,21 +54,19 @@ def tokenizer(alphabet: str) -> Any:
     return made
 
 
-def build(
-    layout: str, alphabet: str, width: int, layers: int, heads: int, inner: int, positions: int, seed: int
-) -> tuple[TransformerDenoiser, Encoder]:
+def build(layout: str, alphabet: str, shape: Shape, seed: int) -> tuple[TransformerDenoiser, Encoder]:
     """A freshly initialised dLLM. layout: "llada" (native Llama, aligned) or "dream" (native Qwen2, shifted)."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     words = tokenizer(alphabet)
-    shape: dict[str, Any] = dict(
+    config: dict[str, Any] = dict(
         vocab_size=len(words),
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=positions,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.positions,
         mask_token_id=words.mask_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
@@ -70,12 +80,12 @@ def build(
     with torch.random.fork_rng(devices=[]):  # the classes draw from the global generator
         torch.manual_seed(seed)
         kind = {
-            "llada": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
-            "dream": lambda: Qwen2ForCausalLM(Qwen2Config(**shape)),
+            "llada": lambda: LlamaForCausalLM(LlamaConfig(**config)),
+            "dream": lambda: Qwen2ForCausalLM(Qwen2Config(**config)),
         }
         model = kind[layout]()
     denoiser = TransformerDenoiser(model, words.mask_token_id, range(len(words)), layout == "dream")
-    return denoiser, Encoder(words, frozenset({words.eos_token_id}), positions, words.mask_token_id)
+    return denoiser, Encoder(words, frozenset({words.eos_token_id}), shape.positions, words.mask_token_id)
 
 
 def save(denoiser: TransformerDenoiser, encoder: Encoder, folder: Path) -> None:

@@ -105,21 +105,14 @@ def load(
         )
     family = FAMILIES.get(name)
     common: dict[str, Any] = dict(dtype=getattr(torch, dtype), revision=revision)
-    if family is None:
-        model = _masked_model(path, name, common)
-    else:
-        model = _decoder(path, name, family, family.defaults | raw, common)
+    model = _masked_model(path, name, common) if family is None else _decoder(path, name, family, raw, common)
     tokenizer = _tokenizer(path, name, family is None, revision)
     known = vocabulary.known_ids(path, tokenizer, model.config.vocab_size)
     end_ids = vocabulary.end_ids(tokenizer, family is None)
     mask_id = vocabulary.mask_id(path, raw, tokenizer, model.config.vocab_size, end_ids)
-    if device != AUTO:
-        model = model.to(device)
-    elif family is None:
+    if device == AUTO and family is None:
         raise CheckpointError(f"{path}: a masked language model is not split. Name one device.")
-    else:
-        _require_finite(model)
-        model = split(model, limits)
+    model = model.to(device) if device != AUTO else split(_finite(model), limits)
     if family is None:
         from .masked_lm import MaskedLMDenoiser
 
@@ -143,6 +136,7 @@ def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: 
     """A native causal-LM class with the checkpoint's weights."""
     import transformers
 
+    raw = family.defaults | raw
     for key, wanted in family.must_be.items():
         if key in raw and raw[key] != wanted and (raw[key] or wanted):  # null is as good as false
             raise CheckpointError(
@@ -225,7 +219,7 @@ def probe(denoiser: LoadedDenoiser, encoder: Encoder | None = None) -> None:
     Every weight and buffer must be finite, and ``check_denoiser`` must find nothing.
     """
     model = denoiser.model
-    _require_finite(model)
+    _finite(model)
     problems = check_denoiser(denoiser, None if encoder is None else _text_ids(encoder, denoiser.positions))
     if problems:
         raise CheckpointError(
@@ -234,7 +228,8 @@ def probe(denoiser: LoadedDenoiser, encoder: Encoder | None = None) -> None:
         )
 
 
-def _require_finite(model: Any) -> None:
+def _finite(model: Any) -> Any:
+    """The model, where all its weights and buffers are finite."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         # What lies on the disk was looked at before it went there.
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -242,6 +237,7 @@ def _require_finite(model: Any) -> None:
                 f"{name} holds values that are not finite; the checkpoint did not load whole. Download it again, or "
                 "compare it with its safetensors files."
             )
+    return model
 
 
 def _text_ids(encoder: Encoder, positions: int) -> torch.Tensor | None:

@@ -22,6 +22,7 @@ from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job
 from ..decode.prompts import Prompts
 from ..denoisers.protocol import Denoiser
+from ..denoisers.remembered import BYTES, RememberedDenoiser
 from ..policies.heuristics import SuppressTokens
 from ..policies.protocol import Policy
 from ..policies.rules import RULES, heuristic, is_random, known
@@ -74,21 +75,35 @@ def evaluate(
     board: names for the result; None: the first prompt's task.
     """
     board = board or Board(prompts.tasks[0].name)
-    return _score(candidate, prompts, board, *_decode(denoiser, candidate, _own(prompts), seeds))
+    return _score(candidate, prompts, board, [_decode(denoiser, candidate, _own(prompts), seeds)])
 
 
-def _decode(
-    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]
-) -> tuple[Job, list[Rollout], float]:
-    """The job, what each seed made of it, and the seconds of decoding."""
+@dataclass(frozen=True)
+class _Decoded:
+    """A job, what each seed made of it, and the seconds that each seed's decoding takes, together."""
+
+    prompts: Prompts
+    job: Job
+    done: list[Rollout]
+    seconds: float
+
+
+def _decode(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> _Decoded:
     random = candidate.choose == "sample" or is_random(candidate.family)
     job = prompts.job(candidate.block_length, candidate.frontier, answers=candidate.policy.needs.answer)
-    begin = time.perf_counter()
+    # Attention is not kept. A learned policy's speed is measured, not reckoned.
+    if isinstance(denoiser, RememberedDenoiser) and (candidate.family not in RULES or candidate.policy.needs.attention):
+        denoiser = denoiser.inner
+    begin, known = time.perf_counter(), _credit(denoiser)
     done = [
         rollout(denoiser, candidate.policy, job, DecodeOptions(seed=seed, choose="sample" if random else "mode"))
         for seed in (seeds if random else seeds[:1])
     ]
-    return job, done, time.perf_counter() - begin
+    return _Decoded(prompts, job, done, time.perf_counter() - begin + _credit(denoiser) - known)
+
+
+def _credit(denoiser: Denoiser) -> float:
+    return denoiser.credit if isinstance(denoiser, RememberedDenoiser) else 0.0
 
 
 def _own(prompts: Prompts) -> Prompts:
@@ -96,22 +111,22 @@ def _own(prompts: Prompts) -> Prompts:
     return prompts if processes.size() == 1 else prompts.take(processes.shard(range(len(prompts))))
 
 
-def _values_SKP(prompts: Prompts, job: Job, done: Sequence[Rollout]) -> Tensor:
-    """Correct, dense, NFE, masks left, AR-ness@1 and tau of all processes' prompts; float64 holds each exactly."""
+def _values_SKP(part: _Decoded) -> Tensor:
+    """Correct, dense, NFE, masks left, AR-ness@1 and tau of the prompts; float64 holds each exactly."""
     seeds = []
-    for one in done:
-        _, correct_R, dense_R = prompts.scores(job, one)
+    for one in part.done:
+        _, correct_R, dense_R = part.prompts.scores(part.job, one)
         order_2R = torch.from_numpy(order_2P(one.order_RL.cpu().numpy()))
         values = (correct_R, dense_R, one.nfe_R.cpu(), ~one.finished_R.cpu(), *order_2R)
         seeds.append(torch.stack([value_R.double() for value_R in values]))
-    return processes.unsharded(torch.stack(seeds))
+    return torch.stack(seeds)
 
 
-def _score(
-    candidate: Candidate, prompts: Prompts, board: Board, job: Job, done: Sequence[Rollout], seconds: float
-) -> EvalResult:
-    """The result on all prompts. job, done, seconds: of this process's."""
-    value_SKP, masks_P = _values_SKP(_own(prompts), job, done), processes.unsharded(job.masks_R)
+def _score(candidate: Candidate, prompts: Prompts, board: Board, parts: Sequence[_Decoded]) -> EvalResult:
+    """The result on all prompts. parts: this process's prompts, dealt out in turn."""
+    value_SKP = processes.unsharded(_in_turn([_values_SKP(part) for part in parts]))
+    masks_P = processes.unsharded(_in_turn([part.job.masks_R for part in parts]))
+    job, done, seconds = parts[0].job, parts[0].done, sum(part.seconds for part in parts)
     correct_SP, dense_SP, nfe_SP = (value_SP.contiguous() for value_SP in value_SKP[:, :3].float().unbind(1))
     accuracy, nfe = interval(correct_SP), interval(nfe_SP)
     return EvalResult(
@@ -143,6 +158,14 @@ def _score(
         masks_P=masks_P.double().numpy() if prompts.canvases else np.zeros(0),
         order_2P=value_SKP[:, 4:].numpy().mean(0),
     )
+
+
+def _in_turn(parts: Sequence[Tensor]) -> Tensor:
+    """The tensor whose last axis was dealt out in turn."""
+    whole = parts[0].new_zeros(*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+    for i, part in enumerate(parts):
+        whole[..., i :: len(parts)] = part
+    return whole
 
 
 @dataclass(frozen=True)
@@ -202,17 +225,24 @@ def table(
 ) -> list[EvalResult]:
     """One result per candidate; ``progress(1)`` after each.
 
-    On a CPU as many candidates at a time as torch has threads, with one thread each. Their tokens per second are those
-    of one thread.
+    On a CPU the prompts are dealt out to as many threads as torch has, with one torch thread each, and a canvas that
+    several rules meet goes through the dLLM once. Tokens per second are those of one thread that sends every canvas.
     """
     uids = [example.uid for example in prompts.examples]
     processes.require_same([len(candidates), seed_of(*uids)], "candidates or prompts")
     results: list[EvalResult] = []
     own = _own(prompts)
-    with workers.pool(workers.count(denoiser.device, len(candidates))) as run:
-        decoded = run(lambda candidate: _decode(denoiser, candidate, own, seeds), candidates)
-        for candidate, parts in zip(candidates, decoded, strict=True):
-            results.append(_score(candidate, prompts, board, *parts))
+    number = min(workers.count(denoiser.device, len(candidates)), max(1, len(own)))
+    parts = [own.take(range(i, len(own), number)) for i in range(number)] if number > 1 else [own]
+    use = len(candidates) > 1 and denoiser.stateless and denoiser.device.type == "cpu"
+    own_denoisers = [RememberedDenoiser(denoiser, BYTES // number) if use else denoiser for _ in parts]
+    with workers.lanes(number) as lanes:
+        decoded = [
+            iter(run(lambda candidate, dllm=dllm, part=part: _decode(dllm, candidate, part, seeds), candidates))
+            for run, dllm, part in zip(lanes, own_denoisers, parts, strict=True)
+        ]
+        for candidate in candidates:
+            results.append(_score(candidate, prompts, board, [next(part) for part in decoded]))
             if progress is not None:
                 progress(1)
     return results

@@ -10,7 +10,7 @@ rules are, and a comparison says nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -181,15 +181,19 @@ def correlation(denoiser: Denoiser, prompts: Prompts, candidate: Candidate, seed
 
 
 def dependence(
-    denoiser: Denoiser, prompts: Prompts, swept: Sequence[tuple[Candidate, EvalResult]], seed: int
+    denoiser: Denoiser,
+    prompts: Prompts,
+    swept: Sequence[tuple[Candidate, EvalResult]],
+    front: Mapping[str, float],
+    seed: int,
 ) -> dict[str, float | str]:
     """How much of what speed costs is dependence between positions that are committed together.
 
-    rule: the full-diffusion rule whose NFE is nearest to half of where the front saturates, and the total correlation
-    of its sets. oracle_at_half: accuracy of the exact pair shifts there, by the hull of ``BUDGETS``; share_of_loss: how
-    much of the front's loss at half it wins back, 0 where the front loses nothing.
+    front: ``speed`` of the swept rules. rule: the full-diffusion rule whose NFE is nearest to half of where it
+    saturates, and the total correlation of its sets. oracle_at_half: accuracy of the exact pair shifts there, by the
+    hull of ``BUDGETS``; share_of_loss: how much of the front's loss at half it wins back, negative where it is worse
+    than the front, 0 where the front loses nothing.
     """
-    front = speed([result for _, result in swept])
     half = front["saturates_at_nfe"] / 2
     several = [
         (candidate, result)

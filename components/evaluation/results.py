@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ..core.errors import DataError
 from ..core.files import read_csv, read_lines, write_csv, write_lines
 
-POLICIES = ("learned", "distilled", "influence")
-"""Families of trained policies. Every other family is a rule, a point of the front."""
+PAIR_ROWS = ("mi_bound", "demask", "shuffled", "distance", "graph")
+"""Rules and controls over the pair shifts of the trained policy, see ``policies.variants``."""
+POLICIES = ("learned", "distilled", "influence", *PAIR_ROWS)
+"""Families that need a trained policy. Every other family is a rule, a point of the front."""
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P", "order_2P")
 OPTIONAL = ("end_of_text",)
@@ -138,7 +140,7 @@ def read_results(path: Path) -> list[EvalResult]:
         try:
             row: dict[str, Any] = {"seeds_2SP": [], "masks_P": [], "order_2P": [], **line}
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
-            if strange := [name for name, kind in KINDS.items() if not isinstance(row[name], kind)]:
+            if strange := [name for name, kind in KINDS.items() if not _fits(row[name], kind)]:
                 raise TypeError(f"{strange[0]}={row[strange[0]]!r}")
             head = {name: math.nan if row[name] is None else row[name] for name in COLUMNS}
             optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
@@ -146,6 +148,11 @@ def read_results(path: Path) -> list[EvalResult]:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no result ({error}). Run `dvc repro` to make it.") from error
     return results
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """No number of a result is negative."""
+    return isinstance(value, kind) and not (isinstance(value, int | float) and value < 0)
 
 
 def write_table(path: Path, results: Sequence[EvalResult]) -> None:

@@ -64,9 +64,14 @@ class Coupled:
 def utility(coupled: Coupled, cond: Tensor, risk: Tensor) -> Tensor:
     """u of every position, where ``cond`` (B, ..., L) are the log-odds and ``risk`` (B, ..., 1) the risk so far."""
     bias = _among(coupled.bias_BL, coupled.eligible_BL)
-    bias = bias if cond.ndim == 2 else bias.unsqueeze(1)
+    return _utility(coupled, bias if cond.ndim == 2 else bias.unsqueeze(1), cond, risk)
+
+
+def _utility(coupled: Coupled, bias: Tensor, cond: Tensor, risk: Tensor) -> Tensor:
+    """``utility`` from the bias, 0 where nothing may be drawn."""
     kappa, tau, cost = (_per_row(value, cond.ndim) for value in (coupled.kappa, coupled.tau, coupled.cost))
-    return kappa * (cond + bias + tau - cost * risk) / coupled.temperature
+    scaled = kappa * (cond + bias + tau - cost * risk)
+    return scaled if coupled.temperature == 1 else scaled / coupled.temperature
 
 
 def _per_row(value: Tensor | float, ndim: int) -> Tensor | float:
@@ -91,7 +96,10 @@ def surprise(log_odds: Tensor) -> Tensor:
 
 def added_risk(mix: Tensor, cond: Tensor, before: Tensor) -> Tensor:
     """The risk of taking a position at log-odds ``cond``. before: its log-odds when the step began."""
-    now, start = surprise(cond), surprise(before)
+    return _mixed(mix, surprise(cond), surprise(before))
+
+
+def _mixed(mix: Tensor, now: Tensor, start: Tensor) -> Tensor:
     return mix * now + (1 - mix) * (now - start)
 
 
@@ -115,9 +123,14 @@ def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Ten
 
 @dataclass
 class Path:
-    """State of rows while positions are taken one after the other, without a gradient."""
+    """State of rows while positions are taken one after the other, without a gradient.
+
+    bias_BL, start_BL: the bias and, when the step began, -log sigma of the log-odds. A pick computes what changes.
+    """
 
     coupled: Coupled
+    bias_BL: Tensor
+    start_BL: Tensor
     cond_BL: Tensor
     risk_B1: Tensor
     count_B: Tensor
@@ -128,20 +141,23 @@ class Path:
         cond_BL = log_odds(coupled)
         count_B = torch.zeros(len(cond_BL), dtype=torch.int64, device=cond_BL.device)
         rank_BL = torch.full_like(coupled.eligible_BL, -1, dtype=torch.int64)
-        return Path(coupled, cond_BL, torch.zeros_like(cond_BL[:, :1]), count_B, rank_BL)
+        bias_BL = _among(coupled.bias_BL, coupled.eligible_BL)
+        risk_B1 = torch.zeros_like(cond_BL[:, :1])
+        return Path(coupled, bias_BL, surprise(cond_BL), cond_BL, risk_B1, count_B, rank_BL)
 
     def utilities(self) -> Tensor:
-        return utility(self.coupled, self.cond_BL, self.risk_B1)
+        return _utility(self.coupled, self.bias_BL, self.cond_BL, self.risk_B1)
 
     def take(self, index_B: Tensor, taken_B: Tensor) -> None:
         """Take position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
         own, index_B1, taken_B1 = self.coupled, index_B.unsqueeze(1), taken_B.unsqueeze(1)
-        mix_B1, cond_B1, before_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, log_odds(own)))
-        added_B1 = added_risk(mix_B1, cond_B1, before_B1)
+        mix_B1, cond_B1, start_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, self.start_BL))
+        added_B1 = _mixed(mix_B1, surprise(cond_B1), start_B1)
         self.risk_B1 = self.risk_B1 + _among(added_B1, taken_B1 & (self.count_B > 0).unsqueeze(1))
         row_BL = own.shift_BLL[torch.arange(len(index_B), device=index_B.device), index_B]
-        self.cond_BL = self.cond_BL + _among(row_BL, taken_B1 & own.eligible_BL)
-        taken_BL = one_hot(index_B, taken_B1 & own.eligible_BL)
+        open_BL = taken_B1 & own.eligible_BL
+        self.cond_BL = self.cond_BL + _among(row_BL, open_BL)
+        taken_BL = one_hot(index_B, open_BL)
         self.rank_BL = torch.where(taken_BL, self.count_B.unsqueeze(1), self.rank_BL)
         self.count_B = self.count_B + taken_B
 

@@ -175,7 +175,10 @@ class CoupledPolicy(nn.Module):
     def distribution(self, obs: Observation) -> ActionDistribution:
         if self.shape.action == "categorical":
             return Categorical(self.score(obs), obs.eligible_BL, self.temperature)
-        bias_BL, shift_BLL, mix_BL = self(obs)
+        return self.over(obs, *self(obs))
+
+    def over(self, obs: Observation, bias_BL: Tensor, shift_BLL: Tensor, mix_BL: Tensor) -> ActionDistribution:
+        """The distribution of sets from what ``forward`` gives."""
         assert obs.log_odds_BL is not None
         return SETS[self.shape.action](
             obs.log_odds_BL,

@@ -48,6 +48,12 @@ def pairs_of(eligible_BL: Tensor) -> Tensor:
     return eligible_BL.unsqueeze(2) & eligible_BL.unsqueeze(1) & different_LL
 
 
+def apart(values_BL: Tensor) -> Tensor:
+    """(L, L) the distance |i - j| of two positions, in the values' type; 1 on the diagonal."""
+    place_L = torch.arange(values_BL.shape[-1], device=values_BL.device)
+    return (place_L - place_L.unsqueeze(1)).abs().clamp(min=1).to(values_BL.dtype)
+
+
 def over_shared_tokens(obs: Observation, top_k: int, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """(B, L, L) the sum of ``term(p_i(v), p_j(v))`` over tokens v that i and j both keep; ``term`` is 0 at p_j = 0.
 
@@ -161,9 +167,7 @@ class Spread:
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
-        place_L = torch.arange(score_BL.shape[-1], device=score_BL.device)
-        apart_LL = (place_L - place_L.unsqueeze(1)).abs().clamp(min=1).to(score_BL.dtype)
-        shift_BLL = (-self.weight / apart_LL).masked_fill(~pairs_of(obs.eligible_BL), 0.0)
+        shift_BLL = (-self.weight / apart(score_BL)).masked_fill(~pairs_of(obs.eligible_BL), 0.0)
         return Deterministic(
             greedy_set(score_BL, shift_BLL, obs.eligible_BL, self.gamma, 1.0), obs.eligible_BL, score_BL
         )

@@ -21,7 +21,16 @@ KINDS = {
 }
 """What the rules are compared by in pictures: kind -> what it means."""
 
-_POLICY_LABELS = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"}
+_POLICY_LABELS = {
+    "learned": "learned policy",
+    "distilled": "distilled start",
+    "influence": "influence alone",
+    "mi_bound": "mutual-information bound on learned shifts",
+    "demask": "bounded dependence on learned shifts",
+    "shuffled": "control: shuffled shifts",
+    "distance": "control: distance",
+    "graph": "control: constraint graph",
+}
 
 
 Group = tuple[str, str, str]

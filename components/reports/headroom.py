@@ -103,7 +103,7 @@ def markdown(figures: Figures) -> str:
             f"{100 * speed['at_half']:.1f}",
             _yes(speed),
             f"{100 * tied['oracle_at_half']:.1f}",
-            f"{100 * tied['share_of_loss']:.0f}",
+            f"{100 * tied['share_of_loss']:.0f}" if tied["share_of_loss"] >= 0 else NONE,
             f"{tied['tc_per_step']:.2f}" if "tc_per_step" in tied else NONE,
         ]
         lines.append("| " + " | ".join(row) + " |")
@@ -113,7 +113,8 @@ def markdown(figures: Figures) -> str:
         "other. The order matters where it gains at least 5 points over surest first and its interval excludes 0 (one "
         "position per step). Speed costs where the rules' front is at most 85 % at half of the forwards at which it "
         "is within a point of its best. The oracle there takes sets by the frozen model's exact pair shifts, which "
-        "cost forwards that are not counted; of the loss: how much of what speed costs it wins back. TC: the total "
+        "cost forwards that are not counted; of the loss: how much of what speed costs it wins back, "
+        "and a dash where it is worse than the rules. TC: the total "
         "correlation of what the rule nearest to half commits in a step."
     )
     return "\n".join(lines) + f"\n\n{legend}\n"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import write_text
-from ..evaluation.results import EvalResult
+from ..evaluation.results import PAIR_ROWS, EvalResult
 from . import fronts, labels
 from .files import STYLE, write_figure
 from .fronts import label_of
@@ -39,6 +39,10 @@ POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "distilled": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "o", "ms": 6.5, "mew": 1.5},
     "influence": {"mfc": "white", "mec": POLICY_COLOUR, "color": POLICY_COLOUR, "marker": "v", "ms": 6.5, "mew": 1.5},
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 14, "mew": 0.7},
+    **{
+        family: {"color": POLICY_COLOUR, "mec": POLICY_COLOUR, "marker": marker, "ms": 6.5, "mew": 1.5}
+        for family, marker in zip(PAIR_ROWS, "x+134", strict=True)
+    },
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#555555", "#F1F2F4"
 TICKS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..core.files import write_text
-from ..evaluation.results import EvalResult
+from ..evaluation.results import PAIR_ROWS, EvalResult
 from ..maths.pareto import front_at
 from .curves import curve_at
+from .fronts import label_of
 from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
 from .study_bars import Bar
 from .table import NONE, grid, points
@@ -40,6 +41,7 @@ def write(path: Path, study: Study, bars: Sequence[Bar], speed: Mapping[str, Any
         *_equal_speed(study),
         *_blocks(study),
         *_ablations(study),
+        *_pair_rows(study),
         *([] if speed is None else _speed(speed)),
         *_bars(bars),
         DEFINITIONS,
@@ -180,6 +182,29 @@ def _ablations(study: Study) -> list[str]:
         "unexplained: share of the pair shifts that the policy does not know after stage influence, on held prompts."
     )
     return ["## Ablations", note, grid(headings, lines, (0,))] if len(cells) > 1 else []
+
+
+def _pair_rows(study: Study) -> list[str]:
+    """Rules and controls over one trained policy's pair shifts: the accuracy of each at equal forwards."""
+    lines = []
+    for cell in study.kind("control"):
+        for case in cell.results:
+            for family in ("learned", *PAIR_ROWS):
+                one = runs([cell], case, family, label_of(family))
+                if one is None:
+                    continue
+                if family == "learned":
+                    front = [f"{100 * front_at(*one.front, at):.1f}" for at in SPEEDS]
+                    lines.append([case.partition("-")[2], "rules' front", *front])
+                lines.append(["", one.label, *(_at(one, at) for at in SPEEDS)])
+    headings = ("case", "curve", *(f"{nfe:g}" for nfe in SPEEDS))
+    note = (
+        "One trained policy, in percent at so many forward passes. The two rules read its learned pair shifts in the "
+        "place of a head of their own on hidden states; each is swept over its gamma. A control keeps the policy and "
+        "replaces its shifts, by rows of other positions, by distance, or by what the task's rules join; it is swept "
+        "over the offset. A dash: the row was not asked to be that fast."
+    )
+    return ["## Whose shifts, and which rule", note, grid(headings, lines, (0, 1))] if lines else []
 
 
 def _speed(speed: Mapping[str, Any]) -> list[str]:

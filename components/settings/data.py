@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..tasks import TASKS, Task, build
-from .section import Count, Layout, Name, Natural, Rate, Section, Seed, Size
+from .section import NUMBER, Count, Layout, Name, Natural, Rate, Section, Seed, Size
 
 SPLITS = ("pretrain", "train", "tune", "gate", "test")
 
@@ -104,7 +104,7 @@ class Pretrain(Section):
 
     seed: Seed
     width: Size
-    layers: Annotated[int, Field(ge=1, le=1000)]
+    layers: Annotated[int, Field(ge=1, le=1000), NUMBER]
     heads: Size
     inner: Size
     steps: Count

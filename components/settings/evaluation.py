@@ -44,7 +44,7 @@ class Evaluate(Section):
     gate_task: Name
 
 
-Family = Literal["learned", "distilled", "influence"]
+Family = Literal["learned", "distilled", "influence", "mi_bound", "demask", "shuffled", "distance", "graph"]
 
 
 class Variants(Section):
@@ -52,8 +52,9 @@ class Variants(Section):
 
     offsets: of the trained policy (learned), and of those that it started from (distilled, influence), each where it is
     named; at its served setting, and as coupled policies at these offsets too. An offset is added to tau: above 0 more
-    is committed per step, below 0 less. blocks: block lengths that the trained policy also decodes in, on the tasks of
-    section evaluate.
+    is committed per step, below 0 less. The other names are rules and controls over the trained policy's pair shifts
+    (``components.policies.variants``): mi_bound and demask at these gammas, the controls at these offsets. blocks:
+    block lengths that the trained policy also decodes in, on the tasks of section evaluate.
     """
 
     offsets: dict[Family, tuple[Finite, ...]]

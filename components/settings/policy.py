@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .section import Count, Finite, Natural, NonNegative, Positive, Section, Size
+from .section import NUMBER, Count, Finite, Natural, NonNegative, Positive, Section, Size
 
 
 class Confidence(Section):
@@ -87,7 +87,7 @@ class Coupled(Section):
     kappa: Positive
     tau: Finite
     cost: NonNegative
-    mix: Annotated[float, Field(gt=0, lt=1)]
+    mix: Annotated[float, Field(gt=0, lt=1), NUMBER]
 
     @property
     def shortlist(self) -> int:

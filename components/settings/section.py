@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST = 1_000_000  # of what is counted, and of a number without a bound of its own; a larger one is a slip of the hand
 WIDEST = 65_536  # positions of a canvas, width of a layer
 
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Natural = Annotated[int, Field(ge=0, le=MOST)]
-Size = Annotated[int, Field(ge=1, le=WIDEST)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=MOST)]
-NonNegative = Annotated[float, Field(ge=0, le=MOST)]
-Finite = Annotated[float, Field(ge=-MOST, le=MOST)]
+
+def _no_truth_value(value: Any) -> Any:
+    """To pydantic, true is 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number. Write one.")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth_value)
+Count = Annotated[int, Field(ge=1, le=MOST), NUMBER]
+Natural = Annotated[int, Field(ge=0, le=MOST), NUMBER]
+Size = Annotated[int, Field(ge=1, le=WIDEST), NUMBER]
+Seed = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
+Rate = Annotated[float, Field(gt=0, le=1), NUMBER]
+Share = Annotated[float, Field(ge=0, le=1), NUMBER]
+Positive = Annotated[float, Field(gt=0, le=MOST), NUMBER]
+NonNegative = Annotated[float, Field(ge=0, le=MOST), NUMBER]
+Finite = Annotated[float, Field(ge=-MOST, le=MOST), NUMBER]
 Layout = Literal["llada", "dream"]
 # Names become file names and parts of stage names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

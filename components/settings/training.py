@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from ..policies.rules import check_number, known
 from .section import (
     MOST,
+    NUMBER,
     Count,
     Finite,
     Natural,
@@ -112,7 +113,7 @@ class Train(Section):
     signal: Literal["correct", "dense"]
     iterations: Count
     prompts: Count
-    group: Annotated[int, Field(ge=2, le=MOST)]
+    group: Annotated[int, Field(ge=2, le=MOST), NUMBER]
     experts: Natural
     expert_threshold: Share
     expert_block: Size | None
@@ -129,7 +130,7 @@ class Train(Section):
     reference_value: Finite | None
     divergence: Literal["kl", "ce", "none"]
     kl_coef: NonNegative
-    record_share: Annotated[float, Field(gt=0, le=1)]
+    record_share: Annotated[float, Field(gt=0, le=1), NUMBER]
     temperature: Positive
     anneal: bool
     entropy: Positive | None

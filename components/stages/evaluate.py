@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import processes
 from ..core.files import write_lines
-from ..evaluation.results import POLICIES, EvalResult, write_results, write_table
+from ..evaluation.results import PAIR_ROWS, POLICIES, EvalResult, write_results, write_table
 from ..settings import Decode, Domain, Sweep, Variants
 from .common.cases import EvalCase
 from .common.progress import progress
@@ -86,7 +86,8 @@ def learned(
 ) -> list[Candidate]:
     """The trained policy by its mode and by sampling, and the starts that ``variants`` names by their mode.
 
-    On a wide case also at every other alpha that a policy was trained for. foreign: over another dLLM than in training,
+    On a wide case also at every other alpha that a policy was trained for. Then the rows over the trained policy's pair
+    shifts that ``variants`` names. foreign: over another dLLM than in training,
     whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
     all.
     """
@@ -97,12 +98,15 @@ def learned(
 
     candidates: list[Candidate] = []
     for family in sorted(variants.offsets, key=POLICIES.index):
-        trained = store.load(workspace.outputs / STAGE_OF[family] / "policy").to(denoiser.device)
+        trained = store.load(workspace.outputs / STAGE_OF.get(family, "train") / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
             if isinstance(policy, FeaturePolicy):
                 continue
             policy.drop_features(denoiser.width)
+        if family in PAIR_ROWS:
+            candidates += _pair_rows(workspace, family, policy, decode, variants, case)
+            continue
         for choose in ("mode", "sample") if family == "learned" else ("mode",):
             candidates.append(Candidate(family, choose, policy, decode.block_length, choose, decode.frontier))
         if case.wide and not isinstance(policy, FeaturePolicy):
@@ -113,6 +117,22 @@ def learned(
                     candidates.append(Candidate(family, f"alpha={alpha:g}", other, *how))
         candidates += _at_other_speeds(family, policy, decode, variants, case.wide)
     return candidates
+
+
+def _pair_rows(
+    workspace: Workspace, family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, case: EvalCase
+) -> list[Candidate]:
+    """A rule or control over the trained policy's pair shifts at each of its numbers."""
+    from ..evaluation.evaluate import Candidate
+    from ..policies.variants import variant
+    from ..tasks.graph import graph_of
+
+    def graph() -> tuple[tuple[int, ...], ...]:
+        return graph_of(workspace.task(case.task).task())
+
+    how = (decode.block_length, "mode", decode.frontier)
+    numbers = variants.offsets[family]
+    return [Candidate(family, f"{number:g}", variant(family, policy, number, graph), *how) for number in numbers]
 
 
 def _at_other_speeds(

@@ -25,11 +25,12 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     results = table(denoiser, candidates, prompts, sweep.seeds, Board(chosen.task, chosen.model, "tune"))
     by_order, learned = order(denoiser, prompts, headroom.orders, sweep.seeds[0])
     swept = list(zip(candidates, results, strict=True))
+    front = speed(results)
     figures: dict[str, Any] = {
         "order": by_order,
         "learned_order": learned,
-        "speed": speed(results),
-        "dependence": dependence(denoiser, prompts, swept, sweep.seeds[0]),
+        "speed": front,
+        "dependence": dependence(denoiser, prompts, swept, front, sweep.seeds[0]),
     }
     workspace.write_json({"model": chosen.model, "task": chosen.task, **figures}, "headroom", f"{case}.json")
     for question in ("order", "speed"):

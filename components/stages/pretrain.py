@@ -100,8 +100,8 @@ def _fresh(
 
     alphabet = "".join(task.alphabet for task in tasks.values())
     longest = max(len(examples[t][0].prompt) + 2 * tasks[t].canvas_length for t in tasks)
-    shape = (settings.width, settings.layers, settings.heads, settings.inner, 8 + longest)
-    return embedded.build(layout, alphabet, *shape, seed_of(settings.seed, layout) % 2**31)
+    shape = embedded.Shape(settings.width, settings.layers, settings.heads, settings.inner, 8 + longest)
+    return embedded.build(layout, alphabet, shape, seed_of(settings.seed, layout) % 2**31)
 
 
 def _batches(encoded: Mapping[str, Encoded], rows: Mapping[str, int], seed: int, step: int) -> list[Batch]:

@@ -17,7 +17,7 @@ from .puzzle_text import countdown_text, sudoku_text, zebra
 from .queens import Queens
 from .sequences import NumberSorting
 from .sudoku import SudokuMany, SudokuUnique, sudoku_long
-from .worded import SudokuPair, worded_many
+from .worded import SudokuPair, worded_many, worded_sorting, worded_unique
 
 __all__ = ["END", "TASKS", "Example", "Score", "Task", "build"]
 
@@ -27,6 +27,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sudoku_long": sudoku_long,
     "sudoku_pair": SudokuPair,
     "worded_many": worded_many,
+    "worded_unique": worded_unique,
+    "worded_sorting": worded_sorting,
     "number_sorting": NumberSorting,
     "n_queens": Queens,
     "gsm8k": gsm8k,

@@ -15,7 +15,8 @@ from typing import Literal
 
 from ..core.errors import SettingsError
 from .example import Example, Score, Task, address, cut
-from .sudoku import SudokuMany, consistent, peers_of
+from .sequences import NumberSorting
+from .sudoku import SudokuMany, SudokuUnique, consistent, peers_of
 
 # A digit's letter is its place in the alphabet, as in Braille: 3 is c, m and C. The first script is the plain one.
 SCRIPTS = ("0123456789", "jabcdefghi", "tklmnopqrs", "JABCDEFGHI")
@@ -111,6 +112,27 @@ def worded_many(
     """4x4 sudoku with many answers, worded."""
     plain = SudokuMany(min_clues=min_clues, max_clues=max_clues)
     return Worded(name=name, marker=marker, spelled_by=spelled_by, plain=plain, columns=plain.side)
+
+
+def worded_unique(
+    *,
+    name: str = "worded_unique",
+    marker: str = "X",
+    spelled_by: SpelledBy = "position",
+    min_empty: int = 8,
+    max_empty: int = 12,
+) -> Worded:
+    """4x4 sudoku with one solution, worded: one answer, many texts."""
+    plain = SudokuUnique(min_empty=min_empty, max_empty=max_empty)
+    return Worded(name=name, marker=marker, spelled_by=spelled_by, plain=plain, columns=4)
+
+
+def worded_sorting(
+    *, name: str = "worded_sorting", marker: str = "Y", spelled_by: SpelledBy = "position", numbers: int = 8
+) -> Worded:
+    """Digits to sort, worded: no grid, and the answer is one row."""
+    plain = NumberSorting(numbers=numbers)
+    return Worded(name=name, marker=marker, spelled_by=spelled_by, plain=plain, columns=numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,9 +20,9 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..core.files import beside, put_aside, unpacking
 from ..core.rng import generator, seed_of
-from ..core.types import Canvas, Needs, Observation, Rollout, Steps
-from ..decode import readout
+from ..core.types import Needs, Observation, Rollout, Steps
 from ..decode.batch import admit
+from ..decode.dependence import after_commit
 from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job
 from ..decode.prompts import Prompts
@@ -207,36 +206,9 @@ def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN:
     most = max(1, tokens_per_forward(denoiser.device) // sum(job.shape))
     for part in torch.arange(len(state_M), device=state_M.device).split(most):
         state_m, probe_m = state_M[part], probe_M[part]
-        place_m1 = place_SN[state_m, probe_m].unsqueeze(1)
-        token_mL = obs.token_BL[state_m]
-        ids_mL = ids_SL[state_m].scatter(1, place_m1, token_mL.gather(1, place_m1))
-        masked_mL = obs.masked_BL[state_m].scatter(1, place_m1, False)
-        hidden_mLD = _hidden(denoiser, job, steps.row_N[state_m], ids_mL, obs.eligible_BL[state_m])
-        odds_N = readout.log_odds_of(
-            denoiser.logits, hidden_mLD[masked_mL], denoiser.forbidden_ids, token_mL[masked_mL], denoiser.vocabulary
-        )
-        odds_mL = torch.zeros_like(ids_mL, dtype=torch.float32).masked_scatter(masked_mL, odds_N.float())
-        after_SNL[state_m, probe_m] = odds_mL
+        seen = admit(job, steps.row_N[state_m].cpu(), denoiser, 0)
+        ids_mT = torch.cat([seen.ids_BT[:, : seen.start], ids_SL[state_m]], 1)
+        seen = replace(seen, ids_BT=ids_mT, masked_BL=obs.masked_BL[state_m])
+        after_mL, _ = after_commit(denoiser, seen, obs.token_BL[state_m], place_SN[state_m, probe_m].unsqueeze(1))
+        after_SNL[state_m, probe_m] = after_mL.float()
     return after_SNL
-
-
-def _hidden(denoiser: Denoiser, job: Job, row_m: Tensor, ids_mL: Tensor, block_mL: Tensor) -> Tensor:
-    """(m, L, D) hidden states of these canvases behind their rows' prompts."""
-    row_m = row_m.cpu()
-    prompts = [job.prompts[p] for p in job.prompt_R[row_m].tolist()]
-    own = Job(
-        prompts,
-        torch.arange(len(row_m)),
-        job.uid_R[row_m],
-        job.member_R[row_m],
-        job.length_R[row_m],
-        job.block_R[row_m],
-        torch.zeros_like(row_m),
-    )
-    batch = admit(own, torch.arange(len(row_m)), denoiser, 0)
-    length = batch.masked_BL.shape[1]
-    ids_BT = torch.cat([batch.ids_BT[:, : batch.start], ids_mL[:, :length]], 1)
-    # A cache refreshes at the first look at a row, whatever its block: nothing is stale here.
-    block_BT = F.pad(block_mL[:, :length], (batch.start, 0))
-    hidden_BTD, _ = denoiser.hidden(Canvas(ids_BT, batch.attend_BT, batch.start, block_BT), batch.state)
-    return F.pad(hidden_BTD[:, batch.start :], (0, 0, 0, ids_mL.shape[1] - length))

@@ -90,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def through(made: Workspace, settings: Settings) -> None:
     run(made, settings, "prepare")
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))
-    denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
+    denoiser, encoder = embedded.build("llada", alphabet, embedded.Shape(16, 1, 2, 16, 64), seed=0)
     folder = made.outputs / "pretrain" / settings.domain.model
     embedded.save(denoiser, encoder, folder)
     write_json(folder / "source.json", {"source": None, "revision": None, "dtype": "float32"})

@@ -160,6 +160,16 @@ def test_a_change_of_the_training_leaves_what_is_before_it_alone(pipeline: tuple
         assert ran(clone.run("dvc", "repro", "--dry")) == ["train"]  # what follows depends on what that gives
 
 
+def test_a_launched_training_is_committed_and_repro_goes_on(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = pipeline[0].copy(tmp_path / "two")
+    with clone.other_alpha():
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+        clone.run(sys.executable, *launch, "-m", "components.cli", "train")
+        clone.run("dvc", "commit", "--force", "train")
+        assert clone.run("dvc", "status", "train") == "Data and pipelines are up to date.\n"
+        assert ran(clone.run("dvc", "repro", "--dry", f"evaluate@{GATE}")) == [f"evaluate@{GATE}"]
+
+
 def test_dvc_shows_metrics_parameters_and_plots(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
     clone, _ = pipeline
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]

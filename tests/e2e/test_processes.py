@@ -119,7 +119,7 @@ def before_training(root: Path, settings: Settings) -> Workspace:
     workspace = Workspace(root, settings.profile)
     prepare(workspace, settings.data, settings.models, settings.domain)
     alphabet = "".join(sorted(set("".join(task.build().alphabet for task in settings.data.tasks.values()))))
-    denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
+    denoiser, encoder = embedded.build("llada", alphabet, embedded.Shape(16, 1, 2, 16, 64), seed=0)
     embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
     workspace.write_json(
         {"source": None, "revision": None, "dtype": "float32"}, "pretrain", "mini-llada", "source.json"

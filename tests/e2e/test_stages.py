@@ -128,7 +128,7 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
 
     run("prepare", prepare)
     alphabet = "".join(sorted(set("".join(t.build().alphabet for t in settings.data.tasks.values()))))
-    denoiser, encoder = embedded.build("llada", alphabet, 16, layers=1, heads=2, inner=16, positions=64, seed=0)
+    denoiser, encoder = embedded.build("llada", alphabet, embedded.Shape(16, 1, 2, 16, 64), seed=0)
     embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
     workspace.write_json(
         {"source": None, "revision": None, "dtype": "float32"}, "pretrain", "mini-llada", "source.json"

@@ -115,6 +115,13 @@ def test_the_policy_s_step_is_told_by_size(found: dict[str, Any]) -> None:
     assert all(row["torch_ms"] > 0 and row["onnx_ms"] > 0 for row in found["policy_step"])
 
 
+def test_an_8b_dllm_is_told_by_arithmetic(found: dict[str, Any]) -> None:
+    assert [(row["policy"], row["rows"]) for row in found["on_paper"]] == [
+        (name, rows) for rows in (1, 64) for name in ("threshold:0.9", "paper A", "coupled")
+    ]
+    assert all(100 < row["tokens_per_second"] < 200 for row in found["on_paper"])
+
+
 def test_a_coupled_policy_s_step_is_its_whole_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its score alone would leave out the pairs and the greedy loop."""
     shape = CoupledShape(top_k=3, width=8, heads=2, mlp_width=8, pair_width=8)

@@ -32,7 +32,7 @@ CASES = [(kind, layout) for kind in KINDS for layout in ("llada", "dream")]
 
 def transformer(layout: str, layers: int = 3) -> TransformerDenoiser:
     """Random, in float64, its predictions neither flat nor certain."""
-    denoiser, _ = embedded.build(layout, "abcdefg", width=16, layers=layers, heads=2, inner=24, positions=64, seed=3)
+    denoiser, _ = embedded.build(layout, "abcdefg", embedded.Shape(16, layers, 2, 24, 64), seed=3)
     denoiser.model.double()
     with torch.no_grad():
         for name, weight in denoiser.model.named_parameters():

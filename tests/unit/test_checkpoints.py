@@ -527,12 +527,12 @@ def test_a_tokenizer_of_more_ids_than_the_model_embeds_is_refused(tmp_path: Path
 
 
 def test_a_fingerprint_names_the_weights_and_not_their_type(tmp_path: Path):
-    made, encoder = embedded.build("llada", "abc", 16, 2, 2, 24, 64, seed=3)
+    made, encoder = embedded.build("llada", "abc", embedded.Shape(16, 2, 2, 24, 64), seed=3)
     embedded.save(made, encoder, tmp_path)
     known = made.fingerprint
     assert all(load(tmp_path, dtype=dtype)[0].fingerprint == known for dtype in ("float32", "bfloat16", "float64"))
     assert with_cache(made, "dual").fingerprint == known  # type: ignore[attr-defined]
-    assert embedded.build("llada", "abc", 16, 2, 2, 24, 64, seed=4)[0].fingerprint != known
+    assert embedded.build("llada", "abc", embedded.Shape(16, 2, 2, 24, 64), seed=4)[0].fingerprint != known
     with torch.no_grad():
         made.model.model.layers[1].mlp.up_proj.weight += 0.01
     assert fingerprint(made.model) != known
@@ -553,7 +553,7 @@ def test_a_fingerprint_names_the_weights_and_not_their_type(tmp_path: Path):
 def test_whatever_a_library_says_of_a_damaged_file_is_a_refusal(
     file: str, change: dict[str, Any], word: str, tmp_path: Path
 ):
-    denoiser, encoder = embedded.build("llada", "abc", 16, 1, 2, 16, 32, seed=0)
+    denoiser, encoder = embedded.build("llada", "abc", embedded.Shape(16, 1, 2, 16, 32), seed=0)
     embedded.save(denoiser, encoder, tmp_path)
     load(tmp_path)
     path = tmp_path / file

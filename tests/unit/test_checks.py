@@ -192,13 +192,13 @@ def test_a_user_s_own_denoiser_is_sound_and_decodes():
 @pytest.mark.parametrize("kind", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("layout", ["llada", "dream"])
 def test_the_library_s_own_denoisers_are_sound(layout: str, kind: str):
-    denoiser, _ = embedded.build(layout, "abcdef", 16, 2, 2, 24, 64, seed=0)
+    denoiser, _ = embedded.build(layout, "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=0)
     assert check_denoiser(with_cache(denoiser, kind)) == []
 
 
 @pytest.mark.parametrize(("spoil", "word"), [(float("nan"), "finite"), (0.0, "constant"), (float("inf"), "finite")])
 def test_the_probe_does_not_blame_attention_for_numbers(spoil: float, word: str):
-    denoiser, _ = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=0)
+    denoiser, _ = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=0)
     denoiser.model.model.norm.weight.data.fill_(spoil)
     with pytest.raises(CheckpointError, match=word) as caught:
         probe(denoiser)
@@ -206,7 +206,7 @@ def test_the_probe_does_not_blame_attention_for_numbers(spoil: float, word: str)
 
 
 def test_the_probe_names_activations_that_overflow():
-    denoiser, _ = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=0)
+    denoiser, _ = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=0)
     denoiser.model.lm_head.weight.data *= 1e38
     with pytest.raises(CheckpointError, match="logits are NaN or infinite"):
         probe(denoiser)
@@ -215,7 +215,7 @@ def test_the_probe_names_activations_that_overflow():
 @pytest.mark.parametrize(("layout", "offset"), [("dream", "before"), ("llada", "behind")])
 def test_logits_that_are_read_a_row_off_are_noticed_by_a_text_the_model_knows(layout: str, offset: str):
     text = "abcdefghij" * 3
-    denoiser, encoder = embedded.build(layout, "abcdefghij", 32, 2, 2, 48, 64, seed=0)
+    denoiser, encoder = embedded.build(layout, "abcdefghij", embedded.Shape(32, 2, 2, 48, 64), seed=0)
     answer_BL = encoder.plain(text).expand(16, -1)
     batch = Batch(answer_BL[:, :0], torch.ones(16, 0, dtype=torch.bool), answer_BL, 1.0)
     pretrain(denoiser, lambda step: [batch], Schedule(60, 3e-3, 5, 0), lambda step, metrics: None)
@@ -392,8 +392,8 @@ def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_p
     from components.export import OnnxPolicy, export_policy
     from components.policies import store
 
-    own, encoder = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=0)
-    other, _ = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=1)
+    own, encoder = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=0)
+    other, _ = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     policy = learned(features=16)
     policy.denoiser = own.fingerprint
     store.save(policy, tmp_path / "policy")
@@ -413,7 +413,7 @@ def test_a_policy_that_reads_hidden_states_decodes_over_its_own_dllm_alone(tmp_p
 def test_a_policy_of_statistics_alone_decodes_over_any_dllm(tmp_path: Path):
     from components.policies import store
 
-    other, encoder = embedded.build("llada", "abcdef", 16, 2, 2, 24, 64, seed=1)
+    other, encoder = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     policy = learned()
     policy.denoiser = "of another"
     store.save(policy, tmp_path)

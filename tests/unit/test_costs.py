@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from components.commands.costs import PARALLEL, PROMPT, SHAPES, costs, document
+from components.commands.throughput import PARALLEL, PROMPT, confidence_operations, coupled_operations, on_paper
+from components.export import random_observation
+from components.policies.confidence import PAPER, ConfidencePolicy
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.settings import read
+from components.stages.influence import fresh_policy
+from docs.costs import SHAPES, costs, document
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -15,7 +23,7 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
 def test_the_document_is_what_the_arithmetic_prints() -> None:
     written = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
-    assert written == document(PROFILES), "Run `python -m components.commands.costs > docs/costs.md`."
+    assert written == document(PROFILES), "Run `python -m docs.costs > docs/costs.md`."
     for name in ("gpu", "gpu-coupled", "gpu-smoke", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
         assert f"\n## {name}\n" in written
 
@@ -69,3 +77,37 @@ def test_paper_profiles_differ_from_the_gpu_profile_in_the_papers_sections_alone
             own = read(path).model_dump()
             differing = {name for name in gpu if own[name] != gpu[name]}
             assert differing <= {"profile", "policy", "decode", "distill", "train"}, path.stem
+
+
+@pytest.mark.parametrize("length", [48, 256])
+def test_a_policy_s_operations_are_those_that_torch_counts(length: int) -> None:
+    paper, coupled = ConfidencePolicy(PAPER), fresh_policy(read(ROOT / "profiles" / "gpu-coupled.yaml").policy, 4096, 0)
+    assert isinstance(coupled, CoupledPolicy) and coupled.shape == CoupledShape(offsets=31, action="accept")
+    for policy, wanted in (
+        (paper, confidence_operations(PAPER, length)),
+        (coupled, coupled_operations(coupled.shape, length)),
+    ):
+        obs = random_observation(policy, 1, length, "costs")
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            policy(obs) if isinstance(policy, CoupledPolicy) else policy.score(obs)
+        assert counted.get_total_flops() == wanted
+
+
+def test_a_step_on_paper_is_counted_by_hand() -> None:
+    """Seconds of a forward as above; 14 float32 passes over 126,464 logits of 16, 256 and 128 positions at 40 % of
+    3.35 TB/s, the policy at 40 % of 67 TFLOP/s, 5 us for each kernel."""
+    forward = 1000 * SHAPES["GSAI-ML/LLaDA-8B-Instruct"].seconds(456)
+    logits, pairs = 14 * 4 * 126_464, 10 * 4 * 256**2 * 32
+    rule, paper, coupled = on_paper()[:3]
+    assert 1000 * rule.seconds == pytest.approx(forward + 1000 * 16 * logits / 1.34e12 + 0.57)
+    assert 1000 * paper.seconds == pytest.approx(
+        forward + 1000 * (256 * logits / 1.34e12 + paper.policy_operations / 26.8e12) + 1.005
+    )
+    assert 1000 * coupled.seconds == pytest.approx(
+        forward + 1000 * ((128 * logits + pairs) / 1.34e12 + coupled.policy_operations / 26.8e12) + 7.28
+    )
+    assert rule.tokens_per_second == pytest.approx(256 / (81.92 * rule.seconds))
+    assert rule.saved == 0 and coupled.saved == pytest.approx(1 - rule.seconds / coupled.seconds)
+    # A full batch shares the launches alone: arithmetic bounds the forward already at one row.
+    alone, full = on_paper()[2], on_paper()[5]
+    assert full.rows == 64 and full.seconds == pytest.approx(64 * (alone.seconds - 0.00728) + 0.00728)

@@ -272,7 +272,7 @@ def test_it_is_stored_and_found_again(tmp_path: Path):
 
 @pytest.mark.parametrize("block_length", [4, 8])
 def test_a_decode_is_the_same_however_it_is_batched(block_length: int):
-    denoiser, _ = embedded.build("llada", "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)
+    denoiser, _ = embedded.build("llada", "abcdefg", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     policy = policy_of(replace(PLAIN, attention=(-1,), features=16))
     policy.offset = 4.0
     job = Job.of([torch.arange(5, 5 + n) for n in (1, 3, 4)], 8, block_length, group=4)

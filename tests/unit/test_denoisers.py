@@ -283,7 +283,7 @@ def test_a_row_says_the_same_behind_padding_of_any_content(layout: str, tmp_path
 
 @pytest.mark.parametrize("layout", ["llada", "dream"])
 def test_what_this_project_saves_it_loads_back_bit_for_bit(layout: str, tmp_path: Path):
-    made, encoder = embedded.build(layout, LETTERS, 16, 2, 2, 24, 64, seed=3)
+    made, encoder = embedded.build(layout, LETTERS, embedded.Shape(16, 2, 2, 24, 64), seed=3)
     embedded.save(made, encoder, tmp_path)
     denoiser, again = load(tmp_path)
     ids_BT = torch.randint(0, made.vocabulary, (2, 8), generator=generator("ids"))
@@ -296,7 +296,9 @@ def test_what_this_project_saves_it_loads_back_bit_for_bit(layout: str, tmp_path
 
 def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    one, other, third = (embedded.build("llada", LETTERS, 16, 1, 2, 24, 64, seed)[0].model for seed in (1, 1, 2))
+    one, other, third = (
+        embedded.build("llada", LETTERS, embedded.Shape(16, 1, 2, 24, 64), seed)[0].model for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.lm_head.weight, other.lm_head.weight)
     assert not torch.equal(one.lm_head.weight, third.lm_head.weight)
@@ -471,7 +473,7 @@ def test_a_dream_prompt_is_read_by_the_native_tokenizer_without_remote_code(tmp_
 
 @pytest.mark.parametrize("text", ["abc 12", "", "0 1 2 3.", " a  b "])
 def test_an_answer_comes_back_as_it_was_written(text: str):
-    _, encoder = embedded.build("llada", LETTERS, 16, 1, 2, 24, 64, seed=0)
+    _, encoder = embedded.build("llada", LETTERS, embedded.Shape(16, 1, 2, 24, 64), seed=0)
     canvas = encoder.answer(text, 12)
     assert len(canvas) == 12
     assert encoder.text(canvas) == text
@@ -479,20 +481,20 @@ def test_an_answer_comes_back_as_it_was_written(text: str):
 
 
 def test_text_stops_at_the_first_end_token():
-    _, encoder = embedded.build("llada", LETTERS, 16, 1, 2, 24, 64, seed=0)
+    _, encoder = embedded.build("llada", LETTERS, embedded.Shape(16, 1, 2, 24, 64), seed=0)
     canvas = encoder.answer("ab", 6)
     canvas[4] = encoder.answer("c", 1)[0]
     assert encoder.text(canvas) == "ab"
 
 
 def test_an_answer_that_does_not_fit_is_refused():
-    _, encoder = embedded.build("llada", LETTERS, 16, 1, 2, 24, 64, seed=0)
+    _, encoder = embedded.build("llada", LETTERS, embedded.Shape(16, 1, 2, 24, 64), seed=0)
     with pytest.raises(DataError, match="takes 6 tokens, the canvas has 5"):
         encoder.answer("abc 12", 5)
 
 
 def test_two_prompts_of_the_embedded_chat_differ_only_in_what_the_user_says():
-    _, encoder = embedded.build("dream", LETTERS, 16, 1, 2, 24, 64, seed=0)
+    _, encoder = embedded.build("dream", LETTERS, embedded.Shape(16, 1, 2, 24, 64), seed=0)
     assert isinstance(encoder, Encoder)
     words = encoder.tokenizer.convert_ids_to_tokens(encoder.prompt("ab").tolist())
     assert words == ["<|user|>", "a", "b", "<|assistant|>"]

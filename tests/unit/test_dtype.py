@@ -18,7 +18,7 @@ from components.stages.common.workspace import Workspace
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("dtype"), "tiny")
-    denoiser, encoder = embedded.build("llada", "0123$", 16, 1, 2, 32, 64, seed=0)
+    denoiser, encoder = embedded.build("llada", "0123$", embedded.Shape(16, 1, 2, 32, 64), seed=0)
     embedded.save(denoiser, encoder, workspace.outputs / "pretrain" / "mini-llada")
     return workspace
 

@@ -30,7 +30,7 @@ LETTERS = "abcdefgh .0123456789<|>musrki"
 
 
 def built(positions: int = 64) -> tuple[TransformerDenoiser, Encoder]:
-    return embedded.build("llada", LETTERS, 16, 1, 2, 24, positions, seed=0)
+    return embedded.build("llada", LETTERS, embedded.Shape(16, 1, 2, 24, positions), seed=0)
 
 
 def refused(encoder: Any, text: str, *words: str) -> None:

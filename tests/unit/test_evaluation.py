@@ -124,7 +124,16 @@ def test_a_line_that_is_no_result_is_refused_with_its_number(key_first: KeyFirst
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("family", None), ("nfe", "5"), ("block_length", 4.5), ("seeds", []), ("task", 1)]
+    ("name", "value"),
+    [
+        ("family", None),
+        ("nfe", "5"),
+        ("block_length", 4.5),
+        ("seeds", []),
+        ("task", 1),
+        ("nfe", -1),
+        ("accuracy_low", -0.5),
+    ],
 )
 def test_a_result_of_other_types_is_refused_by_its_line(tmp_path: Path, name: str, value: object) -> None:
     head = {"task": "t", "family": "threshold", "setting": "0.9", "block_length": 4, "choose": "mode"}

@@ -111,7 +111,7 @@ def bernoulli(exported: Exported) -> tuple[LearnedPolicy, Path]:
 
 @pytest.fixture(scope="module")
 def decoding() -> Decoding:
-    denoiser, encoder = embedded.build("dream", "abcdefg", WIDTH, layers=1, heads=2, inner=32, positions=64, seed=3)
+    denoiser, encoder = embedded.build("dream", "abcdefg", embedded.Shape(WIDTH, 1, 2, 32, 64), seed=3)
     examples = [Example("letters", prompt, "a") for prompt in ("a", "bcd", "gfedc", "ab", "fade", "cab", "e", "bag")]
     lengths = [6, 8, 8, 5, 6, 9, 4, 7]
     prompts = Prompts([], examples, [encoder.prompt(x.prompt) for x in examples], lengths, encoder)

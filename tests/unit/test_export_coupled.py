@@ -79,7 +79,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def decoding() -> Decoding:
-    denoiser, encoder = embedded.build("llada", "abcdefg", WIDTH, layers=2, heads=2, inner=32, positions=64, seed=3)
+    denoiser, encoder = embedded.build("llada", "abcdefg", embedded.Shape(WIDTH, 2, 2, 32, 64), seed=3)
     with torch.no_grad():  # neither flat nor certain
         for name, weight in denoiser.model.named_parameters():
             weight *= 8.0 if "lm_head" in name else 3.0 if weight.ndim == 2 else 1.0

@@ -87,7 +87,7 @@ def test_a_position_where_every_token_is_forbidden_stops():
 
 
 def test_a_head_that_overflows_stops_a_decode():
-    denoiser, encoder = embedded.build("llada", "abcdef", 16, 1, 2, 24, 32, seed=0)
+    denoiser, encoder = embedded.build("llada", "abcdef", embedded.Shape(16, 1, 2, 24, 32), seed=0)
     denoiser.model.lm_head.weight.data *= 1e38
     with pytest.raises(CheckpointError, match="logits"):
         rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("abc")], 4, 4))
@@ -182,7 +182,7 @@ def test_distillation_stops_before_a_step_that_is_not_finite(key_first: KeyFirst
 
 
 def test_pretraining_stops_before_a_step_that_is_not_finite():
-    denoiser, encoder = embedded.build("llada", "abcdef", 16, 1, 2, 24, 32, seed=0)
+    denoiser, encoder = embedded.build("llada", "abcdef", embedded.Shape(16, 1, 2, 24, 32), seed=0)
     denoiser.model.requires_grad_(True).lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
     before = snapshot(denoiser.model)
     prompt_BP = encoder.prompt("ab").expand(2, -1)

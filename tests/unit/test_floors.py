@@ -52,6 +52,15 @@ ONLY_IN = {
     "pydantic": {"settings", "flows"},
 }
 
+LINES, LENGTH, PARAMETERS = 300, 40, 6  # of a file, of a function, and of a function
+# A user fills these parameters in one by one; a dataclass would take the form apart. No others are allowed more.
+FORMS = {
+    "components/cli/tools.py": {"decode", "compare", "bench"},  # the options of a command
+    "components/tasks/programs.py": {"mbpp", "kodcode"},  # `params` of a task in params.yaml
+    "components/stages/report.py": {"report"},  # a section of params.yaml each, as in dvc.yaml
+    "flows/train_policy.py": {"train_policy"},  # Prefect's form
+}
+
 
 def modules() -> Iterator[Path]:
     for package in PACKAGES:
@@ -94,6 +103,24 @@ def test_imports_run_strictly_downwards() -> None:
                     f"{path.relative_to(ROOT)} ({here}, floor {FLOOR[here]}) imports {module} "
                     f"({there}, floor {FLOOR[there]})"
                 )
+    assert not broken, "\n".join(broken)
+
+
+def test_files_and_functions_are_short_and_take_few_parameters() -> None:
+    broken = []
+    for path in modules():
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        broken += [f"{name} has {lines} lines" for lines in [text.count("\n")] if lines > LINES]
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(parameter.arg not in ("self", "cls") for parameter in given)
+            if (count > PARAMETERS) != (node.name in FORMS.get(name, set())):
+                broken.append(f"{name}: {node.name} takes {count} parameters")
+            assert node.end_lineno is not None
+            if (length := node.end_lineno - node.lineno + 1) > LENGTH:
+                broken.append(f"{name}: {node.name} has {length} lines")
     assert not broken, "\n".join(broken)
 
 

@@ -101,7 +101,8 @@ def test_exact_shifts_win_back_what_dependence_costs():
     candidates = [Candidate(name, f"{x:g}", heuristic(name, x), None) for name, x in SWEPT]
     swept = [(candidate, evaluate(denoiser, candidate, prompts, [0])) for candidate in candidates]
     assert [(result.nfe, result.accuracy) for _, result in swept] == [(1.0, 0.0), (4.0, 1.0)]
-    found = dependence(denoiser, prompts, swept, seed=0)
+    front = speed([result for _, result in swept])
+    found = dependence(denoiser, prompts, swept, front, seed=0)
     assert (found["rule"], found["rule_nfe"], found["at_nfe"]) == ("threshold:0.4", 1.0, 2.0)
     assert (found["oracle_at_half"], found["oracle_best"], found["share_of_loss"]) == (1.0, 1.0, pytest.approx(1.0))
     entropy = -0.55 * math.log(0.55) - 0.45 * math.log(0.45)

@@ -60,7 +60,7 @@ GIVEN = [["a", "b", None, "d", "e", "f", None, "a"], ["h", None, "f"]]
 
 def dllm(which: str, folder: Path) -> tuple[Any, Encoder]:
     if which in ("llada", "dream"):
-        return embedded.build(which, "abcdefgh", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)
+        return embedded.build(which, "abcdefgh", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     write_masked(folder, which)
     return load(folder)
 

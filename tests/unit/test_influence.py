@@ -60,7 +60,7 @@ def prompts_of(count: int = 6) -> Prompts:
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def denoiser(request: pytest.FixtureRequest):
-    return embedded.build(request.param, "abcdefgh", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)[0]
+    return embedded.build(request.param, "abcdefgh", embedded.Shape(16, 2, 2, 24, 64), seed=1)[0]
 
 
 def policy_of(shape: CoupledShape = SHAPE) -> CoupledPolicy:

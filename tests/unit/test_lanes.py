@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -50,6 +51,32 @@ def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(thread
 
     with pytest.raises(ValueError, match="no 0"), workers.pool(2) as run:
         list(run(work, range(50)))
+    assert torch.get_num_threads() == threads and len(begun) < 50
+
+
+def test_each_lane_does_its_own_work_in_order_in_one_thread(threads: int):
+    with workers.lanes(2) as (left, right):
+        seen = [
+            list(run(lambda n: (n, threading.get_ident(), torch.get_num_threads()), range(9))) for run in (left, right)
+        ]
+    for lane in seen:
+        assert [n for n, _, _ in lane] == list(range(9)) and {count for _, _, count in lane} == {1}
+        assert len({thread for _, thread, _ in lane}) == 1
+    assert seen[0][0][1] != seen[1][0][1] and torch.get_num_threads() == threads
+
+
+def test_an_error_in_one_lane_ends_the_work_of_all(threads: int):
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.02)
+        if number == 0:
+            raise ValueError("no 0")
+
+    with pytest.raises(ValueError, match="no 0"), workers.lanes(2) as (left, right):
+        right(work, range(1, 50))
+        list(left(work, range(50)))
     assert torch.get_num_threads() == threads and len(begun) < 50
 
 
@@ -109,7 +136,7 @@ def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads: 
     found = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        denoiser, _ = embedded.build("llada", "abcdef", 16, 2, 2, 32, 32, seed=3)
+        denoiser, _ = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 32, 32), seed=3)
         answers = torch.randint(4, 10, (150, 6), generator=generator("workers", "answers"))
         prompts, attend = answers.flip(1), torch.ones(150, 6, dtype=torch.bool)
         batches = [

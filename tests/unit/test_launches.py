@@ -1,7 +1,8 @@
-"""How often a decoding step waits for the device: once, and once more where the policy must know how much it drew."""
+"""What a decoding step asks of the device: one wait, and no kernel twice where one would do."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from components.core.timer import Timer
 from components.decode import refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
+from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Quota
 
@@ -50,6 +52,24 @@ def test_a_learned_policy_does_not_wait_either() -> None:
     policy = ConfidencePolicy(Shape(("log_odds", "margin"), width=8, heads=1, mlp_width=8, bias=-9.0)).eval()
     (few, short), (many, long) = waits(policy, 8), waits(policy, 16)
     assert long - short == 8 and (many - few) / (long - short) == 1
+
+
+def test_a_coupled_pick_computes_only_what_the_picks_before_it_changed() -> None:
+    """Ten picks more cost ten times so many kernels; bias and surprise at the step's start are not among them."""
+
+    def kernels(length: int) -> float:
+        flat_1L = torch.full((1, length), 9.0)
+        shift_1LL, open_1L = torch.zeros(1, length, length), flat_1L > 0
+        draw = CoupledPlackettLuce(flat_1L, flat_1L, shift_1LL, flat_1L / 10, open_1L, tau=torch.tensor(1.0))
+        assert int(draw.mode().drawn_BL.sum()) == length
+
+        def step(timer: Timer) -> Any:
+            draw.mode()
+            return SimpleNamespace(nfe_R=torch.tensor([1]))
+
+        return launches(step, torch.device("cpu"))["kernels_per_step"]["elsewhere"]
+
+    assert (kernels(14) - kernels(4)) / 10 <= 52
 
 
 @pytest.mark.usefixtures("device_like")

@@ -47,7 +47,7 @@ def dllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_dllm(folder: Path) -> None:
     """A dLLM whose texts differ from prompt to prompt and within a text."""
-    denoiser, encoder = embedded.build("llada", TASK.alphabet + "abc :\n", 16, 2, 2, 24, 96, seed=0)
+    denoiser, encoder = embedded.build("llada", TASK.alphabet + "abc :\n", embedded.Shape(16, 2, 2, 24, 96), seed=0)
     source = generator("weights")
     for weight in denoiser.model.parameters():
         weight.data += 0.4 * torch.randn(weight.shape, generator=source)

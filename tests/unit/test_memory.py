@@ -32,7 +32,7 @@ LENGTH = 8
 
 @pytest.fixture(scope="module")
 def denoiser():
-    return embedded.build("llada", "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)[0]
+    return embedded.build("llada", "abcdefg", embedded.Shape(16, 2, 2, 24, 64), seed=1)[0]
 
 
 def job_of(rows: int) -> Job:

@@ -70,7 +70,7 @@ def probed(task: KeyFirst, folder: Path) -> set[str]:
 
 def pretrained() -> set[str]:
     names = Names()
-    denoiser, encoder = embedded.build("llada", "ab", 16, 1, 2, 16, 16, 0)
+    denoiser, encoder = embedded.build("llada", "ab", embedded.Shape(16, 1, 2, 16, 16), 0)
     prompt_BP = torch.stack([encoder.prompt("a")] * 2)
     batch = Batch(
         prompt_BP, torch.ones_like(prompt_BP, dtype=torch.bool), torch.stack([encoder.answer("ab", 2)] * 2), 0.5

@@ -133,6 +133,20 @@ def test_the_headroom_of_every_case_is_drawn_and_much_of_it_stands_out(monkeypat
         assert {m.get_markeredgecolor() for m in marks} == {colour} and ax.get_xlim() == (0, 100)
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.314, "31"), (0.0, "0"), (-0.2, headroom.NONE)])
+def test_an_oracle_that_is_worse_than_the_rules_wins_nothing_back(share: float, shown: str) -> None:
+    case: dict[str, Any] = {
+        "model": "mini",
+        "task": "many",
+        "order": {"random": 0.34, "surest_first": 0.5, "best_of_random": 0.94, "critical": 1.0},
+        "learned_order": {"accuracy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15},
+        "speed": {"best": 0.875, "saturates_at_nfe": 4.5, "at_half": 0.82, "critical": 0.0},
+        "dependence": {"oracle_at_half": 0.75, "share_of_loss": share},
+    }
+    heading, _, row = (line.split(" | ") for line in headroom.markdown([case]).splitlines()[:3])
+    assert row[heading.index("of the loss, %")] == shown
+
+
 def test_no_line_of_a_rule_lies_above_what_all_rules_reach() -> None:
     for group in fronts.groups(synthetic(tasks=TASKS[:2])).values():
         ax, rules = Figure().subplots(), [c for c in group if not c.is_policy]

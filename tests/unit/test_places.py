@@ -188,6 +188,10 @@ SECRETS = [
     "sqlite:///x.db and http://u:{}@h/ (Connection refused)",
     "https://host/path?token={}",
     "postgresql://h/db?user=u&password={}&x=1",
+    "https://h/?api_key={}",
+    "https://h/a?x=1&X-Amz-Signature={}&y=2",
+    "postgresql://u:it's{}@h/db",
+    'postgresql://u:a"{}@h/db',
 ]
 
 

@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         export_policy(ConfidencePolicy(Shape(width=8, heads=1, mlp_width=8)).eval(), folder / "policy.onnx", {})
-    denoiser, encoder = embedded.build("llada", "M.1234", 16, layers=1, heads=2, inner=16, positions=64, seed=0)
+    denoiser, encoder = embedded.build("llada", "M.1234", embedded.Shape(16, 1, 2, 16, 64), seed=0)
     embedded.save(denoiser, encoder, folder / "dllm")
     return folder / "policy.onnx", folder / "dllm"
 

@@ -261,7 +261,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
 
 def transformer(layout: str, seed: int) -> Denoiser:
     """A random tiny transformer in float64 whose predictions are neither flat nor certain."""
-    denoiser, _ = embedded.build(layout, "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=seed)
+    denoiser, _ = embedded.build(layout, "abcdefg", embedded.Shape(16, 2, 2, 24, 64), seed=seed)
     denoiser.model.double()
     with torch.no_grad():
         for name, weight in denoiser.model.named_parameters():

@@ -137,6 +137,15 @@ def test_a_word_is_no_truth_value(tmp_path: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "place", [("train", "seed"), ("distill", "learning_rate"), ("train", "alpha"), ("train", "group")]
+)
+def test_a_truth_value_is_no_number(tmp_path: Path, place: tuple[str, str]) -> None:
+    raw = yaml.safe_load(TEXT)
+    raw[place[0]][place[1]] = True
+    assert ".".join(place) in refused(tmp_path, yaml.safe_dump(raw))
+
+
+@pytest.mark.parametrize(
     ("text", "named"),
     [
         (TEXT.replace("profile: confidence\n", "profile: confidence\nprofile: gpu\n", 1), 'duplicate key "profile"'),
@@ -144,12 +153,13 @@ def test_a_word_is_no_truth_value(tmp_path: Path, word: str) -> None:
         (TEXT.encode("utf-16"), "is not UTF-8"),
         (("# Größe\n" + TEXT).encode("latin-1"), "is not UTF-8"),
         (b"profile: \x00", "is not YAML 1.2"),
+        ("%YAML 1.3\n---\n" + TEXT, "is not YAML 1.2"),
         ("profile: !!python/object/apply:os.system [id]", "is not YAML 1.2"),
         ("- a\n- b\n", "the whole file="),
         (TEXT.replace("profile: confidence", "profile: [tiny]", 1), "profile="),
         ("&a [*a]", "the whole file="),
     ],
-    ids=["key twice", "key twice inside", "utf-16", "latin-1", "NUL", "tag", "list", "profile", "cycle"],
+    ids=["key twice", "key twice inside", "utf-16", "latin-1", "NUL", "YAML 1.3", "tag", "list", "profile", "cycle"],
 )
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, text: str | bytes, named: str) -> None:
     assert named in refused(tmp_path, text)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from components.core import processes
+from components.decode.prompts import Prompts
 from components.evaluation.evaluate import Board, Candidate, table
 from components.policies.rules import heuristic
 from tests.toy_domain import KeyFirst
@@ -48,3 +49,15 @@ def test_every_process_has_the_result_of_one(monkeypatch: pytest.MonkeyPatch, si
         for found in pool.map(evaluated, range(size)):
             np.testing.assert_equal(found, alone)
     assert alone[0]["seeds"] == 2 and alone[1]["seeds"] == 1
+
+
+def test_a_process_takes_its_own_prompts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many candidates are decoded."""
+    task, taken, take = KeyFirst(), list[list[int]](), Prompts.take
+    drawn = task.prompts().take(range(2))
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    monkeypatch.setattr(processes, "gathered", lambda value: [value, value])
+    monkeypatch.setattr(Prompts, "take", lambda self, index: taken.append(list(index)) or take(self, index))
+    candidates = [Candidate("confidence", f"{k}", heuristic("confidence", k), None) for k in (1, 2)]
+    results = table(task.denoiser(), candidates, drawn, [0], Board("toy"))
+    assert taken == [[0]] and [result.prompts for result in results] == [2, 2]

@@ -95,10 +95,10 @@ def test_a_task_is_named_whatever_the_prompt_begins_with() -> None:
 
 # --- what the rules of a puzzle say ---------------------------------------------------------------------------------
 
-PUZZLES = ("sudoku_many", "sudoku_unique", "sudoku_long", "sudoku_pair", "worded_many", "n_queens")
+PUZZLES = ("sudoku_many", "sudoku_unique", "sudoku_long", "sudoku_pair", "worded_many", "worded_unique", "n_queens")
 
 
-@pytest.mark.parametrize("kind", [*PUZZLES, "number_sorting"])
+@pytest.mark.parametrize("kind", [*PUZZLES, "number_sorting", "worded_sorting"])
 def test_a_right_answer_has_no_wrong_cell_and_a_wrong_text_has_one(kind: str) -> None:
     """Wrong cells are found by rules of their own; the task's score is the judge."""
     task, source = build(kind), random.Random(0)
@@ -125,6 +125,8 @@ def test_a_right_answer_has_no_wrong_cell_and_a_wrong_text_has_one(kind: str) ->
         ("sudoku_pair", "Z" + "." * 16 + "..3.2.....1...4.", False),
         ("worded_many", "W..3.2.....1...4.", False),
         ("worded_many", "W.1...4..4..1..3.", True),
+        ("worded_unique", "X11..............", False),
+        ("worded_sorting", "Y<12345678", True),
         ("n_queens", "Q12......", False),
         ("n_queens", "Q1.......", True),
         ("number_sorting", "N<12345678", True),
@@ -278,12 +280,13 @@ def test_the_doctor_never_raises_and_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("UNMASK_DEVICE", "cuda:7")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nowhere/mlflow.db")
-    monkeypatch.setattr(doctor, "exactness", lambda root: 1 / 0)
+    for name in ("exactness", "shifts"):
+        monkeypatch.setattr(doctor, name, lambda root: 1 / 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (tmp_path / "params.yaml").write_text("profile: [broken", encoding="utf-8")
     found = {name: (ok, text) for name, ok, text in doctor.checks(tmp_path)}
     failed = {name: text for name, (ok, text) in found.items() if not ok}
-    assert {"settings", "device", "threads", "exactness", "dvc", "tracker"} <= set(failed)
+    assert {"settings", "device", "threads", "exactness", "shifts", "dvc", "tracker"} <= set(failed)
     assert found["python"][0] and found["packages"][0]
     for name, text in failed.items():
         assert "\n" not in text and has_remedy(text), (name, text)
@@ -300,7 +303,8 @@ def test_outside_a_repository_the_doctor_judges_what_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(doctor, "exactness", lambda root: (True, "not asked here"))
+    for name in ("exactness", "shifts"):
+        monkeypatch.setattr(doctor, name, lambda root: (True, "not asked here"))
     found = {name: (ok, text) for name, ok, text in doctor.checks(tmp_path)}
     for name in ("settings", "dvc", "outputs"):
         assert found[name] == (True, doctor.OUTSIDE)

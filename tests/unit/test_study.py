@@ -14,7 +14,7 @@ import yaml
 
 from components.core.errors import SettingsError
 from components.core.files import write_json
-from components.evaluation.results import EvalResult, write_results
+from components.evaluation.results import EvalResult, read_results, write_results
 from components.reports import study_bars, study_document, study_figure
 from components.reports.study import HEADINGS, Study, read_kept, row, runs
 from flows.study import GROUPS, cells_of
@@ -133,6 +133,23 @@ def test_seeds_are_one_line_and_its_figures_are_theirs(study: Study) -> None:
     assert start is not None and [r.accuracy for r in start.by_setting["mode"]] == [0.7]
     assert runs(study.first, "ood-queens", "learned", "") is None
     assert figures["AR-ness@1"] == "0.25" and figures["tau"] == "−0.50"
+
+
+def test_rows_over_pair_shifts_stand_beside_the_policy_and_move_no_front(tmp_path: Path) -> None:
+    keep(tmp_path, "seed-0", 0.35)
+    keep(tmp_path, "pair-rows", 0.35, kind="control")
+    path = tmp_path / "pair-rows" / "results" / f"evaluate-{TASKS[0]}.jsonl"
+    demask = [row_of("demask", f"{nfe}", accuracy, nfe, TASKS[0]) for accuracy, nfe in ((0.4, 2), (0.99, 8))]
+    write_results(path, [*read_results(path), *demask])
+    study = Study([read_kept(tmp_path / name) for name in ("seed-0", "pair-rows")])
+    text = study_document.write(tmp_path / "results.md", study, [], None, "Run here.").read_text(encoding="utf-8")
+    part = text.partition("## Whose shifts, and which rule")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if "|" in line]
+    first = next(n for n, line in enumerate(lines) if line[0] == TASKS[0])
+    rules, learned, demask_row = lines[first : first + 3]
+    assert rules[1] == "rules' front" and learned[1] == "learned policy" and demask_row[1].startswith("bounded")
+    assert demask_row[2] == "40.0" and demask_row[-1] == "99.0" and learned[-1] == "100.0"
+    assert float(rules[-1]) == pytest.approx(95.0)  # blocks of 4, a rule; not the row's 99
 
 
 def test_a_bar_is_held_by_every_seed_or_missed_by_so_much(study: Study) -> None:

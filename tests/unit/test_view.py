@@ -22,7 +22,7 @@ PROMPTS = [torch.tensor([3, 4]), torch.tensor([5]), torch.tensor([6, 3, 4])]
 
 
 def decoded(policy: Any, block: int = 6, record: bool = True) -> Rollout:
-    denoiser, _ = embedded.build("llada", "abcdefg", width=16, layers=2, heads=2, inner=24, positions=64, seed=1)
+    denoiser, _ = embedded.build("llada", "abcdefg", embedded.Shape(16, 2, 2, 24, 64), seed=1)
     return rollout(denoiser, policy, Job.of(PROMPTS, 6, block), DecodeOptions(choose="mode", record=record))
 
 

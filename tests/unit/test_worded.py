@@ -13,25 +13,31 @@ import pytest
 from components.commands.resolve import example_for
 from components.core.errors import SettingsError
 from components.core.files import write_json
-from components.settings import Model, Pretrain
+from components.settings import Model, Pretrain, read
 from components.stages.common.workspace import Workspace
 from components.stages.pretrain import _train
 from components.tasks import build
 from components.tasks.example import END, Example, write_examples
+from components.tasks.sequences import NumberSorting
 from components.tasks.splits import collect_all, split_of
+from components.tasks.sudoku import SudokuMany, SudokuUnique
+from components.tasks.worded import Worded
 from components.trainers import pretrain as trainer
 from components.trainers.pretrain import Batch
 
+ROOT = Path(__file__).parents[2]
 ROWS = list(itertools.permutations("1234"))
 STYLES = ("position", "content", "style")
+PLAIN = {"worded_many": "sudoku_many", "worded_unique": "sudoku_unique", "worded_sorting": "number_sorting"}
+KINDS = list(itertools.product(PLAIN, STYLES))
 # Written apart from the library: the spellings of each digit, as letters of the alphabet.
 LETTERS = {str(d): f"{d}{'jabcdefghi'[d]}{'tklmnopqrs'[d]}{'JABCDEFGHI'[d]}" for d in range(10)}
 
 
-def allowed(spelled_by: str, place: int, digit: str, prompt: str):
+def allowed(kind: str, spelled_by: str, place: int, digit: str, prompt: str):
     """The spellings of a digit by the rule's own words."""
     if spelled_by == "position":
-        row, column = place // 4, place % 4
+        row, column = (0, place) if kind == "worded_sorting" else (place // 4, place % 4)
         return LETTERS[digit][: [1, 2, 4][(row + column) % 3]]
     if spelled_by == "content":
         return LETTERS[digit][: dict(zip("0123456789", (3, 1, 2, 4, 3, 1, 2, 4, 3, 1), strict=True))[digit]]
@@ -51,27 +57,27 @@ def plain_of(text: str):
     return "".join(next(d for d, letters in LETTERS.items() if c in letters) for c in text)
 
 
-@pytest.mark.parametrize("spelled_by", STYLES)
-def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(spelled_by: str):
-    task = build("worded_many", spelled_by=spelled_by)
+@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
+def test_one_place_may_be_written_in_the_allowed_spellings_and_in_no_other(kind: str, spelled_by: str):
+    task = build(kind, spelled_by=spelled_by)
     for example in (task.sample(index, 3) for index in range(6)):
         for place, digit in enumerate(plain_of(example.answer)):
-            right = allowed(spelled_by, place, digit, example.prompt)
+            right = allowed(kind, spelled_by, place, digit, example.prompt)
             for other in {*task.alphabet, END, "é", "9"}:
                 text = example.answer[:place] + other + example.answer[place + 1 :]
                 score = task.score(text, example)
                 assert (score.correct == 1.0) == (score.dense == 1.0) == (other in right), (text, example)
 
 
-@pytest.mark.parametrize("spelled_by", STYLES)
-def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(spelled_by: str):
-    task = build("worded_many", spelled_by=spelled_by)
+@pytest.mark.parametrize(("kind", "spelled_by"), KINDS)
+def test_each_spelling_is_equally_likely_in_pretraining_and_independent_of_the_content(kind: str, spelled_by: str):
+    task = build(kind, spelled_by=spelled_by)
     seen: dict[str, Counter[str]] = {}
     for example in (task.sample(index, 5) for index in range(150)):
         for text in (example.answer, *example.metadata["respelled"]):
             assert task.score(text, example).correct == 1.0 and plain_of(text) == plain_of(example.answer)
             for place, (digit, written) in enumerate(zip(plain_of(text), text, strict=True)):
-                right = allowed(spelled_by, place, digit, example.prompt)
+                right = allowed(kind, spelled_by, place, digit, example.prompt)
                 seen.setdefault(right, Counter())[written] += 1
     assert {len(right) for right in seen} >= {1, 2, 4}
     for right, counts in seen.items():
@@ -89,15 +95,31 @@ def test_any_completion_of_a_worded_puzzle_is_right_in_any_wording_and_a_broken_
         found = set(grids(example.prompt[1:]))
         several += len(found) > 1
         for grid in full:
-            text = "".join(allowed("position", p, d, "")[-1] for p, d in enumerate(grid))
+            text = "".join(allowed("worded_many", "position", p, d, "")[-1] for p, d in enumerate(grid))
             assert task.score(text, example).correct == (grid in found)
     assert several >= 4
 
 
-def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added():
-    plain = build("sudoku_many")
+def test_a_worded_puzzle_with_one_solution_refuses_other_full_grids():
+    task, example = build("worded_unique"), build("worded_unique").sample(0, 0)
+    assert [grid for grid in grids("." * 16) if task.score(grid, example).correct] == list(grids(example.prompt[1:]))
+
+
+def test_a_worded_list_is_right_in_its_order_alone():
+    task = build("worded_sorting", numbers=4)
+    for example in (task.sample(index, 0) for index in range(6)):
+        digits = example.prompt[2:]
+        right = "".join(sorted(digits, reverse=example.prompt[1] == ">"))
+        assert plain_of(example.answer) == right
+        for order in map("".join, set(itertools.permutations(digits))):
+            assert task.score(order, example).correct == (order == right)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added(kind: str):
+    plain = build(PLAIN[kind])
     for spelled_by in STYLES:
-        task = build("worded_many", spelled_by=spelled_by)
+        task = build(kind, spelled_by=spelled_by)
         marks = Counter[str]()
         for example in (task.sample(index, 2) for index in range(60)):
             mark = example.prompt[1] if spelled_by == "style" else ""
@@ -108,8 +130,9 @@ def test_prompts_are_written_plainly_and_the_style_mark_alone_is_added():
         assert set(marks) == ({":", ";", "!"} if spelled_by == "style" else {""}) and min(marks.values()) >= 8
 
 
-def test_a_puzzle_stays_in_one_split_whatever_its_wording():
-    drawn = collect_all(build("worded_many", spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_puzzle_stays_in_one_split_whatever_its_wording(kind: str):
+    drawn = collect_all(build(kind, spelled_by="style"), {"pretrain": 300, "tune": 40, "test": 40}, seed=1)
     questions = {split: {x.metadata["question"] for x in examples} for split, examples in drawn.items()}
     assert {split: len(found) for split, found in questions.items()} == {"pretrain": 300, "tune": 40, "test": 40}
     assert not any(a & b for a, b in itertools.combinations(questions.values(), 2))
@@ -123,11 +146,12 @@ def test_a_worded_task_does_not_draw_the_plain_task_s_puzzles():
     assert len(plain & worded) < 3
 
 
-def test_what_gives_no_spelling_is_refused():
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_gives_no_spelling_is_refused(kind: str):
     with pytest.raises(SettingsError, match="Use position, content or style"):
-        build("worded_many", spelled_by="mood")
+        build(kind, spelled_by="mood")
     with pytest.raises(SettingsError, match="also a spelling of a digit"):
-        build("worded_many", marker="B")
+        build(kind, marker="B")
 
 
 def test_a_pair_is_right_where_both_halves_are_completed():
@@ -180,6 +204,22 @@ def test_pretraining_draws_every_spelling_that_an_example_offers(tmp_path: Path,
     assert set(seen) == {example.answer, *example.metadata["respelled"]} and len(seen) == 64
 
 
+def test_the_profile_trains_as_the_default_one_on_one_wording_and_evaluates_every_other():
+    default, found = read(ROOT / "params.yaml"), read(ROOT / "profiles" / "wordings.yaml")
+    for section in ("policy", "decode", "influence", "distill", "train"):
+        assert getattr(found, section) == getattr(default, section), section
+    built = {name: task.build() for name, task in found.data.tasks.items()}
+    tasks = {name: task for name, task in built.items() if isinstance(task, Worded)}
+    assert tasks.keys() == built.keys()
+    (trained,) = found.domain.tasks
+    assert [trained] == list(found.evaluate.tasks) and isinstance(tasks[trained].plain, SudokuMany)
+    elsewhere = {case.task for case in found.ood.values()}
+    assert {tasks[name].spelled_by for name in (trained, *elsewhere)} == set(STYLES)
+    assert {type(tasks[name].plain) for name in elsewhere} == {SudokuMany, SudokuUnique, NumberSorting}
+    seen = {tasks[name].marker for name in found.models[found.domain.model].rows}
+    assert seen == {task.marker for task in tasks.values()}
+
+
 def test_a_typed_prompt_with_many_answers_is_judged(tmp_path: Path):
     workspace, grid = Workspace(tmp_path, "tiny"), next(grids("1..............."))
     for kind, prompt, text in (
@@ -189,4 +229,9 @@ def test_a_typed_prompt_with_many_answers_is_judged(tmp_path: Path):
         task = build(kind)
         example, judged = example_for(workspace, kind, task, prompt)
         assert judged and task.score(text, example).correct == 1.0
-    assert example_for(workspace, "sudoku_unique", build("sudoku_unique"), "U1...............")[1] is False
+    for kind, prompt in (
+        ("sudoku_unique", "U1..............."),
+        ("worded_unique", "X1..............."),
+        ("worded_sorting", "Y<31"),
+    ):
+        assert example_for(workspace, kind, build(kind), prompt)[1] is False

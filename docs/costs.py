@@ -1,7 +1,7 @@
 """The cost of a profile over a large dLLM, by arithmetic: forwards, hours and memory on one H100.
 
-``python -m components.commands.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
-assumption is a constant of this file and is stated in the document.
+``python -m docs.costs`` prints docs/costs.md from the files of ``profiles/``. Nothing is measured: every
+assumption is a constant of this file or of ``components/commands/throughput.py`` and is stated in the document.
 """
 
 from __future__ import annotations
@@ -10,33 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.evaluate import Sweep
-from ..policies.rules import RULES
-from ..settings import Settings, load
+from components.commands.throughput import DREAM, LLADA, LOGIT_BYTES, PARALLEL, PEAK, PROMPT, UTILISATION, section
+from components.evaluation.evaluate import Sweep
+from components.policies.rules import RULES
+from components.settings import Settings, load
 
-PEAK = 989e12  # dense bfloat16 operations per second of an H100 SXM
-UTILISATION = 0.4  # share of the peak that a batched forward reaches
-PROMPT = 200  # tokens before the canvas
-PARALLEL = 0.32  # forwards per canvas position of a rule or policy that commits several
-LOGIT_BYTES = 4  # the readout works in float32
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the arithmetic reads of a dLLM. Source: the config.json of the model."""
-
-    parameters: float
-    layers: int
-    width: int
-    vocabulary: int
-
-    def seconds(self, tokens: int) -> float:
-        """Of one row's forward: 2 operations per parameter and token, 4 per layer, width and pair of tokens."""
-        operations = 2 * self.parameters * tokens + 4 * self.layers * self.width * tokens**2
-        return operations / (PEAK * UTILISATION)
-
-
-LLADA, DREAM = Shape(8.02e9, 32, 4096, 126_464), Shape(7.62e9, 28, 3584, 152_064)
 SHAPES = {
     "GSAI-ML/LLaDA-8B-Instruct": LLADA,
     "Dream-org/Dream-v0-Instruct-7B": DREAM,
@@ -132,7 +110,7 @@ def memory(settings: Settings) -> float:
 
 HEAD = """# What the profiles over large dLLMs cost
 
-Arithmetic, not measurement: `python -m components.commands.costs > docs/costs.md`, and a test compares. No profile of
+Arithmetic, not measurement: `python -m docs.costs > docs/costs.md`, and a test compares. No profile of
 this page was run by us. Hours are those of **one H100**; rows are independent: eight cards need about an eighth.
 
 Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per
@@ -140,7 +118,7 @@ canvas position for whatever commits several a step (a public grid of threshold 
 has 81.5), one per position for whatever commits one; every row runs to the end of its canvas. One forward of LLaDA-8B
 over 456 tokens then takes {milliseconds:.0f} ms of the card. Memory: weights, and float32 logits of the eligible
 positions of all rows in flight; activations and the update of the policy come on top. The policy's own arithmetic is
-below 1 % of it.
+below 1 % of it; its launches and the readout are counted in the last section.
 
 To make it cheaper: fewer `sweep` numbers and block lengths (the sweep is decoded once per dLLM and task, whatever the
 policy), fewer `data.counts.test`, `decode.end_of_text: true`.
@@ -165,8 +143,9 @@ def document(files: Sequence[Path]) -> str:
         total = sum(row.hours for row in rows)
         lines += [f"| **all** | {sum(row.forwards for row in rows):,.0f} | **{total:,.0f}** |", ""]
         lines += [f"At least {memory(settings):.0f} GB.", ""]
+    lines += [section(), ""]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(document(sorted(Path(__file__).parents[2].glob("profiles/*.yaml"))), end="")
+    print(document(sorted(Path(__file__).parents[1].glob("profiles/*.yaml"))), end="")
