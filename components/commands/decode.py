@@ -115,7 +115,7 @@ def decode_one(
     answerable = example.canvas is not None or is_solvable(task, example.prompt)
     correct = bool(asked.scores(job, done)[1][0]) if known and answerable else None
     ids = done.canvas_RL[0].tolist()
-    tokens = tuple(END if i in encoder.end_ids else encoder.token(i) for i in ids)
+    tokens = tuple(END if i in encoder.end_ids else visible(encoder.token(i)) for i in ids)
     grid = len(ids) in BOXES and re.fullmatch(rf"\D{{,2}}[\d.]{{{len(ids)}}}", example.prompt)
     alone = all(len(token) == 1 for token in tokens)
     return Shown(
@@ -129,6 +129,11 @@ def decode_one(
         wrong_cells(task, example, "".join(tokens)) if alone and correct is False else frozenset(),
         "no answer on file" if answerable else "the prompt has no right answer",
     )
+
+
+def visible(token: str) -> str:
+    """The token with line ends and control characters written as escapes: a terminal would carry them out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in token)
 
 
 def _order(done: Rollout, given: Tensor | None, mask_id: int) -> tuple[int, ...]:

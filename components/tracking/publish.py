@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -37,6 +38,7 @@ PUBLISHED = (
 )
 MANIFEST = "published.json"
 NOTE = "mlflow.note.content"
+PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the settings have it
 VERDICT = "verdict"  # tag of a run: what the gate said of its policy
 
 
@@ -89,6 +91,9 @@ def publish(outputs: Path, root: Path) -> str:
 
 
 def experiment_name(profile: str) -> str:
+    """The experiment of a profile; its artifacts lie in a folder of this name. DataError where that is elsewhere."""
+    if not PROFILE.fullmatch(profile):
+        raise DataError(f"profile {profile!r} is no name for a folder. Use letters, digits, - and _, at most 64.")
     return f"unmask-{profile}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.commands.decode import HOLE, decode_one, lines
+from components.commands.decode import END, HOLE, decode_one, lines
 from components.core.errors import DataError
 from components.core.timer import Timer
 from components.core.types import Canvas
@@ -199,3 +199,11 @@ def test_the_terminal_shows_what_is_given_from_the_start(tmp_path: Path):
     shown = decode_one(chosen, opened, Gaps(), EXAMPLES[0], None, False)
     assert shown.canvas(0) == f"ab{HOLE}def{HOLE}a" and shown.nfe == 2
     assert HOLE not in shown.canvas(2) and len(lines([shown])) == 4
+
+
+def test_control_characters_of_a_vocabulary_do_not_reach_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened = dllm("llada", tmp_path)
+    monkeypatch.setattr(Encoder, "token", lambda encoder, token: "\x1b[2J\n\r\u202eé 漢")
+    chosen = Candidate("confidence", "confidence:1", heuristic("confidence", 1), None)
+    shown = decode_one(chosen, opened, Gaps(), EXAMPLES[0], None, False)
+    assert set(shown.tokens) - {END} == {"\\x1b[2J\\n\\r\\u202eé 漢"}

@@ -521,3 +521,10 @@ def test_a_database_that_does_not_answer_is_one_sentence_at_once_and_without_its
     with pytest.raises(SettingsError, match=r"the tracking store .* cannot be used .*refused") as refused:
         store.connect("postgresql+psycopg2://postgres:secret1@127.0.0.1:1/mlflow")
     assert "secret1" not in str(refused.value) and has_remedy(str(refused.value))
+
+
+@pytest.mark.parametrize("profile", ["../../evil", "a/../../../evil", "", ".", "a b", "tiny\n"])
+def test_a_profile_that_would_keep_its_artifacts_elsewhere_is_refused(profile: str):
+    with pytest.raises(DataError, match="no name for a folder") as refused:
+        publish.experiment_name(profile)
+    assert has_remedy(str(refused.value)) and publish.experiment_name("tiny-2_b") == "unmask-tiny-2_b"
