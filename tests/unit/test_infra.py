@@ -278,6 +278,13 @@ def test_flows_wait_for_a_slow_server_ask_nobody_and_keep_to_the_checkout(tmp_pa
     assert found["PREFECT_HOME"] == str(tmp_path / ".prefect")
 
 
+@pytest.mark.parametrize("venv", [".venv", "/elsewhere/venv"])
+def test_make_finds_the_commands_of_its_environment_wherever_that_is(venv: str) -> None:
+    show = ["make", "--silent", "-C", str(ROOT), f"VENV={venv}", "--eval", "shown: ; @echo $$PATH", "shown"]
+    found = subprocess.run(show, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert found.split(os.pathsep)[0] == str(ROOT / venv / "bin")  # a path that begins with / replaces ROOT
+
+
 def test_make_train_repairs_what_a_killed_dvc_left_before_it_runs_dvc() -> None:
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ntrain:")[2].partition("\n\n")[0]
     assert [line.strip() for line in recipe.splitlines()[1:]] == ["unmask repair", "dvc repro", "unmask promote"]
