@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import DataError, PromotionRefused, masked
 from ..core.files import read_json
@@ -150,11 +150,12 @@ def set_champion(client: MlflowClient, version: ModelVersion) -> None:
 
 def broken_champions(client: MlflowClient) -> list[str]:
     """A clause for each live version, of whatever profile, that does not load."""
-    found = []
+    found: list[str] = []
     for model in client.search_registered_models(f"name like '{model_name('%')}'"):
-        version = _aliased(client, model.name, CHAMPION)
+        name = cast(str, model.name)
+        version = _aliased(client, name, CHAMPION)
         if version is not None and (why := defect(client, version)):
-            found.append(f"{model.name}@{CHAMPION}, version {version.version}, does not load: {why}")
+            found.append(f"{name}@{CHAMPION}, version {version.version}, does not load: {why}")
     return found
 
 
