@@ -51,7 +51,6 @@ def promote(
     from ..commands.next_steps import next_steps
     from ..commands.promote import promote as run
     from ..core.errors import SettingsError
-    from ..core.files import write_json
     from ..settings import read
     from ..stages.common.workspace import Workspace
 
@@ -67,17 +66,24 @@ def promote(
         abandoned.close(store.tracking_uri(workspace.root))
     pick = Pick.of(settings)
     verdict = run(workspace.outputs, workspace.root, pick, dry_run, reevaluate_on(workspace, settings))
-    if verdict_file is not None and verdict_file.exists() and not verdict_file.is_file():  # /dev/stdout stays one
-        with verdict_file.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(verdict)) + "\n")
-    elif verdict_file is not None:
-        write_json(verdict_file, asdict(verdict))
+    if verdict_file is not None:
+        _write_verdict(verdict_file, asdict(verdict))
     if as_json:
         typer.echo(json.dumps(asdict(verdict)))
         return
     typer.echo(str(verdict))
     if not dry_run:
         typer.echo("\n" + "\n".join(next_steps(workspace.outputs, workspace.root, settings.profile, verdict)))
+
+
+def _write_verdict(file: Path, verdict: dict[str, object]) -> None:
+    from ..core.files import write_json
+
+    if file.exists() and not file.is_file():  # /dev/stdout stays one
+        with file.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(verdict) + "\n")
+    else:
+        write_json(file, verdict)
 
 
 def rollback(

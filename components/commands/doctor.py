@@ -294,18 +294,7 @@ def outputs(root: Path) -> tuple[bool, str]:
     if not _is_repository(root):
         return True, OUTSIDE
     folder = Path("outputs") / read(root / "params.yaml").profile
-    parts = (
-        "data",
-        "pretrain",
-        "distill/policy",
-        "train/policy",
-        "rules",
-        "evaluate",
-        "export/policy.onnx",
-        "report",
-    )
+    parts = ["data", "pretrain", "distill/policy", "train/policy", "rules", "evaluate", "export/policy.onnx", "report"]
     have = [part for part in parts if (root / folder / part).exists()]
-    lack = [part for part in parts if part not in have]
-    if not lack:
-        return True, f"all of {folder}"
+    lack = [part for part in parts if part not in have] or ["nothing more"]
     return True, f"{folder}: {', '.join(have) or 'nothing yet'}; `dvc repro` makes {', '.join(lack)}"

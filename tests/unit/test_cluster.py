@@ -38,7 +38,9 @@ def test_a_port_that_cannot_be_is_refused(port: int) -> None:
 
 
 def test_workers_elsewhere_need_a_prefect_server() -> None:
-    with pytest.raises(SettingsError, match="PREFECT_API_URL") as refused:
+
+    alone = temporary_settings(restore_defaults={PREFECT_API_URL})  # whatever an earlier test left
+    with alone, pytest.raises(SettingsError, match="PREFECT_API_URL") as refused:
         check_cluster("tcp://scheduler.invalid:8786")
     assert has_remedy(str(refused.value))
     server = "http://prefect.invalid:4200/api"
