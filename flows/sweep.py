@@ -51,9 +51,7 @@ def sweep(
     """
     grid = list(itertools.product(alphas, seeds))
     if len(grid) > MOST:
-        raise SettingsError(
-            f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings, which take days. Use at most {MOST}."
-        )
+        raise SettingsError(f"{len(grid)} trainings take days. Use at most {MOST} pairs of an alpha and a seed.")
     checkout = worktree.root(Path(repository))
     path = worktree.path_of(checkout, "sweep", str(flow_run.id))
     options = {"profile": profile, "iterations": iterations, "promote": promote, "repository": str(checkout)}
@@ -64,7 +62,7 @@ def sweep(
             found = spread(training, points)
     else:
         found = [training.fn(**point) for point in points]
-    rows = [row for point, rows in zip(points, found, strict=True) for row in _rows(point, rows)]
+    rows = list(itertools.chain.from_iterable(map(_rows, points, found)))
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     failed = sum("message" in row for row in rows)
     return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)

@@ -61,28 +61,26 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
 
     workspace, settings = active_profile(anywhere=request.random is not None)
     denoiser, prompts, block = _subject(request, workspace, settings)
-    facts = machine(denoiser, workspace.root)
-    show(tables.machine(facts))
+    show(tables.machine(facts := machine(denoiser, workspace.root)))
     cases, fresh = _cases(request, workspace, settings, denoiser), fresh_policies(settings, denoiser.width)
     clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 1, show)
     decoded: list[Comparison] = []
     for case in cases:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
-    show(tables.decoding(decoded))
-    show(tables.shares(decoded))
+    for shown in (tables.decoding, tables.shares):
+        show(shown(decoded))
     alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
     show(tables.single(alone))
-    trained = _training(request, workspace, settings, (denoiser, prompts, block), clock.next("a training iteration"))
-    show(tables.training(trained))
+    spent = clock.next("a training iteration")
+    show(tables.training(trained := _training(request, workspace, settings, (denoiser, prompts, block), spent)))
     steps = [
         {"policy": name, **row}
         for name, policy in fresh.items()
         for row in policy_step(policy, SIZES, 5 * request.repeats, seconds=clock.next(f"the step of the {name} policy"))
     ]
     show(tables.policy_step(steps))
-    large = throughput.on_paper()
-    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large)))
+    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large := throughput.on_paper())))
     return {
         "machine": facts,
         "request": asdict(request),

@@ -59,6 +59,7 @@ FORMS = {
     "components/tasks/programs.py": {"mbpp", "kodcode"},  # `params` of a task in params.yaml
     "components/stages/report.py": {"report"},  # a section of params.yaml each, as in dvc.yaml
     "flows/train_policy.py": {"train_policy"},  # Prefect's form
+    "flows/sweep.py": {"sweep"},  # the same
 }
 
 
