@@ -82,7 +82,7 @@ def _lock_step(
             assert action.committed_BL is not None
             commit_BL = action.committed_BL & busy_B.unsqueeze(1)
             changed_B = commit_BL.any(-1)
-            at.commit(commit_BL, seen["token_BL"], busy_B, present_B1, eligible_BL)
+            at.commit(commit_BL, seen["token_BL"], busy_B, present_B1)
     canvas_RL = at.ids_BT[:, at.start :].masked_fill(~at.attend_BT[:, at.start :], -1)
     finished_B, joined = ~at.masked_BL.any(-1), Steps.concatenate(steps) if steps else None
     return Rollout(canvas_RL, at.order_BL, at.step_B, finished_B, at.policy_B, forwards, useful, joined)
@@ -128,9 +128,7 @@ class _Rows:
             eligible_BL &= eligible_BL.cumsum(-1) <= self.frontier
         return present_B1, eligible_BL
 
-    def commit(
-        self, commit_BL: Tensor, token_BL: Tensor, busy_B: Tensor, present_B1: Tensor, eligible_BL: Tensor
-    ) -> None:
+    def commit(self, commit_BL: Tensor, token_BL: Tensor, busy_B: Tensor, present_B1: Tensor) -> None:
         canvas_BL = torch.where(commit_BL, token_BL, self.ids_BT[:, self.start :])
         self.masked_BL = self.masked_BL & ~commit_BL
         self.order_BL = torch.where(commit_BL, self.step_B.unsqueeze(1), self.order_BL)
@@ -141,7 +139,7 @@ class _Rows:
         if self.limit == "block":
             most_B = (self.asked_BL & (self.block_BL == present_B1)).sum(-1)
             self.passed_B = torch.where(self.in_block_B >= most_B, present_B1.squeeze(-1) + 1, self.passed_B)
-        left_B = (eligible_BL & ~commit_BL & (self.block_BL >= self.passed_B.unsqueeze(1))).any(-1)
+        left_B = (self.open_BL & (self.block_BL == present_B1)).any(-1)  # behind the frontier too
         self.in_block_B = self.in_block_B.masked_fill(~left_B, 0)
 
 

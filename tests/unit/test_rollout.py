@@ -502,6 +502,16 @@ def test_engine_decides_what_the_reference_decides_anywhere(situation: tuple[Any
     assert found.useful <= found.forwards
 
 
+def test_a_block_with_masks_behind_the_frontier_ends_after_as_many_steps_as_it_has_masks() -> None:
+    """Row 1 commits its first position at step 0, skips the second at step 1, and is in the next block at step 2."""
+    denoiser = Table()
+    policy, job = POLICIES["accept"](denoiser.width), replace(job_of([(0, 4, 2)], 2, 0, 0), frontier=1)
+    options = DecodeOptions(seed=0, force_commit=False, step_limit="block", record=True)
+    found = rollout(denoiser, policy, job, options)
+    assert found.order_RL.tolist() == [[-1, -1, 3, -1], [0, -1, 2, -1]]
+    assert_same(found, reference_rollout(denoiser, policy, job, options))
+
+
 @pytest.mark.parametrize("name", ["learned", "learned_dpls", "paper_b", "coupled"])
 def test_a_thinned_record_is_part_of_the_whole_one_and_the_decode_is_the_same(name: str):
     denoiser, job = Table(), job_of(MIXED, group=3)
