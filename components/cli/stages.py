@@ -21,6 +21,7 @@ def _stage(name: str, group: str | None = None, **extra: str) -> None:
     """
     import importlib
 
+    from ..commands.device import check_device
     from ..core.files import flatten
     from ..settings import read
     from ..stages.common.cases import case_of
@@ -56,17 +57,6 @@ def _check_launch(name: str) -> None:
     if not size.isdecimal() or int(size) < 1 or lacking:
         why = f"without {', '.join(lacking)}" if lacking else "is no number of processes"
         raise SettingsError(f"WORLD_SIZE={size} {why}. Start the processes by torchrun, or unset it for one process.")
-
-
-def check_device() -> None:
-    """SettingsError where UNMASK_DEVICE names no device of this machine. Empty, it is as good as not set."""
-    from ..commands.doctor import device_fault
-    from ..core.errors import SettingsError
-
-    if not os.environ.get("UNMASK_DEVICE"):
-        os.environ.pop("UNMASK_DEVICE", None)
-    if fault := device_fault():
-        raise SettingsError(fault)
 
 
 def quiet() -> None:

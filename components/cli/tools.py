@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from ..commands.device import check_device
 from ..policies.rules import decoders
-from .stages import check_device, quiet
+from .stages import quiet
 
 
 class Choice(StrEnum):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core.errors import SettingsError, masked
 from . import extras
+from .device import device_fault
 
 DISTRIBUTION = extras.DISTRIBUTION
 OUTSIDE = "no repository in this folder: demo, decode --model and bench --random work here, stages do not"
@@ -116,28 +117,6 @@ def settings(root: Path) -> tuple[bool, str]:
     except ValueError as error:
         return False, str(error)
     return True, f"profile {found.profile}"
-
-
-def device_fault() -> str:
-    """Why the device of UNMASK_DEVICE cannot be used, empty if it can. No memory of a GPU is taken."""
-    name = os.environ.get("UNMASK_DEVICE") or "cpu"
-    if name == "cpu":
-        return ""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    try:
-        asked = torch.device(name)
-        if asked.type != "cuda":
-            torch.zeros(1, device=asked).tolist()
-            return ""
-    except (RuntimeError, AssertionError, NotImplementedError):
-        return f"UNMASK_DEVICE={name} is no device of torch {torch.__version__}. Unset it, or write cuda or cuda:N."
-    if (asked.index or 0) >= gpus:
-        return (
-            f"UNMASK_DEVICE={name}, and torch {torch.__version__} sees {gpus or 'no'} GPU. Unset it, or name another."
-        )
-    return ""
 
 
 def device(root: Path) -> tuple[bool, str]:
@@ -296,5 +275,7 @@ def outputs(root: Path) -> tuple[bool, str]:
     folder = Path("outputs") / read(root / "params.yaml").profile
     parts = ["data", "pretrain", "distill/policy", "train/policy", "rules", "evaluate", "export/policy.onnx", "report"]
     have = [part for part in parts if (root / folder / part).exists()]
-    lack = [part for part in parts if part not in have] or ["nothing more"]
+    lack = [part for part in parts if part not in have]
+    if not lack:
+        return True, f"all of {folder}"
     return True, f"{folder}: {', '.join(have) or 'nothing yet'}; `dvc repro` makes {', '.join(lack)}"

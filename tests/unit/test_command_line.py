@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from components import cli
 from components.cli import stages
-from components.commands import doctor, lm_eval_model
+from components.commands import device, doctor, lm_eval_model
 from components.commands import promote as promotion
 from components.commands.decode import Asked, show_decode
 from components.commands.resolve import loaded
@@ -64,16 +64,16 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("UNMASK_DEVICE", name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(SettingsError, match=f"UNMASK_DEVICE={name}\\b") as found:
-        stages.check_device()
+        device.check_device()
     refused(found)
     ok, said = doctor.device(ROOT)
     assert not ok and has_remedy(said)
 
 
-@pytest.mark.parametrize(("name", "kept"), [("", None), ("cpu", "cpu"), ("cpu:0", "cpu:0")])
+@pytest.mark.parametrize(("name", "kept"), [("", None), ("cpu", "cpu"), ("cpu:0", "cpu:0"), ("auto", "auto")])
 def test_a_device_that_is_there_stays(name: str, kept: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNMASK_DEVICE", name)
-    stages.check_device()
+    device.check_device()
     assert os.environ.get("UNMASK_DEVICE") == kept
 
 
@@ -81,7 +81,7 @@ def test_a_gpu_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, there in (("cuda", True), ("cuda:1", True), ("cuda:2", False)):
         monkeypatch.setenv("UNMASK_DEVICE", name)
-        assert (not doctor.device_fault()) == there
+        assert (not device.device_fault()) == there
 
 
 @pytest.mark.parametrize(
