@@ -6,7 +6,7 @@ Left out: search (it is a plain grid, at most MOST runs).
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,18 +51,16 @@ def sweep(
     """
     grid = list(itertools.product(alphas, seeds))
     if len(grid) > MOST:
-        raise SettingsError(f"{len(grid)} trainings take days. Use at most {MOST} pairs of an alpha and a seed.")
+        raise SettingsError(
+            f"{len(alphas)} alphas x {len(seeds)} seeds are {len(grid)} trainings, which take days. Use at most {MOST}."
+        )
     checkout = worktree.root(Path(repository))
     path = worktree.path_of(checkout, "sweep", str(flow_run.id))
     options = {"profile": profile, "iterations": iterations, "promote": promote, "repository": str(checkout)}
     points = [{"alpha": alpha, "seed": seed, "options": options} for alpha, seed in grid]
-    if cluster:
-        with workers(cluster) as spread:
-            spread(make_models, [{"checkout": checkout, "path": path, "profile": profile}])
-            found = spread(training, points)
-    else:
-        found = [training.fn(**point) for point in points]
-    rows = list(itertools.chain.from_iterable(map(_rows, points, found)))
+    shared = {"checkout": checkout, "path": path, "profile": profile}
+    found = _over_cluster(cluster, shared, points) if cluster else [training.fn(**point) for point in points]
+    rows = [row for point, rows in zip(points, found, strict=True) for row in _rows(point, rows)]
     create_table_artifact(rows, key="sweep", description="A row per alpha, seed, task and policy")
     failed = sum("message" in row for row in rows)
     return results.completed(f"{len(grid) - failed} of {len(grid)} trainings completed", rows)
@@ -90,6 +88,13 @@ def training(alpha: float, seed: int, options: Mapping[str, Any]) -> list[dict[s
         for policy, numbers in policies.items()
     ]
     return found or [row | {"message": state.message}]
+
+
+def _over_cluster(cluster: str, shared: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What each training returned, or the exception that ended it; the shared dLLMs are made first."""
+    with workers(cluster) as spread:
+        spread(make_models, [shared])
+        return spread(training, points)
 
 
 def _rows(point: Mapping[str, Any], found: list[dict[str, Any]] | Exception) -> list[dict[str, Any]]:

@@ -2,15 +2,14 @@
 
 The same prompts are decoded by the engine and by the reference loop in turn; then come single canvases, where a loop
 has least to gain, a training iteration in its parts, and the policy's step in torch and in ONNX Runtime. An 8B dLLM is
-added by arithmetic. Left out:
-memory, caches and a large vocabulary, in tests/benchmarks.
+added by arithmetic. Left out: memory, caches and a large vocabulary, in tests/benchmarks.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,30 +56,27 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     """
     from ..bench import single, tables
     from ..bench.decoding import compare
-    from ..bench.policy_step import SIZES, policy_step
 
     workspace, settings = active_profile(anywhere=request.random is not None)
     denoiser, prompts, block = _subject(request, workspace, settings)
-    show(tables.machine(facts := machine(denoiser, workspace.root)))
+    facts = machine(denoiser, workspace.root)
+    show(tables.machine(facts))
     cases, fresh = _cases(request, workspace, settings, denoiser), fresh_policies(settings, denoiser.width)
     clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 1, show)
     decoded: list[Comparison] = []
     for case in cases:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
-    for shown in (tables.decoding, tables.shares):
-        show(shown(decoded))
+    show(tables.decoding(decoded))
+    show(tables.shares(decoded))
     alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
     show(tables.single(alone))
-    spent = clock.next("a training iteration")
-    show(tables.training(trained := _training(request, workspace, settings, (denoiser, prompts, block), spent)))
-    steps = [
-        {"policy": name, **row}
-        for name, policy in fresh.items()
-        for row in policy_step(policy, SIZES, 5 * request.repeats, seconds=clock.next(f"the step of the {name} policy"))
-    ]
+    trained = _training(request, workspace, settings, (denoiser, prompts, block), clock.next("a training iteration"))
+    show(tables.training(trained))
+    steps = _policy_steps(request, fresh, clock)
     show(tables.policy_step(steps))
-    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large := throughput.on_paper())))
+    large = throughput.on_paper()
+    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large)))
     return {
         "machine": facts,
         "request": asdict(request),
@@ -90,6 +86,16 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         "policy_step": steps,
         "on_paper": [asdict(step) | {"tokens_per_second": step.tokens_per_second} for step in large],
     }
+
+
+def _policy_steps(request: Request, policies: Mapping[str, Any], clock: _Clock) -> list[dict[str, Any]]:
+    from ..bench.policy_step import SIZES, policy_step
+
+    return [
+        {"policy": name, **row}
+        for name, policy in policies.items()
+        for row in policy_step(policy, SIZES, 5 * request.repeats, seconds=clock.next(f"the step of the {name} policy"))
+    ]
 
 
 class _Clock:
