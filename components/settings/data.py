@@ -77,7 +77,7 @@ class Model(Section):
 
     source: "embedded" (stage pretrain makes it), a hub name, a folder, or an import path (package.module:function).
     revision: of a hub model, null: the newest.
-    dtype: of the weights in use. "auto" (embedded only): the faster one on the machine of stage pretrain, recorded.
+    dtype: of the weights in use. "auto" (embedded only): bfloat16 if the processor of stage pretrain has it, recorded.
     rows: of an embedded dLLM, rows of each task in one pretraining step.
     """
 

@@ -38,9 +38,9 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
         else:
             source = _resolve(chosen.source, chosen.revision)
         if dtype == "auto":
-            from ..denoisers.dtype import fastest
+            from ..denoisers.dtype import native_dtype
 
-            dtype, figures["bfloat16_speed_up"] = fastest(str(folder))
+            dtype = native_dtype()
         write_json(folder / "source.json", source | {"dtype": dtype})
     workspace.metrics(f"pretrain-{model}", figures)
     return figures

@@ -1,9 +1,8 @@
-"""The weight type is chosen by a measured ratio, and what was chosen is what later stages load."""
+"""The weight type follows the processor, and what was chosen is what later stages load."""
 
 from __future__ import annotations
 
 import json
-from itertools import cycle
 from typing import Literal
 
 import pytest
@@ -24,16 +23,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.mark.parametrize(
-    ("wide", "narrow", "wanted"), [(2.0, 1.0, "bfloat16"), (1.1, 1.0, "float32"), (1.0, 3.0, "float32")]
+    ("capabilities", "wanted"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
 )
-def test_bfloat16_is_taken_where_it_is_clearly_faster(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float, wanted: str
+def test_bfloat16_is_taken_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], wanted: str
 ) -> None:
-    seconds = cycle([wide, narrow])
-    monkeypatch.setattr(dtype, "_seconds", lambda *_: next(seconds))
-    found, ratio = dtype.fastest(str(workspace.outputs / "pretrain" / "mini-llada"))
-    assert found == wanted
-    assert ratio == pytest.approx(wide / narrow)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert dtype.native_dtype() == wanted
 
 
 def record(workspace: Workspace, dtype: str) -> None:
