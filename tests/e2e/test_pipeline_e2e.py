@@ -212,6 +212,22 @@ def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline: tuple[Clo
     assert not (tmp_path / "fresh" / P / "report").exists()
 
 
+def test_the_documented_remote_hands_a_run_to_another_clone(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
+    clone, other = pipeline[0].copy(tmp_path / "one"), tmp_path / "other"
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").partition("## From one clone")[2]
+    (fence,) = re.findall(r"```sh\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    assert "/mnt/shared/unmask" in fence
+    for name, value in (("name", "test"), ("email", "test@example.org")):
+        clone.run("git", "config", f"user.{name}", value)
+    clone.run("bash", "-ec", fence.replace("/mnt/shared/unmask", str(tmp_path / "remote")))
+    clone.run("git", "clone", "--quiet", ".", str(other))
+    assert ran(clone.run("dvc", "--cd", str(other), "repro", "--dry"))  # nothing but Git's files is there
+    clone.run("dvc", "--cd", str(other), "pull", "--quiet")
+    assert not ran(clone.run("dvc", "--cd", str(other), "repro", "--dry"))
+    name = P / "export" / "policy.onnx"
+    assert (other / name).read_bytes() == (clone.folder / name).read_bytes()
+
+
 def test_metrics_and_experiments_are_compared_within_120_columns(pipeline: tuple[Clone, str]) -> None:
     """The last commit holds the results; those of another trade-off differ."""
     clone, _ = pipeline
