@@ -208,7 +208,8 @@ def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN:
         state_m, probe_m = state_M[part], probe_M[part]
         seen = admit(job, steps.row_N[state_m].cpu(), denoiser, 0)
         ids_mT = torch.cat([seen.ids_BT[:, : seen.start], ids_SL[state_m]], 1)
-        seen = replace(seen, ids_BT=ids_mT, masked_BL=obs.masked_BL[state_m])
+        masks = {"masked_BL": obs.masked_BL[state_m], "eligible_BL": obs.eligible_BL[state_m]}
+        seen = replace(seen, ids_BT=ids_mT, **masks)
         after_mL, _ = after_commit(denoiser, seen, obs.token_BL[state_m], place_SN[state_m, probe_m].unsqueeze(1))
         after_SNL[state_m, probe_m] = after_mL.float()
     return after_SNL
