@@ -27,9 +27,6 @@ def decoding(found: Sequence[Comparison]) -> Table:
         "longest",
         "tokens/s",
         "speed-up",
-        "useful",
-        "same rows",
-        "peak MB",
     )
     for row in found:
         ours, theirs = row.engine, row.reference
@@ -39,11 +36,21 @@ def decoding(found: Sequence[Comparison]) -> Table:
             str(row.nfe_longest),
             f"{ours.tokens_per_second:,.0f} / {theirs.tokens_per_second:,.0f}",
             spread(row.speedup),
+        )
+    return _whole_words(table)
+
+
+def rows(found: Sequence[Comparison]) -> Table:
+    table = _table("rows and memory: engine / reference loop", "policy", "useful", "same rows", "peak MB")
+    for row in found:
+        ours, theirs = row.engine, row.reference
+        table.add_row(
+            row.name,
             f"{ours.useful:.3f} / {theirs.useful:.3f}",
             f"{row.same:.1%}",
             f"{megabytes(ours.peak)} / {megabytes(theirs.peak)}",
         )
-    return table
+    return _whole_words(table)
 
 
 def shares(found: Sequence[Comparison]) -> Table:
@@ -51,7 +58,7 @@ def shares(found: Sequence[Comparison]) -> Table:
     for row in found:
         ours, theirs = row.engine.shares, row.reference.shares
         table.add_row(row.name, *(f"{ours[name]:.1%} / {theirs[name]:.1%}" for name in SECTIONS))
-    return table
+    return _whole_words(table)
 
 
 def single(found: Sequence[Mapping[str, Any]]) -> Table:
@@ -66,7 +73,7 @@ def single(found: Sequence[Mapping[str, Any]]) -> Table:
     for row in found:
         seconds = f"{row['engine_seconds']:.3f} / {row['public_seconds']:.3f}"
         table.add_row(row["name"], str(row["nfe"]), seconds, spread(row["speedup"]), f"{row['same']:.0%}")
-    return table
+    return _whole_words(table)
 
 
 def training(found: IterationCost) -> Table:
@@ -92,14 +99,14 @@ def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
             f"{row['onnx_ms']:.3f}",
             spread(row["speedup"]),
         )
-    return table
+    return _whole_words(table)
 
 
 def on_paper(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     table = _table("LLaDA-8B on one H100: arithmetic, not measured (docs/costs.md)", *headings)
     for line in lines:
         table.add_row(*line)
-    return table
+    return _whole_words(table)
 
 
 def spread(ratios: tuple[float, float, float]) -> str:
@@ -114,7 +121,15 @@ def megabytes(size: int | None) -> str:
 
 def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _whole_words(table: Table) -> Table:
+    """The table with columns that break lines between words, in a narrow terminal too."""
+    for column in table.columns:
+        words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+        column.min_width = max(map(len, words), default=0)
     return table

@@ -68,6 +68,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
     show(tables.decoding(decoded))
+    show(tables.rows(decoded))
     show(tables.shares(decoded))
     alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
     show(tables.single(alone))

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 UI = "UNMASK_MLFLOW_UI"
 """Names the address at which a browser finds MLflow, where that is not the tracking URI."""
+FLOW_PAGE = "UNMASK_FLOW_PAGE"
+"""Names Prefect's page of the flow run, in the environment of a stage that a flow on a server runs."""
 _LEARNING = "?workflowType=machine_learning"
 _VIEW = "results"
 VIEW = f"mlflow.sharedViewState.{_VIEW}"

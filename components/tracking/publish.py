@@ -151,10 +151,12 @@ def results(outputs: Path) -> dict[str, float]:
 
 
 def write_note(client: MlflowClient, run_id: str, outputs: Path) -> None:
-    """The run's description in the UI: the verdict, once there is one, over the table of its results."""
+    """The run's description in the UI: the verdict, once there is one, the table of its results, and a link to the
+    flow run, where there was one."""
     tags = client.get_run(run_id).data.tags
     table = outputs / "report" / "result.md"
     parts = [f"**{tags[VERDICT]}**" if VERDICT in tags else "", read_text(table) if table.exists() else ""]
+    parts.append(f"[The flow run in Prefect]({tags[entries.FLOW_PAGE]})" if entries.FLOW_PAGE in tags else "")
     note = "\n\n".join(part.strip() for part in parts if part)
     if note and tags.get(NOTE) != note:
         client.set_tag(run_id, NOTE, note)

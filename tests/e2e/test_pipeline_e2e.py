@@ -312,6 +312,26 @@ def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[C
     assert chosen and all(state["masked_BL"][0][place] for place in chosen)
 
 
+def test_the_documented_command_releases_what_the_run_made(promoted: tuple[Clone, dict[str, Any]], tmp_path: Path) -> None:
+    """What is packed decodes with the figures of the run's own tables."""
+    clone = promoted[0].copy(tmp_path / "releasing")
+    (command,) = re.findall(r"`python (-m components\.commands\.demo)`", (ROOT / "docs" / "serving.md").read_text("utf-8"))
+    clone.run(sys.executable, *command.split())
+    folder = clone.folder / "components" / "released"
+    card = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    policy = (folder / "policy.onnx").read_bytes()
+    assert policy == (clone.folder / P / "export" / "policy.onnx").read_bytes()
+    assert policy != (ROOT / "components" / "released" / "policy.onnx").read_bytes()
+    (row,) = (
+        r
+        for r in read_table(clone.folder / P / "tables" / f"evaluate-{GATE}.csv")
+        if (r.family, r.choose) == ("learned", clone.params()["decode"]["choose"])
+    )
+    said = clone.run("unmask", "demo")
+    assert card["figures"]["learned policy"] == {"accuracy": row.accuracy, "nfe": row.nfe, "prompts": row.prompts}
+    assert f"{100 * row.accuracy:.1f} % right in {row.nfe:.2f} forward passes (24 test prompts)" in said
+
+
 def test_the_doctor_is_content(promoted: tuple[Clone, dict[str, Any]]) -> None:
     clone, _ = promoted
     lines = clone.run("unmask", "doctor").splitlines()

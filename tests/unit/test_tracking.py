@@ -254,7 +254,11 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path: Path
     assert run_tags(replace(written, dirty=True).to_json())["dirty"] == "True"
     assert not set(written.dependencies.values()) & set(tags.values()), "hashes are in run.json"
     monkeypatch.setenv(runfile.FLOW_RUN, "flow-1")
-    assert run_tags(runfile.describe_run("train", "tiny", {}, [], tmp_path).to_json())["flow_run"] == "flow-1"
+    of_flow = runfile.describe_run("train", "tiny", {}, [], tmp_path).to_json()
+    for page, kept in (("http://h/runs/flow-run/flow-1", True), ("http://h/runs/flow-run/flow-2", False)):
+        monkeypatch.setenv(pages.FLOW_PAGE, page)  # the second reads outputs that another flow run has made
+        assert run_tags(of_flow)["flow_run"] == "flow-1"
+        assert run_tags(of_flow).get("flow_page") == (page if kept else None)
     with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
