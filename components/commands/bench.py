@@ -77,7 +77,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     steps = _policy_steps(request, fresh, clock)
     show(tables.policy_step(steps))
     large = throughput.on_paper()
-    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large)))
+    show(tables.on_paper(throughput.IN_SHORT, map(throughput.cells_in_short, large)))
     return {
         "machine": facts,
         "request": asdict(request),

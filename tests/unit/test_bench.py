@@ -82,12 +82,12 @@ def test_at_80_columns_no_name_and_no_number_is_cut(found: dict[str, Any]) -> No
     def compared(row: dict[str, Any]) -> Comparison:
         return Comparison(**row | {side: Side(**row[side]) for side in ("engine", "reference")})
 
-    name, *numbers = ("models:/unmasking-policy-tiny@champion", 128.25, 128)
+    name, *numbers = ("models:/unmasking-policy-tiny@champion", 128.25, 1000)
     row = found["decoding"][0] | dict(zip(("name", "nfe", "nfe_longest"), (name, *numbers), strict=True))
     decoded = [compared(row), *map(compared, found["decoding"])]
     made = [tables.decoding(decoded), tables.rows(decoded), tables.shares(decoded), tables.single(found["single"])]
     made += [tables.policy_step(found["policy_step"]), tables.machine(found["machine"])]
-    made.append(tables.on_paper(throughput.HEADINGS, map(throughput.cells, throughput.on_paper())))
+    made.append(tables.on_paper(throughput.IN_SHORT, map(throughput.cells_in_short, throughput.on_paper())))
     for table in made:
         console = Console(width=80, record=True, file=io.StringIO())
         console.print(table)
