@@ -21,7 +21,7 @@ from components.stages.common.runfile import content_hash
 PROMPTS, CANVAS = 200, 16
 DECODE = {"block_length": 16, "choose": "mode", "temperature": 1.0, "alpha": None}
 RULES = frozenset({("threshold", "0.8", 16), ("threshold", "0.9", 16)})
-PICK = Pick("sudoku", CANVAS, PROMPTS, 1.0, RULES, DECODE)
+PICK = Pick("tiny", "sudoku", CANVAS, PROMPTS, 2.0, RULES, DECODE)
 
 
 def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", producer: str = "one") -> onnx.ModelProto:

@@ -368,7 +368,7 @@ def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_a
 @pytest.fixture
 def outputs(tmp_path: Path):
     write_prompts(tmp_path)
-    write_text(tmp_path / "train" / "run.json", "{}")
+    write_text(tmp_path / "train" / "run.json", '{"profile": "tiny", "settings": {"train": {"alpha": 2.0}}}')
     write_trained(tmp_path)
     write_gate(tmp_path, results())
     write_export(tmp_path)
@@ -380,7 +380,7 @@ def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_t
     write_gate(outputs, [*results(), result("distilled", "mode", 0.5, 5), other])
     found = read_evidence(outputs, PICK)
     assert [cell.setting for cell in found.heuristics] == ["0.8", "0.9"]
-    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 1.0)
+    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 2.0)
     write_gate(outputs, [*results(), result("learned", "mode", 0.5, 5)])
     with pytest.raises(DataError, match="2 learned results"):
         read_evidence(outputs, PICK)
@@ -424,6 +424,18 @@ def retrain(outputs: Path):
 def retrain_and_gate(outputs: Path):
     write_trained(outputs, 2.0)
     write_gate(outputs, results(0.99))
+
+
+def train_at_another_alpha(outputs: Path):
+    """The gate would judge it by a speed that it was not trained for."""
+    path = outputs / "train" / "run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps(run | {"settings": {"train": {"alpha": [3.0, 2.0]}}}))
+
+
+def train_at_no_alpha(outputs: Path):
+    path = outputs / "train" / "run.json"
+    write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"settings": {}}))
 
 
 def other_file(outputs: Path):
@@ -482,6 +494,8 @@ def export_without_names(outputs: Path):
     [
         (retrain, "gate"),
         (retrain_and_gate, "export"),
+        (train_at_another_alpha, "train"),
+        (train_at_no_alpha, "train"),
         (other_file, "export"),
         (other_export, "export"),
         (relabelled, "export"),
@@ -502,6 +516,12 @@ def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_r
     change(outputs)
     with pytest.raises(PromotionRefused, match=rf"Run `dvc repro {stage}`"):
         read_evidence(outputs, PICK)
+
+
+def test_outputs_of_another_profile_are_refused(outputs: Path):
+    """A folder that was copied would move the champion of the profile that it was copied from."""
+    with pytest.raises(PromotionRefused, match=r"training of profile tiny, params\.yaml names mine\. .*--force train"):
+        read_evidence(outputs, replace(PICK, profile="mine"))
 
 
 # where the store is
