@@ -85,6 +85,7 @@ def write_gate(outputs: Path, found: Sequence[EvalResult], **changes: Any) -> No
         "settings": {"decode": DECODE | changes},
         "policy_hash": policy_hash(outputs / "train" / "policy"),
         "prompts_hash": content_hash(outputs / "data" / "tasks" / "sudoku" / "gate.jsonl"),
+        "file_hash": content_hash(outputs / "evaluate" / "gate" / "results.jsonl"),
     }
     write_json(outputs / "evaluate" / "gate" / "run.json", run)
 

@@ -94,7 +94,10 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     gate_file = outputs / "data" / "tasks" / pick.task / "gate.jsonl"
     if runs["gate"].get("prompts_hash") != content_hash(gate_file):
         raise PromotionRefused(f"{gate_file} holds other prompts than stage gate decoded. Run `dvc repro gate`.")
-    results = [r for r in read_results(outputs / "evaluate" / "gate" / "results.jsonl") if r.task == pick.task]
+    found = outputs / "evaluate" / "gate" / "results.jsonl"
+    results = [r for r in read_results(found) if r.task == pick.task]
+    if runs["gate"].get("file_hash") != content_hash(found):  # killed between the two, or put there by hand
+        raise PromotionRefused(f"{found} is not what stage gate wrote. Run `dvc repro gate`.")
     policy = _picked(results, pick)
     if policy.correct_P.size != pick.prompts:
         raise DataError(f"{policy.correct_P.size} gate prompts, not {pick.prompts} as asked. Run `dvc repro gate`.")

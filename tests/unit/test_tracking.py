@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from components.commands.evidence import Pick, read_evidence
 from components.core.errors import CheckpointError, DataError, PromotionRefused, SettingsError
 from components.core.files import read_lines, write_text
+from components.evaluation.results import write_results
 from components.export.smoke import check_decides
 from components.settings import read
 from components.stages.common import runfile
@@ -468,6 +469,11 @@ def gate_at_another_temperature(outputs: Path):
     write_gate(outputs, results(), temperature=2.0)
 
 
+def other_results(outputs: Path):
+    """Written, and then killed before run.json told of which settings they are."""
+    write_results(outputs / "evaluate" / "gate" / "results.jsonl", results(0.99))
+
+
 def export_at_another_alpha(outputs: Path):
     write_export(outputs, alpha=5.0)
 
@@ -502,6 +508,7 @@ def export_without_names(outputs: Path):
         (edited_weights, "train"),
         (other_prompts, "gate"),
         (gate_at_another_temperature, "gate"),
+        (other_results, "gate"),
         (export_at_another_alpha, "export"),
         (torn_file, "export"),
         (file_that_is_none, "export"),
