@@ -80,7 +80,8 @@ def database(uri: str) -> Path | None:
     if found is None:
         return None
     path = Path(unquote(found[2]))
-    if not found[1] or path.name in ("", ":memory:"):
+    device = path.exists() and not (path.is_file() or path.is_dir())  # as /dev/null, or a pipe, which is waited for
+    if not found[1] or path.name in ("", ":memory:") or device:
         raise SettingsError(
             f"the tracking store {uri} names no file, so that nothing would be kept. Write sqlite:///mlflow.db, or "
             "unset MLFLOW_TRACKING_URI."
@@ -266,5 +267,8 @@ def lock(uri: str, purpose: str) -> Generator[None]:
         return
     from filelock import FileLock
 
-    with FileLock(path.with_name(f"{path.name}.{purpose}.lock")):
+    file = path.with_name(f"{path.name}.{purpose}.lock")
+    if not file.exists():
+        file.touch()  # under /proc this fails, where FileLock would try for ever
+    with FileLock(file):
         yield
