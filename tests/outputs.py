@@ -21,7 +21,7 @@ from components.stages.common.runfile import content_hash
 PROMPTS, CANVAS = 200, 16
 DECODE = {"block_length": 16, "choose": "mode", "temperature": 1.0, "alpha": None}
 RULES = frozenset({("threshold", "0.8", 16), ("threshold", "0.9", 16)})
-PICK = Pick("sudoku", CANVAS, PROMPTS, 1.0, RULES, DECODE)
+PICK = Pick("tiny", "sudoku", CANVAS, PROMPTS, 2.0, RULES, DECODE)
 
 
 def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", producer: str = "one") -> onnx.ModelProto:
@@ -85,6 +85,7 @@ def write_gate(outputs: Path, found: Sequence[EvalResult], **changes: Any) -> No
         "settings": {"decode": DECODE | changes},
         "policy_hash": policy_hash(outputs / "train" / "policy"),
         "prompts_hash": content_hash(outputs / "data" / "tasks" / "sudoku" / "gate.jsonl"),
+        "file_hash": content_hash(outputs / "evaluate" / "gate" / "results.jsonl"),
     }
     write_json(outputs / "evaluate" / "gate" / "run.json", run)
 

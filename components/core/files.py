@@ -165,10 +165,13 @@ def _finite_number(text: str) -> float:
 
 
 def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others."""
+    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others.
+
+    A step fits into 64 bits, as MLflow keeps it.
+    """
     records = read_lines(path, needs=("step",), torn=torn, kind=dict[str, float | None])
-    if wrong := [record["step"] for record in records if type(record["step"]) is not int]:
-        raise DataError(f"{path}: step {wrong[0]} is no whole number. {REMAKE}")
+    if wrong := [r["step"] for r in records if type(r["step"]) is not int or abs(r["step"]) >= 2**63]:
+        raise DataError(f"{path}: step {str(wrong[0])[:30]} is no whole number of 64 bits. {REMAKE}")
     return records
 
 

@@ -22,7 +22,7 @@ HEAD = ("family", "setting", "block_length", "choose")
 def check_result(result: EvalResult, canvas: int) -> None:
     """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, masks].
 
-    masks: those that the canvas began with.
+    masks: those that the canvas began with, at most all of it.
     """
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
@@ -32,12 +32,14 @@ def check_result(result: EvalResult, canvas: int) -> None:
         )
     if seeds.shape != (0,) and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
         raise DataError(f"{name}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
-    most = result.masks_P if result.masks_P.size else canvas
+    masks = result.masks_P if result.masks_P.size else np.full(correct.shape, canvas, dtype=np.float64)
+    if masks.shape != correct.shape or not ((masks >= 1) & (masks <= canvas)).all():
+        raise DataError(f"{name}: masks of shape {masks.shape} are not one in [1, {canvas}] for each prompt. {AGAIN}")
     for correct_SP, nfe_SP in ((correct[None], nfe[None]), result.by_seed):
         for what, value_SP, right_SP, why in (
             ("correct", correct_SP, (correct_SP >= 0) & (correct_SP <= 1), "is not in [0, 1]"),
             ("NFE", nfe_SP, (nfe_SP >= 1) & (nfe_SP < np.inf), "is not a number of at least 1"),
-            ("NFE", nfe_SP, nfe_SP <= most, f"is more than the canvas of {canvas} has positions"),
+            ("NFE", nfe_SP, nfe_SP <= masks, f"is more than the canvas of {canvas} has positions"),
         ):
             if not right_SP.all():  # a NaN is right under no condition
                 seed, prompt = np.argwhere(~right_SP)[0]

@@ -37,8 +37,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares. Several
-    processes share the prompts of each policy, and the main one writes.
+    run.json beside the results has the hashes of the policy, the prompts and the results, which a promotion compares.
+    Several processes share the prompts of each policy, and the main one writes.
     """
     with processes.joined():
         return _evaluate(workspace, domain, decode, sweep, variants, case)
@@ -76,7 +76,7 @@ def _evaluate(
         chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(prompts.longest))
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
-    write_run(folder / "run.json", begun.finished(figures, **hashes))
+    write_run(folder / "run.json", begun.finished(figures, **hashes, file_hash=content_hash(folder / "results.jsonl")))
     workspace.metrics(case.stem, figures)
     return figures
 

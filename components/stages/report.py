@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..core.files import read_json, read_lines
+from ..core.files import read_json, read_lines, unpacking
 from ..evaluation.results import EvalResult, read_results
 from ..settings import Cases, Decode, Domain, Evaluate, Headroom
 from .common.runfile import read_run
@@ -89,8 +89,10 @@ def _write(
     figures = [read_json(outputs / "headroom" / f"{case}.json", kind=headroom_page.Case) for case in headroom.cases]
     headroom_page.write(folder / "headroom.md", figures)
     headroom_page.draw(folder / "headroom.png", figures)
-    run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), *found)
+    path = outputs / "train" / "run.json"
+    run, facts = read_run(path).to_json(), _facts(workspace, domain)
+    with unpacking(path):  # its settings may be of any shape
+        card.write(folder / "card.md", facts, run, *found)
 
 
 def _tables(workspace: Workspace, group: str, names: Iterable[str]) -> list[EvalResult]:

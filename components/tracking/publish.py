@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -241,4 +241,5 @@ def _started(run: Mapping[str, Any]) -> int:
 
 
 def _ended(run: Mapping[str, Any]) -> int:
-    return _started(run) + int(1000 * run["seconds"])
+    ended = datetime.fromisoformat(run["started"]) + timedelta(seconds=run["seconds"])  # OverflowError beyond 9999
+    return int(ended.timestamp() * 1000)

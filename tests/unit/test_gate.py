@@ -277,6 +277,18 @@ def test_more_passes_than_positions_are_refused_in_the_policy_and_in_every_rule(
         replace(found, heuristics=(*found.heuristics, replace(slow, family="random")))
 
 
+@pytest.mark.parametrize("masks", [[0.0], [NAN], [CANVAS + 1.0], [float("inf")], [[4.0]]])
+def test_masks_that_no_canvas_begins_with_are_refused(masks: list[Any]):
+    """With 0 the speed is no number: a champion of that kind could never be beaten."""
+    found = evidence(0.88).policy
+    whole = replace(found, masks_P=np.full(found.nfe_P.shape, CANVAS, dtype=float))
+    assert replace(evidence(0.88), policy=whole).policy is whole
+    for spoilt in (np.asarray(masks * found.nfe_P.size), np.full(3, CANVAS)):
+        with pytest.raises(DataError, match=r"learned .*masks of shape .*Run") as refused:
+            replace(evidence(0.88), policy=replace(found, masks_P=spoilt))
+        assert has_remedy(str(refused.value))
+
+
 @pytest.mark.parametrize("alpha", [NAN, -1.0, float("inf")])
 def test_an_exponent_that_is_none_is_refused(alpha: float):
     with pytest.raises(DataError, match="no exponent of speed"):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from components.commands.evidence import Pick, read_evidence
 from components.core.errors import CheckpointError, DataError, PromotionRefused, SettingsError
 from components.core.files import read_lines, write_text
+from components.evaluation.results import write_results
 from components.export.smoke import check_decides
 from components.settings import read
 from components.stages.common import runfile
@@ -372,7 +373,7 @@ def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_a
 @pytest.fixture
 def outputs(tmp_path: Path):
     write_prompts(tmp_path)
-    write_text(tmp_path / "train" / "run.json", "{}")
+    write_text(tmp_path / "train" / "run.json", '{"profile": "tiny", "settings": {"train": {"alpha": 2.0}}}')
     write_trained(tmp_path)
     write_gate(tmp_path, results())
     write_export(tmp_path)
@@ -384,7 +385,7 @@ def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_t
     write_gate(outputs, [*results(), result("distilled", "mode", 0.5, 5), other])
     found = read_evidence(outputs, PICK)
     assert [cell.setting for cell in found.heuristics] == ["0.8", "0.9"]
-    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 1.0)
+    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 2.0)
     write_gate(outputs, [*results(), result("learned", "mode", 0.5, 5)])
     with pytest.raises(DataError, match="2 learned results"):
         read_evidence(outputs, PICK)
@@ -430,6 +431,18 @@ def retrain_and_gate(outputs: Path):
     write_gate(outputs, results(0.99))
 
 
+def train_at_another_alpha(outputs: Path):
+    """The gate would judge it by a speed that it was not trained for."""
+    path = outputs / "train" / "run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps(run | {"settings": {"train": {"alpha": [3.0, 2.0]}}}))
+
+
+def train_at_no_alpha(outputs: Path):
+    path = outputs / "train" / "run.json"
+    write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"settings": {}}))
+
+
 def other_file(outputs: Path):
     onnx.save(policy(7.0), outputs / "export" / "policy.onnx")
 
@@ -460,6 +473,11 @@ def gate_at_another_temperature(outputs: Path):
     write_gate(outputs, results(), temperature=2.0)
 
 
+def other_results(outputs: Path):
+    """Written, and then killed before run.json told of which settings they are."""
+    write_results(outputs / "evaluate" / "gate" / "results.jsonl", results(0.99))
+
+
 def export_at_another_alpha(outputs: Path):
     write_export(outputs, alpha=5.0)
 
@@ -486,12 +504,15 @@ def export_without_names(outputs: Path):
     [
         (retrain, "gate"),
         (retrain_and_gate, "export"),
+        (train_at_another_alpha, "train"),
+        (train_at_no_alpha, "train"),
         (other_file, "export"),
         (other_export, "export"),
         (relabelled, "export"),
         (edited_weights, "train"),
         (other_prompts, "gate"),
         (gate_at_another_temperature, "gate"),
+        (other_results, "gate"),
         (export_at_another_alpha, "export"),
         (torn_file, "export"),
         (file_that_is_none, "export"),
@@ -506,6 +527,12 @@ def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_r
     change(outputs)
     with pytest.raises(PromotionRefused, match=rf"Run `dvc repro {stage}`"):
         read_evidence(outputs, PICK)
+
+
+def test_outputs_of_another_profile_are_refused(outputs: Path):
+    """A folder that was copied would move the champion of the profile that it was copied from."""
+    with pytest.raises(PromotionRefused, match=r"training of profile tiny, params\.yaml names mine\. .*--force train"):
+        read_evidence(outputs, replace(PICK, profile="mine"))
 
 
 # where the store is
