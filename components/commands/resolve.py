@@ -60,7 +60,9 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
 
 
 def _made(name: str) -> Any:
-    """What the class or function at an import path makes. SettingsError where it is no policy."""
+    """The policy that the class or function at an import path makes. SettingsError where it makes none."""
+    from ..policies.check import missing_parts
+
     made = named(name)
     try:
         inspect.signature(made).bind()
@@ -69,9 +71,8 @@ def _made(name: str) -> Any:
             f"{name} cannot be called without arguments ({error}). Name what makes a policy."
         ) from error
     policy = made()
-    lacking = [part for part in ("needs", "score", "distribution") if not hasattr(policy, part)]
-    if lacking:
-        what = f"{name} makes a {type(policy).__name__}, which has no {', '.join(lacking)}"
+    if missing := missing_parts(policy):
+        what = f"{name} makes a {type(policy).__name__}, which has no {', '.join(missing)}"
         raise SettingsError(f"{what}. Name what makes a policy; components/policies/protocol.py has its parts.")
     return policy
 

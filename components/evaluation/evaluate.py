@@ -236,10 +236,10 @@ def table(
     parts = [own.take(range(i, len(own), number)) for i in range(number)] if number > 1 else [own]
     use = len(candidates) > 1 and denoiser.stateless and denoiser.device.type == "cpu"
     own_denoisers = [RememberedDenoiser(denoiser, BYTES // number) if use else denoiser for _ in parts]
-    with workers.lanes(number) as lanes:
+    with workers.queues(number) as queues:
         decoded = [
             iter(run(lambda candidate, dllm=dllm, part=part: _decode(dllm, candidate, part, seeds), candidates))
-            for run, dllm, part in zip(lanes, own_denoisers, parts, strict=True)
+            for run, dllm, part in zip(queues, own_denoisers, parts, strict=True)
         ]
         for candidate in candidates:
             results.append(_score(candidate, prompts, board, [next(part) for part in decoded]))

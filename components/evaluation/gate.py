@@ -32,8 +32,9 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..maths.pareto import envelope_rows, front_at
+from ..policies.rules import POLICIES
 from .evidence import Evidence
-from .results import POLICIES, EvalResult
+from .results import EvalResult
 
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
 RESAMPLES = 2000

@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.files import read_csv, read_lines, write_csv, write_lines
-
-PAIR_ROWS = ("mi_bound", "demask", "shuffled", "distance", "graph")
-"""Rules and controls over the pair shifts of the trained policy, see ``policies.variants``."""
-POLICIES = ("learned", "distilled", "influence", *PAIR_ROWS)
-"""Families that need a trained policy. Every other family is a rule, a point of the front."""
+from ..policies.rules import POLICIES
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P", "order_2P")
 OPTIONAL = ("end_of_text",)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import processes
 from ..core.files import write_lines
-from ..evaluation.results import PAIR_ROWS, POLICIES, EvalResult, write_results, write_table
+from ..evaluation.results import EvalResult, write_results, write_table
+from ..policies.rules import PAIR_ROWS, POLICIES
 from ..settings import Decode, Domain, Sweep, Variants
 from .common.cases import EvalCase
 from .common.progress import progress
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..denoisers import Denoiser
     from ..evaluation.evaluate import Candidate
     from ..policies.store import LearnedPolicy
-    from ..settings.evaluation import Family
 
 STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
@@ -97,7 +97,7 @@ def learned(
     from .common.models import with_decode_settings
 
     candidates: list[Candidate] = []
-    for family in sorted(variants.offsets, key=POLICIES.index):
+    for family in sorted(variants.offsets, key=list(POLICIES).index):
         trained = store.load(workspace.outputs / STAGE_OF.get(family, "train") / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
@@ -120,7 +120,7 @@ def learned(
 
 
 def _pair_rows(
-    workspace: Workspace, family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, case: EvalCase
+    workspace: Workspace, family: str, policy: LearnedPolicy, decode: Decode, variants: Variants, case: EvalCase
 ) -> list[Candidate]:
     """A rule or control over the trained policy's pair shifts at each of its numbers."""
     from ..evaluation.evaluate import Candidate
@@ -136,7 +136,7 @@ def _pair_rows(
 
 
 def _at_other_speeds(
-    family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
+    family: str, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
 ) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from ..evaluation.evaluate import Candidate

@@ -173,7 +173,7 @@ def _some(steps: Steps | None, count: int, source: torch.Generator) -> Steps:
         obs = steps.observation
         paired_N = ((obs.masked_BL.sum(-1) > 1) & obs.eligible_BL.any(-1)).nonzero().squeeze(1)
         if len(paired_N):
-            # Rows are recorded in an order that depends on the lanes; by row and step it does not.
+            # Rows are recorded in an order that depends on the workers; by row and step it does not.
             address_N = steps.row_N[paired_N] * (int(steps.step_N.max()) + 1) + steps.step_N[paired_N]
             paired_N = paired_N[address_N.argsort()]
             chosen = torch.randperm(len(paired_N), generator=source)[:count].sort().values

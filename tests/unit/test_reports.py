@@ -27,7 +27,7 @@ from components.core.errors import DataError
 from components.core.files import write_text
 from components.evaluation.results import EvalResult, read_table
 from components.maths.pareto import front_at, upper_hull
-from components.policies.rules import RULES
+from components.policies.rules import POLICIES, RULES
 from components.reports import boards, card, fronts, learning, order_page, pareto, picture, table
 from tests.messages import has_remedy
 
@@ -606,4 +606,4 @@ def test_the_plots_template_reads_columns_that_are_written():
     colours = template["spec"]["layer"][-1]["encoding"]["color"]["scale"]["domain"]
     shades = next(t["calculate"] for t in template["transform"] if t["as"] == "shade")
     assert set(re.findall(r"'([a-z_]+)'", shades)) == set(colours) - {"other rule"}
-    assert set(colours) - {"other rule"} <= {*fronts.POLICIES, *RULES}
+    assert set(colours) - {"other rule"} <= {*POLICIES, *RULES}
