@@ -111,8 +111,10 @@ def level(
 def measure(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """What ``level`` gives and, with a champion, utility and gain with its interval. The champion's utility is taken at
-    the challenger's canvas and exponent."""
+    """The figures of ``level`` and, with a champion, utility and gain with its interval.
+
+    The champion's utility is taken at the challenger's canvas and exponent.
+    """
     figures = level(challenger.policy, challenger.heuristics, resamples, seed)
     if champion:
         weights_RP = resample(challenger.policy.correct_P.size, resamples, seed)

@@ -1,5 +1,4 @@
-"""What a coupled policy sees at the first step of a decode: how far each position is from being taken, and by how much
-a commit at one moves the log-odds at another. Small enough to be kept beside a decode, for the pages."""
+"""The view of a coupled policy at the first step of a decode, for pages: its utilities and pair shifts."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _evaluate(
     workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, variants: Variants, case: EvalCase
 ) -> dict[str, Any]:
     from ..decode.prompts import Prompts
-    from ..evaluation.evaluate import Board, table
+    from ..evaluation.evaluate import Scope, table
     from ..policies import store
     from .common.models import open_cached
 
@@ -63,8 +63,8 @@ def _evaluate(
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, variants, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates), processes.rank() == 0) as tick:
-        board = Board(case.task, case.model, case.split)
-        policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+        scope = Scope(case.task, case.model, case.split)
+        policies = table(denoiser, candidates, prompts, sweep.seeds, scope, lambda _: tick(""))
     if processes.rank() > 0:
         return {}
     results = policies + rule_results(workspace, case)
@@ -87,9 +87,8 @@ def learned(
     """The trained policy by its mode and by sampling, and the starts that ``variants`` names by their mode.
 
     On a wide case also at every other alpha that a policy was trained for. Then the rows over the trained policy's pair
-    shifts that ``variants`` names. foreign: over another dLLM than in training,
-    whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
-    all.
+    shifts that ``variants`` names. foreign: the dLLM is not that of training, so that hidden states mean something
+    else. Policies that also read statistics are evaluated without them, feature policies are left out.
     """
     from ..evaluation.evaluate import Candidate
     from ..policies import store

@@ -17,7 +17,7 @@ from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
-from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
+from components.evaluation.evaluate import Candidate, Scope, Sweep, evaluate, table
 from components.evaluation.results import (
     COLUMNS,
     PER_PROMPT,
@@ -76,13 +76,13 @@ def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first: K
     torch.set_num_threads(2)
     try:
         ticks: list[int] = []
-        board = Board("key_first", "formula", "tune")
-        results = table(denoiser, candidates, prompts, [0, 1, 2], board, ticks.append)
+        scope = Scope("key_first", "formula", "tune")
+        results = table(denoiser, candidates, prompts, [0, 1, 2], scope, ticks.append)
         assert torch.get_num_threads() == 2 and len(ticks) == len(candidates)
     finally:
         torch.set_num_threads(before)
     for result, candidate in zip(results, candidates, strict=True):
-        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2], board)
+        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2], scope)
         assert result == replace(alone, tokens_per_second=result.tokens_per_second)
         assert (result.family, result.setting) == (candidate.family, candidate.setting) and result.unfinished == 0
         assert (result.task, result.denoiser, result.split) == ("key_first", "formula", "tune")
