@@ -28,7 +28,7 @@ from ..core.types import Needs, Observation
 from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.masked import one_hot, rank_of, sort_eligible
-from .coupled import CoupledPolicy
+from .coupled import CoupledPolicy, draws_by_shifts
 from .dependence import apart, field_of, pairs_of
 from .protocol import Policy
 from .rules import PAIR_ROWS
@@ -196,7 +196,7 @@ def variant(name: str, policy: object, number: float, get_graph: GetGraph) -> Po
 
     SettingsError for a policy without pair shifts.
     """
-    if not isinstance(policy, CoupledPolicy) or not policy.shape.pair_shifts or policy.shape.action == "categorical":
+    if not draws_by_shifts(policy):
         raise SettingsError(
             f"variants.offsets: {name} reads pair shifts, and this policy has none. Remove it, or train "
             f"a coupled policy with pair_shifts and sets."

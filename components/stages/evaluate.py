@@ -193,12 +193,13 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
     also ``view``, see ``first_views``."""
     from ..decode.engine import rollout
     from ..decode.job import DecodeOptions
-    from ..evaluation.view import first_views, is_seen
+    from ..evaluation.view import first_views
+    from ..policies.coupled import draws_by_shifts
 
     lines: list[dict[str, Any]] = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length, chosen.frontier)
-        options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
+        options = DecodeOptions(choose=chosen.choose, record=draws_by_shifts(chosen.policy))
         decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)
         views = first_views(chosen.policy, decoded, list(prompts.lengths))

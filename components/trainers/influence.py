@@ -122,11 +122,11 @@ def share(fitted: float, without: float, least: float) -> float:
 
 
 @torch.no_grad()
-def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
-    """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
+def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int) -> float:
+    """The figure of merit over the held-out states; NaN without any."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
-        for index in _batches(chunk.held_S == held, batch):
+        for index in _batches(chunk.held_S, batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
     fitted, without, least = total.tolist()
