@@ -81,8 +81,8 @@ def cases(decodes: Sequence[Decode]) -> dict[str, list[Case]]:
         if missing or len(decode["order"]) != len(decode["tokens"]):
             what = f"has no {', '.join(missing)}" if missing else "has not one step per token"
             raise DataError(
-                f"decode {number} {what}: its board would have empty or shifted cells; "
-                "run stage evaluate again to write decodes.jsonl."
+                f"decode {number} {what}: its board would have empty or shifted cells. "
+                "Run stage evaluate again to write decodes.jsonl."
             )
         found.setdefault((decode["task"], decode["prompt"]), []).append(decode)
     by_task: dict[str, list[Case]] = {}

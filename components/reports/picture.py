@@ -98,7 +98,7 @@ def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tupl
     if not pairs:
         raise DataError(
             f"no prompt of {', '.join(sorted(tasks))} was decoded by a heuristic and by the learned policy: "
-            "there is nothing to put side by side; record both in decodes.jsonl."
+            "there is nothing to put side by side. Record both in decodes.jsonl."
         )
     right = [pair for pair in pairs if all(float(d["correct"]) >= 0.5 for d in pair)] or pairs
     savings = [float(a["nfe"]) - float(b["nfe"]) for a, b in pairs]

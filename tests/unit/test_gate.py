@@ -233,7 +233,7 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
     assert measure(again) == measure(found)
     with pytest.raises(DataError, match="prompts per result"):
         replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
-    with pytest.raises(DataError, match="pairs them by prompt"):
+    with pytest.raises(DataError, match="one of each per prompt"):
         replace(found, policy=result_of(result_json(found.policy) | {"nfe": [1.0]}, "sudoku"))
 
 

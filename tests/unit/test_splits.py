@@ -60,7 +60,7 @@ def test_the_shares_are_kept():
 def test_a_task_with_too_few_prompts_says_so():
     task = build("number_sorting", numbers=2)  # 200 prompts
     assert len(collect(task, "pretrain", 120, 0)) == 120
-    with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, asked were 60"):
+    with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, not the 60"):
         collect(task, "test", 60, 0)
 
 
