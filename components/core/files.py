@@ -187,22 +187,6 @@ def unpacking(path: Path, remedy: str = REMAKE) -> Generator[None]:
         raise DataError(f"{path} holds what no stage writes ({what}). {remedy}") from error
 
 
-def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
-    """Rows of a CSV file with a head line. DataError where it is none, is cut off, or a row does not fit the head."""
-    text = read_text(path, remedy)
-    if text and not text.endswith("\n"):
-        raise DataError(f"{path} is cut off in its last line. {remedy}")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not CSV ({error}). {remedy}") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise DataError(f"{path}, row {number} does not fit the head line. {remedy}")
-    return rows
-
-
 def read_yaml(path: Path, remedy: str) -> Any:
     """What a YAML 1.2 file says, the dialect that DVC reads. DataError names the place; a duplicate key is an error."""
     from ruamel.yaml import YAML

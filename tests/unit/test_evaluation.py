@@ -19,16 +19,16 @@ from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
 from components.evaluation.evaluate import Candidate, Scope, Sweep, evaluate, table
 from components.evaluation.results import (
-    COLUMNS,
+    KINDS,
     PER_PROMPT,
     EvalResult,
     read_results,
-    read_table,
     write_results,
     write_table,
 )
 from components.policies.rules import heuristic
 from tests.messages import has_remedy
+from tests.outputs import read_table
 from tests.toy_domain import KeyFirst
 
 END = 1
@@ -108,7 +108,7 @@ def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first: Ke
     assert again == results == read_table(tmp_path / "table.csv")
     for one, other in zip(results, again, strict=True):
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in PER_PROMPT)
-    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(KINDS)
 
 
 @pytest.mark.parametrize("line", ['{"task": "a"}', '{"task": "a", "correct_P": "x", "nfe_P": []}'])

@@ -24,12 +24,13 @@ from components.core.errors import SettingsError
 from components.core.rng import Noise
 from components.core.types import Needs, Observation
 from components.evaluation.evaluate import Scope, Sweep, table
-from components.evaluation.results import read_table, write_table
+from components.evaluation.results import write_table
 from components.policies.rules import RULES, Rule, check_number, decoders, heuristic, is_random
 from components.reports import fronts, pareto
 from components.settings import Settings
 from components.stages.rules import sweep_of
 from tests.messages import has_remedy
+from tests.outputs import read_table
 from tests.unit.test_contributing import example, text_of
 
 ROOT = Path(__file__).parents[2]
