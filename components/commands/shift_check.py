@@ -57,7 +57,7 @@ def shift_fit(folder: Path = FOLDER) -> ShiftFit:
     seen: list[tuple[int, Tensor]] = []
 
     def choose(batch: DecodeBatch) -> Tensor:
-        obs = batch.observation(policy.needs, batch.eligible_BL)
+        obs = batch.observation(policy.needs)
         distribution = policy.distribution(obs)
         assert isinstance(distribution, Coupled) and obs.log_odds_BL is not None
         masked_BL, length = obs.masked_BL, obs.masked_BL.shape[1]

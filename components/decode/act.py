@@ -22,7 +22,7 @@ def decide(
     policies: list[Policy], batch: DecodeBatch, needs: Needs, options: DecodeOptions
 ) -> tuple[Action, Steps | None]:
     """What every row does, and its record. The learning policy runs once: one distribution draws and is recorded."""
-    obs, noise = batch.observation(needs, batch.eligible_BL), Noise(batch.key_B, batch.step_B)
+    obs, noise = batch.observation(needs), Noise(batch.key_B, batch.step_B)
     if len(policies) == 1:
         distribution = policies[0].distribution(obs)
         action = _draw(distribution, obs.eligible_BL, noise, options)

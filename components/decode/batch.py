@@ -23,6 +23,7 @@ from .job import DecodeOptions, Job
 class DecodeBatch:
     """B rows. fields: the readout's statistics (and features) by Observation field name, valid where not stale.
 
+    eligible_BL: masked positions of the current block; with a frontier, the first so many of them.
     stale_B: the row's canvas changed since the denoiser last saw it. prompt_B: prompt lengths. asked_B: masks that the
     row began with, and the most steps it gets. block_B: the current block's number; in_block_B: steps spent in it.
     frontier, end_ids: the job's.
@@ -32,6 +33,7 @@ class DecodeBatch:
     ids_BT: Tensor
     attend_BT: Tensor
     masked_BL: Tensor
+    eligible_BL: Tensor
     order_BL: Tensor
     step_B: Tensor
     length_B: Tensor
@@ -80,17 +82,10 @@ class DecodeBatch:
     @property
     def block_BL(self) -> Tensor:
         """Positions of the current block."""
-        position_L = torch.arange(self.masked_BL.shape[1], device=self.masked_BL.device)
-        low_B1 = (self.block_B * self.size_B).unsqueeze(1)
-        return (position_L >= low_B1) & (position_L < low_B1 + self.size_B.unsqueeze(1))
+        return _block(self.masked_BL.shape[1], self.block_B, self.size_B)
 
-    @property
-    def eligible_BL(self) -> Tensor:
-        """Masked positions of the current block: with a frontier, the first so many of them."""
-        open_BL = self.masked_BL & self.block_BL
-        return open_BL if self.frontier is None else open_BL & (open_BL.cumsum(-1) <= self.frontier)
-
-    def observation(self, needs: Needs, eligible_BL: Tensor) -> Observation:
+    def observation(self, needs: Needs) -> Observation:
+        """What a policy with these needs sees."""
         chosen = dict(self.fields)
         chosen.pop("log_probs", None)
         if not needs.drift:
@@ -104,7 +99,7 @@ class DecodeBatch:
         start = self.start if needs.features == "sequence" else 0
         return Observation(
             self.masked_BL,
-            eligible_BL,
+            self.eligible_BL,
             self.step_B,
             self.length_B,
             canvas_start=start,
@@ -121,17 +116,19 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
     ids_BT, attend_BT, masked_BL = _sequences(job, rows, denoiser.mask_id)
     zeros_B = torch.zeros(count, dtype=torch.int64, device=device)
     masked_BL, size_B = masked_BL.to(device), job.block_R[rows].to(device)
+    block_B = next_block(masked_BL, size_B, zeros_B)
     batch = DecodeBatch(
         row_B=rows.to(device),
         ids_BT=ids_BT.to(device),
         attend_BT=attend_BT.to(device),
         masked_BL=masked_BL,
+        eligible_BL=eligible(masked_BL, block_B, size_B, job.frontier),
         order_BL=torch.full((count, longest), -1, device=device),
         step_B=zeros_B,
         length_B=length_B.to(device),
         asked_B=masked_BL.sum(-1),
         size_B=size_B,
-        block_B=next_block(masked_BL, size_B, zeros_B),
+        block_B=block_B,
         in_block_B=zeros_B,
         policy_B=job.policy_R[rows].to(device),
         key_B=row_keys(seed, job.uid_R[rows], job.member_R[rows]).to(device),
@@ -172,6 +169,19 @@ def next_block(masked_BL: Tensor, size_B: Tensor, from_B: Tensor) -> Tensor:
     return torch.where(ahead_BL.any(-1), first_B, masked_BL.shape[1])
 
 
+def eligible(masked_BL: Tensor, block_B: Tensor, size_B: Tensor, frontier: int | None) -> Tensor:
+    """Masked positions of each row's block: with a frontier, the first so many of them."""
+    open_BL = masked_BL & _block(masked_BL.shape[1], block_B, size_B)
+    return open_BL if frontier is None else open_BL & (open_BL.cumsum(-1) <= frontier)
+
+
+def _block(length: int, block_B: Tensor, size_B: Tensor) -> Tensor:
+    """(B, L) the positions of block ``block_B``."""
+    position_L = torch.arange(length, device=block_B.device)
+    low_B1 = (block_B * size_B).unsqueeze(1)
+    return (position_L >= low_B1) & (position_L < low_B1 + size_B.unsqueeze(1))
+
+
 def _answers(answers: Sequence[Tensor], prompt_R: Tensor, length: int) -> Tensor:
     """(B, length) the prompts' reference answers, -1 behind the shorter ones."""
     answer_BL = torch.full((len(prompt_R), length), -1)
@@ -190,19 +200,21 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
     if batch.end_ids:
         canvas_BL, masked_BL = _ended(canvas_BL, masked_BL, order_BL >= 0, batch.end_ids)
     changed_B = commit_BL.any(-1)
-    in_block_B = batch.in_block_B + 1
-    exhausted_B = torch.zeros_like(changed_B)
+    in_block_B, from_B = batch.in_block_B + 1, batch.block_B
     if options.step_limit == "block":
         # As many steps as there was something to commit in the block: all of it, but for what was given.
         exhausted_B = in_block_B >= (batch.block_BL & (batch.masked_BL | (batch.order_BL >= 0))).sum(-1)
-    block_B = next_block(masked_BL, batch.size_B, batch.block_B + exhausted_B)
+        from_B = from_B + exhausted_B
+    block_B = next_block(masked_BL, batch.size_B, from_B)
     next_B = block_B != batch.block_B
     # A new block without a changed canvas still needs its positions read.
-    stale_B = batch.stale_B | changed_B | (next_B if needs.where == "eligible" else torch.zeros_like(next_B))
+    stale_B = batch.stale_B | changed_B
+    stale_B = stale_B | next_B if needs.where == "eligible" else stale_B
     return replace(
         batch,
         ids_BT=torch.cat([batch.ids_BT[:, : batch.start], canvas_BL], 1),
         masked_BL=masked_BL,
+        eligible_BL=eligible(masked_BL, block_B, batch.size_B, batch.frontier),
         order_BL=order_BL,
         step_B=batch.step_B + 1,
         block_B=block_B,

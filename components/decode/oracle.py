@@ -86,7 +86,7 @@ def enumerate_decoding(
     with torch.no_grad():
         while len(batch):
             batch, _ = refresh(batch, denoiser, needs, timer, Facts.of(batch, needs, every=True))
-            observation = batch.observation(needs, batch.eligible_BL)
+            observation = batch.observation(needs)
             state_E, commit_EL = _choices(observation.eligible_BL, empty=not options.force_commit, single=single)
             children = advance(batch.keep(state_E), Action(commit_EL, None, commit_EL), needs, options)
             ends_E = is_done(children, options)

@@ -61,12 +61,10 @@ def refresh(
     with timer("readout"):
         fields = concatenate([fields for fields, _ in parts])
         state = None if parts[0][1] is None else concatenate([state or {} for _, state in parts])
-        fresh = replace(batch, state=state, stale_B=torch.zeros_like(batch.stale_B))
-        if len(rows) == len(batch):
-            return replace(fresh, fields=fields), len(rows)
-        rows_b = _numbers(rows, device)
-        fields = {n: _scatter(batch, n, rows_b, value) for n, value in fields.items()}
-    return _unchanged(replace(fresh, fields=fields), rows_b), len(rows)
+        whole, rows_b = len(rows) == len(batch), _numbers(rows, device)
+        fields = fields if whole else {n: _scatter(batch, n, rows_b, value) for n, value in fields.items()}
+        fresh = replace(batch, fields=fields, state=state, stale_B=torch.zeros_like(batch.stale_B))
+    return fresh if whole else _unchanged(fresh, rows_b), len(rows)
 
 
 def _numbers(rows: list[int], device: torch.device) -> Tensor:

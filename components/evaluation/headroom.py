@@ -170,7 +170,7 @@ def correlation(denoiser: Denoiser, prompts: Prompts, candidate: Candidate, seed
 
     def choose(batch: DecodeBatch) -> Tensor:
         nonlocal total, steps
-        obs = batch.observation(policy.needs, batch.eligible_BL)
+        obs = batch.observation(policy.needs)
         distribution = policy.distribution(obs)
         chosen_BL = commit(distribution, distribution.mode(), obs.eligible_BL, True).committed_BL
         assert chosen_BL is not None

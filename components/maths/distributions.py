@@ -36,8 +36,9 @@ class ActionDistribution(Protocol):
 def commit(distribution: ActionDistribution, action: Action, eligible_BL: Tensor, force: bool) -> Action:
     """The action with what the loop applies: the drawn bits; where a row drew nothing and ``force``, its fallback."""
     committed_BL = action.drawn_BL
-    if force:
-        empty_B1 = ~committed_BL.any(-1, keepdim=True)
+    empty_B1 = ~committed_BL.any(-1, keepdim=True)
+    # A CPU is asked at little cost whether there is such a row; an accelerator would have to be waited for.
+    if force and (committed_BL.device.type != "cpu" or bool(empty_B1.any())):
         committed_BL = committed_BL | (empty_B1 & one_hot(distribution.fallback_B, eligible_BL))
     return Action(action.drawn_BL, action.rank_BL, committed_BL)
 

@@ -208,7 +208,8 @@ def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, position_
         state_m, probe_m = state_M[part], probe_M[part]
         batch = admit(job, steps.row_N[state_m].cpu(), denoiser, 0)
         ids_mT = torch.cat([batch.ids_BT[:, : batch.start], ids_SL[state_m]], 1)
-        batch = replace(batch, ids_BT=ids_mT, masked_BL=obs.masked_BL[state_m])
+        masks = {"masked_BL": obs.masked_BL[state_m], "eligible_BL": obs.eligible_BL[state_m]}
+        batch = replace(batch, ids_BT=ids_mT, **masks)
         after_mL, _ = after_commit(denoiser, batch, obs.token_BL[state_m], position_SN[state_m, probe_m].unsqueeze(1))
         after_SNL[state_m, probe_m] = after_mL.float()
     return after_SNL
