@@ -24,15 +24,12 @@ Evidence outside its range is refused with DataError. Every condition of a promo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError
-from ..maths.pareto import envelope_rows, front_at
-from ..policies.rules import POLICIES
+from ..maths.pareto import envelope_rows
 from .evidence import Evidence
 from .results import EvalResult
 
@@ -73,14 +70,6 @@ def points(figures: Mapping[str, float], name: str) -> str:
     """`+4.2 points [+2.1, +6.3]` of a figure with its interval."""
     middle, low, high = (f"{100 * figures[name + end]:+z.1f}" for end in ("", "_low", "_high"))
     return f"{middle} points [{low}, {high}]"
-
-
-def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
-    """Accuracy that the heuristics among `rows` (family, nfe, accuracy: a row of gate.csv) attain at `nfe`."""
-    cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in POLICIES]
-    if not cells:
-        raise DataError("no heuristic among the rows. Evaluate the sweep too.")
-    return front_at(*zip(*cells, strict=True), at=nfe)
 
 
 def scores(policies: Sequence[EvalResult], heuristics: Sequence[EvalResult], weights_RP: np.ndarray) -> np.ndarray:

@@ -40,11 +40,6 @@ def split_of(example: Example) -> str:
     return pick(example.uid, SHARES)
 
 
-def collect(task: Task, split: str, count: int, seed: int) -> list[Example]:
-    """The first ``count`` examples of a split on the task's stream for this seed; see ``collect_all``."""
-    return collect_all(task, {split: count}, seed)[split]
-
-
 def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, list[Example]]:
     """For each split so many examples with distinct prompts, in one pass over ``task.sample(0, 1, 2, ..., seed)``.
 
