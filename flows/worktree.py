@@ -106,17 +106,16 @@ def close_worktree(checkout: Path, path: Path) -> None:
 
 
 def graph_of(worktree: Path) -> dict[str, list[str]]:
-    """Stage -> the stages that it needs the outputs of, matrix stages one by one; each after all that it needs.
-
-    Both are DVC's own: its index and its graph.
-    """
+    """Stage of dvc.yaml -> the stages that it needs the outputs of, matrix stages one by one; each after all that it
+    needs. Both are DVC's own: its index and its graph. The study's stage (infra/dvc.yaml) is none of a run."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
     try:
         with Repo(str(worktree)) as repo:
-            stages, graph = repo.index.stages, repo.index.graph  # an edge leads from a stage to one that it needs
+            graph = repo.index.graph  # an edge leads from a stage to one that it needs
+            stages = [stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"]
             needs = {stage: [n for n in graph.successors(stage) if isinstance(n, PipelineStage)] for stage in stages}
             order = [s for s in graphlib.TopologicalSorter(needs).static_order() if isinstance(s, PipelineStage)]
             return {str(stage.name): sorted(str(need.name) for need in needs[stage]) for stage in order}

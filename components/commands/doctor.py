@@ -233,7 +233,8 @@ def graph(root: Path) -> tuple[bool, str]:
         return True, OUTSIDE
     try:
         with Repo(str(root)) as repo:
-            return True, f"{len(repo.index.stages)} stages in dvc.yaml"
+            count = sum(stage.path_in_repo == "dvc.yaml" for stage in repo.index.stages)
+            return True, f"{count} stages in dvc.yaml"
     except (DvcException, OSError) as error:
         return False, (
             f"{error}; the stages run by `dvc repro`; work in a Git clone, or run "

@@ -20,7 +20,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from ..core.errors import SettingsError
+from ..core.errors import DataError, SettingsError
+from ..core.reach import offline_unless_hub_answers
 from ..core.rng import seed_of
 from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job
@@ -260,12 +261,18 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 
 def run(words: Sequence[str]) -> None:
-    """`lm_eval WORDS`, with the model `unmask`."""
+    """`lm_eval WORDS`, with the model `unmask`. DataError where a task's rows are on a hub that does not answer."""
     from lm_eval.__main__ import cli_evaluate
 
+    offline_unless_hub_answers()  # else the harness tries for half a minute
     sys.argv = ["lm_eval", *words]
     try:
         cli_evaluate()
+    except ConnectionError as error:
+        raise DataError(
+            f"lm_eval: {str(error).strip().splitlines()[0]}. Connect to the network, or name a task over local files "
+            f"(--include_path FOLDER)."
+        ) from error
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals.get("__name__", "").startswith("lm_eval."):

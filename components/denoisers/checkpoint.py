@@ -53,6 +53,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def commit_of(path: str, revision: str | None = None) -> str | None:
+    """The commit of a hub repository that ``revision`` names: on the hub, or in the cache where there is no network."""
+    config = find(path, "config.json", revision)
+    return None if config is None else config.parent.name  # .../snapshots/COMMIT/config.json
+
+
 def weight_files(path: str, revision: str | None = None) -> list[Path]:
     """The safetensors files of a checkpoint. CheckpointError if there are none, if one is missing, or if an index names
     one outside the folder."""
@@ -133,6 +139,20 @@ def check_tied(path: str, model: Any) -> None:
             f"{path}: config.json ties the output head to the embedding, and the weights hold two different ones. Set "
             f"weight_tying (LLaDA) or tie_word_embeddings to false, or remove the head."
         )
+
+
+def check_rotary(path: str, model: Any) -> None:
+    """CheckpointError if rotary frequencies are not those of the config: no file holds them, and a class whose weights
+    are set anew after its construction has left them as whatever the memory held."""
+    for module in model.modules():
+        own = {name: value for name, value in module.named_buffers(recurse=False) if name.endswith("inv_freq")}
+        unsaved = own.keys() & module._non_persistent_buffers_set
+        wanted = dict(type(module)(module.config).named_buffers()) if unsaved else {}
+        if not all(torch.allclose(own[name], wanted[name], rtol=1e-5, atol=0) for name in unsaved):
+            raise CheckpointError(
+                f"{path}: the rotary frequencies are not those of config.json: positions would be read wrongly. "
+                f"Use transformers >=5.13,<6."
+            )
 
 
 def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[str, str]) -> None:

@@ -210,6 +210,7 @@ def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str
     checkpoint.check_loaded(path, info, model.config.tie_word_embeddings)
     checkpoint.check_tied(path, model)
     checkpoint.check_equal(model, files, names)
+    checkpoint.check_rotary(path, model)
     return model
 
 
@@ -260,8 +261,11 @@ def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> An
     if masked and own and checkpoint.find(path, "tokenizer.json", revision) is None:
         kind = getattr(transformers, own)  # a vocabulary file, split by the class' own rules
     try:
-        return kind.from_pretrained(path, revision=revision, padding_side="left")
+        tokenizer = kind.from_pretrained(path, revision=revision, padding_side="left")
     except Exception as error:
         raise CheckpointError(
             f"{path}: no tokenizer ({_line(error)}). Put the {family} checkpoint's tokenizer beside its weights."
         ) from error
+    if vocabulary.is_foreign(tokenizer):
+        tokenizer.chat_template = None
+    return tokenizer

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..core.errors import CheckpointError
 
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
 END_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+CONTROL = re.compile(r"<\|[^<>|\s]+\|>")
 
 
 def known_ids(path: str, tokenizer: Any, vocabulary: int) -> frozenset[int]:
@@ -58,3 +60,17 @@ def end_ids(tokenizer: Any, masked: bool) -> frozenset[int]:
     named = {known[t] for t in END_TOKENS if t in known}
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id if masked else None}
     return frozenset(named | (ends - {None}))
+
+
+def is_foreign(tokenizer: Any) -> bool:
+    """Whether the chat template writes control tokens that the vocabulary lacks, as LLaDA-8B-Base's does: they would be
+    read as letters. A base model continues plain text."""
+    if tokenizer.chat_template is None:
+        return False
+    try:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception:  # a damaged template is named when a prompt is asked for
+        return False
+    return not set(CONTROL.findall(chat)) <= tokenizer.get_vocab().keys()

@@ -47,12 +47,12 @@ def coupled_sample(scores: CoupledScores, uniform: Uniform) -> tuple[np.ndarray,
 
 def accept_greedy(scores: CoupledScores) -> np.ndarray:
     """bool (B, L) the mode of accept-or-skip; it may be empty."""
-    return _accepted(scores, np.full_like(scores.log_odds_BL, 0.5))
+    return _accepted(scores, np.full_like(scores.log_odds_BL, 0.5), stops=True)
 
 
 def accept_sample(scores: CoupledScores, uniform: Uniform) -> np.ndarray:
     """bool (B, L) a draw of accept-or-skip under this noise; it may be empty."""
-    return _accepted(scores, uniform(0, scores.eligible_BL.shape[1]))
+    return _accepted(scores, uniform(0, scores.eligible_BL.shape[1]), stops=False)
 
 
 class _Path:
@@ -110,14 +110,17 @@ def _ordered(scores: CoupledScores, uniform: Uniform | None) -> tuple[np.ndarray
     return path.rank_BL >= 0, path.rank_BL
 
 
-def _accepted(scores: CoupledScores, below_BL: np.ndarray) -> np.ndarray:
+def _accepted(scores: CoupledScores, below_BL: np.ndarray, stops: bool) -> np.ndarray:
     path, row_B = _Path(scores), np.arange(len(below_BL))
-    while path.left_BL.any():
+    going_B: np.ndarray = np.asarray(path.left_BL.any(-1))
+    while going_B.any():
         utility_BL = path.utilities()
         best_B = path.best(utility_BL)
         utility_B = utility_BL[row_B, best_B]
         p_B = np.exp(np.minimum(utility_B, 0) - np.log1p(np.exp(-np.abs(utility_B))))
-        path.decide(best_B, below_BL[row_B, best_B] < p_B)
+        taken_B = going_B & (below_BL[row_B, best_B] < p_B)
+        path.decide(best_B, taken_B)
+        going_B = (taken_B if stops else going_B) & path.left_BL.any(-1)
     return path.rank_BL >= 0
 
 

@@ -33,23 +33,25 @@ class AcceptOrSkip(Coupled):
     """The set distribution that this module describes; without shifts a Bernoulli of ``logits_BL``."""
 
     @torch.no_grad()
-    def _walk(self, below_BL: Tensor) -> tuple[Action, Tensor]:
+    def _walk(self, below_BL: Tensor, stops: bool = False) -> tuple[Action, Tensor]:
         """The taken positions and the order (B, K) of the candidates, a row's own first.
 
-        A candidate of probability p is taken if ``below_BL`` < p at its position.
+        A candidate of probability p is taken if ``below_BL`` < p at its position. stops: whether a row's first skip
+        ends it. Where all have one bound nothing behind it would be taken: a skip moves nothing.
         """
         path, left_BL = Path.start(self), self.eligible_BL
-        candidates = []
+        going_B, candidates = left_BL.any(-1), []
         for turn in range(left_BL.shape[-1]):
-            left_B = left_BL.any(-1)
-            if over(left_B, turn):
+            if over(going_B, turn):
                 break
             utility_BL = path.utilities()
             best_B = masked_argmax(utility_BL, left_BL)
             best_B1 = best_B.unsqueeze(1)
             taken_B1 = below_BL.gather(1, best_B1) < F.logsigmoid(utility_BL.gather(1, best_B1)).exp()
-            path.take(best_B, left_B & taken_B1.squeeze(1))
+            taken_B = going_B & taken_B1.squeeze(1)
+            path.take(best_B, taken_B)
             left_BL = left_BL & ~one_hot(best_B, left_BL)
+            going_B = (taken_B if stops else going_B) & left_BL.any(-1)
             candidates.append(best_B)
         order_BK = torch.stack(candidates, 1) if candidates else torch.zeros_like(left_BL[:, :0], dtype=torch.int64)
         return Action(path.rank_BL >= 0), order_BK
@@ -59,7 +61,7 @@ class AcceptOrSkip(Coupled):
 
     def mode(self) -> Action:
         """The more probable decision of each candidate on the path; at p = 1/2 it is skipped."""
-        return self._walk(torch.full_like(self.log_odds_BL, 0.5))[0]
+        return self._walk(torch.full_like(self.log_odds_BL, 0.5), stops=True)[0]
 
     def log_prob(self, action: Action) -> Tensor:
         drawn_BL = action.drawn_BL & self.eligible_BL

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import CheckpointError
 from ..core.files import beside, write_json
 from ..settings import Model, Pretrain
 from ..tasks.example import Example
@@ -48,21 +47,14 @@ def pretrain(workspace: Workspace, models: Mapping[str, Model], pretrain: Pretra
 
 def _resolve(source: str, revision: str | None) -> dict[str, str | None]:
     from ..core.imports import is_import_path
-    from ..denoisers.checkpoint import read_config
+    from ..denoisers.checkpoint import commit_of, read_config
 
     if is_import_path(source):
         return {"source": source, "revision": None}
     read_config(source, revision)
     if Path(source).is_dir():
         return {"source": str(Path(source).resolve()), "revision": None}
-    from huggingface_hub import HfApi
-
-    try:
-        return {"source": source, "revision": HfApi().model_info(source, revision=revision).sha}
-    except OSError as error:
-        raise CheckpointError(
-            f"the revision of {source} could not be resolved ({error}). Go online, or set models.*.revision."
-        ) from error
+    return {"source": source, "revision": commit_of(source, revision)}
 
 
 def _train(workspace: Workspace, settings: Pretrain, name: str, model: Model, folder: Path) -> dict[str, float]:

@@ -117,10 +117,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
-    (folder / "components").mkdir()
-    (folder / "profiles").mkdir()
+    for name in ("components", "profiles", "infra"):
+        (folder / name).mkdir()
     files = {"stage.py": STAGE, "dvc.yaml": DVC, "components/__init__.py": "", "components/cli.py": CLI}
-    files |= {name: (ROOT / name).read_text() for name in ("params.yaml", "profiles/gpu.yaml")}
+    files |= {name: (ROOT / name).read_text() for name in ("params.yaml", "profiles/gpu.yaml", "infra/dvc.yaml")}
     files |= {".gitignore": "/outputs/\n/.worktrees/\n"}
     for name, text in files.items():
         (folder / name).write_text(text)

@@ -35,6 +35,7 @@ STUDY = {
     },
 }
 COMMAND = (sys.executable, "-m", "flows.study")
+COLLECT = ("dvc", "repro", "infra/dvc.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,9 @@ def test_a_killed_study_goes_on_and_what_is_done_is_not_done_again(clone: Clone)
     assert cell["about"] == "another seed" and cell["groups"] == ["evaluate", "ood"]
 
     assert clone.run(*COMMAND, "--speed").strip() == "outputs/study/speed.json"
-    assert clone.run(*COMMAND, "--report").split() == ["docs/results.md", "docs/results.png"]
+    collected = clone.run(*COLLECT)
+    assert ran(collected) == ["infra/dvc.yaml:results"] and "docs/results.md\ndocs/results.png\n" in collected
+    assert ran(clone.run(*COLLECT)) == [] and "infra" not in clone.run("dvc", "repro", "--dry")
     text = (clone.folder / "docs" / "results.md").read_text(encoding="utf-8")
     assert "2 of 2 cells" in text and "2 training seeds" in text and "## Tokens per second" in text
     assert cell["machine"] in text and clone.run("git", "rev-parse", "--short=7", "HEAD").strip() in text

@@ -27,6 +27,9 @@ from components.denoisers import check_denoiser, embedded, load, with_cache
 from components.denoisers.fingerprint import fingerprint
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
+from components.settings.data import Model, Pretrain
+from components.stages.common.workspace import Workspace
+from components.stages.pretrain import pretrain
 from components.tasks.example import Example, Score
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
@@ -480,6 +483,81 @@ def test_weights_that_a_loader_replaced_are_noticed(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", classmethod(careless))
     refused(tmp_path, "blocks.1.up_proj")
+
+
+@pytest.mark.parametrize("layout", ["llada", "dream", "ModernBert"])
+def test_rotary_frequencies_that_a_loader_left_unset_are_noticed(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No file holds them; transformers 5 left those of other classes as raw memory: finite, and no positions."""
+    names = {"llada": "LlamaForCausalLM", "dream": "Qwen2ForCausalLM", "ModernBert": "ModernBertForMaskedLM"}
+    if layout in MASKED:
+        write_masked(tmp_path, layout)
+    else:
+        WRITERS[layout](tmp_path)
+    kind = getattr(transformers, names[layout])
+    real = kind.from_pretrained.__func__
+
+    def careless(cls: Any, *arguments: Any, **more: Any) -> Any:
+        model, info = real(cls, *arguments, **more)
+        for name, value in model.named_buffers():
+            if name.endswith("inv_freq"):
+                value.fill_(1e-38)
+        return model, info
+
+    load(tmp_path)
+    monkeypatch.setattr(kind, "from_pretrained", classmethod(careless))
+    refused(tmp_path, str(tmp_path), "rotary frequencies")
+
+
+# --- the hub's cache -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two commits of own/tiny as the hub's client keeps them, the second one's branch main; no network. The native
+    models by commit: they differ in their weights, their config and their tokenizer."""
+    from huggingface_hub import constants
+
+    place, models = tmp_path / "models--own--tiny", {}
+    for number, commit in enumerate(("a" * 40, "b" * 40)):
+        folder = place / "snapshots" / commit
+        folder.mkdir(parents=True)
+        models[commit] = write_llada(folder, rms_norm_eps=1e-5 * (1 + 99 * number))
+        models[commit].config.rms_norm_eps = 1e-5 * (1 + 99 * number)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.transformer.ff_out.weight"] += number
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        words = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(words | {"model_max_length": 10 + number}))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("b" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return models
+
+
+@pytest.mark.parametrize("revision", ["a" * 40, "b" * 40, None, "main"])
+def test_a_pinned_revision_is_what_is_loaded_whatever_the_branch_has(
+    revision: str | None, cached: dict[str, Any], tmp_path: Path
+):
+    commit = revision if revision in cached else "b" * 40
+    denoiser, encoder = load("own/tiny", revision=revision)
+    folder = tmp_path / "models--own--tiny" / "snapshots" / commit
+    assert torch.equal(logits_of(denoiser, ids()), logits_of(load(folder)[0], ids()))
+    assert denoiser.model.config.rms_norm_eps == cached[commit].config.rms_norm_eps
+    assert encoder.tokenizer.model_max_length == (10 if commit == "a" * 40 else 11)
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize(("revision", "commit"), [(None, "b" * 40), ("main", "b" * 40), ("a" * 40, "a" * 40)])
+def test_a_stage_writes_the_commit_down_also_without_a_network(revision: str | None, commit: str, tmp_path: Path):
+    model = Model(source="own/tiny", layout="llada", revision=revision, dtype="float32", rows={})
+    shape = Pretrain(seed=0, width=8, layers=1, heads=1, inner=8, steps=1, learning_rate=0.1, warmup=0)
+    workspace = Workspace(tmp_path / "work", "p")
+    pretrain(workspace, {"m": model}, shape, "m")
+    written = json.loads((workspace.outputs / "pretrain" / "m" / "source.json").read_text(encoding="utf-8"))
+    assert written == {"source": "own/tiny", "revision": commit, "dtype": "float32"}
 
 
 # --- ids -----------------------------------------------------------------------------------------------------------

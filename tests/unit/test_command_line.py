@@ -18,7 +18,7 @@ from components.commands import device, doctor, lm_eval_model
 from components.commands import promote as promotion
 from components.commands.decode import Asked, show_decode
 from components.commands.resolve import loaded
-from components.core.errors import SettingsError
+from components.core.errors import DataError, SettingsError
 from components.evaluation.gate import Verdict
 from tests.messages import has_remedy
 
@@ -150,6 +150,7 @@ def harness_raises(error: Exception) -> Any:
 
 
 def test_what_the_harness_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_eval_model, "offline_unless_hub_answers", lambda: None)
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", harness_raises(ValueError("No tasks specified.")))
     with pytest.raises(SettingsError, match=r"lm_eval: No tasks specified\. Use") as found:
         lm_eval_model.run([])
@@ -162,3 +163,13 @@ def test_what_the_harness_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="of this program") as kept:
         lm_eval_model.run([])
     assert not isinstance(kept.value, SettingsError)
+
+
+def test_a_harness_task_whose_rows_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(lm_eval_model, "offline_unless_hub_answers", lambda: asked.append(1))
+    gone = ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (OfflineModeIsEnabled)")
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", harness_raises(gone))
+    with pytest.raises(DataError, match=r"openai/gsm8k.*Connect to the network.*--include_path") as found:
+        lm_eval_model.run([])
+    assert has_remedy(str(found.value)) and asked

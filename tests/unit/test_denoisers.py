@@ -368,6 +368,12 @@ def test_unknown_weights_are_refused(tmp_path: Path):
         {"block_type": "sequential"},
         {"include_qkv_bias": True},
         {"layer_norm_type": "default"},
+        {"layer_norm_with_affine": False},
+        {"include_bias": True},
+        {"bias_for_layer_norm": True},
+        {"input_emb_norm": True},
+        {"attention_layer_norm": True},
+        {"block_group_size": 2},
         {"scale_logits": True},
     ],
 )

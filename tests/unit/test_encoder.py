@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from components.bench import checkpoints
 from components.core.errors import DataError
 from components.core.types import Canvas
 from components.decode.engine import rollout
@@ -102,6 +103,20 @@ def test_without_a_chat_template_the_plain_text_is_the_prompt(tmp_path: Path):
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.prompt("ab 1").tolist()) == [*"ab 1"]
     refused(encoder, "ab <|eot_id|>", "<|eot_id|>")
     assert bool(rollout(denoiser, Threshold(0.9), Job.of([encoder.prompt("ab 1")], 4, 4)).finished_R.all())
+
+
+def test_a_base_model_s_prompt_is_not_the_chat_of_its_sibling(tmp_path: Path):
+    """LLaDA-8B-Base has Instruct's template and not its tokens, which would be split into letters."""
+    checkpoints.write("llada", tmp_path, checkpoints.SHAPES["llada", "small"])
+    assert load(tmp_path)[1].prompt("ab").tolist()[0] == 256  # bos, written by the template
+    path, gone = tmp_path / "tokenizer.json", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    words = json.loads(path.read_text(encoding="utf-8"))
+    words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] not in gone]
+    words["model"]["vocab"] = {token: i for token, i in words["model"]["vocab"].items() if token not in gone}
+    path.write_text(json.dumps(words), encoding="utf-8")
+    encoder = load(tmp_path)[1]
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.prompt("ab 1").tolist()) == [*"ab", "Ġ", "1"]
+    assert encoder.end_ids == {257}
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ from components.core.timer import Timer
 from components.decode import refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
+from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Quota
 
 torch.set_num_threads(1)
+STEP: Any = SimpleNamespace(nfe_R=torch.tensor([1]))  # what a decode of one step returns, as far as it is counted
 
 
 @pytest.fixture
@@ -63,13 +65,23 @@ def test_a_coupled_pick_computes_only_what_the_picks_before_it_changed() -> None
         draw = CoupledPlackettLuce(flat_1L, flat_1L, shift_1LL, flat_1L / 10, open_1L, tau=torch.tensor(1.0))
         assert int(draw.mode().drawn_BL.sum()) == length
 
-        def step(timer: Timer) -> Any:
-            draw.mode()
-            return SimpleNamespace(nfe_R=torch.tensor([1]))
-
-        return launches(step, torch.device("cpu"))["kernels_per_step"]["elsewhere"]
+        return launches(lambda _: (draw.mode(), STEP)[1], torch.device("cpu"))["kernels_per_step"]["elsewhere"]
 
     assert (kernels(14) - kernels(4)) / 10 <= 52
+
+
+def test_a_mode_of_accept_or_skip_ends_at_the_first_skip() -> None:
+    """Two of 14 are taken; the candidates behind the first that is not would be skipped one by one."""
+
+    def kernels(length: int) -> float:
+        flat_1L = torch.full((1, length), -9.0)
+        flat_1L[0, :2] = 9.0
+        shift_1LL, open_1L = torch.zeros(1, length, length), torch.ones(1, length, dtype=torch.bool)
+        draw = AcceptOrSkip(flat_1L, torch.zeros_like(flat_1L), shift_1LL, torch.full_like(flat_1L, 0.1), open_1L)
+        assert draw.mode().drawn_BL.nonzero()[:, 1].tolist() == [0, 1]
+        return launches(lambda _: (draw.mode(), STEP)[1], torch.device("cpu"))["kernels_per_step"]["elsewhere"]
+
+    assert kernels(14) == kernels(5)
 
 
 @pytest.mark.usefixtures("device_like")

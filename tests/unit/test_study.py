@@ -17,7 +17,7 @@ from components.core.files import write_json
 from components.evaluation.results import EvalResult, read_results, write_results
 from components.reports import study_bars, study_document, study_figure
 from components.reports.study import HEADINGS, Study, read_kept, row, runs
-from flows.study import GROUPS, cells_of
+from flows.study import CELLS, GROUPS, KEPT, cells_of
 from tests.messages import has_remedy
 from tests.outputs import result
 
@@ -54,6 +54,18 @@ def test_every_cell_of_the_study_works_and_all_that_is_asked_for_is_there() -> N
         assert (one.settings.sweep, one.settings.data.counts) == (base.sweep, base.data.counts)
     assert {one.settings.policy.kind for one in cells.values()} == {"coupled", "confidence", "feature"}
     assert next(iter(cells)) == "seed-0"
+
+
+def test_a_dvc_stage_of_its_own_collects_the_cells() -> None:
+    """It is no stage of the default pipeline's, which waits for no study; it reads what a cell is made of."""
+    (name,) = stages = yaml.safe_load((ROOT / "infra" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stage, default = stages[name], yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert name not in default and (ROOT / "infra" / stage["wdir"]).resolve() == ROOT
+    assert stage["cmd"] == "python -m flows.study --report"
+    assert {str(KEPT), CELLS, "params.yaml", "profiles", "components", "flows"} == set(stage["deps"])
+    assert [file for out in stage["outs"] for file in out] == ["docs/results.md", "docs/results.png"]
+    for out in stage["outs"]:  # in Git, and kept until there are new ones
+        assert [*out.values()] == [{"cache": False, "persist": True}]
 
 
 @pytest.mark.parametrize(
