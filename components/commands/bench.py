@@ -172,8 +172,8 @@ def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser:
         reads = getattr(getattr(found.policy, "shape", None), "features", 0)
         if reads not in (0, denoiser.width):
             raise SettingsError(
-                f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}; "
-                f"it would see nothing it knows; bench it over the dLLM it was trained on"
+                f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}. "
+                f"Bench it over the dLLM it was trained on."
             )
         cases.append(Case(found.setting, found.policy, DecodeOptions(rows=request.rows, choose=found.choose)))
     return cases

@@ -16,6 +16,9 @@ from typing import Any
 from .errors import CheckpointError, DataError, SettingsError
 from .kinds import misfit
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""Pattern of a name in the settings that becomes a file name."""
+
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
@@ -185,22 +188,6 @@ def unpacking(path: Path, remedy: str = REMAKE) -> Generator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, MemoryError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"{path} holds what no stage writes ({what}). {remedy}") from error
-
-
-def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
-    """Rows of a CSV file with a head line. DataError where it is none, is cut off, or a row does not fit the head."""
-    text = read_text(path, remedy)
-    if text and not text.endswith("\n"):
-        raise DataError(f"{path} is cut off in its last line. {remedy}")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not CSV ({error}). {remedy}") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise DataError(f"{path}, row {number} does not fit the head line. {remedy}")
-    return rows
 
 
 def read_yaml(path: Path, remedy: str) -> Any:

@@ -27,9 +27,7 @@ def check_result(result: EvalResult, canvas: int) -> None:
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
     if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
-        raise DataError(
-            f"{name}: {correct.shape} results and {nfe.shape} NFE; the comparison pairs them by prompt. {AGAIN}"
-        )
+        raise DataError(f"{name}: {correct.shape} results and {nfe.shape} NFE, not one of each per prompt. {AGAIN}")
     if seeds.shape != (0,) and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
         raise DataError(f"{name}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
     masks = result.masks_P if result.masks_P.size else np.full(correct.shape, canvas, dtype=np.float64)
@@ -89,8 +87,8 @@ class Evidence:
         counts = sorted({result.correct_P.size for result in results})
         if not self.heuristics or len(counts) > 1:
             raise DataError(
-                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per result {counts}; the policy is "
-                f"compared with a sweep on the same prompts. {AGAIN}"
+                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per result {counts}, "
+                f"not a sweep on the same prompts. {AGAIN}"
             )
         for result in results:
             check_result(result, self.canvas)

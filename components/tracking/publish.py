@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..core.errors import DataError
-from ..core.files import read_curve, read_json, read_text, unpacking
+from ..core.files import NAME, read_curve, read_json, read_text, unpacking
 from . import abandoned, pages, store
 from . import mlflow_tracker as entries
 from .model import log_policy
@@ -38,8 +38,7 @@ PUBLISHED = (
 )
 MANIFEST = "published.json"
 NOTE = "mlflow.note.content"
-PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the settings have it
-VERDICT = "verdict"  # tag of a run: what the gate said of its policy
+VERDICT = "verdict"  # tag of a run: the gate's decision about its policy
 
 
 class Trade(TypedDict, total=False):
@@ -92,7 +91,7 @@ def publish(outputs: Path, root: Path) -> str:
 
 def experiment_name(profile: str) -> str:
     """The experiment of a profile; its artifacts lie in a folder of this name. DataError where that is elsewhere."""
-    if not PROFILE.fullmatch(profile):
+    if not re.fullmatch(NAME, profile):
         raise DataError(f"profile {profile!r} is no name for a folder. Use letters, digits, - and _, at most 64.")
     return f"unmask-{profile}"
 

@@ -20,10 +20,10 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
-from components.evaluation.results import read_table
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
+from tests.outputs import read_table
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

@@ -411,7 +411,6 @@ def test_whatever_the_bytes_a_reader_says_the_file(tmp_path_factory: pytest.Temp
         files.read_text,
         files.read_json,
         files.read_lines,
-        files.read_csv,
         lambda p: files.read_yaml(p, "Run."),
     ):
         try:
