@@ -16,12 +16,14 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from components.commands.repair import repair
 from components.core.errors import SettingsError, masked
 from components.core.files import read_text
 from components.settings import Settings, nearest
 from components.stages.common.runfile import FLOW_RUN
+from components.tracking.pages import FLOW_PAGE
 from flows import parameters, preflight, results, worktree
 from flows.process_group import CommandFailed, stream
 
@@ -148,11 +150,13 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
     """What a stage in the worktree needs to know: the worktree's code, the checkout's tracking store, this Python."""
     from components.tracking.store import tracking_uri
 
+    page = url_for("flow-run", obj_id=flow_run.id) if flow_run.id else None
     joined = {"PYTHONPATH": str(path), "PATH": str(Path(sys.executable).parent)}
     return {
         **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
         **MEMORY,
-        # The training's MLflow run names the flow run that it is of.
+        # The training's MLflow run names the flow run that it is of, and links to its page where a server has one.
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
+        **({FLOW_PAGE: page} if page else {}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper
 
 from components.commands.evidence import Pick
 from components.core.files import read_json, write_json, write_text
-from components.evaluation.results import EvalResult, write_results
+from components.evaluation.results import KINDS, OPTIONAL, EvalResult, write_results
 from components.export.onnx_file import VERSION
 from components.policies.store import content_hash as policy_hash
 from components.stages.common.runfile import content_hash
@@ -21,7 +22,20 @@ from components.stages.common.runfile import content_hash
 PROMPTS, CANVAS = 200, 16
 DECODE = {"block_length": 16, "choose": "mode", "temperature": 1.0, "alpha": None}
 RULES = frozenset({("threshold", "0.8", 16), ("threshold", "0.9", 16)})
-PICK = Pick("sudoku", CANVAS, PROMPTS, 1.0, RULES, DECODE)
+PICK = Pick("tiny", "sudoku", CANVAS, PROMPTS, 2.0, RULES, DECODE)
+
+
+def read_table(path: Path) -> list[EvalResult]:
+    """The rows of a table that ``write_table`` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    read: dict[Any, Any] = {str: str, int: int}  # the others are floats, NaN where empty
+    heads = [
+        {name: read.get(kind, lambda text: float(text or "nan"))(row[name]) for name, kind in KINDS.items()}
+        for row in rows
+    ]
+    more = [{name: int(row.get(name) or 0) for name in OPTIONAL} for row in rows]
+    return [EvalResult(**head, **optional) for head, optional in zip(heads, more, strict=True)]
 
 
 def policy(weight: float = 1.0, temperature: float = 1.0, note: str = "", producer: str = "one") -> onnx.ModelProto:
@@ -85,6 +99,7 @@ def write_gate(outputs: Path, found: Sequence[EvalResult], **changes: Any) -> No
         "settings": {"decode": DECODE | changes},
         "policy_hash": policy_hash(outputs / "train" / "policy"),
         "prompts_hash": content_hash(outputs / "data" / "tasks" / "sudoku" / "gate.jsonl"),
+        "file_hash": content_hash(outputs / "evaluate" / "gate" / "results.jsonl"),
     }
     write_json(outputs / "evaluate" / "gate" / "run.json", run)
 

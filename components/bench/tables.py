@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich import box
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from .decoding import SECTIONS, Comparison
 from .training import IterationCost
+
+NAME = 26  # characters of a name in a line; all columns then fit into 80
 
 
 def machine(facts: Mapping[str, Any]) -> Table:
@@ -20,59 +23,59 @@ def machine(facts: Mapping[str, Any]) -> Table:
 
 
 def decoding(found: Sequence[Comparison]) -> Table:
-    table = _table(
-        "decoding: engine / reference loop, in turn",
-        "policy",
-        "NFE",
-        "longest",
-        "tokens/s",
-        "speed-up",
-        "useful",
-        "same rows",
-        "peak MB",
-    )
-    for row in found:
-        ours, theirs = row.engine, row.reference
-        table.add_row(
+    headings = ("policy", "NFE", "longest", "tokens/s", "speed-up")
+    lines = [
+        (
             row.name,
             f"{row.nfe:.2f}",
             str(row.nfe_longest),
-            f"{ours.tokens_per_second:,.0f} / {theirs.tokens_per_second:,.0f}",
+            f"{row.engine.tokens_per_second:,.0f} / {row.reference.tokens_per_second:,.0f}",
             spread(row.speedup),
-            f"{ours.useful:.3f} / {theirs.useful:.3f}",
-            f"{row.same:.1%}",
-            f"{megabytes(ours.peak)} / {megabytes(theirs.peak)}",
         )
-    return table
+        for row in found
+    ]
+    return _table("decoding: engine / reference loop, in turn", headings, lines)
+
+
+def rows(found: Sequence[Comparison]) -> Table:
+    lines = [
+        (
+            row.name,
+            f"{row.engine.useful:.3f} / {row.reference.useful:.3f}",
+            f"{row.same:.1%}",
+            f"{megabytes(row.engine.peak)} / {megabytes(row.reference.peak)}",
+        )
+        for row in found
+    ]
+    return _table("rows and memory: engine / reference loop", ("policy", "useful", "same rows", "peak MB"), lines)
 
 
 def shares(found: Sequence[Comparison]) -> Table:
-    table = _table("where the time goes: engine / reference loop", "policy", *SECTIONS)
-    for row in found:
-        ours, theirs = row.engine.shares, row.reference.shares
-        table.add_row(row.name, *(f"{ours[name]:.1%} / {theirs[name]:.1%}" for name in SECTIONS))
-    return table
+    lines = [
+        (row.name, *(f"{row.engine.shares[name]:.1%} / {row.reference.shares[name]:.1%}" for name in SECTIONS))
+        for row in found
+    ]
+    return _table("where the time goes: engine / reference loop", ("policy", *SECTIONS), lines)
 
 
 def single(found: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
-        "one whole canvas of 128: engine / a sampler as public code writes it",
-        "rule",
-        "NFE",
-        "seconds",
-        "speed-up",
-        "same",
-    )
-    for row in found:
-        seconds = f"{row['engine_seconds']:.3f} / {row['public_seconds']:.3f}"
-        table.add_row(row["name"], str(row["nfe"]), seconds, spread(row["speedup"]), f"{row['same']:.0%}")
-    return table
+    lines = [
+        (
+            row["name"],
+            str(row["nfe"]),
+            f"{row['engine_seconds']:.3f} / {row['public_seconds']:.3f}",
+            spread(row["speedup"]),
+            f"{row['same']:.0%}",
+        )
+        for row in found
+    ]
+    title = "one whole canvas of 128: engine / a sampler as public code writes it"
+    return _table(title, ("rule", "NFE", "seconds", "speed-up", "same"), lines)
 
 
 def training(found: IterationCost) -> Table:
-    table = _table("a training iteration", "part", "seconds", "share")
-    for part, seconds in found.seconds.items():
-        table.add_row(part, f"{seconds:.2f}", f"{found.shares[part]:.1%}")
+    parts = [(part, f"{seconds:.2f}", f"{found.shares[part]:.1%}") for part, seconds in found.seconds.items()]
+    table = _table("a training iteration", ("part", "seconds", "share"), parts)
     table.add_section()
     table.add_row("rows", f"{found.rows:,}", "")
     table.add_row("(row, step) pairs", f"{found.pairs:,}", f"{found.live:,} to learn from")
@@ -80,11 +83,8 @@ def training(found: IterationCost) -> Table:
 
 
 def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table(
-        "the policy's step, one thread", "policy", "rows", "canvas", "torch ms", "ONNX Runtime ms", "speed-up"
-    )
-    for row in found:
-        table.add_row(
+    lines = [
+        (
             row["policy"],
             str(row["rows"]),
             str(row["length"]),
@@ -92,14 +92,14 @@ def policy_step(found: Iterable[Mapping[str, Any]]) -> Table:
             f"{row['onnx_ms']:.3f}",
             spread(row["speedup"]),
         )
-    return table
+        for row in found
+    ]
+    headings = ("policy", "rows", "canvas", "torch ms", "ONNX Runtime ms", "speed-up")
+    return _table("the policy's step, one thread", headings, lines)
 
 
 def on_paper(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
-    table = _table("LLaDA-8B on one H100: arithmetic, not measured (docs/costs.md)", *headings)
-    for line in lines:
-        table.add_row(*line)
-    return table
+    return _table("LLaDA-8B on one H100: arithmetic, not measured (docs/costs.md)", headings, list(lines))
 
 
 def spread(ratios: tuple[float, float, float]) -> str:
@@ -112,9 +112,13 @@ def megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:,.0f}"
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Names in lines of NAME characters, numbers to the right; a narrow terminal breaks these between words alone."""
     table = Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
+    table.add_column(headings[0], no_wrap=True)
+    for heading, *cells in zip(headings[1:], *(line[1:] for line in lines), strict=True):
+        longest = max(len(word) for cell in (heading, *cells) for word in cell.split())
+        table.add_column(heading, justify="right", overflow="fold", min_width=longest)
+    for name, *numbers in lines:
+        table.add_row("\n".join(wrap(name, NAME)), *numbers)
     return table

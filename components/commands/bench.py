@@ -68,6 +68,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
         decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
     show(tables.decoding(decoded))
+    show(tables.rows(decoded))
     show(tables.shares(decoded))
     alone = [single.single(c, request.repeats, clock.next(f"one canvas: {c.name}")) for c in single.CASES]
     show(tables.single(alone))
@@ -76,7 +77,7 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     steps = _policy_steps(request, fresh, clock)
     show(tables.policy_step(steps))
     large = throughput.on_paper()
-    show(tables.on_paper(throughput.HEADINGS, map(throughput.cells, large)))
+    show(tables.on_paper(throughput.IN_SHORT, map(throughput.cells_in_short, large)))
     return {
         "machine": facts,
         "request": asdict(request),
@@ -171,8 +172,8 @@ def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser:
         reads = getattr(getattr(found.policy, "shape", None), "features", 0)
         if reads not in (0, denoiser.width):
             raise SettingsError(
-                f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}; "
-                f"it would see nothing it knows; bench it over the dLLM it was trained on"
+                f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}. "
+                f"Bench it over the dLLM it was trained on."
             )
         cases.append(Case(found.setting, found.policy, DecodeOptions(rows=request.rows, choose=found.choose)))
     return cases

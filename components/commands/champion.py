@@ -15,7 +15,7 @@ def reevaluate_on(workspace: Workspace, settings: Settings) -> Callable[[Path], 
 
     def reevaluate(path: Path) -> EvalResult:
         from ..decode.prompts import Prompts
-        from ..evaluation.evaluate import Board, Candidate, evaluate
+        from ..evaluation.evaluate import Candidate, Scope, evaluate
         from ..export import OnnxPolicy
         from ..stages.common.models import open_cached
 
@@ -25,7 +25,7 @@ def reevaluate_on(workspace: Workspace, settings: Settings) -> Callable[[Path], 
         prompts = Prompts.of(data.task(), data.examples("gate"), encoder)
         how = (decode.block_length, decode.choose, decode.frontier)
         candidate = Candidate("learned", decode.choose, OnnxPolicy(path), *how)
-        board = Board(data.name, domain.model, "gate")
-        return evaluate(denoiser, candidate, prompts, settings.sweep.seeds, board)
+        scope = Scope(data.name, domain.model, "gate")
+        return evaluate(denoiser, candidate, prompts, settings.sweep.seeds, scope)
 
     return reevaluate

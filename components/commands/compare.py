@@ -36,14 +36,14 @@ class Ground:
     prompts: Prompts
 
     def decode(self, candidates: Sequence[Candidate], prompts: Prompts | None = None) -> list[EvalResult]:
-        from ..evaluation.evaluate import Board, evaluate
+        from ..evaluation.evaluate import Scope, evaluate
         from ..stages.common.progress import progress
 
-        results, board = [], Board(self.name, self.settings.domain.model)
+        results, scope = [], Scope(self.name, self.settings.domain.model)
         with progress(f"compare on {self.name}", len(candidates)) as tick:
             for each in candidates:
                 seeds = self.settings.sweep.seeds
-                results.append(evaluate(self.opened[0], each, prompts or self.prompts, seeds, board))
+                results.append(evaluate(self.opened[0], each, prompts or self.prompts, seeds, scope))
                 tick("")  # a long name would be cut behind the bar
         return results
 

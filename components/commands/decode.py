@@ -106,7 +106,7 @@ def decode_one(
     if shape is not None and shape.features not in (0, denoiser.width):
         raise SettingsError(
             f"policy {chosen.setting} reads hidden states of width {shape.features}, this dLLM has "
-            f"{denoiser.width}; the policy was trained over another one; decode with that"
+            f"{denoiser.width}. Decode with the dLLM that the policy was trained over."
         )
     asked = Prompts.of(task, [example], encoder, length)
     job = asked.job(chosen.block_length, chosen.frontier)

@@ -24,13 +24,19 @@ from ..tracking import model
 FOLDERS = {"train": "train", "gate": "evaluate/gate", "export": "export"}
 
 
+class Trade(TypedDict, total=False):
+    alpha: float | list[float]
+
+
 class Sections(TypedDict, total=False):
     decode: dict[str, Any]
+    train: Trade
 
 
 class Made(TypedDict, total=False):
     """What is read here of a stage's run.json."""
 
+    profile: str
     settings: Sections
     policy_hash: str
     prompts_hash: str
@@ -41,11 +47,12 @@ class Made(TypedDict, total=False):
 class Pick:
     """What the settings ask of a promotion.
 
-    task, canvas, prompts: the gate's task, the positions of its canvas, how many prompts. alpha: the exponent of speed
-    that is served. rules: those of the sweep that the gate compares with. decode: section ``decode``, which also picks
-    the row of the results that is the policy as it will decode.
+    profile: whose registered model it is. task, canvas, prompts: the gate's task, the positions of its canvas, how many
+    prompts. alpha: the exponent of speed that is served. rules: those of the sweep that the gate compares with. decode:
+    section ``decode``, which also picks the row of the results that is the policy as it will decode.
     """
 
+    profile: str
     task: str
     canvas: int
     prompts: int
@@ -63,6 +70,7 @@ class Pick:
             (c.family, c.setting, c.block_length or task.length) for c in sweep.candidates(task.length, wide=False)
         )
         return cls(
+            settings.profile,
             settings.evaluate.gate_task,
             task.length,
             settings.data.counts.gate,
@@ -79,13 +87,17 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     evaluated and what was exported are not the same policy, or the exported file does not decide.
     """
     runs = {stage: read_json(outputs / folder / "run.json", kind=Made) for stage, folder in FOLDERS.items()}
+    _refuse_others(outputs, runs["train"], pick)
     _refuse_mixture(outputs, runs, pick.decode)
     file = outputs / "export" / "policy.onnx"
     _refuse_other_file(file, runs["export"])
     gate_file = outputs / "data" / "tasks" / pick.task / "gate.jsonl"
     if runs["gate"].get("prompts_hash") != content_hash(gate_file):
         raise PromotionRefused(f"{gate_file} holds other prompts than stage gate decoded. Run `dvc repro gate`.")
-    results = [r for r in read_results(outputs / "evaluate" / "gate" / "results.jsonl") if r.task == pick.task]
+    found = outputs / "evaluate" / "gate" / "results.jsonl"
+    results = [r for r in read_results(found) if r.task == pick.task]
+    if runs["gate"].get("file_hash") != content_hash(found):  # killed between the two, or put there by hand
+        raise PromotionRefused(f"{found} is not what stage gate wrote. Run `dvc repro gate`.")
     policy = _picked(results, pick)
     if policy.correct_P.size != pick.prompts:
         raise DataError(f"{policy.correct_P.size} gate prompts, not {pick.prompts} as asked. Run `dvc repro gate`.")
@@ -100,6 +112,21 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     )
     evidence.refuse_gaps(pick.rules)
     return evidence
+
+
+def _refuse_others(outputs: Path, trained: Mapping[str, Any], pick: Pick) -> None:
+    """Unless the training was of this profile, and for the speed by which the gate judges it."""
+    if trained.get("profile") != pick.profile:
+        raise PromotionRefused(
+            f"{outputs} holds a training of profile {trained.get('profile')}, params.yaml names {pick.profile}. Name "
+            "that profile there, or train this one with `dvc repro --force train`."
+        )
+    alpha = trained.get("settings", {}).get("train", {}).get("alpha")
+    first = alpha[0] if isinstance(alpha, list) and alpha else alpha
+    if pick.decode["alpha"] is None and first != pick.alpha:
+        raise PromotionRefused(
+            f"stage train had train.alpha={alpha}, params.yaml asks for {pick.alpha:g}. Run `dvc repro train`."
+        )
 
 
 def _refuse_mixture(outputs: Path, runs: Mapping[str, Mapping[str, Any]], decode: Mapping[str, Any]) -> None:

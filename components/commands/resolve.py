@@ -1,4 +1,4 @@
-"""What the words on the command line mean: the name of a policy, the task that a prompt belongs to, the dLLM."""
+"""Objects named on the command line: a policy, the task of a prompt, the dLLM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def candidate(name: str, workspace: Workspace, settings: Settings, choose: str, 
 
 
 def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
-    """A policy that is no rule: a reference, an .onnx file, an import path or a folder; else None.
+    """A policy that is no rule: models:/NAME@ALIAS, an .onnx file, an import path or a folder; else None.
 
     root: of the repository, whose registry `models:/` names. decode: test-time settings of a policy from a folder.
     """
@@ -60,7 +60,9 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
 
 
 def _made(name: str) -> Any:
-    """What the class or function at an import path makes. SettingsError where it is no policy."""
+    """The policy that the class or function at an import path makes. SettingsError where it makes none."""
+    from ..policies.check import missing_parts
+
     made = named(name)
     try:
         inspect.signature(made).bind()
@@ -69,9 +71,8 @@ def _made(name: str) -> Any:
             f"{name} cannot be called without arguments ({error}). Name what makes a policy."
         ) from error
     policy = made()
-    lacking = [part for part in ("needs", "score", "distribution") if not hasattr(policy, part)]
-    if lacking:
-        what = f"{name} makes a {type(policy).__name__}, which has no {', '.join(lacking)}"
+    if missing := missing_parts(policy):
+        what = f"{name} makes a {type(policy).__name__}, which has no {', '.join(missing)}"
         raise SettingsError(f"{what}. Name what makes a policy; components/policies/protocol.py has its parts.")
     return policy
 
@@ -127,21 +128,23 @@ def _check_prompt(name: str, task: Task, prompt: str) -> None:
     unknown = sorted(set(prompt) - set(task.alphabet)) if task.alphabet else []
     if unknown or not prompt:
         raise DataError(
-            f"prompt {prompt!r} holds {unknown or 'nothing'}; the dLLM knows no more than task {name} "
-            f"writes in, {task.alphabet!r}; write one like {task.sample(0, 0).prompt}"
+            f"prompt {prompt!r} holds {unknown or 'nothing'}; task {name} is written in {task.alphabet!r}. "
+            f"Write one like {task.sample(0, 0).prompt}"
         )
     # Prompts of a grid are of one length, and another would be no grid.
     sizes = {len(task.sample(i, 0).prompt) for i in range(16)} if task.alphabet else set()
     if len(sizes) == 1 and len(prompt) not in sizes:
         raise DataError(
-            f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}; it "
-            f"would be no such puzzle; write one like {task.sample(0, 0).prompt}"
+            f"prompt {prompt!r} has {len(prompt)} characters, those of task {name} have {sizes.pop()}. "
+            f"Write one like {task.sample(0, 0).prompt}"
         )
 
 
 def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tuple[Example, bool]:
-    """The example with this prompt, and whether a text can be judged by it: it is one of the data, or any valid
-    completion is right."""
+    """The example with this prompt, and whether a text can be scored by it.
+
+    It can where the prompt is one of the data's, or where any valid completion is right.
+    """
     from ..tasks.example import Example, read_examples
     from ..tasks.queens import Queens
     from ..tasks.sudoku import SudokuMany
@@ -156,9 +159,9 @@ def example_for(workspace: Workspace, name: str, task: Task, prompt: str) -> tup
 
 
 def active_profile(anywhere: bool = False) -> tuple[Workspace, Settings]:
-    """Workspace and settings of the folder we are in.
+    """Workspace and settings of the current folder.
 
-    anywhere: what is asked for needs no outputs, so that outside a repository the settings of the package do. Else
+    anywhere: outside a repository use the settings of the package, for commands that need no outputs. Else
     SettingsError.
     """
     from .. import settings as package

@@ -136,6 +136,8 @@ HEADINGS = (
     "tokens/s",
     "forwards to save",
 )
+IN_SHORT = ("policy", "rows in flight", "ms a step", "of it beside the forward", "tokens/s", "forwards to save")
+"""The columns that fit a terminal."""
 
 
 def cells(step: Step) -> tuple[str, ...]:
@@ -151,6 +153,12 @@ def cells(step: Step) -> tuple[str, ...]:
         f"{step.tokens_per_second:,.0f}",
         f"{step.saved:.1%}",
     )
+
+
+def cells_in_short(step: Step) -> list[str]:
+    """The same under IN_SHORT."""
+    named = dict(zip(HEADINGS, cells(step), strict=True))
+    return [named[name] for name in IN_SHORT]
 
 
 SECTION = f"""## Tokens per second of LLaDA-8B

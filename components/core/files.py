@@ -16,6 +16,9 @@ from typing import Any
 from .errors import CheckpointError, DataError, SettingsError
 from .kinds import misfit
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""Pattern of a name in the settings that becomes a file name."""
+
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
@@ -165,10 +168,13 @@ def _finite_number(text: str) -> float:
 
 
 def read_curve(path: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others."""
+    """The records of a metrics.jsonl: a whole ``step``, and figures that are numbers or null. DataError for others.
+
+    A step fits into 64 bits, as MLflow keeps it.
+    """
     records = read_lines(path, needs=("step",), torn=torn, kind=dict[str, float | None])
-    if wrong := [record["step"] for record in records if type(record["step"]) is not int]:
-        raise DataError(f"{path}: step {wrong[0]} is no whole number. {REMAKE}")
+    if wrong := [r["step"] for r in records if type(r["step"]) is not int or abs(r["step"]) >= 2**63]:
+        raise DataError(f"{path}: step {str(wrong[0])[:30]} is no whole number of 64 bits. {REMAKE}")
     return records
 
 
@@ -182,22 +188,6 @@ def unpacking(path: Path, remedy: str = REMAKE) -> Generator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, MemoryError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"{path} holds what no stage writes ({what}). {remedy}") from error
-
-
-def read_csv(path: Path, remedy: str = REMAKE) -> list[dict[str, str]]:
-    """Rows of a CSV file with a head line. DataError where it is none, is cut off, or a row does not fit the head."""
-    text = read_text(path, remedy)
-    if text and not text.endswith("\n"):
-        raise DataError(f"{path} is cut off in its last line. {remedy}")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not CSV ({error}). {remedy}") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise DataError(f"{path}, row {number} does not fit the head line. {remedy}")
-    return rows
 
 
 def read_yaml(path: Path, remedy: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
@@ -21,7 +22,8 @@ def misfit(value: Any, kind: Any, place: str = "") -> str | None:
         return None if None in tried else max(filter(None, tried), key=len)  # the part that fits the furthest
     record = is_typeddict(kind) or is_dataclass(kind)
     plain: Any = dict if record or origin in (dict, Mapping) else origin or ((int, float) if kind is float else kind)
-    if not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
+    too_large = kind is float and type(value) is int and abs(value) > sys.float_info.max
+    if too_large or not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
         return place or "the object"
     content: Any = value
     inside: Iterable[tuple[str, Any, Any]] = ()

@@ -39,7 +39,7 @@ _noticed = threading.Event()
 def launched() -> int:
     """How many processes the launcher started."""
     if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
-        raise SettingsError("accelerate started one process of several. Add --multi_gpu; a CPU needs it too.")
+        raise SettingsError("accelerate started one process of several. Add --multi_gpu, on a CPU too.")
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

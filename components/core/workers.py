@@ -18,7 +18,7 @@ from .timer import Timer
 
 
 def count(device: torch.device, most: int) -> int:
-    """Lanes that are of use: one per torch thread, at most ``most`` and at least one; one on an accelerator."""
+    """Number of useful workers: one per torch thread, at most ``most`` and at least one; one on an accelerator."""
     return max(1, min(torch.get_num_threads(), most)) if device.type == "cpu" else 1
 
 
@@ -31,34 +31,35 @@ def pool(number: int) -> Generator[Callable[..., Iterator[Any]]]:
     if number <= 1:
         yield map
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // number))
-    threads = ThreadPoolExecutor(number)
-    try:
-        yield threads.map
-    finally:
-        threads.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+    with _executors(1, number) as (executor,):
+        yield executor.map
 
 
 @contextmanager
-def lanes(number: int) -> Generator[list[Callable[..., Iterator[Any]]]]:
-    """Yield ``number`` maps that share torch's threads. Each does its own work in order, in one thread.
+def queues(number: int) -> Generator[list[Callable[..., Iterator[Any]]]]:
+    """Yield ``number`` maps that share torch's threads. Each has one worker, which does its tasks in order.
 
     On an error, running tasks are awaited and queued ones cancelled.
     """
     if number <= 1:
         yield [map]
         return
+    with _executors(number, 1) as executors:
+        yield [executor.map for executor in executors]
+
+
+@contextmanager
+def _executors(number: int, threads: int) -> Generator[list[ThreadPoolExecutor]]:
+    """Yield ``number`` executors of ``threads`` workers each. All workers share torch's threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // number))
-    threads = [ThreadPoolExecutor(1) for _ in range(number)]
+    torch.set_num_threads(max(1, before // (number * threads)))
+    executors = [ThreadPoolExecutor(threads) for _ in range(number)]
     try:
-        yield [thread.map for thread in threads]
+        yield executors
     finally:
         for wait in (False, True):
-            for thread in threads:
-                thread.shutdown(wait, cancel_futures=True)
+            for executor in executors:
+                executor.shutdown(wait, cancel_futures=True)
         torch.set_num_threads(before)
 
 
@@ -71,11 +72,11 @@ def timed(work: Sequence[Callable[[Timer], Any]], timer: Timer) -> list[Any]:
         return [work[0](timer)]
     own = [timer.fresh() for _ in work]
     with pool(len(work)) as run:
-        found = list(run(lambda piece, time: piece(time), work, own))
+        results = list(run(lambda piece, time: piece(time), work, own))
     for one in own:
         for section, seconds in one.seconds.items():
             timer.seconds[section] += seconds / len(work)
-    return found
+    return results
 
 
 def add_gradients(losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters: Sequence[Tensor]) -> list[Any]:

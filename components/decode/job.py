@@ -50,14 +50,10 @@ class Job:
         whole_R = self.masks_R == self.length_R
         for length, block in torch.stack([self.length_R, self.block_R], 1)[whole_R].unique(dim=0).tolist():
             if length < 1:
-                raise SettingsError(f"a canvas of {length} positions; there would be nothing to decode; use at least 1")
+                raise SettingsError(f"a canvas of {length} positions has nothing to decode. Use at least 1.")
             if block < 1 or length % block:
                 fits = [d for d in range(1, length + 1) if length % d == 0]
-                raise SettingsError(
-                    f"block_length={block} does not divide the canvas of {length}; the last "
-                    f"{length % block if block > 0 else length} positions would never be committed; "
-                    f"use one of {fits}"
-                )
+                raise SettingsError(f"block_length={block} does not divide the canvas of {length}. Use one of {fits}.")
 
     def __len__(self) -> int:
         return len(self.prompt_R)

@@ -96,9 +96,8 @@ def fit(
     least = sizes.row + sizes.forward(whole)
     if least > budget:
         raise SettingsError(
-            f"a memory budget of {budget:,} bytes; one row of {whole} positions in flight takes about "
-            f"{least:,}, so that none could be decoded; allow that much, or use a shorter canvas or a "
-            f"policy that reads less"
+            f"a memory budget of {budget:,} bytes is too small for one row of {whole} positions: about {least:,}. "
+            f"Allow that much, or use a shorter canvas or a policy that reads less."
         )
     asked = tokens or tokens_per_forward(device)
     # A quarter of the budget is enough for a forward; one row always goes.

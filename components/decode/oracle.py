@@ -1,11 +1,11 @@
-"""The decoding of one prompt, enumerated: every canvas that can be met, every set that can be committed there.
+"""The decoding of one prompt, enumerated: every reachable canvas, and every set that can be committed there.
 
 For a deterministic, stateless denoiser and a tiny canvas. A state is (canvas, step) and, under ``step_limit="block"``,
-the block and the steps spent in it: tokens depend on the order, so that the mask set is not enough. States are made
-by the decode loop's own functions (``admit``, ``look``, ``observation``, ``advance``, ``is_done``): it cannot drift.
-The lattice does not depend on a policy: a policy puts probabilities on its edges, differentiably, from which follow the
-exact expected reward and its gradient, the exact distribution of final texts, and, over the edges alone, the best that
-any policy can do.
+the block and the steps spent in it. Tokens depend on the order, so that the set of masks is not enough. States are made
+by the decode loop's own functions (``admit``, ``refresh``, ``observation``, ``advance``, ``is_done``).
+
+The lattice does not depend on a policy. A policy puts probabilities on its edges, differentiably. The exact expected
+reward, its gradient and the exact distribution of final texts follow.
 
 It leaves out what depends on more of the past than the canvas (KLASS's drift, a denoiser with a state).
 """
@@ -13,8 +13,7 @@ It leaves out what depends on more of the past than the canvas (KLASS's drift, a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,17 +66,19 @@ def enumerate_decoding(
     options: DecodeOptions = DecodeOptions(),  # noqa: B008 (frozen)
     single: bool = False,
 ) -> Lattice:
-    """The lattice of a job of one row. needs: of every policy that will be asked. options: force_commit and step_limit
-    count. single: one position per step only (enough for categorical policies, and far smaller). SettingsError where
-    enumeration is impossible."""
+    """The lattice of a job of one row. needs: of every policy that will follow it. options: only force_commit and
+    step_limit are read. single: one position per step only (enough for categorical policies, and far smaller).
+
+    SettingsError where enumeration is impossible.
+    """
     if needs.drift or not denoiser.stateless:
         raise SettingsError(
-            "the oracle was given a policy that reads drift, or a denoiser with a state; what is "
-            "decided would depend on more than the canvas; use others"
+            "The oracle was given a policy that reads drift, or a denoiser with a state. Use others: decisions "
+            "must depend on the canvas alone."
         )
     if (most := int(job.block_R.max())) > LIMIT:
         raise SettingsError(
-            f"{most} positions are eligible at once; a step would have 2^{most} outcomes; enumerate at most {LIMIT}"
+            f"{most} positions are eligible at once, so that a step has 2^{most} outcomes. Use at most {LIMIT}."
         )
     batch, timer = admit(job, torch.tensor([0]), denoiser, 0), Timer()
     levels: list[Level] = []
@@ -136,7 +137,7 @@ def _endings(retired: list[DecodeBatch]) -> Rollout:
 
 def edge_probability(distribution: ActionDistribution, level: Level, force_commit: bool) -> Tensor:
     """(E,) probability that each edge's set is committed: of an ordered draw over all of its orders, and with
-    ``force`` including the empty draw that the best position replaces."""
+    ``force_commit`` including the empty draw that the best position replaces."""
     repeated = take(distribution, level.state_E)
     if isinstance(distribution, DPLS | PlackettLuce | CoupledPlackettLuce):
         p_E = _any_order(repeated, level.commit_EL)
@@ -154,7 +155,7 @@ def edge_probability(distribution: ActionDistribution, level: Level, force_commi
 
 
 def _any_order(distribution: ActionDistribution, commit_EL: Tensor) -> Tensor:
-    """(E,) probability that a set is drawn, in whatever order."""
+    """(E,) probability that a set is drawn, in any order."""
     parts, rows = [], []
     size_E = commit_EL.sum(-1)
     for size in size_E.unique().tolist():
@@ -173,11 +174,9 @@ def _any_order(distribution: ActionDistribution, commit_EL: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Exact:
-    """What one policy does on a lattice. mass_N: probability of each of the lattice's endings; state_mass[s]: of each
-    state of level s. Differentiable in the policy's weights."""
+    """The endings of one policy on a lattice. mass_N: probability of each. Differentiable in the policy's weights."""
 
     mass_N: Tensor
-    state_mass: list[Tensor] = field(default_factory=list)
 
     def expected(self, value_N: Tensor) -> Tensor:
         """The exact mean of a value of the endings: of a reward, or of a number of steps."""
@@ -189,7 +188,6 @@ def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
     the policy does what the lattice leaves out."""
     mass = torch.ones(1, dtype=torch.float64)
     ends = torch.zeros(len(lattice.ends.nfe_R), dtype=torch.float64)
-    states = []
     for level in lattice.levels:
         distribution = policy.distribution(level.observation)
         if choose == "mode":
@@ -203,59 +201,12 @@ def follow(lattice: Lattice, policy: Policy, choose: str = "sample") -> Exact:
         total_B = torch.zeros_like(mass).index_add(0, level.state_E, p_E)
         if not torch.allclose(total_B, torch.ones_like(total_B), atol=1e-4):
             raise SettingsError(
-                f"only {total_B.min().item():.4f} of what the policy may draw is in the lattice; its "
-                f"figures would be wrong; enumerate with single=False, and with the force and the "
-                f"needs that it is decoded with"
+                f"Only {total_B.min().item():.4f} of the policy's draws are in the lattice. Enumerate with "
+                f"single=False, and with the needs and force_commit of its decoding."
             )
-        states.append(mass)
         flow_E = mass[level.state_E] * p_E
         inner = ~level.ends_E
         following = int(level.child_E[inner].max()) + 1 if bool(inner.any()) else 0
         mass = mass.new_zeros(following).index_add(0, level.child_E[inner], flow_E[inner])
         ends = ends.index_add(0, level.child_E[level.ends_E], flow_E[level.ends_E])
-    return Exact(ends, states)
-
-
-def best(lattice: Lattice, value_N: Tensor) -> tuple[float, list[list[int]]]:
-    """The largest value that any policy can reach on this prompt, and a sequence of commits that reaches it: backward
-    induction over the edges."""
-    value_N = value_N.double()
-    after = torch.zeros(0, dtype=torch.float64)
-    chosen: list[Tensor] = []
-    for level in reversed(lattice.levels):
-        value_E = torch.empty(len(level.child_E), dtype=torch.float64)
-        value_E[level.ends_E] = value_N[level.child_E[level.ends_E]]
-        value_E[~level.ends_E] = after[level.child_E[~level.ends_E]]
-        states = len(level.observation.masked_BL)
-        after = torch.full((states,), -torch.inf, dtype=torch.float64).scatter_reduce(0, level.state_E, value_E, "amax")
-        winners = (value_E == after[level.state_E]).nonzero().squeeze(1)
-        first = torch.full((states,), len(value_E)).scatter_reduce(0, level.state_E[winners], winners, "amin")
-        chosen.append(first)
-    path, state = [], 0
-    for level, edge_B in zip(lattice.levels, reversed(chosen), strict=True):
-        edge = int(edge_B[state])
-        path.append(level.commit_EL[edge].nonzero().squeeze(1).tolist())
-        state = int(level.child_E[edge])
-        if bool(level.ends_E[edge]):
-            break
-    return float(after[0]), path
-
-
-def text_distribution(lattice: Lattice, exact: Exact) -> dict[tuple[int, ...], Tensor]:
-    """Probability of each final canvas, however many steps it took. Differentiable."""
-    found: dict[tuple[int, ...], Tensor] = {}
-    for canvas, mass in zip(lattice.ends.canvas_RL.tolist(), exact.mass_N, strict=True):
-        found[tuple(canvas)] = found.get(tuple(canvas), mass.new_zeros(())) + mass
-    return found
-
-
-def data_divergence(data: Mapping[tuple[int, ...], float], lattice: Lattice, exact: Exact) -> Tensor:
-    """KL(data || policy) over final canvases; +inf where the policy never writes what the data holds."""
-    made = text_distribution(lattice, exact)
-    nothing = exact.mass_N.new_zeros(())
-    terms = [
-        p * (torch.log(torch.tensor(p, dtype=nothing.dtype)) - made.get(canvas, nothing).log())
-        for canvas, p in data.items()
-        if p > 0
-    ]
-    return torch.stack(terms).sum()
+    return Exact(ends)

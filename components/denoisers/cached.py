@@ -39,7 +39,7 @@ class CachedDenoiser:
 
     def __init__(self, inner: TransformerDenoiser, kind: str) -> None:
         if kind not in KINDS:
-            raise SettingsError(f"no cache {kind!r}; nothing would be kept; use one of {KINDS}, or no cache")
+            raise SettingsError(f"cache {kind!r} is unknown. Use one of {KINDS}, or no cache.")
         self.inner, self.kind = inner, kind
         self.mask_id, self.forbidden_ids = inner.mask_id, inner.forbidden_ids
         self.vocabulary, self.width, self.device = inner.vocabulary, inner.width, inner.device
@@ -104,8 +104,7 @@ class CachedDenoiser:
         """The first and the last column that are recomputed, of every row."""
         if canvas.block_BT is None:
             raise ValueError(
-                "the canvas does not say which block is current; the cache could not tell what to "
-                "recompute; give Canvas its block_BT"
+                "The canvas has no block_BT, which the cache needs to recompute the current block. Give it one."
             )
         begin_B = canvas.block_BT.to(torch.uint8).argmax(-1)
         first_B = (begin_B - int(self.inner.shifted)).clamp(min=0)

@@ -39,10 +39,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
             return read_object(Path(str(cached_file(path, "config.json", revision=revision))))
         except OSError as error:
             why = str(error).splitlines()[0]
-    raise CheckpointError(
-        f"no model at {path!r}: {why}; a policy is trained over a frozen dLLM; give a folder that holds one, or a hub "
-        f"name while online"
-    )
+    raise CheckpointError(f"no model at {path!r}: {why}. Give a folder that holds a dLLM, or a hub name while online.")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -129,8 +126,8 @@ def check_loaded(path: str, info: Mapping[str, Any], tied: bool) -> None:
         del wrong["missing_keys"]
     if wrong:
         raise CheckpointError(
-            f"{path}: {wrong}; those weights would stay random; check that the folder holds the "
-            f"whole checkpoint that its config.json describes"
+            f"{path}: {wrong}, so that weights would stay random. Check that the folder holds the whole checkpoint "
+            f"that its config.json describes."
         )
 
 

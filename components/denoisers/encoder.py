@@ -61,8 +61,8 @@ class Encoder:
         gaps = ids.count(-1 if self.mask_id is None else self.mask_id)
         if not gaps or gaps < text.count(marker):
             raise DataError(
-                f"the canvas {_short(text)} has {gaps} masks for this tokenizer. Write {marker} for a gap; the "
-                f"tokenizer must know its mask token."
+                f"the canvas {_short(text)} has {gaps} masks for this tokenizer. Write {marker} for a gap, and use a "
+                f"tokenizer with a mask token."
             )
         if other := set(ids) & self._control_ids - self.end_ids - {self.mask_id}:
             names = self.tokenizer.convert_ids_to_tokens(sorted(other))
@@ -139,8 +139,7 @@ class Encoder:
         ids = self._ids(text, text)
         if len(ids) > length:
             raise DataError(
-                f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}; its end would be "
-                f"cut off; give the task a longer canvas"
+                f"the answer {text!r} takes {len(ids)} tokens, the canvas has {length}. Give the task a longer canvas."
             )
         if len(ids) < length:
             end = self._end(f"the answer {_short(text)}, which fills {len(ids)} of {length} positions")

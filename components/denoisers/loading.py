@@ -140,11 +140,11 @@ def _decoder(path: str, name: str, family: Family, raw: dict[str, Any], common: 
     for key, wanted in family.must_be.items():
         if key in raw and raw[key] != wanted and (raw[key] or wanted):  # null is as good as false
             raise CheckpointError(
-                f"{path}: config.json has {key}={raw[key]!r}; the native class computes {wanted!r} "
-                f"only, so its output would be wrong; use the released layout"
+                f"{path}: config.json has {key}={raw[key]!r}, the native class computes {wanted!r} "
+                f"only. Use the released layout."
             )
     if "sliding_attention" in (raw.get("layer_types") or ()):
-        raise CheckpointError(f"{path}: layer_types has sliding_attention; use a layout with full attention alone.")
+        raise CheckpointError(f"{path}: layer_types has sliding_attention. Use a layout with full attention alone.")
     kind: Any = getattr(transformers, f"{family.native}ForCausalLM")
     shape = {k: v for k, v in raw.items() if k not in NOT_SHAPE}
     shape = llada.native_config(path, raw) if name == "llada" else shape
@@ -235,7 +235,7 @@ def _finite(model: Any) -> Any:
         # What lies on the disk was looked at before it went there.
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"{name} holds values that are not finite; the checkpoint did not load whole. Download it again, or "
+                f"{name} holds values that are not finite: the checkpoint did not load whole. Download it again, or "
                 "compare it with its safetensors files."
             )
     return model
@@ -264,8 +264,7 @@ def _tokenizer(path: str, family: str, masked: bool, revision: str | None) -> An
         tokenizer = kind.from_pretrained(path, revision=revision, padding_side="left")
     except Exception as error:
         raise CheckpointError(
-            f"{path}: no tokenizer ({_line(error)}); no prompt could be encoded; put "
-            f"the {family} checkpoint's tokenizer beside its weights"
+            f"{path}: no tokenizer ({_line(error)}). Put the {family} checkpoint's tokenizer beside its weights."
         ) from error
     if vocabulary.is_foreign(tokenizer):
         tokenizer.chat_template = None

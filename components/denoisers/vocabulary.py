@@ -30,8 +30,8 @@ def mask_id(path: str, raw: dict[str, Any], tokenizer: Any, vocabulary: int, end
     candidates = [i for i in (given, own, *named) if i is not None]
     if not candidates:
         raise CheckpointError(
-            f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer; the "
-            f"canvas could not be drawn; name the id in config.json"
+            f"{path}: no mask_token_id in config.json and none of {MASK_TOKENS} in the tokenizer. "
+            f"Name the id in config.json."
         )
     mask_id = candidates[0]
     hint = (

@@ -46,8 +46,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Board:
-    """Where candidates are compared: a task and split over a dLLM, by name."""
+class Scope:
+    """The task, dLLM and split that candidates are compared on, by name."""
 
     task: str
     denoiser: str = ""
@@ -68,19 +68,19 @@ def interval(value_SP: Tensor, resamples: int = RESAMPLES) -> tuple[float, float
 
 
 def evaluate(
-    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], board: Board | None = None
+    denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int], scope: Scope | None = None
 ) -> EvalResult:
     """Decode every prompt, once per seed where the candidate is random.
 
-    board: names for the result; None: the first prompt's task.
+    scope: names for the result; None: the first prompt's task.
     """
-    board = board or Board(prompts.tasks[0].name)
-    return _score(candidate, prompts, board, [_decode(denoiser, candidate, _own(prompts), seeds)])
+    scope = scope or Scope(prompts.tasks[0].name)
+    return _score(candidate, prompts, scope, [_decode(denoiser, candidate, _own(prompts), seeds)])
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A job, what each seed made of it, and the seconds that each seed's decoding takes, together."""
+    """A job, its rollout by each seed, and the seconds of all of them together."""
 
     prompts: Prompts
     job: Job
@@ -91,7 +91,7 @@ class _Decoded:
 def _decode(denoiser: Denoiser, candidate: Candidate, prompts: Prompts, seeds: Sequence[int]) -> _Decoded:
     random = candidate.choose == "sample" or is_random(candidate.family)
     job = prompts.job(candidate.block_length, candidate.frontier, answers=candidate.policy.needs.answer)
-    # Attention is not kept. A learned policy's speed is measured, not reckoned.
+    # The memory has no attention, and the speed of a learned policy is measured without it.
     if isinstance(denoiser, RememberedDenoiser) and (candidate.family not in RULES or candidate.policy.needs.attention):
         denoiser = denoiser.inner
     begin, known = time.perf_counter(), _credit(denoiser)
@@ -122,7 +122,7 @@ def _values_SKP(part: _Decoded) -> Tensor:
     return torch.stack(seeds)
 
 
-def _score(candidate: Candidate, prompts: Prompts, board: Board, parts: Sequence[_Decoded]) -> EvalResult:
+def _score(candidate: Candidate, prompts: Prompts, scope: Scope, parts: Sequence[_Decoded]) -> EvalResult:
     """The result on all prompts. parts: this process's prompts, dealt out in turn."""
     value_SKP = processes.unsharded(_in_turn([_values_SKP(part) for part in parts]))
     masks_P = processes.unsharded(_in_turn([part.job.masks_R for part in parts]))
@@ -130,9 +130,9 @@ def _score(candidate: Candidate, prompts: Prompts, board: Board, parts: Sequence
     correct_SP, dense_SP, nfe_SP = (value_SP.contiguous() for value_SP in value_SKP[:, :3].float().unbind(1))
     accuracy, nfe = interval(correct_SP), interval(nfe_SP)
     return EvalResult(
-        task=board.task,
-        denoiser=board.denoiser,
-        split=board.split,
+        task=scope.task,
+        denoiser=scope.denoiser,
+        split=scope.split,
         family=candidate.family,
         setting=candidate.setting,
         block_length=candidate.block_length or prompts.longest,
@@ -191,7 +191,7 @@ class Sweep:
         return SuppressTokens(policy, tuple(sorted(self.late_ids)), self.renormalize)
 
     def candidates(self, length: int, wide: bool = True) -> list[Candidate]:
-        """wide: for the main table; else only the rules that reach the front anywhere, see ``Rule``."""
+        """wide: for the main table. Else only rules with ``Rule.everywhere``."""
         named = {known(family) for family in self.numbers}
         windows: list[tuple[int | None, int | None]] = []
         for size in self.block_lengths:
@@ -220,13 +220,13 @@ def table(
     candidates: Sequence[Candidate],
     prompts: Prompts,
     seeds: Sequence[int],
-    board: Board,
+    scope: Scope,
     progress: Callable[[int], None] | None = None,
 ) -> list[EvalResult]:
     """One result per candidate; ``progress(1)`` after each.
 
-    On a CPU the prompts are dealt out to as many threads as torch has, with one torch thread each, and a canvas that
-    several rules meet goes through the dLLM once. Tokens per second are those of one thread that sends every canvas.
+    On a CPU the prompts are dealt out to as many workers as torch has threads. A canvas that several rules reach goes
+    through the dLLM once. Tokens per second are those of one worker that sends every canvas.
     """
     uids = [example.uid for example in prompts.examples]
     processes.require_same([len(candidates), seed_of(*uids)], "candidates or prompts")
@@ -236,13 +236,13 @@ def table(
     parts = [own.take(range(i, len(own), number)) for i in range(number)] if number > 1 else [own]
     use = len(candidates) > 1 and denoiser.stateless and denoiser.device.type == "cpu"
     own_denoisers = [RememberedDenoiser(denoiser, BYTES // number) if use else denoiser for _ in parts]
-    with workers.lanes(number) as lanes:
+    with workers.queues(number) as queues:
         decoded = [
             iter(run(lambda candidate, dllm=dllm, part=part: _decode(dllm, candidate, part, seeds), candidates))
-            for run, dllm, part in zip(lanes, own_denoisers, parts, strict=True)
+            for run, dllm, part in zip(queues, own_denoisers, parts, strict=True)
         ]
         for candidate in candidates:
-            results.append(_score(candidate, prompts, board, [next(part) for part in decoded]))
+            results.append(_score(candidate, prompts, scope, [next(part) for part in decoded]))
             if progress is not None:
                 progress(1)
     return results

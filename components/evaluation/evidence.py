@@ -22,22 +22,22 @@ HEAD = ("family", "setting", "block_length", "choose")
 def check_result(result: EvalResult, canvas: int) -> None:
     """Raise DataError where a value per prompt is missing, correct not in [0, 1], or NFE not in [1, masks].
 
-    masks: those that the canvas began with.
+    masks: those that the canvas began with, at most all of it.
     """
     correct, nfe, seeds = result.correct_P, result.nfe_P, result.seeds_2SP
     name = f"{result.family} {result.setting!r} in blocks of {result.block_length}"
     if correct.shape != nfe.shape or correct.ndim != 1 or not correct.size:
-        raise DataError(
-            f"{name}: {correct.shape} results and {nfe.shape} NFE; the comparison pairs them by prompt. {AGAIN}"
-        )
+        raise DataError(f"{name}: {correct.shape} results and {nfe.shape} NFE, not one of each per prompt. {AGAIN}")
     if seeds.shape != (0,) and (seeds.ndim != 3 or seeds.shape[::2] != (2, correct.size) or not seeds.size):
         raise DataError(f"{name}: results by seed of shape {seeds.shape} for {correct.size} prompts. {AGAIN}")
-    most = result.masks_P if result.masks_P.size else canvas
+    masks = result.masks_P if result.masks_P.size else np.full(correct.shape, canvas, dtype=np.float64)
+    if masks.shape != correct.shape or not ((masks >= 1) & (masks <= canvas)).all():
+        raise DataError(f"{name}: masks of shape {masks.shape} are not one in [1, {canvas}] for each prompt. {AGAIN}")
     for correct_SP, nfe_SP in ((correct[None], nfe[None]), result.by_seed):
         for what, value_SP, right_SP, why in (
             ("correct", correct_SP, (correct_SP >= 0) & (correct_SP <= 1), "is not in [0, 1]"),
             ("NFE", nfe_SP, (nfe_SP >= 1) & (nfe_SP < np.inf), "is not a number of at least 1"),
-            ("NFE", nfe_SP, nfe_SP <= most, f"is more than the canvas of {canvas} has positions"),
+            ("NFE", nfe_SP, nfe_SP <= masks, f"is more than the canvas of {canvas} has positions"),
         ):
             if not right_SP.all():  # a NaN is right under no condition
                 seed, prompt = np.argwhere(~right_SP)[0]
@@ -87,8 +87,8 @@ class Evidence:
         counts = sorted({result.correct_P.size for result in results})
         if not self.heuristics or len(counts) > 1:
             raise DataError(
-                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per result {counts}; the policy is "
-                f"compared with a sweep on the same prompts. {AGAIN}"
+                f"gate on {self.task!r}: {len(self.heuristics)} heuristics, prompts per result {counts}, "
+                f"not a sweep on the same prompts. {AGAIN}"
             )
         for result in results:
             check_result(result, self.canvas)

@@ -24,16 +24,14 @@ Evidence outside its range is refused with DataError. Every condition of a promo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError
-from ..maths.pareto import envelope_rows, front_at
+from ..maths.pareto import envelope_rows
 from .evidence import Evidence
-from .results import POLICIES, EvalResult
+from .results import EvalResult
 
 SLACK = 0.01  # accuracy by which the lower bound may lie below the envelope
 RESAMPLES = 2000
@@ -74,14 +72,6 @@ def points(figures: Mapping[str, float], name: str) -> str:
     return f"{middle} points [{low}, {high}]"
 
 
-def envelope(rows: Iterable[Mapping[str, Any]], nfe: float) -> float:
-    """Accuracy that the heuristics among `rows` (family, nfe, accuracy: a row of gate.csv) attain at `nfe`."""
-    cells = [(float(r["nfe"]), float(r["accuracy"])) for r in rows if r["family"] not in POLICIES]
-    if not cells:
-        raise DataError("no heuristic among the rows. Evaluate the sweep too.")
-    return front_at(*zip(*cells, strict=True), at=nfe)
-
-
 def scores(policies: Sequence[EvalResult], heuristics: Sequence[EvalResult], weights_RP: np.ndarray) -> np.ndarray:
     """Accuracy minus envelope of each policy, (policies, R), when prompts count with `weights_RP` (rows sum to 1)."""
     correct_HP = np.stack([rule.correct_P for rule in heuristics])
@@ -110,8 +100,10 @@ def level(
 def measure(
     challenger: Evidence, champion: Evidence | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """What ``level`` gives and, with a champion, utility and gain with its interval. The champion's utility is taken at
-    the challenger's canvas and exponent."""
+    """The figures of ``level`` and, with a champion, utility and gain with its interval.
+
+    The champion's utility is taken at the challenger's canvas and exponent.
+    """
     figures = level(challenger.policy, challenger.heuristics, resamples, seed)
     if champion:
         weights_RP = resample(challenger.policy.correct_P.size, resamples, seed)

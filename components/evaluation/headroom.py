@@ -1,10 +1,9 @@
-"""Is there anything to gain? Figures to accept a task by, its difficulty and its dLLM, before any policy is seen.
+"""Headroom of a task and a dLLM: what order, speed and dependence could gain, measured before any policy is trained.
 
-Order: whether an order learned on one half of the prompts beats the surest-first order on the other half, at one
-position per step. The best of many random orders is luck in part. Speed: what the swept heuristics still reach at half
-of the forwards at which they saturate. Dependence: how much of that loss the exact pair shifts of the frozen model win
-back, and the total correlation of what a rule commits together. Where nothing is wide, every policy ends where the
-rules are, and a comparison says nothing.
+Order: whether an order learned on one half of the prompts beats max-confidence on the other half, at one position per
+step. The best of many random orders is luck in part. Speed: the accuracy of the swept heuristics at half of the
+forwards at which they saturate. Dependence: the share of that loss that the frozen model's exact pair shifts win back,
+and the total correlation of the sets that a rule commits. Without headroom every policy ends level with the rules.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from .results import EvalResult
 ORDER_HEADROOM = 0.05
 AT_HALF = 0.85
 SATURATED = 0.01  # as good as the best: within one point of it
-QUARTER = 0.25  # of a position's commits are as free as they get
+QUARTER = 0.25  # share of a position's commits that do no harm
 RIDGE = 0.02  # pull of each position's weight to the common one, per rollout
 BUDGETS = ((math.inf, 1.0), (0.2, 1.0), (0.8, 1.0), (0.2, 0.0), (0.8, 0.0))
-"""Of the oracle: gamma, and the joint probability's share of the risk."""
+"""gamma and the joint probability's share of the risk, of each greedy set by exact pair shifts."""
 DRAWS = 4  # sampled prefixes per step of the total correlation
 
 
@@ -74,12 +73,12 @@ def _unsure(confidence: Tensor) -> Tensor:
 
 
 def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Shares of P prompts, full diffusion, one position per step; then how far a learned order carries.
+    """Shares of prompts that are right, full diffusion, one position per step; then the figures of a learned order.
 
     random: right by a random order, the mean over ``orders`` of them; best_of_random: right by at least one of them
     (Pass@K); surest_first: right by max-confidence. headroom = best_of_random - surest_first, luck included. critical:
     whether the order matters, by the second figures. These are of ``HarmOrder``, fitted to the random orders of one
-    half of the prompts and asked on the other half. gain: above max-confidence, with its interval.
+    half of the prompts and evaluated on the other half. gain: above max-confidence, with its interval.
     """
     job = prompts.job(None, group=orders)
     done = rollout(denoiser, heuristic("random", 1), job, DecodeOptions(seed=seed, choose="sample", record=True))
@@ -88,11 +87,11 @@ def order(denoiser: Denoiser, prompts: Prompts, orders: int, seed: int) -> tuple
     one_by_one = evaluate(denoiser, Candidate("confidence", "1", heuristic("confidence", 1), None), prompts, [seed])
     learned_P = torch.zeros(len(prompts))
     unsure_PKL = _at_commit(done).unflatten(0, (len(prompts), orders))
-    for asked in (0, 1) if len(prompts) > 1 else ():
-        policy = fit_order(unsure_PKL[1 - asked :: 2], correct_PK[1 - asked :: 2])
-        part = list(range(asked, len(prompts), 2))
+    for half in (0, 1) if len(prompts) > 1 else ():
+        policy = fit_order(unsure_PKL[1 - half :: 2], correct_PK[1 - half :: 2])
+        part = list(range(half, len(prompts), 2))
         found = evaluate(denoiser, Candidate("learned_order", "1", policy, None), prompts.take(part), [seed])
-        learned_P[asked::2] = torch.from_numpy(found.correct_P).float()
+        learned_P[half::2] = torch.from_numpy(found.correct_P).float()
     random, best, surest = float(correct_PK.mean()), float(correct_PK.amax(1).mean()), one_by_one.accuracy
     gain_P = learned_P - torch.from_numpy(one_by_one.correct_P).float()
     gain, (low, high) = float(gain_P.mean()), interval(gain_P.unsqueeze(0))
@@ -106,16 +105,16 @@ def _at_commit(done: Rollout) -> Tensor:
     """(R, L) -log probability of each position's token when it was committed; NaN where nothing was."""
     assert done.steps is not None and done.steps.action.committed_BL is not None
     unsure_RL = torch.full(done.order_RL.shape, torch.nan, dtype=torch.float64)
-    pair_M, place_M = done.steps.action.committed_BL.nonzero(as_tuple=True)
+    pair_M, position_M = done.steps.action.committed_BL.nonzero(as_tuple=True)
     row_M = done.steps.row_N[pair_M].cpu()
     confidence_BL = done.steps.observation.confidence_BL
     assert confidence_BL is not None
-    unsure_RL[row_M, place_M.cpu()] = _unsure(confidence_BL[pair_M, place_M].cpu())
+    unsure_RL[row_M, position_M.cpu()] = _unsure(confidence_BL[pair_M, position_M].cpu())
     return unsure_RL
 
 
 def fit_order(unsure_PKL: Tensor, correct_PK: Tensor) -> HarmOrder:
-    """Of K rollouts of each prompt in random orders: how much uncertainty at each position costs.
+    """The cost of uncertainty at each position, from K rollouts of each prompt in random orders.
 
     A linear fit of the failures within a prompt to the uncertainty above each position's floor, its lowest quarter. One
     weight for all positions, and a deviation of each that a ridge pulls to 0.
@@ -133,8 +132,11 @@ def fit_order(unsure_PKL: Tensor, correct_PK: Tensor) -> HarmOrder:
 
 
 def speed(results: Sequence[EvalResult]) -> dict[str, float]:
-    """Of the swept heuristics' front: its best accuracy, the NFE at which it is within a point of that (saturates),
-    and the accuracy at half that NFE; critical: whether speed costs anything."""
+    """Figures of the swept heuristics' front.
+
+    best: its accuracy. saturates_at_nfe: the NFE at which it is within a point of that. at_half: the accuracy at half
+    of that NFE. critical: whether speed costs anything.
+    """
     nfe, accuracy = [result.nfe for result in results], [result.accuracy for result in results]
     front_nfe, front_accuracy = upper_hull(nfe, accuracy)
     best = float(front_accuracy[-1])
@@ -146,7 +148,7 @@ def speed(results: Sequence[EvalResult]) -> dict[str, float]:
 def oracle(denoiser: Denoiser, prompts: Prompts, gamma: float, share: float) -> tuple[float, float]:
     """Accuracy and NFE of the greedy set by the frozen model's exact pair shifts, full diffusion.
 
-    A forward per masked position and step finds them; the NFE leaves these out. A ceiling for pair policies.
+    They take a forward per masked position and step, which the NFE leaves out. A ceiling for pair policies.
     """
     job = prompts.job(None)
     needs = Needs("masked", statistics=("log_odds",))
@@ -187,7 +189,7 @@ def dependence(
     front: Mapping[str, float],
     seed: int,
 ) -> dict[str, float | str]:
-    """How much of what speed costs is dependence between positions that are committed together.
+    """The part of the cost of speed that is dependence between positions that are committed together.
 
     front: ``speed`` of the swept rules. rule: the full-diffusion rule whose NFE is nearest to half of where it
     saturates, and the total correlation of its sets. oracle_at_half: accuracy of the exact pair shifts there, by the

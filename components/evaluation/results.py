@@ -12,12 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..core.files import read_csv, read_lines, write_csv, write_lines
-
-PAIR_ROWS = ("mi_bound", "demask", "shuffled", "distance", "graph")
-"""Rules and controls over the pair shifts of the trained policy, see ``policies.variants``."""
-POLICIES = ("learned", "distilled", "influence", *PAIR_ROWS)
-"""Families that need a trained policy. Every other family is a rule, a point of the front."""
+from ..core.files import read_lines, write_csv, write_lines
+from ..policies.rules import POLICIES
 
 PER_PROMPT = ("correct_P", "nfe_P", "seeds_2SP", "masks_P", "order_2P")
 OPTIONAL = ("end_of_text",)
@@ -123,8 +119,6 @@ class EvalResult:
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float | int | None}  # NaN is null in JSON
 KINDS = {f.name: _KINDS[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
-_TYPES = {"str": str, "int": lambda text: int(float(text)), "float": lambda text: float(text) if text else float("nan")}
-COLUMNS = {f.name: _TYPES[str(f.type)] for f in fields(EvalResult) if f.name not in PER_PROMPT + OPTIONAL}
 
 
 def write_results(path: Path, results: Iterable[EvalResult]) -> None:
@@ -142,7 +136,7 @@ def read_results(path: Path) -> list[EvalResult]:
             arrays: dict[str, Any] = {name: np.asarray(row[name], dtype=float) for name in PER_PROMPT}
             if strange := [name for name, kind in KINDS.items() if not _fits(row[name], kind)]:
                 raise TypeError(f"{strange[0]}={row[strange[0]]!r}")
-            head = {name: math.nan if row[name] is None else row[name] for name in COLUMNS}
+            head = {name: math.nan if row[name] is None else row[name] for name in KINDS}
             optional: dict[str, Any] = {name: int(row.get(name, 0)) for name in OPTIONAL}
             results.append(EvalResult(**head, **optional, **arrays))
         except (KeyError, TypeError, ValueError) as error:
@@ -158,28 +152,3 @@ def _fits(value: Any, kind: Any) -> bool:
 def write_table(path: Path, results: Sequence[EvalResult]) -> None:
     """CSV, a row per result."""
     write_csv(path, [result.row() for result in results])
-
-
-def read_table(*paths: Path) -> list[EvalResult]:
-    """The rows of CSV tables, in the order of the files. Columns that a result does not have are ignored.
-
-    DataError: a file or a column is missing, a number does not parse, or no row is there.
-    """
-    results: list[EvalResult] = []
-    for path in paths:
-        rows = read_csv(path, "Run `dvc repro` to make it.")
-        missing = [name for name in COLUMNS if rows and name not in rows[0]]
-        if missing:
-            raise DataError(f"{path}: no column {', '.join(missing)}. Run `dvc repro` to make it.")
-        results += [_result(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
-    if not results:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no table'}: no row. Run `dvc repro` to make one.")
-    return results
-
-
-def _result(row: dict[str, str], where: str) -> EvalResult:
-    try:
-        optional: dict[str, Any] = {name: int(row.get(name) or 0) for name in OPTIONAL}
-        return EvalResult(**{name: kind(row[name]) for name, kind in COLUMNS.items()}, **optional)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {error}. Run `dvc repro` to make it.") from error

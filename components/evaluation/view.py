@@ -1,5 +1,4 @@
-"""What a coupled policy sees at the first step of a decode: how far each position is from being taken, and by how much
-a commit at one moves the log-odds at another. Small enough to be kept beside a decode, for the pages."""
+"""The view of a coupled policy at the first step of a decode, for pages: its utilities and pair shifts."""
 
 from __future__ import annotations
 
@@ -8,16 +7,11 @@ from typing import Any
 import torch
 
 from ..core.types import Rollout
-from ..policies.coupled import CoupledPolicy
+from ..policies.coupled import draws_by_shifts
 from ..policies.protocol import Policy
 
 LONGEST = 81
 """Canvas positions: a map of every pair of a longer canvas is too fine to read."""
-
-
-def is_seen(policy: Policy) -> bool:
-    """Whether the policy has pair shifts to show."""
-    return isinstance(policy, CoupledPolicy) and policy.shape.pair_shifts and policy.shape.action != "categorical"
 
 
 @torch.no_grad()
@@ -30,7 +24,7 @@ def first_views(policy: Policy, done: Rollout, lengths: list[int]) -> list[dict[
     log-odds of j. Two digits behind the point, enough for a picture.
     """
     views: list[dict[str, Any] | None] = [None] * len(lengths)
-    if not is_seen(policy) or done.steps is None:
+    if not draws_by_shifts(policy) or done.steps is None:
         return views
     first = done.steps.pairs((done.steps.step_N == 0).nonzero().squeeze(1))
     coupled: Any = policy.distribution(first.observation)

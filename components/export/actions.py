@@ -53,10 +53,7 @@ class NumpyPolicy:
         """
         if choose not in ("mode", "sample") or (choose == "sample") != (uniform is not None):
             given = "without uniform" if uniform is None else "with uniform"
-            raise SettingsError(
-                f"choose={choose!r} {given}; the draw would not be the one asked for; use 'mode' alone "
-                f"or 'sample' with uniform"
-            )
+            raise SettingsError(f"choose={choose!r} {given} do not agree. Use 'mode' alone or 'sample' with uniform.")
         fields = {"eligible_BL": fields["masked_BL"], **fields}
         given = {name: fields[name] for name in ("log_odds_BL", "eligible_BL") if name in fields}
         return commit(self.file.action, self.file.outputs(fields) | given, uniform, force)

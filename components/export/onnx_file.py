@@ -88,9 +88,9 @@ class OnnxFile:
         knobs = {name for name, value in self.action.items() if type(value) in (int, float)}
         if unknown or tuple(outputs) != OUTPUTS.get(kind) or knobs != KNOBS[kind] or len(self.action) > len(knobs) + 1:
             raise CheckpointError(
-                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {self.action}; an exported policy "
-                f"reads fields of the Observation, draws by one of {sorted(OUTPUTS)} with its numbers and gives what "
-                f"that needs; export it again"
+                f"{path}: inputs {unknown or 'fine'}, outputs {outputs}, action {self.action}. An exported policy "
+                f"reads fields of the Observation, draws by one of {sorted(OUTPUTS)} and gives what that needs. Export "
+                f"it again."
             )
         if offset and PAIRED[0] not in OUTPUTS[kind]:
             raise SettingsError(
@@ -130,8 +130,7 @@ class OnnxFile:
             return dict(**parse_json(self.metadata[PREFIX + name]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.path}: {PREFIX}{name} is missing or no JSON object of finite numbers; without it the utilities "
-                f"cannot be turned into actions; export the policy again"
+                f"{self.path}: {PREFIX}{name} is missing or no JSON object of finite numbers. Export the policy again."
             ) from error
 
     def utilities(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -163,16 +162,13 @@ class OnnxFile:
         """The field as the session wants it; ``sizes`` holds the dynamic axes that were seen so far."""
         if name not in fields:
             raise DataError(
-                f"the observation has no {name}, only {sorted(fields)}; {self.path.name} was exported from "
-                f"a policy that reads it; observe what its needs say: {self.needs}"
+                f"the observation has no {name}, only {sorted(fields)}, and {self.path.name} reads it. "
+                f"Make the observation with its needs: {self.needs}"
             )
         value, wanted = fields[name], np.dtype(FIELDS[name])
         floats = value.dtype.kind == wanted.kind == "f"
         if value.dtype != wanted and not floats:
-            raise DataError(
-                f"{name} is {value.dtype}, {self.path.name} reads {wanted}; a silent conversion could hide "
-                f"that another field was passed; give it as {wanted}"
-            )
+            raise DataError(f"{name} is {value.dtype}, {self.path.name} reads {wanted}. Give it as {wanted}.")
         if floats and bool(np.isnan(value).any()):
             raise DataError(
                 f"{name} is NaN in row {int(np.argwhere(np.isnan(value))[0, 0])}. Check the dLLM's logits of that row, "
@@ -187,8 +183,8 @@ class OnnxFile:
         )
         if not fits:
             raise DataError(
-                f"{name} has the shape {value.shape}, {self.path.name} reads {axes} with {sizes}; row and "
-                f"position must mean the same in every field; pass fields of one observation"
+                f"{name} has the shape {value.shape}, {self.path.name} reads {axes} with {sizes}. "
+                f"Pass fields of one observation."
             )
         return value.astype(wanted, copy=False)
 
@@ -217,7 +213,7 @@ def _open(path: Path, threads: int) -> Any:
     import onnxruntime as ort
 
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there; nothing can be decoded with it; run `dvc repro export`")
+        raise CheckpointError(f"{path} is not there. Run `dvc repro export`.")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
@@ -229,8 +225,8 @@ def _open(path: Path, threads: int) -> Any:
         if not type(error).__module__.startswith("onnxruntime."):
             raise
         raise CheckpointError(
-            f"{path} does not open in ONNX Runtime {ort.__version__} ({error}); it cannot be decoded with; export it "
-            f"again, or install the version that its metadata names"
+            f"{path} does not open in ONNX Runtime {ort.__version__} ({error}). Export it again, "
+            f"or install the version that its metadata names."
         ) from error
 
 
@@ -238,8 +234,7 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
     said = metadata.get(PREFIX + "version", "")
     if not said.isdigit():
         raise CheckpointError(
-            f"{path} has no {PREFIX}version in its metadata ({sorted(metadata)}); what it reads and how its utilities "
-            f"become actions is not known; write it with export_policy"
+            f"{path} has no {PREFIX}version in its metadata ({sorted(metadata)}). Write it with export_policy."
         )
     if int(said) != VERSION:
         raise CheckpointError(

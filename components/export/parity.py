@@ -94,15 +94,14 @@ def check_parity(
     largest = max(report.largest, report.largest_decoding)
     if not largest <= TOLERANCE:
         raise ParityError(
-            f"utilities differ by up to {largest:.2e}, more than {TOLERANCE:.0e}; the exported file is "
-            f"another policy; export it again from the policy it is compared with"
+            f"utilities differ by up to {largest:.2e}, more than {TOLERANCE:.0e}. "
+            f"Export the file again from the policy it is compared with."
         )
     if report.equal_texts < report.texts:
         raise ParityError(
             f"{report.texts - report.equal_texts} of {report.texts} decoded texts differ (prompts "
-            f"{', '.join(report.unequal[:5])}), at utilities that differ by up to {report.largest_decoding:.2e}; what "
-            f"was evaluated is not what will be served; if that is float noise, these prompts hold a near tie: export "
-            f"a policy of another iteration"
+            f"{', '.join(report.unequal[:5])}), at utilities that differ by up to {report.largest_decoding:.2e}. "
+            f"If that is float noise, these prompts hold a near tie: export a policy of another iteration."
         )
     return report
 
@@ -128,8 +127,8 @@ def _compare_states(policy: Policy, exported: Policy, states: Sequence[Observati
                 raise ParityError(
                     f"{int(wrong_B.sum())} of {len(wrong_B)} rows of state {number} (L = {chosen_BL.shape[1]}) choose "
                     f"other positions by {choose} from the same utilities, row {row}: "
-                    f"{chosen_BL[row].nonzero().flatten().tolist()}; the file's action is not the policy's "
-                    f"({type(theirs).__name__}, {type(ours).__name__}, or their knobs); export it again"
+                    f"{chosen_BL[row].nonzero().flatten().tolist()} "
+                    f"({type(theirs).__name__} against {type(ours).__name__}). Export the policy again."
                 )
             near_ties += int(flipped_B.sum())
     rows = sum(len(obs.step_B) for obs in states)

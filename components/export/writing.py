@@ -46,10 +46,7 @@ def export_policy(policy: LearnedPolicy, path: Path, metadata: Mapping[str, str]
     """
     taken = [name for name in metadata if name.startswith(PREFIX)]
     if taken:
-        raise SettingsError(
-            f"metadata {taken}: names that begin with {PREFIX!r} say how the file is read; they would "
-            f"be overwritten; choose others"
-        )
+        raise SettingsError(f"metadata {taken}: names that begin with {PREFIX!r} are the file's own. Choose others.")
     still = copy.deepcopy(policy).to("cpu", torch.float32).eval().requires_grad_(False)
     example = random_observation(still, 2, 6, "export")
     action = _action(still, example)
@@ -81,8 +78,8 @@ def _action(policy: LearnedPolicy, example: Observation) -> dict[str, Any]:
     if kind is None or not torch.equal(distribution.eligible_BL, all_BL):
         raise SettingsError(
             f"{type(distribution).__name__} over other positions than the eligible ones, or of another "
-            f"kind than {tuple(OUTPUTS)}, cannot be rebuilt from utilities alone; give the policy one of "
-            f"these, or narrow the eligible positions outside it"
+            f"kind than {tuple(OUTPUTS)}, cannot be rebuilt from utilities alone. Give the policy one of "
+            f"these, or narrow the eligible positions outside it."
         )
     values = {f.name: getattr(distribution, f.name) for f in fields(distribution)}
     values |= {name: v.item() for name, v in values.items() if isinstance(v, Tensor) and not v.ndim}

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, Path, few, over, utilities_along
-from .distributions import ActionDistribution, p_log, same_kind, take
+from .coupling import Coupled, Path, exact_entropy, exact_kl, over, utilities_along
+from .distributions import ActionDistribution
 from .masked import masked_argmax, one_hot
 
 EXACT_LIMIT = 10
@@ -76,22 +76,13 @@ class AcceptOrSkip(Coupled):
         return log_BL.sum(-1).masked_fill((action.drawn_BL & ~self.eligible_BL).any(-1), -torch.inf)
 
     def entropy(self) -> Tensor:
-        narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
-        log_BO = narrow._outcomes()
-        return -p_log(log_BO, log_BO).sum(-1)
+        return exact_entropy(self, EXACT_LIMIT, _draws)
 
     def kl(self, other: ActionDistribution) -> Tensor:
         """KL(self || other), +inf where the other one gives a draw of this one no probability."""
-        same_kind(self, other)
-        assert isinstance(other, AcceptOrSkip)
-        narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
-        log_BO = narrow._outcomes()
-        return p_log(log_BO, log_BO - other._outcomes()).sum(-1)
+        return exact_kl(self, other, EXACT_LIMIT, _draws)
 
-    def _outcomes(self) -> Tensor:
-        """(B, 2^L) log-probability of every set, possible or not."""
-        rows, length = self.eligible_BL.shape
-        place_L = torch.arange(length, device=self.eligible_BL.device)
-        drawn_OL = (torch.arange(2**length, device=place_L.device).unsqueeze(1) >> place_L & 1).bool()
-        index_N = torch.arange(rows, device=place_L.device).repeat_interleave(len(drawn_OL))
-        return take(self, index_N).log_prob(Action(drawn_OL.repeat(rows, 1))).view(rows, len(drawn_OL))
+
+def _draws(length: int) -> Action:
+    """Every set of so many positions."""
+    return Action((torch.arange(2**length).unsqueeze(1) >> torch.arange(length) & 1).bool())

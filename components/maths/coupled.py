@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, Path, few, over, utilities_along
-from .distributions import ActionDistribution, p_log, same_kind, take
+from .coupling import Coupled, Path, exact_entropy, exact_kl, over, utilities_along
+from .distributions import ActionDistribution
 from .masked import masked_argmax, masked_logsumexp, one_hot
 
 EXACT_LIMIT = 6
@@ -95,25 +95,11 @@ class CoupledPlackettLuce(Coupled):
         return log_B.masked_fill(outside_B, -torch.inf)
 
     def entropy(self) -> Tensor:
-        narrow, _ = few(self, self, EXACT_LIMIT, "-log_prob of a draw")
-        log_BO = narrow._outcomes()
-        return -p_log(log_BO, log_BO).sum(-1)
+        return exact_entropy(self, EXACT_LIMIT, _draws)
 
     def kl(self, other: ActionDistribution) -> Tensor:
         """KL(self || other), +inf where the other one gives a draw of this one no probability."""
-        same_kind(self, other)
-        assert isinstance(other, CoupledPlackettLuce)
-        narrow, other = few(self, other, EXACT_LIMIT, "log_prob(draw) - other.log_prob(draw)")
-        log_BO = narrow._outcomes()
-        return p_log(log_BO, log_BO - other._outcomes()).sum(-1)
-
-    def _outcomes(self) -> Tensor:
-        """(B, O) log-probability of every ordered draw, possible or not."""
-        rows, length = self.eligible_BL.shape
-        rank_OL = _orders(length).to(self.eligible_BL.device)
-        index_N = torch.arange(rows, device=rank_OL.device).repeat_interleave(len(rank_OL))
-        rank_NL = rank_OL.repeat(rows, 1)
-        return take(self, index_N).log_prob(Action(rank_NL >= 0, rank_NL)).view(rows, len(rank_OL))
+        return exact_kl(self, other, EXACT_LIMIT, _draws)
 
 
 def _picks(z_BKL: Tensor, order_BL: Tensor, eligible_BL: Tensor, drawn_BK: Tensor) -> Tensor:
@@ -131,10 +117,10 @@ def _picks(z_BKL: Tensor, order_BL: Tensor, eligible_BL: Tensor, drawn_BK: Tenso
     return torch.zeros_like(drawn_BL, dtype=log_N.dtype).masked_scatter(drawn_BL, log_N).sum(-1)
 
 
-def _orders(length: int) -> Tensor:
-    """(O, L) the ranks of every ordered selection, none included; -1 where not drawn."""
+def _draws(length: int) -> Action:
+    """Every ordered selection of so many positions, the empty one included."""
     picks = [order for count in range(length + 1) for order in itertools.permutations(range(length), count)]
     rank_OL = torch.full((len(picks), length), -1)
     for row, order in enumerate(picks):
         rank_OL[row, list(order)] = torch.arange(len(order))
-    return rank_OL
+    return Action(rank_OL >= 0, rank_OL)

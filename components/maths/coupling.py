@@ -15,14 +15,16 @@ began. A rise is negative where the earlier ones support i, so that a risk may f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.types import Action
+from .distributions import ActionDistribution, p_log, same_kind, take
 from .masked import masked_argmax, one_hot, sort_eligible
 
 
@@ -171,9 +173,39 @@ def over(going_B: Tensor, pick: int) -> bool:
 
 
 Kind = TypeVar("Kind", bound=Coupled)
+Draws = Callable[[int], Action]
+"""Every draw of so many positions, a row each, possible or not."""
 
 
-def few(one: Kind, other: Kind, limit: int, estimate: str) -> tuple[Kind, Kind]:
+def exact_entropy(one: Any, limit: int, draws: Draws) -> Tensor:
+    """(B,) entropy, over all draws of at most ``limit`` eligible positions."""
+    narrow, _ = _few(one, one, limit, "-log_prob of a draw")
+    log_BO = _outcomes(narrow, draws)
+    return -p_log(log_BO, log_BO).sum(-1)
+
+
+def exact_kl(one: Any, other: ActionDistribution, limit: int, draws: Draws) -> Tensor:
+    """(B,) KL(one || other), over all draws of at most ``limit`` eligible positions.
+
+    +inf where ``other`` gives a draw of ``one`` no probability.
+    """
+    same_kind(one, other)
+    narrow, beside = _few(one, other, limit, "log_prob(draw) - other.log_prob(draw)")
+    log_BO = _outcomes(narrow, draws)
+    return p_log(log_BO, log_BO - _outcomes(beside, draws)).sum(-1)
+
+
+def _outcomes(one: Any, draws: Draws) -> Tensor:
+    """(B, O) log-probability of every draw."""
+    rows, length = one.eligible_BL.shape
+    every = draws(length)
+    device, count = one.eligible_BL.device, len(every.drawn_BL)
+    rank_NL = None if every.rank_BL is None else every.rank_BL.to(device).repeat(rows, 1)
+    index_N = torch.arange(rows, device=device).repeat_interleave(count)
+    return take(one, index_N).log_prob(Action(every.drawn_BL.to(device).repeat(rows, 1), rank_NL)).view(rows, count)
+
+
+def _few(one: Kind, other: Kind, limit: int, estimate: str) -> tuple[Kind, Kind]:
     """Both without the positions that neither may draw; ValueError where they are too many to enumerate draws."""
     either_BL = one.eligible_BL | other.eligible_BL
     most = max(1, int(either_BL.sum(-1).max()) if len(either_BL) else 0)

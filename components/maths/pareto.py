@@ -65,8 +65,8 @@ def envelope_rows(nfe_RC: ArrayLike, accuracy_RC: ArrayLike, at_R: ArrayLike) ->
     at = np.asarray(at_R, dtype=np.float64)
     if x_RC.ndim != 2 or x_RC.shape != y_RC.shape or at.shape != x_RC.shape[:1] or x_RC.shape[1] == 0:
         raise DataError(
-            f"the points have shapes {x_RC.shape} and {y_RC.shape}, the places {at.shape}: the envelope is taken "
-            "row by row and needs (R, C), (R, C) and (R,) with C > 0; give one row of cells per replicate."
+            f"the points have shapes {x_RC.shape} and {y_RC.shape}, the places {at.shape}, not (R, C), (R, C) and "
+            "(R,) with C > 0. Give one row of cells per replicate."
         )
     _refuse_not_finite(x_RC, y_RC)
     rows = max(1, PAIRS_AT_ONCE // x_RC.shape[1] ** 2)
@@ -95,8 +95,8 @@ def _points(nfe: ArrayLike, accuracy: ArrayLike) -> tuple[NDArray[np.float64], N
     x, y = np.asarray(nfe, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
         raise DataError(
-            f"the points have shapes {x.shape} and {y.shape}: an envelope needs at least one point and one accuracy "
-            "per NFE; give two lists of the same length, one entry per cell."
+            f"the points have shapes {x.shape} and {y.shape}: an envelope needs at least one point. Give two lists of "
+            "the same length, one entry per cell."
         )
     _refuse_not_finite(x, y)
     return x, y
@@ -106,6 +106,6 @@ def _refuse_not_finite(x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     bad = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
     if bad:
         raise DataError(
-            f"{bad} of {x.size} points have an NFE or an accuracy that is not finite: one of them would hide or "
-            "make up the front; drop the cells that were not measured."
+            f"{bad} of {x.size} points have an NFE or an accuracy that is not finite. "
+            "Drop the cells that were not measured."
         )

@@ -1,4 +1,4 @@
-"""Is this class a policy that the loop can trust? Answered by the protocol alone, in sentences.
+"""Checks of a policy class against the protocol. Each violation is a sentence.
 
 What would corrupt a decode or a training without an error is provoked on small random observations: draws outside the
 eligible positions, likelihoods that do not sum to 1, rows that depend on their neighbors or on padding.
@@ -22,13 +22,17 @@ ROWS, LENGTH, WORDS, PROMPT = 4, 5, 12, 2
 TOLERANCE = 1e-4
 
 
+def missing_parts(policy: object) -> list[str]:
+    """The parts of the protocol that an object lacks."""
+    return [name for name in ("needs", "score", "distribution") if not hasattr(policy, name)]
+
+
 def check_policy(policy: Policy, width: int = 8) -> list[str]:
     """The violations of the protocol, a sentence each; an empty list for a good policy.
 
     width: of the hidden states, for a policy that reads them.
     """
-    missing = [name for name in ("needs", "score", "distribution") if not hasattr(policy, name)]
-    if missing:
+    if missing := missing_parts(policy):
         return [f"it has no {', '.join(missing)}, which the protocol names"]
     if not isinstance(policy.needs, Needs):
         return [f"needs is a {type(policy.needs).__name__}, not Needs: the loop would not know what to read"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -194,3 +194,8 @@ class CoupledPolicy(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "coupled", "shape": asdict(self.shape)}
+
+
+def draws_by_shifts(policy: object) -> TypeGuard[CoupledPolicy]:
+    """Whether the policy draws sets by pair shifts."""
+    return isinstance(policy, CoupledPolicy) and policy.shape.pair_shifts and policy.shape.action != "categorical"

@@ -30,7 +30,8 @@ from ..maths.masked import masked_argmax, one_hot, sort_eligible
 _LN_2, _TINY = math.log(2), 1e-300
 
 
-def _read(obs: Observation, name: str) -> Tensor:
+def field_of(obs: Observation, name: str) -> Tensor:
+    """An optional field of the observation. ValueError where it is missing."""
     value = getattr(obs, name)
     if value is None:
         raise ValueError(f"The observation has no {name}, which this rule reads. Ask for it in Needs.")
@@ -59,7 +60,7 @@ def over_shared_tokens(obs: Observation, top_k: int, term: Callable[[Tensor, Ten
 
     One token of i after the other, in float64: the same bits alone, in a batch and with padding.
     """
-    top_BLK, ids_BLK = _read(obs, "top_BLK")[..., :top_k].double(), _read(obs, "top_ids_BLK")[..., :top_k]
+    top_BLK, ids_BLK = field_of(obs, "top_BLK")[..., :top_k].double(), field_of(obs, "top_ids_BLK")[..., :top_k]
     theirs_B1LK, ids_B1LK = top_BLK.unsqueeze(1), ids_BLK.unsqueeze(1)
     total_BLL = top_BLK.new_zeros(top_BLK.shape[0], top_BLK.shape[1], top_BLK.shape[1])
     for k in range(top_BLK.shape[-1]):
@@ -104,10 +105,10 @@ class MeanField:
 
     def score(self, obs: Observation) -> Tensor:
         """m - D q of the second pass."""
-        top_BLK, eligible_BL = _read(obs, "top_BLK").double(), obs.eligible_BL
+        top_BLK, eligible_BL = field_of(obs, "top_BLK").double(), obs.eligible_BL
         lead_BL = top_BLK[..., 0].log() - top_BLK[..., 1].log()
         # A suppressed position has log-odds of -inf; elsewhere m comes from the probabilities.
-        lead_BL = torch.where(_read(obs, "log_odds_BL") == -torch.inf, -torch.inf, lead_BL)
+        lead_BL = torch.where(field_of(obs, "log_odds_BL") == -torch.inf, -torch.inf, lead_BL)
         lead_BL = lead_BL.masked_fill(~eligible_BL, 0.0)
         alike_BLL = likeness(obs, self.top_k)
         largest_BL1 = alike_BLL.amax(-1, keepdim=True)
@@ -142,7 +143,7 @@ class Overlap:
         return Needs(top_k=self.top_k, top_ids=True, statistics=("log_odds",))
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "log_odds_BL")
+        return field_of(obs, "log_odds_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
@@ -163,7 +164,7 @@ class Spread:
         return Needs(statistics=("log_odds",))
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "log_odds_BL")
+        return field_of(obs, "log_odds_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
@@ -175,9 +176,17 @@ class Spread:
 
 def mean_attention(obs: Observation, layers: tuple[int, ...]) -> Tensor:
     """(B, L, L) what position i attends to position j, mean over heads and over these layers, in float64."""
-    attention_BLLA = _read(obs, "attention_BLLA").double()
+    attention_BLLA = field_of(obs, "attention_BLLA").double()
     # Beside a policy that needs other layers there are more than these.
     return torch.stack([attention_BLLA[..., obs.attention_layers.index(layer)] for layer in layers]).mean(0)
+
+
+def _attention_needs(rule: Adas | Dapd) -> Needs:
+    return Needs(attention=rule.layers)
+
+
+def _confidence(rule: Adas | Dapd, obs: Observation) -> Tensor:
+    return field_of(obs, "confidence_BL")
 
 
 @dataclass(frozen=True)
@@ -190,13 +199,8 @@ class Adas:
     threshold: float
     weight: float = 40.0
     layers: tuple[int, ...] = (-1,)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(attention=self.layers)
-
-    def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "confidence_BL")
+    needs = property(_attention_needs)
+    score = _confidence
 
     @torch.no_grad()
     def distribution(self, obs: Observation) -> ActionDistribution:
@@ -226,13 +230,8 @@ class Dapd:
     edge: float
     sure: float = 0.9
     layers: tuple[int, ...] = (-1,)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(attention=self.layers)
-
-    def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "confidence_BL")
+    needs = property(_attention_needs)
+    score = _confidence
 
     @torch.no_grad()
     def distribution(self, obs: Observation) -> ActionDistribution:

@@ -75,7 +75,7 @@ def _lazy(path: str, *given: Any, **fixed: Any) -> Callable[..., Policy]:
     """``module.Class`` of this folder, imported when a rule is built; ``given`` stand before its number."""
     module, name = path.split(".")
 
-    def build(*number: float) -> Policy:
+    def build(*number: Any) -> Policy:
         made = getattr(import_module(f"{__package__}.{module}"), name)
         return partial(made, *given, **fixed)(*number)
 
@@ -138,6 +138,25 @@ RULES: dict[str, Rule] = {
     ),
     "teacher": Rule(_lazy("teacher.Teacher"), "teacher", decodes=False),
 }
+
+PAIR_ROWS: dict[str, Rule] = {
+    "mi_bound": Rule(_lazy("variants.mi_bound"), "mutual-information bound on learned shifts", "gamma in nats"),
+    "demask": Rule(_lazy("variants.demask"), "bounded dependence on learned shifts", "gamma"),
+    "shuffled": Rule(_lazy("variants.shuffled"), "control: shuffled shifts", "offset"),
+    "distance": Rule(_lazy("variants.distance"), "control: distance", "offset"),
+    "graph": Rule(_lazy("variants.graph"), "control: constraint graph", "offset"),
+}
+"""Rules and controls over the pair shifts of the trained policy, built by ``variants.variant``."""
+
+POLICIES = {"learned": "learned policy", "distilled": "distilled start", "influence": "influence alone"} | {
+    name: row.label for name, row in PAIR_ROWS.items()
+}
+"""Families that need a trained policy, with their labels. Every other family is a rule, a point of the front."""
+
+
+def label_of(family: str) -> str:
+    """The family's name in tables and pictures."""
+    return RULES[family].label if family in RULES else POLICIES.get(family, family.replace("_", " "))
 
 
 def decoders() -> dict[str, Rule]:

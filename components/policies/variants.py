@@ -1,14 +1,14 @@
-"""Rules and controls over the pair shifts of a trained coupled policy: what its shifts are worth, and to whom.
+"""Rules and controls over the pair shifts of a trained coupled policy. They measure what the shifts are worth.
 
 The two rules leave the policy's bias, risk and action aside and read its shifts alone:
 
-=======  ==============================================================================  ==================
-MiBound  by entropy, while entropies and shared information stay within gamma            arXiv 2605.20187
-Demask   by confidence, while what the set does to its own predictions is within gamma   arXiv 2604.02560
-=======  ==============================================================================  ==================
+========  ==============================================================================  ==================
+mi_bound  by entropy, while entropies and shared information stay within gamma            arXiv 2605.20187
+demask    by confidence, while what the set does to its own predictions is within gamma   arXiv 2604.02560
+========  ==============================================================================  ==================
 
-The controls keep all of the policy but its shifts: "shuffled" has each position's row of another one, "distance" has
--4 / |i - j|, "graph" has -4 where the task's rules join i and j. A control is asked for speed by the policy's offset.
+The controls keep all of the policy but its shifts: "shuffled" gives a position the row of another one, "distance" has
+-4 / |i - j|, "graph" has -4 where the task's rules join i and j. The policy's offset sets a control's speed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from ..core.types import Needs, Observation
 from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.masked import one_hot, rank_of, sort_eligible
-from .coupled import CoupledPolicy
-from .dependence import apart, pairs_of
+from .coupled import CoupledPolicy, draws_by_shifts
+from .dependence import apart, field_of, pairs_of
 from .protocol import Policy
+from .rules import PAIR_ROWS
 
 WEIGHT = 4.0  # of the shifts that a control makes up, as in the rules overlap and spread
 Shift = Callable[[Observation, Tensor], Tensor]
 Graph = tuple[tuple[int, ...], ...]
-"""For each position of the canvas those that the task's rules join it to."""
+"""The positions that the task's rules join to each position of the canvas."""
+GetGraph = Callable[[], Graph]
 
 
 def scan(score_BL: Tensor, own_BL: Tensor, pair_BLL: Tensor, eligible_BL: Tensor, gamma: float) -> Tensor:
@@ -63,8 +65,7 @@ def scan(score_BL: Tensor, own_BL: Tensor, pair_BLL: Tensor, eligible_BL: Tensor
 
 def _odds_and_shifts(policy: CoupledPolicy, obs: Observation) -> tuple[Tensor, Tensor]:
     """In float64, 0 at what is not eligible: l_j of each pair (B, 1, L), and w_ij (B, L, L)."""
-    assert obs.log_odds_BL is not None
-    odds_BL = obs.log_odds_BL.double().masked_fill(~obs.eligible_BL, 0.0)
+    odds_BL = field_of(obs, "log_odds_BL").double().masked_fill(~obs.eligible_BL, 0.0)
     shift_BLL = policy.shifts(obs).double().masked_fill(~pairs_of(obs.eligible_BL), 0.0)
     return odds_BL.unsqueeze(1), shift_BLL
 
@@ -86,82 +87,82 @@ def dependence(policy: CoupledPolicy, obs: Observation) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MiBound:
-    """By entropy, lowest first, while sum over the set of h_i + ``weight`` x the information shared with earlier ones
-    stays within ``gamma``. The entropy of the last one does not count, so that without shifts it is EntropyBound."""
+class Variant:
+    """A policy with the needs of a trained one, and scores and distributions of its own."""
 
     policy: CoupledPolicy
-    gamma: float
-    weight: float = 1.0
+    score: Callable[[Observation], Tensor]
+    distribution: Callable[[Observation], ActionDistribution]
 
     @property
     def needs(self) -> Needs:
         return self.policy.needs
 
-    def score(self, obs: Observation) -> Tensor:
-        assert obs.entropy_BL is not None
-        return -obs.entropy_BL
 
-    @torch.no_grad()
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        score_BL, pair_BLL = self.score(obs), self.weight * information(self.policy, obs)
-        return Deterministic(
-            scan(score_BL, -score_BL, pair_BLL, obs.eligible_BL, self.gamma), obs.eligible_BL, score_BL
-        )
+def mi_bound(policy: CoupledPolicy, gamma: float, _: GetGraph) -> Variant:
+    """By entropy, lowest first, while sum over the set of h_i + the information shared with earlier ones stays within
+    ``gamma``. The entropy of the last one does not count, so that without shifts it is EntropyBound."""
+    return _scanned(policy, gamma, lambda obs: -field_of(obs, "entropy_BL"), torch.neg, information)
 
 
-@dataclass(frozen=True)
-class Demask:
+def demask(policy: CoupledPolicy, gamma: float, _: GetGraph) -> Variant:
     """By log-odds, largest first, while the sum of ``dependence`` on earlier ones stays within ``gamma``.
 
-    It bounds what the set does to itself, not how unsure it is: without shifts every position is taken.
+    It bounds what the set does to itself, not its uncertainty: without shifts every position is taken.
     """
+    return _scanned(policy, gamma, lambda obs: field_of(obs, "log_odds_BL"), torch.zeros_like, dependence)
 
-    policy: CoupledPolicy
-    gamma: float
 
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def score(self, obs: Observation) -> Tensor:
-        assert obs.log_odds_BL is not None
-        return obs.log_odds_BL
+def _scanned(
+    policy: CoupledPolicy,
+    gamma: float,
+    score: Callable[[Observation], Tensor],
+    own: Callable[[Tensor], Tensor],
+    pair: Callable[[CoupledPolicy, Observation], Tensor],
+) -> Variant:
+    """The rule that scans by ``score``. own: a position's cost, from its score; pair: the costs of two positions."""
 
     @torch.no_grad()
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        score_BL, pair_BLL = self.score(obs), dependence(self.policy, obs)
-        taken_BL = scan(score_BL, torch.zeros_like(score_BL), pair_BLL, obs.eligible_BL, self.gamma)
+    def distribution(obs: Observation) -> ActionDistribution:
+        score_BL = score(obs)
+        taken_BL = scan(score_BL, own(score_BL), pair(policy, obs), obs.eligible_BL, gamma)
         return Deterministic(taken_BL, obs.eligible_BL, score_BL)
 
+    return Variant(policy, score, distribution)
 
-@dataclass(frozen=True)
-class Control:
-    """The trained policy with other shifts, which ``shift`` makes from the observation and the policy's own."""
 
-    policy: CoupledPolicy
-    shift: Shift
+def shuffled(policy: CoupledPolicy, offset: float, _: GetGraph) -> Variant:
+    return _control(policy, offset, shuffled_shifts)
 
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
 
-    def score(self, obs: Observation) -> Tensor:
-        return self.policy.score(obs)
+def distance(policy: CoupledPolicy, offset: float, _: GetGraph) -> Variant:
+    return _control(policy, offset, distance_shifts)
 
-    def distribution(self, obs: Observation) -> ActionDistribution:
-        bias_BL, shift_BLL, mix_BL = self.policy(obs)
-        other_BLL = self.shift(obs, shift_BLL).to(shift_BLL.dtype)
-        return self.policy.over(obs, bias_BL, other_BLL.masked_fill(~pairs_of(obs.masked_BL), 0.0), mix_BL)
+
+def graph(policy: CoupledPolicy, offset: float, get_graph: GetGraph) -> Variant:
+    return _control(policy, offset, graph_shifts(get_graph()))
+
+
+def _control(policy: CoupledPolicy, offset: float, shift: Shift) -> Variant:
+    """The trained policy at an offset with other shifts, made from the observation and the policy's own ones."""
+    moved = copy.copy(policy)
+    moved.offset = offset
+
+    def distribution(obs: Observation) -> ActionDistribution:
+        bias_BL, shift_BLL, mix_BL = moved(obs)
+        other_BLL = shift(obs, shift_BLL).to(shift_BLL.dtype)
+        return moved.over(obs, bias_BL, other_BLL.masked_fill(~pairs_of(obs.masked_BL), 0.0), mix_BL)
+
+    return Variant(moved, moved.score, distribution)
 
 
 @lru_cache(maxsize=64)
 def _keys(length: int) -> tuple[float, ...]:
-    """A random number for each place of a canvas, the same whatever the length."""
-    return tuple(float(seed_of("shuffled shifts", place)) for place in range(length))
+    """A random number for each position of a canvas. It does not depend on the length."""
+    return tuple(float(seed_of("shuffled shifts", position)) for position in range(length))
 
 
-def shuffled(obs: Observation, shift_BLL: Tensor) -> Tensor:
+def shuffled_shifts(obs: Observation, shift_BLL: Tensor) -> Tensor:
     """Each masked position has the row of the next one in a random cycle over the row's masked positions.
 
     No position keeps its own unless it is the only one. The cycle follows from the masks alone.
@@ -172,36 +173,32 @@ def shuffled(obs: Observation, shift_BLL: Tensor) -> Tensor:
     return shift_BLL.gather(1, next_BL.unsqueeze(2).expand_as(shift_BLL))
 
 
-def distance(obs: Observation, shift_BLL: Tensor) -> Tensor:
+def distance_shifts(obs: Observation, shift_BLL: Tensor) -> Tensor:
     """-4 / |i - j|."""
     return (-WEIGHT / apart(shift_BLL[:, 0])).expand_as(shift_BLL)
 
 
-def joined(graph: Graph) -> Shift:
+def graph_shifts(graph: Graph) -> Shift:
     """-4 where the graph joins i and j."""
 
     def shift(obs: Observation, shift_BLL: Tensor) -> Tensor:
         length = shift_BLL.shape[-1]
         joined_LL = shift_BLL.new_zeros(length, length)
-        for place, others in enumerate(graph[:length]):
-            joined_LL[place, [other for other in others if other < length]] = -WEIGHT
+        for position, others in enumerate(graph[:length]):
+            joined_LL[position, [other for other in others if other < length]] = -WEIGHT
         return joined_LL.expand_as(shift_BLL)
 
     return shift
 
 
-def variant(name: str, policy: object, number: float, graph: Callable[[], Graph]) -> Policy:
-    """A row by its name and number. graph: gives that of the task; asked for by row "graph" alone.
+def variant(name: str, policy: object, number: float, get_graph: GetGraph) -> Policy:
+    """A row of ``rules.PAIR_ROWS`` at a number. get_graph: returns the task's graph; called for row "graph" alone.
 
     SettingsError for a policy without pair shifts.
     """
-    if not isinstance(policy, CoupledPolicy) or not policy.shape.pair_shifts or policy.shape.action == "categorical":
+    if not draws_by_shifts(policy):
         raise SettingsError(
             f"variants.offsets: {name} reads pair shifts, and this policy has none. Remove it, or train "
             f"a coupled policy with pair_shifts and sets."
         )
-    if name in ("mi_bound", "demask"):
-        return MiBound(policy, number) if name == "mi_bound" else Demask(policy, number)
-    moved = copy.copy(policy)
-    moved.offset = number
-    return Control(moved, joined(graph()) if name == "graph" else {"shuffled": shuffled, "distance": distance}[name])
+    return PAIR_ROWS[name].build(policy, number, get_graph)

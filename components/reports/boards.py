@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 from ..core.errors import DataError
-from ..evaluation.results import POLICIES
+from ..policies.rules import POLICIES
 from .fronts import rule_name
 
 Decode = Mapping[str, Any]
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def learned(self) -> Decode | None:
-        return next((d for d in self.decodes if d["family"] == POLICIES[0]), None)
+        return next((d for d in self.decodes if d["family"] == "learned"), None)
 
     @property
     def heuristics(self) -> tuple[Decode, ...]:
@@ -81,8 +81,8 @@ def cases(decodes: Sequence[Decode]) -> dict[str, list[Case]]:
         if missing or len(decode["order"]) != len(decode["tokens"]):
             what = f"has no {', '.join(missing)}" if missing else "has not one step per token"
             raise DataError(
-                f"decode {number} {what}: its board would have empty or shifted cells; "
-                "run stage evaluate again to write decodes.jsonl."
+                f"decode {number} {what}: its board would have empty or shifted cells. "
+                "Run stage evaluate again to write decodes.jsonl."
             )
         found.setdefault((decode["task"], decode["prompt"]), []).append(decode)
     by_task: dict[str, list[Case]] = {}
@@ -172,4 +172,4 @@ def _channels(colour: str) -> list[int]:
 
 def _rank(decode: Decode) -> int:
     """Heuristics in their own order, then the distilled policy, the learned one last."""
-    return -POLICIES.index(decode["family"]) if decode["family"] in POLICIES else -len(POLICIES)
+    return -list(POLICIES).index(decode["family"]) if decode["family"] in POLICIES else -len(POLICIES)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..evaluation.results import POLICIES, EvalResult
+from ..evaluation.results import EvalResult
 from ..maths.pareto import front_at, upper_hull
-from ..policies.rules import RULES
+from ..policies.rules import POLICIES, RULES, label_of
 
 KINDS = {
     "marginal": "marginal rules: each position by itself",
@@ -20,18 +20,6 @@ KINDS = {
     "pair": "pair rules: positions beside each other",
 }
 """What the rules are compared by in pictures: kind -> what it means."""
-
-_POLICY_LABELS = {
-    "learned": "learned policy",
-    "distilled": "distilled start",
-    "influence": "influence alone",
-    "mi_bound": "mutual-information bound on learned shifts",
-    "demask": "bounded dependence on learned shifts",
-    "shuffled": "control: shuffled shifts",
-    "distance": "control: distance",
-    "graph": "control: constraint graph",
-}
-
 
 Group = tuple[str, str, str]
 """(task, denoiser, split): results are only ever compared within one."""
@@ -81,13 +69,8 @@ def mixture_at(cells: Iterable[EvalResult], at: float) -> list[EvalResult]:
 
 def headline(cells: Iterable[EvalResult]) -> EvalResult | None:
     """The cell that stands for the learned policy: full diffusion before shorter blocks, mode before sample."""
-    learned = [cell for cell in cells if cell.family == POLICIES[0]]
+    learned = [cell for cell in cells if cell.family == "learned"]
     return min(learned, key=lambda c: (-c.block_length, c.choose != "mode"), default=None)
-
-
-def label_of(family: str) -> str:
-    """The family's name in tables and pictures."""
-    return RULES[family].label if family in RULES else _POLICY_LABELS.get(family, family.replace("_", " "))
 
 
 def rule_name(family: str, setting: str) -> str:

@@ -171,8 +171,8 @@ def _present(iterations: Sequence[Mapping[str, Any]], panels: Mapping[str, Panel
     names = [name for name in panels if any(_is_number(record.get(name)) for record in iterations)]
     if not names:
         raise DataError(
-            f"{len(iterations)} iterations, and none of {', '.join(panels)} in them: there is no curve to draw; "
-            "give the metrics.jsonl of stage train."
+            f"{len(iterations)} iterations, and none of {', '.join(panels)} in them: there is no curve to draw. "
+            "Give the metrics.jsonl of stage train."
         )
     return names
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import write_text
-from ..evaluation.results import PAIR_ROWS, EvalResult
+from ..evaluation.results import EvalResult
+from ..policies.rules import PAIR_ROWS, POLICIES, label_of
 from . import fronts, labels
 from .files import STYLE, write_figure
-from .fronts import label_of
 from .table import points
 
 if TYPE_CHECKING:
@@ -172,11 +172,11 @@ def legend_handles(cells: Sequence[EvalResult]) -> list[Any]:
 
     there = {cell.family for cell in cells}
     handles: list[Any] = []
-    for family in fronts.POLICIES:
+    for family in POLICIES:
         if family in there:
             look = {**POLICY_LOOKS[family], "ms": min(POLICY_LOOKS[family]["ms"], 11)}
             handles.append(Line2D([], [], ls="none", label=label_of(family), **look))
-    rules = there - set(fronts.POLICIES)
+    rules = there - set(POLICIES)
     if rules and "learned" in there:
         handles.append(Line2D([], [], lw=1.2, ls=":", color=POLICY_COLOUR, label="its gain over the rules, in points"))
     if rules:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
-from ..evaluation.results import POLICIES, EvalResult
+from ..evaluation.results import EvalResult
+from ..policies.rules import POLICIES, label_of
 from . import fronts as table
 from . import pairs
 from .boards import Case, Decode, cases, clues_of, columns_of, glyph, ink_on, last_step, step_colour
@@ -97,7 +98,7 @@ def typical_pair(decodes: Sequence[Decode], cells: Sequence[EvalResult]) -> tupl
     if not pairs:
         raise DataError(
             f"no prompt of {', '.join(sorted(tasks))} was decoded by a heuristic and by the learned policy: "
-            "there is nothing to put side by side; record both in decodes.jsonl."
+            "there is nothing to put side by side. Record both in decodes.jsonl."
         )
     right = [pair for pair in pairs if all(float(d["correct"]) >= 0.5 for d in pair)] or pairs
     savings = [float(a["nfe"]) - float(b["nfe"]) for a, b in pairs]
@@ -121,7 +122,7 @@ def board(ax: Axes, decode: Decode, columns: int, steps: int) -> None:
         ax.text(x + 0.84, y + 0.77, str(number) if number >= 1 else "", fontsize=11 * inches, **{**ink, "ha": "right"})
     verdict = "\N{CHECK MARK} right" if float(decode["correct"]) >= 0.5 else "\N{BALLOT X} wrong"
     family, learned = str(decode["family"]), decode["family"] in POLICIES
-    name = table.label_of(family) if learned else table.rule_name(family, str(decode["setting"]))
+    name = label_of(family) if learned else table.rule_name(family, str(decode["setting"]))
     _words(ax, name, f"{float(decode['nfe']):g} forwards   {verdict}", POLICY_COLOUR if learned else "#222222")
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..core.files import write_text
-from ..evaluation.results import PAIR_ROWS, EvalResult
+from ..evaluation.results import EvalResult
 from ..maths.pareto import front_at
+from ..policies.rules import PAIR_ROWS, label_of
 from .curves import curve_at
-from .fronts import label_of
 from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
 from .study_bars import Bar
 from .table import NONE, grid, points

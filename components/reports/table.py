@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.files import write_text
 from ..evaluation.gate import level
 from ..evaluation.results import EvalResult
+from ..policies.rules import POLICIES
 from . import fronts
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EM DASH}"
@@ -43,7 +44,7 @@ def results(cells: Sequence[EvalResult]) -> list[Result]:
     found: list[Result] = []
     for group in fronts.groups(cells).values():
         full, rules = fronts.full_length(group), tuple(cell for cell in group if not cell.is_policy)
-        for cell in sorted((c for c in group if c.is_policy), key=lambda c: fronts.POLICIES.index(c.family)):
+        for cell in sorted((c for c in group if c.is_policy), key=lambda c: list(POLICIES).index(c.family)):
             used = fronts.mixture_at(group, cell.nfe)
             mixture = " / ".join(fronts.name_of(c, full) for c in used)
             if used and used[0].nfe > cell.nfe:

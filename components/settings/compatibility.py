@@ -56,8 +56,8 @@ def check_letters(data: Data, models: Mapping[str, Model], decoded: Iterable[tup
         unknown = sorted(set(data.tasks[name].build().alphabet) - known)
         if unknown:
             raise ValueError(
-                f"task {name} over dLLM {which} needs letters {''.join(unknown)!r}; no task of models.{which}.rows has "
-                f"them. Add {name} there, or use another task."
+                f"task {name} over dLLM {which} needs letters {''.join(unknown)!r}, and no task of models.{which}.rows "
+                f"has them. Add {name} there, or use another task."
             )
 
 
@@ -76,8 +76,8 @@ def check_attention(policy: Head, decode: Decode, layers: int | None, rules: Map
     if decode.cache != "none" and (read or readers):
         where = "policy.attention" if read else f"{next(iter(readers.values()))}={next(iter(readers))}"
         raise ValueError(
-            f"decode.cache={decode.cache} with {where}, which reads attention; a cache shows none. Use cache: none, or "
-            f"leave that out."
+            f"decode.cache={decode.cache} with {where}, which reads attention, is impossible: a cache shows none. Use "
+            f"cache: none, or leave that out."
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from ..policies.rules import check_number, decoders, known
-from .section import Count, Finite, Name, Section, Seed, Size
+from ..policies.rules import POLICIES, check_number, decoders, known
+from .section import Count, Finite, Name, Section, Seed, Size, nearest
 
 
 class Sweep(Section):
@@ -44,7 +44,13 @@ class Evaluate(Section):
     gate_task: Name
 
 
-Family = Literal["learned", "distilled", "influence", "mi_bound", "demask", "shuffled", "distance", "graph"]
+def _trained(family: str) -> str:
+    if family not in POLICIES:
+        raise ValueError(f"{family} is no family{nearest(family, list(POLICIES))}. Use one of {', '.join(POLICIES)}.")
+    return family
+
+
+Family = Annotated[str, AfterValidator(_trained)]
 
 
 class Variants(Section):

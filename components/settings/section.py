@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..core.files import NAME
+
 MOST = 1_000_000  # of what is counted, and of a number without a bound of its own; a larger one is a slip of the hand
 WIDEST = 65_536  # positions of a canvas, width of a layer
 
@@ -29,8 +31,7 @@ Positive = Annotated[float, Field(gt=0, le=MOST), NUMBER]
 NonNegative = Annotated[float, Field(ge=0, le=MOST), NUMBER]
 Finite = Annotated[float, Field(ge=-MOST, le=MOST), NUMBER]
 Layout = Literal["llada", "dream"]
-# Names become file names and parts of stage names.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Name = Annotated[str, Field(pattern=NAME)]  # becomes a file name and part of a stage name
 
 
 class Section(BaseModel):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import processes
 from ..core.files import write_lines
-from ..evaluation.results import PAIR_ROWS, POLICIES, EvalResult, write_results, write_table
+from ..evaluation.results import EvalResult, write_results, write_table
+from ..policies.rules import PAIR_ROWS, POLICIES
 from ..settings import Decode, Domain, Sweep, Variants
 from .common.cases import EvalCase
 from .common.progress import progress
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..denoisers import Denoiser
     from ..evaluation.evaluate import Candidate
     from ..policies.store import LearnedPolicy
-    from ..settings.evaluation import Family
 
 STAGE_OF = {"learned": "train", "distilled": "distill", "influence": "influence"}
 SHOWN = 8  # prompts per task whose decodes are kept for the pages
@@ -37,8 +37,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """P/evaluate/<case>/{results.jsonl, decodes.jsonl}, P/tables/<case>.csv; metrics per policy: see ``summary``.
 
-    run.json beside the results has the hashes of the policy and the prompts, which a promotion compares. Several
-    processes share the prompts of each policy, and the main one writes.
+    run.json beside the results has the hashes of the policy, the prompts and the results, which a promotion compares.
+    Several processes share the prompts of each policy, and the main one writes.
     """
     with processes.joined():
         return _evaluate(workspace, domain, decode, sweep, variants, case)
@@ -48,7 +48,7 @@ def _evaluate(
     workspace: Workspace, domain: Domain, decode: Decode, sweep: Sweep, variants: Variants, case: EvalCase
 ) -> dict[str, Any]:
     from ..decode.prompts import Prompts
-    from ..evaluation.evaluate import Board, table
+    from ..evaluation.evaluate import Scope, table
     from ..policies import store
     from .common.models import open_cached
 
@@ -63,8 +63,8 @@ def _evaluate(
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, variants, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates), processes.rank() == 0) as tick:
-        board = Board(case.task, case.model, case.split)
-        policies = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+        scope = Scope(case.task, case.model, case.split)
+        policies = table(denoiser, candidates, prompts, sweep.seeds, scope, lambda _: tick(""))
     if processes.rank() > 0:
         return {}
     results = policies + rule_results(workspace, case)
@@ -76,7 +76,7 @@ def _evaluate(
         chosen = candidates + _rivals(policies, results, sweep_of(sweep, encoder).candidates(prompts.longest))
         write_lines(folder / "decodes.jsonl", decodes(denoiser, shown, chosen, case.task))
     figures = summary(results)
-    write_run(folder / "run.json", begun.finished(figures, **hashes))
+    write_run(folder / "run.json", begun.finished(figures, **hashes, file_hash=content_hash(folder / "results.jsonl")))
     workspace.metrics(case.stem, figures)
     return figures
 
@@ -87,9 +87,8 @@ def learned(
     """The trained policy by its mode and by sampling, and the starts that ``variants`` names by their mode.
 
     On a wide case also at every other alpha that a policy was trained for. Then the rows over the trained policy's pair
-    shifts that ``variants`` names. foreign: over another dLLM than in training,
-    whose hidden states differ: a policy that also reads statistics is evaluated without them, a feature policy not at
-    all.
+    shifts that ``variants`` names. foreign: the dLLM is not that of training, so that hidden states mean something
+    else. Policies that also read statistics are evaluated without them, feature policies are left out.
     """
     from ..evaluation.evaluate import Candidate
     from ..policies import store
@@ -97,7 +96,7 @@ def learned(
     from .common.models import with_decode_settings
 
     candidates: list[Candidate] = []
-    for family in sorted(variants.offsets, key=POLICIES.index):
+    for family in sorted(variants.offsets, key=list(POLICIES).index):
         trained = store.load(workspace.outputs / STAGE_OF.get(family, "train") / "policy").to(denoiser.device)
         policy = with_decode_settings(trained, decode)
         if foreign and policy.shape.features:
@@ -120,7 +119,7 @@ def learned(
 
 
 def _pair_rows(
-    workspace: Workspace, family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, case: EvalCase
+    workspace: Workspace, family: str, policy: LearnedPolicy, decode: Decode, variants: Variants, case: EvalCase
 ) -> list[Candidate]:
     """A rule or control over the trained policy's pair shifts at each of its numbers."""
     from ..evaluation.evaluate import Candidate
@@ -136,7 +135,7 @@ def _pair_rows(
 
 
 def _at_other_speeds(
-    family: Family, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
+    family: str, policy: LearnedPolicy, decode: Decode, variants: Variants, wide: bool
 ) -> list[Candidate]:
     """A coupled policy at each offset; the trained policy on a wide case in each block length too."""
     from ..evaluation.evaluate import Candidate
@@ -194,12 +193,13 @@ def decodes(denoiser: Denoiser, prompts: Prompts, candidates: Sequence[Candidate
     also ``view``, see ``first_views``."""
     from ..decode.engine import rollout
     from ..decode.job import DecodeOptions
-    from ..evaluation.view import first_views, is_seen
+    from ..evaluation.view import first_views
+    from ..policies.coupled import draws_by_shifts
 
     lines: list[dict[str, Any]] = []
     for chosen in candidates:
         job = prompts.job(chosen.block_length, chosen.frontier)
-        options = DecodeOptions(choose=chosen.choose, record=is_seen(chosen.policy))
+        options = DecodeOptions(choose=chosen.choose, record=draws_by_shifts(chosen.policy))
         decoded = rollout(denoiser, chosen.policy, job, options)
         texts, correct_R, _ = prompts.scores(job, decoded)
         views = first_views(chosen.policy, decoded, list(prompts.lengths))

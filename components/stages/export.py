@@ -11,8 +11,8 @@ from .common.workspace import Workspace
 
 def export(workspace: Workspace, domain: Domain, decode: Decode) -> dict[str, float]:
     """P/export/policy.onnx; ParityError unless every test and gate prompt of the domain decodes to the same text, by
-    mode and by sampling. The file takes its name after that. run.json names the policy and the file by hash, state.json
-    is what the file read half-way through one decode.
+    mode and by sampling. The file takes its name after that. run.json has the hashes of the policy and the file,
+    state.json the inputs of the file half-way through one decode.
 
     metrics: what was compared, texts equal, largest difference of a utility, bytes.
     """

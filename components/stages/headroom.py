@@ -1,4 +1,4 @@
-"""Stage headroom: does a task ask a real question of a dLLM? Printed before any policy is seen."""
+"""Stage headroom: what order, speed and dependence could gain on a task, measured before any policy is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rules import sweep_of
 def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) -> dict[str, Any]:
     """P/headroom/<case>.json, on tune prompts: order, speed and dependence, see ``evaluation.headroom``."""
     from ..decode.prompts import Prompts
-    from ..evaluation.evaluate import Board, table
+    from ..evaluation.evaluate import Scope, table
     from ..evaluation.headroom import dependence, order, speed
     from .common.models import open_denoiser
 
@@ -22,7 +22,7 @@ def headroom(workspace: Workspace, sweep: Sweep, headroom: Headroom, case: str) 
     data = workspace.task(chosen.task)
     prompts = Prompts.of(data.task(), data.examples("tune", headroom.prompts), encoder)
     candidates = sweep_of(sweep, encoder).candidates(prompts.longest, wide=False)
-    results = table(denoiser, candidates, prompts, sweep.seeds, Board(chosen.task, chosen.model, "tune"))
+    results = table(denoiser, candidates, prompts, sweep.seeds, Scope(chosen.task, chosen.model, "tune"))
     by_order, learned = order(denoiser, prompts, headroom.orders, sweep.seeds[0])
     swept = list(zip(candidates, results, strict=True))
     front = speed(results)

@@ -1,4 +1,4 @@
-"""Stage influence: a fresh policy. A coupled one learns how commits move the frozen dLLM's other predictions."""
+"""Stage influence: a fresh policy. A coupled one learns the pair shifts of the frozen dLLM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def influence(
     workspace: Workspace, domain: Domain, policy: Policy, decode: Decode, influence: Influence
 ) -> dict[str, float]:
-    """P/influence/policy, P/influence/epochs.csv; metrics: loss and share of unexplained shift, by epoch and held out.
+    """P/influence/policy, P/influence/epochs.csv; metrics: the last epoch's loss and unexplained shares.
 
     Killed, it goes on from .checkpoints/<profile>/influence-<identity> and ends at the same bits.
     """
@@ -61,7 +61,7 @@ def _fitted(
     policy: CoupledPolicy, source: Source, kept: Kept, influence: Influence, decode: Decode
 ) -> tuple[float, list[dict[str, float]]]:
     """Train the policy's shifts. Returns the bound of the probing's forwards, and the figures of every epoch."""
-    from ..trainers.influence import Fit, Watcher
+    from ..trainers.influence import Callbacks, Fit
     from ..trainers.influence import influence as run
     from ..trainers.probing import Probing, cost
 
@@ -90,7 +90,7 @@ def _fitted(
             epochs.append({"epoch": epoch, **metrics})
             tick(f"unexplained {metrics['influence/held_unexplained']:.3f}")
 
-        run(policy, source, (probing, plan), Watcher(probed, report), kept)
+        run(policy, source, (probing, plan), Callbacks(probed, report), kept)
     return float(forwards), epochs
 
 

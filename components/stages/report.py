@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..core.files import read_json, read_lines
+from ..core.files import read_json, read_lines, unpacking
 from ..evaluation.results import EvalResult, read_results
 from ..settings import Cases, Decode, Domain, Evaluate, Headroom
 from .common.runfile import read_run
@@ -29,7 +29,7 @@ def report(
     ood: Cases,
 ) -> dict[str, float]:
     """P/report: five pictures, order.html, card.md, table.md, result.md, headroom.md; P/plots: pareto, learning.csv;
-    P/result: the few figures that Git keeps. Then MLflow's run of the training shows all of it.
+    P/result: the few figures that are committed to Git. Then all of it is published to MLflow.
 
     The files of a case that the settings no longer have are not reported.
     """
@@ -40,13 +40,13 @@ def report(
 
 
 def show(workspace: Workspace) -> None:
-    """Bring the outputs into MLflow. A store that does not take them costs a warning, and a promotion adds them."""
+    """Bring the outputs into MLflow. A store that fails causes a warning; a promotion adds them later."""
     from ..tracking.publish import publish
     from ..tracking.store import first_line
 
     try:
         publish(workspace.outputs, workspace.root)
-    except Exception as error:  # whatever the tracking throws, the report is there
+    except Exception as error:  # any failure of the tracking leaves the report complete
         log.warning("MLflow did not take the report (%s). Run `unmask promote` to add it later.", first_line(error))
 
 
@@ -89,8 +89,10 @@ def _write(
     figures = [read_json(outputs / "headroom" / f"{case}.json", kind=headroom_page.Case) for case in headroom.cases]
     headroom_page.write(folder / "headroom.md", figures)
     headroom_page.draw(folder / "headroom.png", figures)
-    run = read_run(outputs / "train" / "run.json")
-    card.write(folder / "card.md", _facts(workspace, domain), run.to_json(), *found)
+    path = outputs / "train" / "run.json"
+    run, facts = read_run(path).to_json(), _facts(workspace, domain)
+    with unpacking(path):  # its settings may be of any shape
+        card.write(folder / "card.md", facts, run, *found)
 
 
 def _tables(workspace: Workspace, group: str, names: Iterable[str]) -> list[EvalResult]:
@@ -103,7 +105,7 @@ def _results(workspace: Workspace, case: str) -> list[EvalResult]:
 
 
 def _facts(workspace: Workspace, domain: Domain) -> Facts:
-    """What the model card states of the policy and its domain."""
+    """The facts of the model card on the policy and its domain."""
     from ..reports.card import Facts
 
     described, first = read_policy(workspace), workspace.domain(next(iter(domain.tasks)))
@@ -119,7 +121,7 @@ def _facts(workspace: Workspace, domain: Domain) -> Facts:
 
 
 def read_policy(workspace: Workspace) -> dict[str, Any]:
-    """What the policy reads, and how many parameters it has."""
+    """The policy's inputs and its number of parameters."""
     from ..policies import store
 
     policy = store.load(workspace.outputs / "train" / "policy")

@@ -26,7 +26,7 @@ def rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eval
 
 def _rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: EvalCase) -> dict[str, Any]:
     from ..decode.prompts import Prompts
-    from ..evaluation.evaluate import Board, table
+    from ..evaluation.evaluate import Scope, table
     from .common.models import open_cached
 
     denoiser, encoder = open_cached(workspace, case.model, decode)
@@ -34,8 +34,8 @@ def _rules(workspace: Workspace, decode: Decode, sweep: SweepSettings, case: Eva
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = sweep_of(sweep, encoder).candidates(prompts.longest, case.wide)
     with progress(f"rules {case.stem}", len(candidates), processes.rank() == 0) as tick:
-        board = Board(case.task, case.model, case.split)
-        results = table(denoiser, candidates, prompts, sweep.seeds, board, lambda _: tick(""))
+        scope = Scope(case.task, case.model, case.split)
+        results = table(denoiser, candidates, prompts, sweep.seeds, scope, lambda _: tick(""))
     if processes.rank() > 0:
         return {}
     write_results(workspace.outputs / "rules" / case.stem / "results.jsonl", results)

@@ -19,7 +19,7 @@ from ..core import processes
 from ..core.files import copy as copy_file
 from ..settings import Decode, Domain, Train
 from ..tracking.tracker import CompositeTracker, JsonlTracker, Tracker
-from .common.alone import alone
+from .common.lock import stage_lock
 from .common.progress import progress
 from .common.runfile import RunRecord, code_of, describe_run, write_run
 from .common.workspace import Workspace
@@ -39,7 +39,7 @@ def train(workspace: Workspace, domain: Domain, decode: Decode, train: Train) ->
     """P/train/policy (the best by validation), P/train/metrics.jsonl, P/train/run.json with the MLflow run's id."""
     with ExitStack() as ending, processes.joined():
         if processes.rank() == 0:
-            ending.enter_context(alone(workspace, "train"))
+            ending.enter_context(stage_lock(workspace, "train"))
         return _train(workspace, domain, decode, train, ending)
 
 
@@ -87,7 +87,7 @@ def _train(workspace: Workspace, domain: Domain, decode: Decode, train: Train, e
 
 @dataclass
 class _Training:
-    """A training as it runs. state: where it stands, as it is saved in the file ``saved``."""
+    """A running training. state: its progress, as stored in the file ``saved``."""
 
     policy: LearnedPolicy
     optimizer: torch.optim.Optimizer
@@ -199,7 +199,7 @@ def plan_of(train: Train, decode: Decode) -> tuple[Plan, Objective]:
 
 
 def reference_for(train: Train, distilled: LearnedPolicy) -> Policy | None:
-    """The policy that the divergence is measured from: the distilled one as it is now, a rule, or None."""
+    """The reference policy of the divergence: a copy of the distilled one, a rule, or None."""
     from .common.models import reference_of
 
     if train.divergence == "none":

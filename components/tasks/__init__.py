@@ -1,6 +1,6 @@
 """Prompts and verifiable scores. No torch in here; reasoning-gym, datasets and math-verify load at their first use.
 
-``build("sudoku_many", max_clues=8)`` makes a task; ``splits.collect`` draws examples from it.
+``build("sudoku_many", max_clues=8)`` makes a task; ``splits.collect_all`` draws examples from it.
 """
 
 from __future__ import annotations

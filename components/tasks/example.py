@@ -116,8 +116,8 @@ def fill(answer: str, canvas_length: int) -> str:
     """
     if len(answer) > canvas_length or END in answer:
         raise DataError(
-            f"the answer {answer!r} ({len(answer)} characters) does not fit a canvas of {canvas_length}: "
-            f"it would be cut or end early ({END!r} ends an answer); use a longer canvas or another task setting"
+            f"the answer {answer!r} ({len(answer)} characters) does not fit a canvas of {canvas_length} "
+            f"({END!r} ends an answer). Use a longer canvas or another task setting."
         )
     return answer.ljust(canvas_length, END)
 

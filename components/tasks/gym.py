@@ -25,6 +25,4 @@ def dataset(name: str, **config: Any) -> Any:
     try:
         return reasoning_gym.create_dataset(name, seed=0, size=1, **config)
     except AssertionError as error:
-        raise SettingsError(
-            f"reasoning-gym refuses {config} for {name} ({error}): it cannot draw such items; change these settings"
-        ) from error
+        raise SettingsError(f"reasoning-gym refuses {config} for {name} ({error}). Change these settings.") from error

@@ -163,9 +163,7 @@ def _read_gsm8k(task: str, row: Row) -> Example:
     question, solution = rows.text(row, "question"), rows.text(row, "answer")
     gold = checkers.gold_number(solution)
     if gold is None:
-        raise DataError(
-            f"the solution of {question[:60]!r} ends in no '#### number': its answers cannot be scored; repair the file"
-        )
+        raise DataError(f"the solution of {question[:60]!r} ends in no '#### number'. Repair the file.")
     return Example(task, ASK_NUMBER + question, f"<answer>{number_text(gold)}</answer>", {"question": question})
 
 
@@ -191,9 +189,7 @@ def _read_math(task: str, row: Row) -> Example:
     question = rows.text(row, "problem")
     gold = _math_gold(row)
     if not gold or not gold.strip():
-        raise DataError(
-            f"the solution of {question[:60]!r} has no \\boxed answer: its answers cannot be scored; repair the file"
-        )
+        raise DataError(f"the solution of {question[:60]!r} has no \\boxed answer. Repair the file.")
     metadata = {"question": question, "gold": gold}
     return Example(task, ASK_BOXED + question, f"<answer>\\boxed{{{gold}}}</answer>", metadata)
 

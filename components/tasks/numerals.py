@@ -31,17 +31,26 @@ NUMBER = re.compile(
 NEUTRAL = re.compile(r"[^\W\d_]|[\s.,:;'\"“”()\[\]{}%]|[$€£¥₹]")  # what may stand before the number and after it
 BOUNDS = re.compile(  # just before the number
     r"(?i)\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|other) than|at (?:least|most)|up to|about|"
-    r"approx\w*|roughly|nearly|almost|around|over|under|above|below|not|\w+n['’]t|never|except|circa|ca?\.|minus|negative|half|"
-    r"twice|thrice|double|triple|dozen|"
-    r"(?:third|quarter|fifth|tenth|root)s?(?= of))(?: of| equal to)?[\s$(]*$"
+    r"approx\w*|roughly|nearly|near|almost|around|over|under|above|below|beyond|exceed\w*|close to|shy of|"
+    r"(?:not|cannot|\w+n['’]t)(?: be)?|never|neither|nor|except|(?:any|all)\w* but|circa|ca?\.|minus|negative|half|"
+    r"twice|thrice|double|triple|dozen|binary|octal|hex(?:adecimal)?|log|ln|sin|cos|tan|exp|"
+    r"(?:square|cube|reciprocal|inverse|opposite|negat\w+|third|quarter|fifth|tenth|root)s?(?= of))"
+    r"(?: of| equal to)?[\s$(]*$"
 )
-MAGNITUDE = r"hundred|thou(?:sand)?|tsd|[a-z]+illi(?:on|ard)(?:th)?s?|dozens?|gross|grand|myriads?|lakhs?|crores?|" + (
-    "bn|tn|mn|mio|ml[nd]|mrd|per mille?|basis points?|bps|pp[mb]"
+MAGNITUDE = r"hundreds?|thou(?:sand)?s?|tsd|[a-z]+illi(?:on|ard)(?:th)?s?|dozens?|score|tens|gross|grand|myriads?|" + (
+    r"lakhs?|lacs?|crores?|cr|mill?|mils|mila|mille|bil|tril|bn|tn|mn|mio|ml[nd]|mrd|per ?mille?|"
+    r"basis points?|bps|pp[mb]"
+)
+PART = (
+    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|"
+    r"hundredth|thousandth)"
 )
 SCALES = re.compile(  # anywhere after it
-    rf"(?i:\b(?:{MAGNITUDE}|k|half|halves|halved|doubled|tripled|"
-    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s|"
-    r"a quarter|or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly)\b)|^ ?[BGMT]\b"
+    rf"(?i:\b(?:{MAGNITUDE}|k|half|halves|halved|doubled|tripled|{PART}s|{PART}(?=\W*$| of\b)|"
+    r"a quarter|(?:two|three) (?:thirds|quarters)|point (?:zero|one|two|three|four|five|six|seven|eight|nine)|"
+    r"or|plus|minus|squared|cubed|factorial|at (?:least|most)|approx\w*|roughly|ish|and (?:up|over|above|more)|"
+    r"below zero|(?:in |base )(?:binary|octal|hex\w*|two|eight)|is(?: not|n['’]t| wrong| incorrect))\b)|"
+    r"^ ?(?:[BGMT]|MM)\b"
 )
 AREA = re.compile(  # a unit to the second or third power
     r"(?i)(?<![^\W_])((?:[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|meters?|miles?)) ?\^\{?[23]\}?(?!\w)"
@@ -75,6 +84,8 @@ def number_in(text: str) -> Fraction | None:
     assert signed is not None
     prefix, sign, opening, gap = signed.groups()
     if sign and gap and re.search(r"[^\s:({\[$€£¥₹]\s*$", prefix):  # 'x - 3' is a difference, '- 3' a number
+        return None
+    if opening in tuple("$€£¥₹") and re.match(r" ?[mbt]\b", after):  # million, not metres
         return None
     prefix += " " if gap and not sign else ""
     if not _neutral(prefix, prefix[-1:] + opening, BOUNDS) or not _neutral(after, after[:1], SCALES):

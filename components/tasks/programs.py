@@ -194,8 +194,8 @@ def _runner(task: str, execute: bool, allow_unconfined: bool, seconds: float) ->
     """
     if not execute:
         raise SettingsError(
-            f"task {task} was asked for with execute=False: its answers are programs, and the only way to score one is "
-            "to run it; pass execute=True to let model-written programs run in a confined process, or take another task"
+            f"task {task} was asked for with execute=False: its answers are programs, which are scored by running "
+            "them. Pass execute=True to run model-written programs in a confined process, or take another task."
         )
     sandbox.way(allow_unconfined)  # refuse now rather than at the first score
 

@@ -28,8 +28,8 @@ class Queens:
     def __post_init__(self) -> None:
         if not (4 <= self.size <= 9 and 1 <= self.min_remove <= self.max_remove <= self.size):
             raise SettingsError(
-                f"size={self.size}, min_remove={self.min_remove}, max_remove={self.max_remove}: no board can be drawn "
-                "(a column is one character); use 4 <= size <= 9 and 1 <= min_remove <= max_remove <= size"
+                f"size={self.size}, min_remove={self.min_remove}, max_remove={self.max_remove}: no board can be drawn. "
+                "Use 4 <= size <= 9 and 1 <= min_remove <= max_remove <= size."
             )
 
     @property

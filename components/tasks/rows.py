@@ -25,10 +25,7 @@ def load_rows(path: str | None, hub: Hub | None, file: str, knob: str = "path") 
     """
     if path is not None:
         if not Path(path).is_file():
-            raise DataError(
-                f"{path} is not there: the task has no prompts without it; give the path of a JSON lines or parquet "
-                "file"
-            )
+            raise DataError(f"{path} is not there. Give the path of a JSON lines or parquet file.")
         return _parquet(path) if path.endswith(".parquet") else list(json_rows(Path(path)))
     if hub is None:
         raise DataError(f"the task has no split {file!r} on the hub. Set {knob} to a file.")
@@ -41,9 +38,8 @@ def load_rows(path: str | None, hub: Hub | None, file: str, knob: str = "path") 
         return [(f"{name}, row {number}", dict(row)) for number, row in enumerate(rows, start=1)]  # pyright: ignore
     except (ImportError, OSError, ValueError) as error:
         raise DataError(
-            f"{name} cannot be loaded ({type(error).__name__}: {error}): the task has no prompts "
-            f"without it; connect to the network and install the extra 'hub', or pass {knob}=FILE with its rows "
-            "as JSON lines or parquet"
+            f"{name} cannot be loaded ({type(error).__name__}: {error}). Connect to the network and "
+            f"install the extra 'hub', or pass {knob}=FILE with its rows as JSON lines or parquet."
         ) from error
 
 
@@ -63,8 +59,7 @@ def _parquet(path: str) -> list[tuple[str, Row]]:
 def column(row: Row, name: str) -> Any:
     if row.get(name) is None:
         raise DataError(
-            f"a row has the columns {sorted(row)} and no {name!r}: no example can be made of it; check that the file "
-            "belongs to this task"
+            f"a row has the columns {sorted(row)} and no {name!r}. Check that the file belongs to this task."
         )
     return row[name]
 

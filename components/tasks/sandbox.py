@@ -124,8 +124,8 @@ def way(allow_unconfined: bool = False) -> Way:
         reasons.append(outcome.reason)
     raise SettingsError(
         f"programs cannot be confined on this machine ({'; '.join(reasons)}): model-written code could then read and "
-        "write our files and use the network; run on a Linux with unprivileged user namespaces and util-linux, or pass "
-        "allow_unconfined=True inside a virtual machine that holds nothing of value"
+        "write our files and use the network. Run on a Linux with unprivileged user namespaces and util-linux, or pass "
+        "allow_unconfined=True inside a virtual machine that holds nothing of value."
     )
 
 
@@ -146,7 +146,7 @@ def run(
     if not outcome.began:
         raise SettingsError(
             f"a program could not be started with {megabytes} MB of memory ({outcome.reason}): a right program would "
-            "count as wrong; give it more memory, or look at what this machine lacks (memory, processes, mounts)"
+            "count as wrong. Give it more memory, or check what this machine lacks (memory, processes, mounts)."
         )
     return outcome
 

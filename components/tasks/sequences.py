@@ -29,7 +29,7 @@ class NumberSorting:
         if not 2 <= self.numbers <= 36:
             raise SettingsError(
                 f"numbers={self.numbers} digits are to be sorted: one is sorted already and more than 36 make the "
-                "canvas long; use 2 to 36"
+                "canvas long. Use 2 to 36."
             )
 
     @property

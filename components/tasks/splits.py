@@ -40,11 +40,6 @@ def split_of(example: Example) -> str:
     return pick(example.uid, SHARES)
 
 
-def collect(task: Task, split: str, count: int, seed: int) -> list[Example]:
-    """The first ``count`` examples of a split on the task's stream for this seed; see ``collect_all``."""
-    return collect_all(task, {split: count}, seed)[split]
-
-
 def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, list[Example]]:
     """For each split so many examples with distinct prompts, in one pass over ``task.sample(0, 1, 2, ..., seed)``.
 
@@ -57,9 +52,7 @@ def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, l
     """
     for split in counts:
         if split not in SPLITS:
-            raise SettingsError(
-                f"{split!r} is no split: no prompt would ever belong to it; use one of {', '.join(SPLITS)}"
-            )
+            raise SettingsError(f"{split!r} is no split. Use one of {', '.join(SPLITS)}.")
     if isinstance(task, Finite):
         return {split: _shuffled(task, split, count, seed) for split, count in counts.items()}
 
@@ -72,8 +65,7 @@ def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, l
             split = min(missing)
             raise DataError(
                 f"task {task.name} gave {len(found[split])} distinct prompts of split {split!r} in {budget} draws, "
-                f"asked were {counts[split]}: to repeat prompts would count the same ones twice; ask for fewer, or "
-                "widen the task's settings so that it has more prompts"
+                f"not the {counts[split]} that were asked for. Ask for fewer, or widen the task's settings."
             )
         example = task.sample(index, seed)
         index += 1
@@ -89,8 +81,8 @@ def _shuffled(task: Finite, split: str, count: int, seed: int) -> list[Example]:
     examples = sorted(task.examples(split), key=lambda example: address("order", seed, example.uid))
     if len(examples) < count:
         raise DataError(
-            f"{count} examples of split {split!r} were asked for, the data set has {len(examples)}: to repeat them "
-            "would count the same prompts twice; ask for fewer, or use another split"
+            f"{count} examples of split {split!r} were asked for, the data set has {len(examples)}. "
+            "Ask for fewer, or use another split."
         )
     return examples[:count]
 

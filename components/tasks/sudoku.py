@@ -83,12 +83,12 @@ class SudokuMany:
         if not 1 <= self.side <= 9:
             raise SettingsError(
                 f"boxes of {self.box_rows} x {self.box_columns} make a grid with {self.side} digits: a cell is one "
-                "character; use boxes whose area is at most 9"
+                "character. Use boxes whose area is at most 9."
             )
         if not 0 <= self.min_clues <= self.max_clues <= self.canvas_length:
             raise SettingsError(
                 f"min_clues={self.min_clues}, max_clues={self.max_clues} is no range of clues on {self.canvas_length} "
-                f"cells: no puzzle can be drawn; use 0 <= min_clues <= max_clues <= {self.canvas_length}"
+                f"cells. Use 0 <= min_clues <= max_clues <= {self.canvas_length}."
             )
 
     @property
@@ -141,8 +141,7 @@ class SudokuUnique:
         if not 1 <= self.min_empty <= self.max_empty <= 12:
             raise SettingsError(
                 f"min_empty={self.min_empty}, max_empty={self.max_empty} is no range of blanks: with more than 12 of "
-                "16 cells blank no 4x4 sudoku is unique, with none there is nothing to decode; use 1 <= min_empty <= "
-                "max_empty <= 12"
+                "16 cells blank no 4x4 sudoku is unique. Use 1 <= min_empty <= max_empty <= 12."
             )
 
     @property
@@ -159,7 +158,7 @@ class SudokuUnique:
                 return Example(self.name, self.marker + grid, answer, {"empty": metadata["num_empty"]})
         raise DataError(
             f"no mini sudoku with {self.min_empty} blanks in 1000 draws (seed {seed}, index {index}): such puzzles are "
-            "too rare to sample; lower min_empty"
+            "too rare to sample. Lower min_empty."
         )
 
     def score(self, text: str, example: Example) -> Score:

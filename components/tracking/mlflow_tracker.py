@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError, masked
 from ..core.files import flatten
-from . import abandoned, store
+from . import abandoned, pages, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 METRICS_PER_CALL = 1000  # MLflow's own limit
 SETTINGS = "settings.yaml"
+FLOW_PAGE = "flow_page"  # tag of a run: the page of its flow run
 COMPARED = ("train.alpha", "train.seed", "train.objective", "domain.model")
 LONGEST_INTERVAL = 320  # iterations between two attempts at a store that does not answer
 
@@ -186,9 +188,15 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
 
 
 def run_tags(run: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of an MLflow run from what `stages/common/runfile.py` tells of it: profile, commit, dirty, flow_run."""
+    """Tags of an MLflow run from what `stages/common/runfile.py` tells of it: profile, commit, dirty, flow_run.
+
+    flow_page is added while that flow run lasts, whose stages alone know its address.
+    """
     said = {name: run.get(name) for name in ("profile", "commit", "dirty", "flow_run")}
     tags = {name: str(value) for name, value in said.items() if value is not None}
+    page = os.environ.get(pages.FLOW_PAGE, "")
+    if "flow_run" in tags and page.endswith(f"/{tags['flow_run']}"):
+        tags[FLOW_PAGE] = masked(page)
     # The UI's own columns.
     tags["mlflow.source.git.commit"] = str(run.get("commit", "unknown"))
     return tags | {"mlflow.source.name": f"unmask {run.get('stage', '')}", "mlflow.source.type": "LOCAL"}

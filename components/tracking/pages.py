@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from urllib.parse import quote
 
 UI = "UNMASK_MLFLOW_UI"
 """Names the address at which a browser finds MLflow, where that is not the tracking URI."""
+FLOW_PAGE = "UNMASK_FLOW_PAGE"
+"""Names Prefect's page of the flow run, in the environment of a stage that a flow on a server runs."""
 _LEARNING = "?workflowType=machine_learning"
 _VIEW = "results"
 VIEW = f"mlflow.sharedViewState.{_VIEW}"
@@ -18,11 +19,6 @@ VIEW = f"mlflow.sharedViewState.{_VIEW}"
 def server(uri: str) -> str:
     """Where a browser finds the pages of the store ``uri``; empty where nobody serves them."""
     return os.environ.get(UI) or (uri if uri.startswith("http") else "")
-
-
-def experiments(server: str) -> str:
-    """The list of experiments. ``server``: where MLflow's user interface answers, such as http://127.0.0.1:5000."""
-    return f"{_root(server)}/experiments{_LEARNING}"
 
 
 def runs(server: str, experiment_id: str) -> str:
@@ -39,11 +35,6 @@ def view(tag: str, metrics: Iterable[str]) -> str:
 def run(server: str, experiment_id: str, run_id: str) -> str:
     """One run: its note, results and tags."""
     return f"{_root(server)}/experiments/{experiment_id}/runs/{run_id}{_LEARNING}"
-
-
-def version(server: str, name: str, number: str) -> str:
-    """One version of a registered model."""
-    return f"{_root(server)}/models/{quote(name)}/versions/{number}{_LEARNING}"
 
 
 def _root(server: str) -> str:

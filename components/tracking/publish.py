@@ -11,12 +11,12 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..core.errors import DataError
-from ..core.files import read_curve, read_json, read_text, unpacking
+from ..core.files import NAME, read_curve, read_json, read_text, unpacking
 from . import abandoned, pages, store
 from . import mlflow_tracker as entries
 from .model import log_policy
@@ -38,8 +38,7 @@ PUBLISHED = (
 )
 MANIFEST = "published.json"
 NOTE = "mlflow.note.content"
-PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the settings have it
-VERDICT = "verdict"  # tag of a run: what the gate said of its policy
+VERDICT = "verdict"  # tag of a run: the gate's decision about its policy
 
 
 class Trade(TypedDict, total=False):
@@ -92,7 +91,7 @@ def publish(outputs: Path, root: Path) -> str:
 
 def experiment_name(profile: str) -> str:
     """The experiment of a profile; its artifacts lie in a folder of this name. DataError where that is elsewhere."""
-    if not PROFILE.fullmatch(profile):
+    if not re.fullmatch(NAME, profile):
         raise DataError(f"profile {profile!r} is no name for a folder. Use letters, digits, - and _, at most 64.")
     return f"unmask-{profile}"
 
@@ -151,10 +150,12 @@ def results(outputs: Path) -> dict[str, float]:
 
 
 def write_note(client: MlflowClient, run_id: str, outputs: Path) -> None:
-    """The run's description in the UI: the verdict, once there is one, over the table of its results."""
+    """The run's description in the UI: the verdict, once there is one, the table of its results, and a link to the
+    flow run, where there was one."""
     tags = client.get_run(run_id).data.tags
     table = outputs / "report" / "result.md"
     parts = [f"**{tags[VERDICT]}**" if VERDICT in tags else "", read_text(table) if table.exists() else ""]
+    parts.append(f"[The flow run in Prefect]({tags[entries.FLOW_PAGE]})" if entries.FLOW_PAGE in tags else "")
     note = "\n\n".join(part.strip() for part in parts if part)
     if note and tags.get(NOTE) != note:
         client.set_tag(run_id, NOTE, note)
@@ -239,4 +240,5 @@ def _started(run: Mapping[str, Any]) -> int:
 
 
 def _ended(run: Mapping[str, Any]) -> int:
-    return _started(run) + int(1000 * run["seconds"])
+    ended = datetime.fromisoformat(run["started"]) + timedelta(seconds=run["seconds"])  # OverflowError beyond 9999
+    return int(ended.timestamp() * 1000)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import DataError, PromotionRefused, masked
-from ..core.files import read_json
+from ..core.files import read_json, unpacking
 from ..evaluation.gate import Evidence
 from . import store
 from .mlflow_tracker import is_active
@@ -191,7 +191,8 @@ def load_evidence(client: MlflowClient, version: ModelVersion) -> Evidence | Non
     """None if none was kept, or what was kept is no evidence for this version."""
     stored = _stored_evidence(client, version)
     try:
-        evidence = Evidence.of(stored) if stored else None
+        with unpacking(Path(_evidence_path(version.tags.get("identity", "")))):
+            evidence = Evidence.of(stored) if stored else None
     except DataError:
         return None
     return evidence if evidence and evidence.identity == version.tags["identity"] else None

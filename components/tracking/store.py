@@ -80,7 +80,8 @@ def database(uri: str) -> Path | None:
     if found is None:
         return None
     path = Path(unquote(found[2]))
-    if not found[1] or path.name in ("", ":memory:"):
+    device = path.exists() and not (path.is_file() or path.is_dir())  # as /dev/null, or a pipe, which is waited for
+    if not found[1] or path.name in ("", ":memory:") or device:
         raise SettingsError(
             f"the tracking store {uri} names no file, so that nothing would be kept. Write sqlite:///mlflow.db, or "
             "unset MLFLOW_TRACKING_URI."
@@ -161,7 +162,13 @@ def _sentences(uri: str) -> Generator[None]:
             "name another driver, as in postgresql+psycopg2://."
         ) from error
     except (MlflowException, SQLAlchemyError, OSError, ValueError, sqlite3.Error) as error:
-        if _has_no_room(uri):  # SQLite calls it an I/O error
+        size, free = _room(uri)
+        if size == 0:
+            raise SettingsError(
+                f"the tracking store {masked(uri)} is in a place that keeps no files, such as /proc. Set "
+                "MLFLOW_TRACKING_URI to a file on a disk, or unset it for the SQLite file at the repository's root."
+            ) from error
+        if free < LEAST_ROOM:  # SQLite calls it an I/O error
             raise SettingsError(
                 f"the tracking store {masked(uri)} cannot be used, as its disk is full ({first_line(error)}). Free "
                 "space and run the command again."
@@ -177,11 +184,12 @@ def _sentences(uri: str) -> Generator[None]:
         ) from error
 
 
-def _has_no_room(uri: str) -> bool:
-    """Whether the disk of an SQLite file is full."""
+def _room(uri: str) -> tuple[int, int]:
+    """(size, free bytes) of the disk that an SQLite file is on, where there is one."""
     path = database(uri)
     there = [] if path is None else [folder for folder in path.parents if folder.exists()]
-    return bool(there) and shutil.disk_usage(there[0]).free < LEAST_ROOM
+    disk = shutil.disk_usage(there[0]) if there else None
+    return (LEAST_ROOM, LEAST_ROOM) if disk is None else (disk.total, disk.free)
 
 
 def _copied(path: Path, folder: Path) -> Path:
@@ -259,5 +267,8 @@ def lock(uri: str, purpose: str) -> Generator[None]:
         return
     from filelock import FileLock
 
-    with FileLock(path.with_name(f"{path.name}.{purpose}.lock")):
+    file = path.with_name(f"{path.name}.{purpose}.lock")
+    if not file.exists():
+        file.touch()  # under /proc this fails, where FileLock would try for ever
+    with FileLock(file):
         yield

@@ -1,4 +1,4 @@
-"""Atomic checkpoints without pickle: one safetensors file with the policy, its optimizer and where a training stands.
+"""Atomic checkpoints without pickle: one safetensors file with the policy, its optimizer and the training's progress.
 
 Randomness needs no state: every draw is addressed by (seed, iteration, row, step), see ``rng``.
 """
@@ -20,7 +20,7 @@ from ..core.errors import CheckpointError, DataError
 from ..core.files import beside, put_aside, read_lines, unpacking
 
 NO_WEIGHTS: Mapping[str, Tensor] = {}
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW, the one optimizer here, remembers of a parameter
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's state of a parameter
 
 
 def save(

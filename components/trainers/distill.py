@@ -2,8 +2,8 @@
 
 A deterministic rule is imitated by cross-entropy, -log pi(its action); a stochastic one of the same kind by the closed
 form of KL(reference || student), of another kind by the cross-entropy of its draws. From half of the iterations on,
-the student draws half of the rows and imitates the reference there too (DAgger, Ross et al. 2011): so it also learns
-from the states that its own mistakes lead to.
+the student draws half of the rows and imitates the reference there too (DAgger, Ross et al. 2011). It thus learns from
+states that its own mistakes lead to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one iteration of a reinforcement brought: rollouts, rewards and their metrics."""
+"""The experience of one iteration of reinforcement: rollouts, rewards and their metrics."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Experience:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Rewards and decoding; steered rows stay out of them."""
+        """Metrics of rewards and decoding, without the steered rows."""
         own_R = self.job.policy_R == 0
         reward_R = self.reward_R[own_R]
         groups = self.job.prompt_R[own_R]
         spread_R = objectives.group_advantages(reward_R, groups)
         size = int(groups.max()) + 1
-        # Each draw's surprise is an unbiased estimate of the entropy it was drawn from.
+        # -log p of a draw is an unbiased estimate of its distribution's entropy.
         drawn_N = self.steps.log_prob_N[own_R[self.steps.row_N]]
         std_P = (torch.zeros(size).index_add(0, groups, spread_R**2) / groups.bincount(minlength=size)).sqrt()
         return {
@@ -54,7 +54,7 @@ class Experience:
         }
 
     def counts(self, metrics: Mapping[str, float]) -> dict[str, int]:
-        """How many rows, groups, draws or forwards each of the metrics is the mean over."""
+        """The number of rows, groups, draws or forwards that each metric is the mean over."""
         own_R = self.job.policy_R == 0
         groups, drawn = len(self.job.prompts), int(own_R[self.steps.row_N].sum())
         return dict.fromkeys(metrics, int(own_R.sum())) | {

@@ -56,26 +56,28 @@ class Source:
 
 @dataclass(frozen=True)
 class Kept:
-    """Labels and checkpoints of a training that may be killed, in ``folder``. key: names the source."""
+    """The folder of labels and checkpoints, from which a killed training resumes. key: identifies the source."""
 
     folder: Path
     key: str
 
 
 @dataclass(frozen=True)
-class Watcher:
+class Callbacks:
     """Callbacks: ``chunk(states)`` after each probed chunk, ``epoch(number, metrics)`` after each epoch."""
 
     chunk: Callable[[int], None]
     epoch: Report
 
 
-def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], watcher: Watcher, kept: Kept) -> None:
+def influence(
+    policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit], callbacks: Callbacks, kept: Kept
+) -> None:
     """Collect labels and train the policy's shifts in place.
 
-    With ``on_policy_from`` there are two fits: the policy that the first one gave visits the later chunks, and is then
-    trained on all. Killed and started again it ends at the same bits, and reports the finished epochs once more. Labels
-    of another key are collected anew.
+    With ``on_policy_from`` there are two fits: the policy of the first one visits the later chunks, and is then trained
+    on all. A killed run that starts again ends at the same bits, and reports the finished epochs once more. Labels of
+    another key are collected anew.
     """
     probing, plan = plans
     visits = json.dumps([kept.key, asdict(probing), asdict(policy.needs)], sort_keys=True)
@@ -87,16 +89,15 @@ def influence(policy: CoupledPolicy, source: Source, plans: tuple[Probing, Fit],
             continue
         for chunk in range(first, last):
             make = partial(collect, policy, source.reference, source.denoiser, source.prompts, probing, chunk)
-            # What the reference alone visits does not depend on how the policy is trained.
+            # States that the reference alone visits do not depend on the training.
             path = kept.folder / f"labels-{chunk:04d}.safetensors"
             labels.append(stored(path, key if number else visits, make))
-            watcher.chunk(len(labels[-1]))
-        later = partial(_later, watcher.epoch, number * plan.num_epochs)
-        fit(policy, labels, plan, later, kept.folder / f"fit-{number}.safetensors", key)
+            callbacks.chunk(len(labels[-1]))
 
+        def report(epoch: int, metrics: dict[str, float], done: int = number * plan.num_epochs) -> None:
+            callbacks.epoch(done + epoch, metrics)
 
-def _later(report: Report, epochs: int, epoch: int, metrics: dict[str, float]) -> None:
-    report(epochs + epoch, metrics)
+        fit(policy, labels, plan, report, kept.folder / f"fit-{number}.safetensors", key)
 
 
 def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -107,7 +108,7 @@ def losses(policy: CoupledPolicy, labels: Labels) -> tuple[Tensor, Tensor, Tenso
     state_M, probe_M, j_M = labels.pairs_SNL.nonzero(as_tuple=True)
     after_M = labels.after_SNL[state_M, probe_M, j_M].to(shift_SLL.dtype)
     now_M = obs.log_odds_BL[state_M, j_M].to(shift_SLL.dtype)
-    shift_M = shift_SLL[state_M, labels.place_SN[state_M, probe_M], j_M]
+    shift_M = shift_SLL[state_M, labels.position_SN[state_M, probe_M], j_M]
     target_M = torch.sigmoid(after_M)
     fitted, without, least = (
         F.binary_cross_entropy_with_logits(x, target_M, reduction="sum") for x in (now_M + shift_M, now_M, after_M)
@@ -121,11 +122,11 @@ def share(fitted: float, without: float, least: float) -> float:
 
 
 @torch.no_grad()
-def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int, held: bool = True) -> float:
-    """The figure of merit over the held-out states, or over the states trained on; NaN without states."""
+def unexplained(policy: CoupledPolicy, labels: list[Labels], batch: int) -> float:
+    """The figure of merit over the held-out states; NaN without any."""
     total, count, device = torch.zeros(3, dtype=torch.float64), 0, policy.tau.device
     for chunk in labels:
-        for index in _batches(chunk.held_S == held, batch):
+        for index in _batches(chunk.held_S, batch):
             *sums, pairs = losses(policy, chunk.rows(index).to(device))
             total, count = total + torch.stack(sums).double().cpu(), count + pairs
     fitted, without, least = total.tolist()

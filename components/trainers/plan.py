@@ -61,7 +61,7 @@ CHOICES = {
 }
 
 
-COOLEST, WARMEST = 1.0, 20.0  # temperatures by which an entropy is held
+COOLEST, WARMEST = 1.0, 20.0  # bounds of the temperature that holds an entropy
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,11 @@ def _backward(
     parameters: list[torch.nn.Parameter],
     address: tuple[object, ...],
 ) -> dict[str, float]:
-    """Adds the batches' gradients to the parameters'; the loss of each. Pieces of the batches run side by side: which
-    pieces there are, what is drawn for them and the order of the sums do not depend on the number of workers."""
+    """Add the batches' gradients to the parameters'; return the loss of each batch.
+
+    Pieces of the batches run in parallel. The pieces, their draws and the order of the sums do not depend on the number
+    of workers.
+    """
     pieces = [(n, i, p) for n, batch in enumerate(batches) for i, p in enumerate(batch.pieces())]
 
     def loss(number: int, index: int, piece: Batch):

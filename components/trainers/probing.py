@@ -35,12 +35,12 @@ BASE = Needs("masked", statistics=("log_odds",))  # inputs of the labels themsel
 
 @dataclass(frozen=True)
 class Probing:
-    """Chunks of ``prompts`` decoded canvases. Of each chunk ``states`` states are probed at most, and of each state
-    ``probes`` positions at most (drawn where there are more).
+    """The states and positions to probe, in chunks of ``prompts`` decoded canvases.
 
-    From chunk ``on_policy_from`` on half of the rows are drawn by the policy itself; never where it is None.
-    validation_share: of the prompts, never trained on, for the figure of merit. block_length None: full diffusion.
-    frontier: of the block's masks, so many are eligible; None: all.
+    states, probes: at most so many states of a chunk, and positions of a state, are probed; drawn where there are more.
+    on_policy_from: from this chunk on the policy itself draws half of the rows; None: never. validation_share: the
+    share of prompts that is never trained on, for the figure of merit. block_length None: full diffusion. frontier: of
+    the block's masks, so many are eligible; None: all.
     """
 
     chunks: int
@@ -59,13 +59,13 @@ class Labels:
     """S probed states.
 
     observation  inputs of the policy, and the present log-odds l_j.
-    place_SN     int64, the probed positions; -1 behind the last one.
+    position_SN     int64, the probed positions; -1 behind the last one.
     after_SNL    float32, the log-odds of the present predictions after each probe.
     held_S       bool, states of the prompts that are held out.
     """
 
     observation: Observation
-    place_SN: Tensor
+    position_SN: Tensor
     after_SNL: Tensor
     held_S: Tensor
 
@@ -73,17 +73,17 @@ class Labels:
         return len(self.held_S)
 
     def rows(self, index: Tensor) -> Labels:
-        return Labels(self.observation.rows(index), self.place_SN[index], self.after_SNL[index], self.held_S[index])
+        return Labels(self.observation.rows(index), self.position_SN[index], self.after_SNL[index], self.held_S[index])
 
     def to(self, device: torch.device) -> Labels:
         obs = replace(self.observation, **{name: t.to(device) for name, t in self.observation.tensors().items()})
-        return Labels(obs, self.place_SN.to(device), self.after_SNL.to(device), self.held_S.to(device))
+        return Labels(obs, self.position_SN.to(device), self.after_SNL.to(device), self.held_S.to(device))
 
     @property
     def pairs_SNL(self) -> Tensor:
         """The labeled pairs: i was probed, j is another masked position."""
-        place_L = torch.arange(self.after_SNL.shape[-1], device=self.after_SNL.device)
-        other_SNL = (self.place_SN.unsqueeze(-1) >= 0) & (self.place_SN.unsqueeze(-1) != place_L)
+        position_L = torch.arange(self.after_SNL.shape[-1], device=self.after_SNL.device)
+        other_SNL = (self.position_SN.unsqueeze(-1) >= 0) & (self.position_SN.unsqueeze(-1) != position_L)
         return other_SNL & self.observation.masked_BL.unsqueeze(1)
 
 
@@ -113,32 +113,32 @@ def collect(
     )
     visited = rollout(denoiser, policies, job, options)
     steps = _some(visited.steps, plan.states, generator(plan.seed, "influence", "states", number))
-    place_SN = _places(steps.observation, plan.probes, generator(plan.seed, "influence", "probes", number))
-    after_SNL = _probe(denoiser, job, steps, _states(visited, steps, denoiser.mask_id), place_SN)
+    position_SN = _positions(steps.observation, plan.probes, generator(plan.seed, "influence", "probes", number))
+    after_SNL = _probe(denoiser, job, steps, _states(visited, steps, denoiser.mask_id), position_SN)
     held_R = torch.tensor([seed_of(plan.seed, "held", x.uid) < plan.validation_share * 2**63 for x in chosen.examples])[
         job.prompt_R
     ]
-    return Labels(steps.observation, place_SN, after_SNL, held_R.to(steps.row_N.device)[steps.row_N]).to(
+    return Labels(steps.observation, position_SN, after_SNL, held_R.to(steps.row_N.device)[steps.row_N]).to(
         torch.device("cpu")
     )
 
 
 def stored(path: Path, key: str, make: Callable[[], Labels]) -> Labels:
-    """The labels in a file. Without a file of this ``key``: those of ``make``, which are then stored.
+    """The labels in a file of this ``key``; else those of ``make``, which are then stored.
 
-    A file that is not whole is put aside. Without that every later run would end at it.
+    A file that is not whole is put aside. Left in place it would end every later run.
     """
     if path.exists():
         try:
             with unpacking(path, ""), safe_open(path, framework="pt") as file:
-                said = file.metadata()
-                if said["key"] == key:
-                    return _unpacked({name: file.get_tensor(name) for name in file.keys()}, said)  # noqa: SIM118
+                metadata = file.metadata()
+                if metadata["key"] == key:
+                    return _unpacked({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
         except (DataError, OSError, SafetensorError) as error:
             put_aside("influence", path, error)
     labels = make()
     tensors = {f"observation/{name}": t for name, t in labels.observation.tensors().items()}
-    tensors |= {"place_SN": labels.place_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
+    tensors |= {"position_SN": labels.position_SN, "after_SNL": labels.after_SNL, "held_S": labels.held_S}
     facts = {"canvas_start": labels.observation.canvas_start, "layers": labels.observation.attention_layers}
     with beside(path) as part:
         save_file(
@@ -153,9 +153,9 @@ def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Labels:
     facts = json.loads(metadata["facts"])
     if bad := [name for name, tensor in tensors.items() if bool(tensor.isnan().any())]:
         raise ValueError(f"{bad[0]} holds NaN")
-    seen = {name.removeprefix("observation/"): t for name, t in tensors.items() if name.startswith("observation/")}
-    obs = Observation(**seen, canvas_start=facts["canvas_start"], attention_layers=tuple(facts["layers"]))
-    return Labels(obs, tensors["place_SN"], tensors["after_SNL"], tensors["held_S"])
+    fields = {name.removeprefix("observation/"): t for name, t in tensors.items() if name.startswith("observation/")}
+    obs = Observation(**fields, canvas_start=facts["canvas_start"], attention_layers=tuple(facts["layers"]))
+    return Labels(obs, tensors["position_SN"], tensors["after_SNL"], tensors["held_S"])
 
 
 def _drawn(count: int, plan: Probing, number: int) -> list[int]:
@@ -173,7 +173,7 @@ def _some(steps: Steps | None, count: int, source: torch.Generator) -> Steps:
         obs = steps.observation
         paired_N = ((obs.masked_BL.sum(-1) > 1) & obs.eligible_BL.any(-1)).nonzero().squeeze(1)
         if len(paired_N):
-            # Rows are recorded in an order that depends on the lanes; by row and step it does not.
+            # Rows are recorded in an order that depends on the workers; by row and step it does not.
             address_N = steps.row_N[paired_N] * (int(steps.step_N.max()) + 1) + steps.step_N[paired_N]
             paired_N = paired_N[address_N.argsort()]
             chosen = torch.randperm(len(paired_N), generator=source)[:count].sort().values
@@ -181,7 +181,7 @@ def _some(steps: Steps | None, count: int, source: torch.Generator) -> Steps:
     raise DataError("No visited state has two masks. Use longer canvases, or a slower reference rule.")
 
 
-def _places(obs: Observation, probes: int, source: torch.Generator) -> Tensor:
+def _positions(obs: Observation, probes: int, source: torch.Generator) -> Tensor:
     """(S, N) eligible positions, drawn where there are more than ``probes``; -1 behind the last."""
     eligible_SL = obs.eligible_BL
     most = min(probes, int(eligible_SL.sum(-1).max()))
@@ -197,19 +197,19 @@ def _states(visited: Rollout, steps: Steps, mask_id: int) -> Tensor:
 
 
 @torch.no_grad()
-def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, place_SN: Tensor) -> Tensor:
+def _probe(denoiser: Denoiser, job: Job, steps: Steps, ids_SL: Tensor, position_SN: Tensor) -> Tensor:
     """(S, N, L) log-odds of the present predictions after one commit each, in slices that bound memory."""
     obs = steps.observation
     assert obs.token_BL is not None
-    state_M, probe_M = (place_SN >= 0).nonzero(as_tuple=True)
-    after_SNL = torch.zeros(*place_SN.shape, ids_SL.shape[1], dtype=torch.float32, device=ids_SL.device)
+    state_M, probe_M = (position_SN >= 0).nonzero(as_tuple=True)
+    after_SNL = torch.zeros(*position_SN.shape, ids_SL.shape[1], dtype=torch.float32, device=ids_SL.device)
     most = max(1, tokens_per_forward(denoiser.device) // sum(job.shape))
     for part in torch.arange(len(state_M), device=state_M.device).split(most):
         state_m, probe_m = state_M[part], probe_M[part]
-        seen = admit(job, steps.row_N[state_m].cpu(), denoiser, 0)
-        ids_mT = torch.cat([seen.ids_BT[:, : seen.start], ids_SL[state_m]], 1)
+        batch = admit(job, steps.row_N[state_m].cpu(), denoiser, 0)
+        ids_mT = torch.cat([batch.ids_BT[:, : batch.start], ids_SL[state_m]], 1)
         masks = {"masked_BL": obs.masked_BL[state_m], "eligible_BL": obs.eligible_BL[state_m]}
-        seen = replace(seen, ids_BT=ids_mT, **masks)
-        after_mL, _ = after_commit(denoiser, seen, obs.token_BL[state_m], place_SN[state_m, probe_m].unsqueeze(1))
+        batch = replace(batch, ids_BT=ids_mT, **masks)
+        after_mL, _ = after_commit(denoiser, batch, obs.token_BL[state_m], position_SN[state_m, probe_m].unsqueeze(1))
         after_SNL[state_m, probe_m] = after_mL.float()
     return after_SNL

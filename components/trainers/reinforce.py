@@ -85,9 +85,9 @@ def optimizer_for(policy: LearnedPolicy, plan: Plan) -> torch.optim.AdamW:
 def collect(
     policy: LearnedPolicy, denoiser: Denoiser, prompts: Prompts, method: Method, number: int, timer: Timer
 ) -> Experience:
-    """Rollouts, scores, rewards and advantages of iteration ``number``, which addresses everything that is drawn.
+    """Rollouts, scores, rewards and advantages of iteration ``number``, which seeds every draw.
 
-    Of this process's prompts, see ``has_prompts``. The inputs of the reference are recorded too.
+    They are those of this process's prompts (``has_prompts``). The inputs of the reference are recorded too.
     """
     plan, objective = method.plan, method.objective
     policies: list[Policy] = [policy] if method.expert is None else [policy, method.expert]
@@ -118,7 +118,7 @@ def has_prompts(prompts: Prompts, plan: Plan) -> bool:
 
 
 def _alphas(method: Method, number: int, count: int) -> Tensor:
-    """(P,) the speed exponents of this process's of ``count`` groups."""
+    """(P,) the speed exponents of those of ``count`` groups that are this process's."""
     alphas = method.objective.alphas
     source = generator(method.plan.seed, "reinforce", "alpha", number)
     drawn = torch.randint(len(alphas), (count,), generator=source).tolist()
@@ -142,7 +142,7 @@ def _options(method: Method, needs: Needs, number: int) -> DecodeOptions:
 def update(
     policy: LearnedPolicy, optimizer: torch.optim.Optimizer, experience: Experience | None, method: Method
 ) -> dict[str, float]:
-    """Take ``num_epochs`` optimizer steps on the iteration's pairs, those of all processes; the surrogate's figures.
+    """Take ``num_epochs`` optimizer steps on the pairs of all processes; return the surrogate's figures.
 
     experience: None in a process without prompts. SettingsError before a step on a loss or a gradient that is not
     finite.
@@ -241,7 +241,7 @@ def reinforce(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train ``policy`` in place, one iteration per item: its number and figures.
 
-    state: of a training that goes on; the iterations after it are left.
+    state: of a training that is resumed; only the iterations after it run.
     """
     plan, before = method.plan, state.before
     for number in range(state.iteration + 1, plan.iterations):
@@ -262,7 +262,7 @@ def reinforce(
 
 
 def _metrics(experience: Experience | None) -> dict[str, float]:
-    """Those of the rows of all processes."""
+    """The metrics over the rows of all processes."""
     if experience is None:
         return processes.averaged({}, {})
     metrics = experience.metrics
@@ -271,7 +271,7 @@ def _metrics(experience: Experience | None) -> dict[str, float]:
 
 @contextmanager
 def _sampling(policy: LearnedPolicy, temperature: float) -> Generator[None]:
-    """Inside, the policy's own temperature times this one. An error leaves the policy as it was."""
+    """Multiply the policy's temperature by this one inside the block. An error restores it too."""
     own = policy.temperature
     policy.temperature = own * temperature
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clone import Clone
+from tests.clone import Clone, ran
 from tests.messages import has_remedy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -116,6 +116,8 @@ def test_after_a_run_every_command_does_what_is_promised(finished: Clone, comman
     assert code == 0 and "Traceback" not in said, said
     assert re.search(wanted(command), said), said
     assert "\N{HORIZONTAL ELLIPSIS}" not in said  # a name that was cut
+    again = [stage for stage in ran(said) if "rules" in stage or stage.startswith(("pretrain", "influence"))]
+    assert not again, "another alpha pays for its own policies alone"
     for name in (word for word in command.split() if word.startswith("models:/")):
         assert name in said
 

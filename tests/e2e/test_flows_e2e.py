@@ -98,6 +98,7 @@ stages:
 CLI = """\
 import json, os, sys
 verdict = {"arguments": sys.argv[1:], "store": os.environ["MLFLOW_TRACKING_URI"], "folder": os.getcwd()}
+verdict |= {"page": os.environ.get("UNMASK_FLOW_PAGE", "")}
 verdict |= {"promote": True, "version": "3", "reason": "above", "figures": {"score": 0.051}}
 print(json.dumps(verdict))
 with open(sys.argv[sys.argv.index("--verdict") + 1], "w", encoding="utf-8") as file:
@@ -277,6 +278,7 @@ def test_the_promotion_sees_the_worktrees_files_and_the_checkouts_store(finished
     assert verdict["arguments"][:2] == ["promote", "--verdict"]
     assert Path(verdict["folder"]).parent == finished.toy / ".worktrees"
     assert verdict["store"] == f"sqlite:///{finished.toy}/mlflow.db"  # the worktree's would go with it
+    assert verdict["page"].startswith("http") and verdict["page"].endswith(f"/flow-run/{finished.run.id}")
 
 
 def test_the_figures_and_the_picture_are_artifacts(finished: Finished) -> None:

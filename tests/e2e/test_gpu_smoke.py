@@ -16,9 +16,9 @@ import torch
 from components import cli
 from components.bench import checkpoints
 from components.core.files import read_json
-from components.evaluation.results import read_table
 from components.settings import read
 from tests.graph import ROOT, Cell, resolve, within
+from tests.outputs import read_table
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e

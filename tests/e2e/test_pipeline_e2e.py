@@ -20,10 +20,10 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
-from components.evaluation.results import read_table
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
+from tests.outputs import read_table
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -212,6 +212,23 @@ def test_a_fresh_clone_shows_the_metrics_without_the_outputs(pipeline: tuple[Clo
     assert not (tmp_path / "fresh" / P / "report").exists()
 
 
+def test_the_documented_remote_hands_a_run_to_another_clone(pipeline: tuple[Clone, str], tmp_path: Path) -> None:
+    clone, other = pipeline[0].copy(tmp_path / "one"), tmp_path / "other"
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").partition("## From one clone")[2]
+    (fence,) = re.findall(r"```sh\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    assert "/mnt/shared/unmask" in fence
+    for name, value in (("name", "test"), ("email", "test@example.org")):
+        clone.run("git", "config", f"user.{name}", value)
+    clone.run("bash", "-ec", fence.replace("/mnt/shared/unmask", str(tmp_path / "remote")))
+    clone.run("git", "clone", "--quiet", ".", str(other))
+    name = P / "export" / "policy.onnx"
+    assert not (other / name).exists()  # Git brings its own files alone
+    clone.run("dvc", "--cd", str(other), "pull", "--quiet")
+    said = clone.run("dvc", "--cd", str(other), "repro", "--dry")
+    assert not ran(said) and "up to date" in said
+    assert (other / name).read_bytes() == (clone.folder / name).read_bytes()
+
+
 def test_metrics_and_experiments_are_compared_within_120_columns(pipeline: tuple[Clone, str]) -> None:
     """The last commit holds the results; those of another trade-off differ."""
     clone, _ = pipeline
@@ -294,6 +311,30 @@ def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[C
     state = json.loads((clone.folder / P / "export" / "state.json").read_text())
     chosen = [int(place) for place in re.findall(r"\d+", said)]
     assert chosen and all(state["masked_BL"][0][place] for place in chosen)
+
+
+def test_the_documented_command_releases_what_the_run_made(
+    promoted: tuple[Clone, dict[str, Any]], tmp_path: Path
+) -> None:
+    """What is packed decodes with the figures of the run's own tables."""
+    clone = promoted[0].copy(tmp_path / "releasing")
+    (command,) = re.findall(
+        r"`python (-m components\.commands\.demo)`", (ROOT / "docs" / "serving.md").read_text("utf-8")
+    )
+    clone.run(sys.executable, *command.split())
+    folder = clone.folder / "components" / "released"
+    card = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    policy = (folder / "policy.onnx").read_bytes()
+    assert policy == (clone.folder / P / "export" / "policy.onnx").read_bytes()
+    assert policy != (ROOT / "components" / "released" / "policy.onnx").read_bytes()
+    (row,) = (
+        r
+        for r in read_table(clone.folder / P / "tables" / f"evaluate-{GATE}.csv")
+        if (r.family, r.choose) == ("learned", clone.params()["decode"]["choose"])
+    )
+    said = clone.run("unmask", "demo")
+    assert card["figures"]["learned policy"] == {"accuracy": row.accuracy, "nfe": row.nfe, "prompts": row.prompts}
+    assert f"{100 * row.accuracy:.1f} % right in {row.nfe:.2f} forward passes (24 test prompts)" in said
 
 
 def test_the_doctor_is_content(promoted: tuple[Clone, dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from components.commands.promote import promote
 from components.commands.rollback import rollback
 from components.core.errors import DataError, SettingsError
 from components.export import NumpyPolicy
+from components.stages.common.runfile import FLOW_RUN
 from components.stages.common.workspace import Workspace
 from components.stages.report import show
 from components.tracking import pages, registry, store
@@ -205,6 +206,18 @@ def test_the_verdict_on_other_results_goes_and_the_note_tells_those_that_are_the
     show(Workspace(root, "tiny"))
     tags = client.get_run(run_id).data.tags
     assert "verdict" not in tags and tags["mlflow.note.content"] == "| sudoku | 91.0 |"
+
+
+def test_the_note_links_to_the_flow_run_also_when_it_is_over(root: Path, monkeypatch: pytest.MonkeyPatch):
+    page = "http://127.0.0.1:4200/runs/flow-run/7"
+    monkeypatch.setenv(FLOW_RUN, "7")
+    with monkeypatch.context() as patch:
+        patch.setenv(pages.FLOW_PAGE, page)
+        outputs = train(root)
+        run_id = publish(outputs, root)
+    promote(outputs, root, PICK)
+    note = store.connect(store.tracking_uri(root)).get_run(run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("**promoted (version 1)") and note.endswith(f"[The flow run in Prefect]({page})")
 
 
 def test_the_champions_example_is_the_state_that_was_decoded_and_it_decides(root: Path):

@@ -84,6 +84,12 @@ def test_every_module_of_the_wheel_works_beside_folders_of_the_same_names(site: 
     assert run(site, elsewhere, command=["-m", "unmask_policies.cli", "demo"]).returncode == 0
 
 
+def test_the_demo_needs_none_of_the_pipelines_tools(site: Path, tmp_path: Path) -> None:
+    done = run(site, tmp_path, "demo", absent=("dvc", "mlflow", "prefect", "matplotlib"))
+    assert done.returncode == 0 and re.search(r"learned policy +\d+\.\d % right", done.stdout), done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 def test_an_editable_install_has_the_library_by_both_names(tmp_path: Path) -> None:
     """pip's own: the wheel that it would install holds the path of the repository, and no module."""
     copy = copy_source(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from components.core.types import STATISTICS, Needs
-from components.decode.oracle import best, data_divergence, enumerate_decoding, follow, text_distribution
+from components.decode.oracle import enumerate_decoding, follow
 from components.maths.objectives import multiplicative
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.feature import FeaturePolicy, FeatureShape
@@ -24,6 +24,7 @@ from components.policies.teacher import Teacher
 from components.trainers.distill import DistillPlan, imitate
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
+from tests.lattice import best, data_divergence, text_distribution
 from tests.toy_domain import KeyFirst, ManyTexts
 
 torch.set_num_threads(1)

@@ -6,6 +6,7 @@ Nothing here is timed against a bound; that is for tests/benchmarks, by hand.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
 import sys
@@ -15,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from components import cli
-from components.bench import policy_step, single
-from components.bench.decoding import SECTIONS
+from components.bench import policy_step, single, tables
+from components.bench.decoding import SECTIONS, Comparison, Side
 from components.bench.measure import Timed, in_turn, ratios, timed
 from components.bench.models import random_model, random_prompts
 from components.bench.training import PARTS
-from components.commands import bench
+from components.commands import bench, throughput
 from components.commands.resolve import active_profile
 from components.core.types import Observation
 from components.maths.distributions import ActionDistribution
@@ -74,6 +76,25 @@ def test_both_loops_decide_alike_and_their_shares_sum_to_one(found: dict[str, An
         assert row["engine"]["useful"] == 1 and row["engine"]["forwards"] <= row["reference"]["forwards"]
     one_by_one = next(row for row in found["decoding"] if row["name"] == "confidence:1")
     assert one_by_one["nfe"] == one_by_one["nfe_longest"] == 6 and one_by_one["engine"]["forwards"] == 4 * 6
+
+
+def test_at_80_columns_no_name_and_no_number_is_cut(found: dict[str, Any]) -> None:
+    def compared(row: dict[str, Any]) -> Comparison:
+        return Comparison(**row | {side: Side(**row[side]) for side in ("engine", "reference")})
+
+    name, *numbers = ("models:/unmasking-policy-tiny@champion", 128.25, 1000)
+    row = found["decoding"][0] | dict(zip(("name", "nfe", "nfe_longest"), (name, *numbers), strict=True))
+    decoded = [compared(row), *map(compared, found["decoding"])]
+    made = [tables.decoding(decoded), tables.rows(decoded), tables.shares(decoded), tables.single(found["single"])]
+    made += [tables.policy_step(found["policy_step"]), tables.machine(found["machine"])]
+    made.append(tables.on_paper(throughput.IN_SHORT, map(throughput.cells_in_short, throughput.on_paper())))
+    for table in made:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(table)
+        said = console.export_text()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in said and max(map(len, said.splitlines())) <= 80
+        for column in table.columns:
+            assert all(word in said for cell in (column.header, *column.cells) for word in str(cell).split()), said
 
 
 def test_a_canvas_alone_is_decoded_as_a_public_sampler_does(found: dict[str, Any]) -> None:

@@ -174,9 +174,9 @@ def test_the_cache_counts_in_the_memory_of_a_row():
 
 def test_what_cannot_be_cached_is_refused():
     inner = transformer("llada")
-    with pytest.raises(SettingsError, match="no cache 'all'"):
+    with pytest.raises(SettingsError, match="cache 'all' is unknown"):
         CachedDenoiser(inner, "all")
     bare = replace(canvas_of(inner, 2, [], (0, 4)), block_BT=None)
     denoiser = CachedDenoiser(inner, "dual")
-    with pytest.raises(ValueError, match="which block is current"):
+    with pytest.raises(ValueError, match="has no block_BT"):
         denoiser.hidden(bare, denoiser.start(bare))

@@ -17,18 +17,18 @@ from components.core.types import Canvas
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers.formula import FormulaDenoiser
-from components.evaluation.evaluate import Board, Candidate, Sweep, evaluate, table
+from components.evaluation.evaluate import Candidate, Scope, Sweep, evaluate, table
 from components.evaluation.results import (
-    COLUMNS,
+    KINDS,
     PER_PROMPT,
     EvalResult,
     read_results,
-    read_table,
     write_results,
     write_table,
 )
 from components.policies.rules import heuristic
 from tests.messages import has_remedy
+from tests.outputs import read_table
 from tests.toy_domain import KeyFirst
 
 END = 1
@@ -76,13 +76,13 @@ def test_a_table_of_many_candidates_at_a_time_is_each_of_them_alone(key_first: K
     torch.set_num_threads(2)
     try:
         ticks: list[int] = []
-        board = Board("key_first", "formula", "tune")
-        results = table(denoiser, candidates, prompts, [0, 1, 2], board, ticks.append)
+        scope = Scope("key_first", "formula", "tune")
+        results = table(denoiser, candidates, prompts, [0, 1, 2], scope, ticks.append)
         assert torch.get_num_threads() == 2 and len(ticks) == len(candidates)
     finally:
         torch.set_num_threads(before)
     for result, candidate in zip(results, candidates, strict=True):
-        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2], board)
+        alone = evaluate(denoiser, candidate, prompts, [0, 1, 2], scope)
         assert result == replace(alone, tokens_per_second=result.tokens_per_second)
         assert (result.family, result.setting) == (candidate.family, candidate.setting) and result.unfinished == 0
         assert (result.task, result.denoiser, result.split) == ("key_first", "formula", "tune")
@@ -108,7 +108,7 @@ def test_a_result_is_the_mean_of_its_prompts_and_outlives_its_file(key_first: Ke
     assert again == results == read_table(tmp_path / "table.csv")
     for one, other in zip(results, again, strict=True):
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in PER_PROMPT)
-    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(KINDS)
 
 
 @pytest.mark.parametrize("line", ['{"task": "a"}', '{"task": "a", "correct_P": "x", "nfe_P": []}'])

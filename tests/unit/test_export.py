@@ -218,7 +218,7 @@ def test_numpy_takes_ties_and_what_may_be_chosen_like_the_loop(bernoulli: tuple[
     assert np.array_equal(NumpyPolicy(path).choose(given), NumpyPolicy(path).choose(left_out))
     noise = actions.Noise(given["step_B"], given["step_B"]).uniform
     for choose, uniform in (("sample", None), ("best", None), ("best", noise), ("mode", noise)):
-        with pytest.raises(SettingsError, match="use 'mode'"):
+        with pytest.raises(SettingsError, match="Use 'mode'"):
             NumpyPolicy(path).choose(given, choose, uniform)
 
 
@@ -282,7 +282,7 @@ def test_inputs_are_what_the_policy_reads(pair: tuple[LearnedPolicy, Path]) -> N
     for name in obs.tensors().keys() - {"masked_BL", "eligible_BL", "step_B", "length_B", "alpha_B"}:
         without = replace(obs, **{name: None})
         if name in names:
-            with pytest.raises(DataError, match=f"no {name}.*exported from.*needs"):
+            with pytest.raises(DataError, match=f"no {name}.*reads it.*needs"):
                 OnnxPolicy(path).score(without)
         else:
             assert torch.allclose(OnnxPolicy(path).score(without), expected, atol=TOLERANCE)
@@ -327,9 +327,9 @@ def test_wrong_layouts_are_refused_by_name(bernoulli: tuple[LearnedPolicy, Path]
     obs, exported = random_observation(policy, 2, 5), OnnxPolicy(path)
     light, good = NumpyPolicy(path), arrays(obs)
     for changed, told in (
-        ({"step_B": good["step_B"].astype(np.int32)}, "step_B is int32.*reads int64.*give it"),
+        ({"step_B": good["step_B"].astype(np.int32)}, "step_B is int32.*reads int64.*Give it"),
         ({"masked_BL": good["masked_BL"].astype(np.float32)}, "masked_BL is float32.*reads bool"),
-        ({"entropy_BL": good["entropy_BL"][:, :4]}, r"entropy_BL has the shape \(2, 4\).*row and position"),
+        ({"entropy_BL": good["entropy_BL"][:, :4]}, r"entropy_BL has the shape \(2, 4\).*one observation"),
         ({"step_B": good["step_B"][:1]}, r"step_B has the shape \(1,\).*'batch': 2"),
         ({"margin_BL": good["margin_BL"][..., None]}, r"margin_BL has the shape \(2, 5, 1\)"),
     ):
@@ -356,7 +356,7 @@ def test_files_that_are_not_ours_are_refused(bernoulli: tuple[LearnedPolicy, Pat
     for file, told in (
         (tmp_path / "nothing.onnx", "is not there"),
         (tmp_path / "noise.onnx", "does not open in ONNX Runtime"),
-        (changed("unmask.version", None), "no unmask.version in its metadata.*not known.*export_policy"),
+        (changed("unmask.version", None), "no unmask.version in its metadata.*export_policy"),
         (tmp_path / "renamed.onnx", r"outputs \['logits'\]"),
     ):
         with pytest.raises(CheckpointError, match=told):
@@ -379,13 +379,13 @@ def test_files_that_are_not_ours_are_refused(bernoulli: tuple[LearnedPolicy, Pat
         with pytest.raises(CheckpointError, match=r"unmask\.action is missing or no JSON object of finite numbers"):
             OnnxPolicy(changed("unmask.action", text))
     for knobs in ('"temperature": "1"', '"temperature": 1.0', '"temperature": 1.0, "scale": 1.0, "kappa": 1.0'):
-        with pytest.raises(CheckpointError, match="with its numbers"):
+        with pytest.raises(CheckpointError, match="An exported policy reads"):
             OnnxPolicy(changed("unmask.action", f'{{"kind": "bernoulli", {knobs}}}'))
 
 
 def test_what_cannot_be_described_is_not_exported(bernoulli: tuple[LearnedPolicy, Path], tmp_path: Path) -> None:
     policy, _ = bernoulli
-    with pytest.raises(SettingsError, match=r"unmask\.needs.*overwritten.*choose others"):
+    with pytest.raises(SettingsError, match=r"unmask\.needs.*own.*Choose others"):
         export_policy(policy, tmp_path / "policy.onnx", {"unmask.needs": "nothing"})
 
     class Narrowed(ConfidencePolicy):

@@ -371,13 +371,13 @@ def test_equal_rewards_are_no_mixed_group_and_move_nothing(key_first: KeyFirst, 
 
 
 def test_a_rollout_and_a_result_record_how_rows_were_batched(key_first: KeyFirst):
-    from components.evaluation.evaluate import Board, Candidate, evaluate
+    from components.evaluation.evaluate import Candidate, Scope, evaluate
 
     denoiser, job = key_first.denoiser(), key_first.prompts().job(None)
     done = rollout(denoiser, Threshold(0.9), job, DecodeOptions(workers=2, rows=6, tokens=24))
     assert done.shares == (2, 3, 24)
     result = evaluate(
-        denoiser, Candidate("threshold", "0.9", Threshold(0.9), None), key_first.prompts(), [0], Board("t", "d", "test")
+        denoiser, Candidate("threshold", "0.9", Threshold(0.9), None), key_first.prompts(), [0], Scope("t", "d", "test")
     )
     assert result.workers >= 1 and result.rows_in_flight >= 1 and result.tokens_per_forward >= 6
     assert {"workers", "rows_in_flight", "tokens_per_forward"} <= set(result.row())

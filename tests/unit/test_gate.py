@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from components.core.errors import DataError
 from components.evaluation import gate
 from components.evaluation.evidence import Evidence, check_result, result_json, result_of
-from components.evaluation.gate import decide, envelope, measure, resample, scores
+from components.evaluation.gate import decide, measure, resample, scores
 from components.evaluation.results import EvalResult
 from components.maths.objectives import multiplicative
+from components.reports.fronts import envelope
 from tests.messages import has_remedy
 
 HEURISTICS = {"0.7": (4.0, 0.40), "0.8": (5.0, 0.65), "0.9": (6.5, 0.90), "1.0": (9.0, 0.97)}
@@ -27,8 +28,8 @@ CANVAS, ALPHA = 16, 1.0
 sweeps = st.lists(st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=8)
 
 
-def table(points: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
-    return [{"family": "threshold", "nfe": nfe, "accuracy": accuracy} for nfe, accuracy in points]
+def table(points: Iterable[tuple[float, float]]) -> list[EvalResult]:
+    return [result("threshold", "", np.array([accuracy]), np.array([nfe])) for nfe, accuracy in points]
 
 
 def chain(points: list[tuple[float, float]], at: float):
@@ -104,12 +105,11 @@ def test_a_mixture_of_two_cells_adds_nothing(points: list[tuple[float, float]], 
 
 def test_learned_rows_are_no_heuristics_and_a_fast_policy_is_measured_against_the_fastest_rule():
     rows = table(HEURISTICS.values())
-    above = [{"family": family, "nfe": 1.0, "accuracy": 1.0} for family in ("learned", "distilled")]
+    above = [result(family, "", np.ones(1), np.ones(1)) for family in ("learned", "distilled")]
     assert envelope(rows + above, 5.75) == envelope(rows, 5.75) == pytest.approx(0.775)
     assert envelope(rows, 1.0) == 0.40
     assert envelope(rows, 99.0) == 0.97
-    with pytest.raises(DataError, match="no heuristic"):
-        envelope(above, 5.0)
+    assert np.isnan(envelope(above, 5.0))
 
 
 def test_all_resamples_at_once_are_each_of_them_alone():
@@ -233,7 +233,7 @@ def test_evidence_survives_json_and_refuses_cells_of_unequal_length():
     assert measure(again) == measure(found)
     with pytest.raises(DataError, match="prompts per result"):
         replace(found, heuristics=(exact("threshold", "0.7", 4.0, 0.4, prompts=399),))
-    with pytest.raises(DataError, match="pairs them by prompt"):
+    with pytest.raises(DataError, match="one of each per prompt"):
         replace(found, policy=result_of(result_json(found.policy) | {"nfe": [1.0]}, "sudoku"))
 
 
@@ -275,6 +275,18 @@ def test_more_passes_than_positions_are_refused_in_the_policy_and_in_every_rule(
         replace(found, policy=slow)
     with pytest.raises(DataError, match=r"random .* NFE=17"):
         replace(found, heuristics=(*found.heuristics, replace(slow, family="random")))
+
+
+@pytest.mark.parametrize("masks", [[0.0], [NAN], [CANVAS + 1.0], [float("inf")], [[4.0]]])
+def test_masks_that_no_canvas_begins_with_are_refused(masks: list[Any]):
+    """With 0 the speed is no number: a champion of that kind could never be beaten."""
+    found = evidence(0.88).policy
+    whole = replace(found, masks_P=np.full(found.nfe_P.shape, CANVAS, dtype=float))
+    assert replace(evidence(0.88), policy=whole).policy is whole
+    for spoilt in (np.asarray(masks * found.nfe_P.size), np.full(3, CANVAS)):
+        with pytest.raises(DataError, match=r"learned .*masks of shape .*Run") as refused:
+            replace(evidence(0.88), policy=replace(found, masks_P=spoilt))
+        assert has_remedy(str(refused.value))
 
 
 @pytest.mark.parametrize("alpha", [NAN, -1.0, float("inf")])

@@ -14,7 +14,7 @@ from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build
 from components.tasks.example import END, Example, Task
 from components.tasks.hub import TextTask
-from components.tasks.splits import SPLITS, collect, collect_all, split_of
+from components.tasks.splits import SPLITS, collect_all, split_of
 from tests.doubles import json_lines
 from tests.unit.test_harness import unconfined
 
@@ -175,7 +175,8 @@ def test_text_puzzles_are_drawn_by_address_into_disjoint_splits(kind: str) -> No
     assert {split: len(examples) for split, examples in found.items()} == counts
     assert all(split_of(e) == split for split, examples in found.items() for e in examples)
     assert len({e.uid for examples in found.values() for e in examples}) == 10
-    assert collect(made(kind), "train", 2, 0) == found["train"][:2] != collect(task, "train", 2, 1)
+    two = {"train": 2}
+    assert collect_all(made(kind), two, 0) == {"train": found["train"][:2]} != collect_all(task, two, 1)
     assert all(split in SPLITS for split in found)
 
 

@@ -25,7 +25,7 @@ from components.policies.heuristics import Quota
 from components.tasks.example import Example
 from components.trainers import influence as trainer
 from components.trainers import probing
-from components.trainers.influence import Fit, Kept, Source, Watcher, influence
+from components.trainers.influence import Callbacks, Fit, Kept, Source, influence
 from components.trainers.plan import Plan
 from components.trainers.probing import Labels, Probing, collect, cost, stored
 from components.trainers.reinforce import optimizer_for
@@ -98,9 +98,9 @@ def test_labels_are_those_of_one_probe_after_another(denoiser: TransformerDenois
         masked_L = obs.masked_BL[s, :size]
         now_L = by_hand(denoiser, prompt, canvas_L, token_L)
         torch.testing.assert_close(obs.log_odds_BL[s, :size][masked_L].double(), now_L[masked_L], rtol=0, atol=1e-4)
-        places = [i for i in labels.place_SN[s].tolist() if i >= 0]
+        places = [i for i in labels.position_SN[s].tolist() if i >= 0]
         assert sorted(places) == obs.eligible_BL[s].nonzero().squeeze(1).tolist()  # of the block, every one once
-        for n, i in enumerate(labels.place_SN[s].tolist()):
+        for n, i in enumerate(labels.position_SN[s].tolist()):
             others = [j for j in masked_L.nonzero().squeeze(1).tolist() if j != i]
             assert labels.pairs_SNL[s, n].nonzero().squeeze(1).tolist() == (others if i >= 0 else [])
             if i >= 0:
@@ -124,7 +124,7 @@ def test_how_the_visits_are_batched_changes_no_label(denoiser: TransformerDenois
     one = collect(policy_of(), Quota("random", 2), denoiser, prompts_of(), PLAN, 1)
     monkeypatch.setattr(probing, "tokens_per_forward", lambda device: 1)
     two = collect(policy_of(), Quota("random", 2), denoiser, prompts_of(), PLAN, 1)
-    assert torch.equal(one.place_SN, two.place_SN) and torch.equal(one.held_S, two.held_S)
+    assert torch.equal(one.position_SN, two.position_SN) and torch.equal(one.held_S, two.held_S)
     torch.testing.assert_close(one.after_SNL, two.after_SNL, rtol=0, atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_cost_is_stated_before_and_kept(denoiser: TransformerDenoiser, states: i
     counting = Counting(denoiser)
     for number in range(plan.chunks):
         labels = collect(policy_of(), Quota("confidence", 1), cast(Any, counting), prompts_of(), plan, number)
-        assert len(labels) <= states and int((labels.place_SN >= 0).sum(-1).max()) <= probes
+        assert len(labels) <= states and int((labels.position_SN >= 0).sum(-1).max()) <= probes
     assert 0.4 * cost(prompts_of(), plan) < counting.rows <= cost(prompts_of(), plan)
 
 
@@ -192,7 +192,7 @@ def test_labels_are_stored_whole_and_collected_anew_for_another_key(denoiser: Tr
         assert found.observation.tensors().keys() == made.observation.tensors().keys()
         assert all(torch.equal(t, made.observation.tensors()[n]) for n, t in found.observation.tensors().items())
         assert found.observation.attention_layers == (-1,) and torch.equal(found.after_SNL, made.after_SNL)
-        assert torch.equal(found.place_SN, made.place_SN) and torch.equal(found.held_S, made.held_S)
+        assert torch.equal(found.position_SN, made.position_SN) and torch.equal(found.held_S, made.held_S)
     assert len(calls) == 2 and [p.name for p in tmp_path.iterdir()] == ["labels.safetensors"]
 
 
@@ -209,7 +209,7 @@ def run(
             raise KeyboardInterrupt
 
     source = Source(Quota("confidence", 2), denoiser, prompts_of())
-    influence(policy, source, (plan, fit), Watcher(lambda states: None, report), Kept(folder, "test"))
+    influence(policy, source, (plan, fit), Callbacks(lambda states: None, report), Kept(folder, "test"))
     return policy, figures
 
 
@@ -223,9 +223,9 @@ def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(
         told.append(("chunk", states))
         files.append(len(list(tmp_path.glob("labels-*.safetensors"))))
 
-    watcher = Watcher(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
+    callbacks = Callbacks(chunk, lambda epoch, metrics: told.append(("epoch", epoch)))
     source = Source(Quota("confidence", 2), denoiser, prompts_of())
-    influence(policy_of(), source, (plan, FIT), watcher, Kept(tmp_path, "test"))
+    influence(policy_of(), source, (plan, FIT), callbacks, Kept(tmp_path, "test"))
     epochs = list(range(2 * FIT.num_epochs))
     kinds = ["chunk", *["epoch"] * FIT.num_epochs, *["chunk"] * (PLAN.chunks - 1), *["epoch"] * FIT.num_epochs]
     assert [kind for kind, _ in told] == kinds
@@ -323,7 +323,7 @@ def test_without_shifts_all_is_unexplained_and_with_the_true_ones_nothing(
     obs = labels.observation
     assert obs.log_odds_BL is not None
     true_SLL = torch.zeros(*obs.masked_BL.shape, obs.masked_BL.shape[1])
-    for s, n, i in [(s, n, int(i)) for s, row in enumerate(labels.place_SN) for n, i in enumerate(row) if i >= 0]:
+    for s, n, i in [(s, n, int(i)) for s, row in enumerate(labels.position_SN) for n, i in enumerate(row) if i >= 0]:
         true_SLL[s, i] = labels.after_SNL[s, n] - obs.log_odds_BL[s]
     monkeypatch.setattr(policy.shifts, "forward", lambda seen: true_SLL)
     assert trainer.unexplained(policy, [labels], 1000) == pytest.approx(0.0, abs=1e-4)
@@ -337,8 +337,8 @@ def test_only_probing_trains_the_shifts_and_the_decisions_start_from_their_reade
     plan = replace(PLAN, chunks=1, prompts=14, on_policy_from=None)
     source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
     fit = Fit(num_epochs=2, batch=32, learning_rate=1e-2, seed=0)
-    watcher = Watcher(lambda states: None, lambda epoch, metrics: None)
-    influence(policy, source, (plan, fit), watcher, Kept(tmp_path, "k"))
+    callbacks = Callbacks(lambda states: None, lambda epoch, metrics: None)
+    influence(policy, source, (plan, fit), callbacks, Kept(tmp_path, "k"))
     after = policy.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith("shifts.pairs"))
     read = {name for name in after if name.startswith("reader.")}
@@ -367,8 +367,8 @@ def test_what_is_unexplained_falls_on_prompts_that_were_never_trained_on(key_fir
     )
     source = Source(Quota("random", 1), key_first.denoiser(), key_first.prompts(14))
     plans = (plan, Fit(num_epochs=30, batch=32, learning_rate=1e-2, seed=0))
-    watcher = Watcher(lambda states: None, lambda epoch, m: figures.append(m))
-    influence(policy, source, plans, watcher, Kept(tmp_path, "key first"))
+    callbacks = Callbacks(lambda states: None, lambda epoch, m: figures.append(m))
+    influence(policy, source, plans, callbacks, Kept(tmp_path, "key first"))
     assert figures[-1]["influence/loss"] < figures[0]["influence/loss"]
     assert figures[-1]["influence/held_unexplained"] < 0.1
     assert figures[-1]["influence/unexplained"] < figures[0]["influence/unexplained"]

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ import pytest
 from components.commands import evidence
 from components.core import files
 from components.core.errors import DataError
+from components.evaluation.evidence import Evidence
 from components.reports import boards, headroom
 from components.stages.common.runfile import RunRecord
 from components.stages.common.workspace import Workspace
-from components.tracking import publish
+from components.tracking import publish, registry
+from tests import outputs
 
 RECORD: dict[str, Any] = {
     "profile": "tiny",
@@ -69,8 +72,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     "run.json of a promotion": (
         evidence.Made,
         RECORD,
-        set(RECORD) - {"settings", "policy_hash", "prompts_hash", "file_hash"}
-        | {"settings.train", "settings.decode.choose", "versions.torch", "dependencies.data", "metrics.reward"},
+        set(RECORD) - {"profile", "settings", "policy_hash", "prompts_hash", "file_hash"}
+        | {"settings.train.seed", "settings.decode.choose", "versions.torch", "dependencies.data", "metrics.reward"},
     ),
     "headroom": (headroom.Case, HEADROOM, set()),
     "decodes.jsonl": (boards.Stored, DECODE, {"view.alone.0", "view.taken.0", "view.shift.0"}),
@@ -127,7 +130,7 @@ def test_a_number_that_no_json_has_is_refused_where_it_stands(number: str, tmp_p
         files.parse_json(number)
 
 
-@pytest.mark.parametrize("step", ["0.5", "true", "null", '"1"'])
+@pytest.mark.parametrize("step", ["0.5", "true", "null", '"1"', "1" + "0" * 400, str(2**63)])
 def test_a_step_of_a_curve_that_is_no_whole_number_is_refused(step: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": {step}, "reward/mean": 0.5}}\n', encoding="utf-8")
@@ -138,6 +141,48 @@ def test_a_step_of_a_curve_that_is_no_whole_number_is_refused(step: str, tmp_pat
 def test_a_figure_that_is_not_known_is_left_out_of_mlflow(tmp_path: Path) -> None:
     files.write_json(tmp_path / "result" / "gate.json", {"score": 0.2, "low": math.nan})
     assert publish.results(tmp_path) == {"result/gate/score": 0.2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"canvas": "16"},
+        {"canvas": None},
+        {"alpha": [2.0]},
+        {"policy": {"correct": [10**400]}},
+        {"heuristics": [{"family": ["threshold"]}]},
+        {"heuristics": [{"masks": [0]}]},
+    ],
+    ids=json.dumps,
+)
+def test_evidence_of_a_champion_with_values_of_another_type_is_none(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion is decoded again then; an error here would end every later promotion."""
+    policy, (rule, *_) = outputs.results()[2], outputs.results()
+    stored = Evidence("i", "sudoku", "p", policy, (rule,), outputs.CANVAS, 2.0).to_json()
+    version: Any = SimpleNamespace(tags={"identity": "i"})
+    monkeypatch.setattr(registry, "_stored_evidence", lambda client, version: stored)
+    client: Any = None
+    assert registry.load_evidence(client, version) == Evidence.of(stored)
+    for name, value in change.items():
+        if isinstance(value, dict):
+            stored[name] |= value
+        elif name == "heuristics":
+            stored[name] = [stored[name][0] | value[0]]
+        else:
+            stored[name] = value
+    assert registry.load_evidence(client, version) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"seconds": 1e300}, {"seconds": -1e300}, {"started": "9999-12-31T23:59:59+00:00"}], ids=json.dumps
+)
+def test_a_run_that_ended_at_no_date_is_refused_before_mlflow_is_asked(change: dict[str, Any], tmp_path: Path) -> None:
+    files.write_json(tmp_path / "train" / "run.json", RECORD | change)
+    with pytest.raises(DataError, match=r"run\.json holds what no stage writes.*Run `dvc repro`"):
+        publish.publish(tmp_path, tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_every_locked_package_has_hashes_and_none_is_a_cuda_library() -> None:
     assert not [name for name in locked() if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
+def test_who_uses_the_library_or_the_pipeline_gets_none_of_what_infra_needs() -> None:
+    extras = PROJECT["optional-dependencies"]
+    infra = {Requirement(line).name for line in extras["infra"]} - {PROJECT["name"]}
+    assert {"psycopg2-binary", "boto3", "prefect-kubernetes"} <= infra
+    for lines in (PROJECT["dependencies"], extras["onnx"], extras["hub"], extras["pipeline"]):
+        assert not infra & {Requirement(line).name for line in lines}
+    for folder in ("components", "flows"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"^\s*(import|from) (psycopg2|boto3|prefect_kubernetes)\b", text, re.MULTILINE), path
+
+
 def test_what_installs_the_project_installs_the_lock_by_its_hashes() -> None:
     for name in ("Makefile", "infra/Dockerfile"):
         text = (ROOT / name).read_text(encoding="utf-8")

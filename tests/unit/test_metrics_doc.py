@@ -13,7 +13,7 @@ from components.policies.heuristics import Threshold
 from components.reports import summary
 from components.tracking.publish import results
 from components.trainers.distill import DistillPlan, imitate
-from components.trainers.influence import Fit, Kept, Source, Watcher, influence
+from components.trainers.influence import Callbacks, Fit, Kept, Source, influence
 from components.trainers.plan import Objective, Plan
 from components.trainers.pretrain import Batch, Schedule, pretrain
 from components.trainers.probing import Probing
@@ -63,8 +63,8 @@ def probed(task: KeyFirst, folder: Path) -> set[str]:
     torch.manual_seed(0)
     policy = CoupledPolicy(CoupledShape(top_k=2, width=8, heads=1, mlp_width=8, pair_width=8))
     plans = (Probing(1, 8, 16, 4, None, 0.3, None, 0), Fit(1, 8, 1e-3, 0))
-    watcher = Watcher(lambda states: None, names)
-    influence(policy, Source(Threshold(0.9), task.denoiser(), task.prompts()), plans, watcher, Kept(folder, "key"))
+    callbacks = Callbacks(lambda states: None, names)
+    influence(policy, Source(Threshold(0.9), task.denoiser(), task.prompts()), plans, callbacks, Kept(folder, "key"))
     return names.seen[0]
 
 

@@ -80,6 +80,15 @@ x = 18 => 18
 ١٢ => 12
 18 more than Bob => 18
 18 times => 18
+18 apples => 18
+18 m => 18
+18 miles => 18
+18 scores => 18
+18 quarters => 18
+18 third graders => 18
+18 months => 18
+18 point guards => 18
+the logs: 18 => 18
 eggs left over: 18 => 18
 0 => 0
 -0 => 0
@@ -200,6 +209,35 @@ never 18
 other than 18
 circa 18
 c. 18
+18 score
+18 mil
+$18 m
+$18 b
+18 MM
+18 hundreds
+18 thousands
+18 tens
+18 lacs
+18 tril
+1 third
+1 tenth of it
+18 twelfths
+18 point five
+18 and two thirds
+18 and up
+18 degrees below zero
+18 in binary
+18 is wrong
+binary 101
+log 18
+square of 18
+reciprocal of 18
+close to 18
+just shy of 18
+exceeds 18
+cannot be 18
+neither 18
+anything but 18
 """.strip().splitlines()
 
 

@@ -22,7 +22,7 @@ from components.decode.batch import DecodeBatch, admit, advance
 from components.decode.dependence import exact_shifts, total_correlation
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
-from components.decode.oracle import Lattice, best, data_divergence, enumerate_decoding, follow, text_distribution
+from components.decode.oracle import Lattice, enumerate_decoding, follow
 from components.decode.refresh import Facts, refresh
 from components.denoisers.formula import FormulaDenoiser
 from components.maths.coupled import CoupledPlackettLuce
@@ -45,6 +45,7 @@ from components.policies.rules import heuristic
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, Pairs, surrogate
 from tests.doubles import Accepting
+from tests.lattice import best, data_divergence, state_mass, text_distribution
 
 torch.set_num_threads(1)
 
@@ -223,7 +224,7 @@ def test_mass_is_conserved(name: str, length: int, block: int, force_commit: boo
     exact = follow(lattice, POLICIES[name])
     near = 1e-12 if isinstance(POLICIES[name], LEARNED) else 1e-6  # the rules score in float32
     assert exact.mass_N.sum().item() == pytest.approx(1, abs=near)
-    for before, after in itertools.pairwise(exact.state_mass):
+    for before, after in itertools.pairwise(state_mass(lattice, POLICIES[name])):
         assert after.sum().item() <= before.sum().item() + near  # what ended does not come back
     assert sum(p.item() for p in text_distribution(lattice, exact).values()) == pytest.approx(1, abs=near)
     if force_commit:
@@ -613,7 +614,7 @@ def test_the_pull_is_the_divergence_of_each_visited_state(name: str, reference: 
     exact = follow(lattice, policy)
     rule = isinstance(reference, Threshold)
     values = per_state_divergence(lattice, policy, reference, "ce" if rule else divergence)
-    visited = sum((m.detach() * v).sum() for m, v in zip(exact.state_mass, values, strict=True))
+    visited = sum((m.detach() * v).sum() for m, v in zip(state_mass(lattice, policy), values, strict=True))
     gain = flat_gradient(exact.expected(reward_of(lattice.ends)), policy)
     wanted = (1 - 1 / 2) / length * gain - kl_coef / length * flat_gradient(torch.as_tensor(visited), policy)
     objective = Objective(weighting="constant", kl_coef=kl_coef, divergence=divergence)
@@ -627,7 +628,7 @@ def test_an_estimated_pull_is_that_of_the_states_visited_by_an_older_policy(name
     lattice = enumerate_decoding(scrambled(3), Job.of([PROMPT], 3, 3), NEEDS)
     if name == "accept":
         older, reference = Accepting(older), Accepting(reference)
-    visited = [m.detach() for m in follow(lattice, older).state_mass]
+    visited = [m.detach() for m in state_mass(lattice, older)]
     values = per_state_divergence(lattice, policy, reference, "kl")
     wanted = flat_gradient(torch.stack([(m * v).sum() for m, v in zip(visited, values, strict=True)]).sum(), policy)
     (expert,) = paths(lattice, Threshold(0.4))
@@ -669,8 +670,7 @@ def test_divergences_of_the_visited_states_add_up_to_that_of_the_trajectories():
         for p in paths(lattice, policy)
     )
     per_state = [policy.distribution(x.observation).kl(reference.distribution(x.observation)) for x in lattice.levels]
-    exact = follow(lattice, policy)
-    summed = sum(float((m * v).sum().detach()) for m, v in zip(exact.state_mass, per_state, strict=True))
+    summed = sum(float((m * v).sum().detach()) for m, v in zip(state_mass(lattice, policy), per_state, strict=True))
     assert summed == pytest.approx(between, abs=1e-9)
 
 

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from components.core.errors import DataError
 from components.evaluation.results import EvalResult
-from components.policies.rules import RULES, decoders, heuristic
+from components.policies.rules import RULES, decoders, heuristic, label_of
 from components.reports import boards, fronts, headroom, learning, order_page, pareto, picture, views
 from tests.messages import has_remedy
 from tests.unit.test_reports import make_cell, synthetic, synthetic_decodes, synthetic_rounds
@@ -106,7 +106,7 @@ def test_names_lie_over_no_other_name_no_policy_and_within_the_panel(figures: li
     (figure,) = figures
     for ax, group in zip(figure.axes, fronts.groups(cells).values(), strict=True):
         named = fronts.strongest(group)
-        names = {fronts.label_of(sweep[0].family) for sweep in named.values()}
+        names = {label_of(sweep[0].family) for sweep in named.values()}
         assert {text.get_text().split(",\n")[0] for text in ax.texts[1:]} == names
         shown, frame = boxes(figure, list(ax.texts)), boxes(figure, [ax])[0]
         stars = ax.transData.transform([(c.nfe, 100 * c.accuracy) for c in group if c.is_policy])

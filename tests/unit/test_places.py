@@ -256,15 +256,25 @@ def test_a_full_disk_is_named_whoever_meets_it(name: str, text: str) -> None:
     assert sentence(kind(text)) == "the disk is full. Free space and run the command again; a training resumes."
 
 
-@pytest.mark.parametrize(("free", "said"), [(0, "its disk is full"), (2**30, "Start the server")])
+@pytest.mark.parametrize(
+    ("size", "free", "said"),
+    [(2**30, 0, "its disk is full"), (2**31, 2**30, "Start the server"), (0, 0, "a place that keeps no files")],
+)
 def test_a_store_on_a_full_disk_is_told_from_one_that_is_broken(
-    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite says "disk I/O error" to both."""
     (tmp_path / "mlflow.db").mkdir()
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=size, free=free))
     with pytest.raises(SettingsError, match=said) as refused:
         store.connect(store.uri_of(tmp_path / "mlflow.db"))
+    assert has_remedy(str(refused.value))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+def test_a_store_under_proc_is_refused_and_not_waited_for() -> None:
+    with pytest.raises(SettingsError, match="a place that keeps no files") as refused:
+        store.connect("sqlite:////proc/mlflow.db")
     assert has_remedy(str(refused.value))
 
 
@@ -282,7 +292,9 @@ def test_a_store_of_another_version_of_mlflow_is_said_to_be_one(tmp_path: Path, 
     assert has_remedy(str(refused.value))
 
 
-@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////", "sqlite:///?x=1"])
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////", "sqlite:///?x=1", "sqlite:////dev/null"]
+)
 def test_a_store_that_would_keep_nothing_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="names no file") as refused:
@@ -399,7 +411,6 @@ def test_whatever_the_bytes_a_reader_says_the_file(tmp_path_factory: pytest.Temp
         files.read_text,
         files.read_json,
         files.read_lines,
-        files.read_csv,
         lambda p: files.read_yaml(p, "Run."),
     ):
         try:

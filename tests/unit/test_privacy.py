@@ -48,7 +48,7 @@ COMMANDS = """
 import contextlib
 from components.cli import main
 decode = ["decode", "M..3.2.....1...4.", "--model", sys.argv[2], "--policy", "threshold:0.9", "--policy", sys.argv[1]]
-for words in (decode, ["doctor"], ["--help"]):
+for words in (decode, ["demo"], ["doctor"], ["--help"]):
     kept = sys.argv
     sys.argv = ["unmask", *words]
     with contextlib.suppress(SystemExit):
@@ -92,7 +92,7 @@ def test_an_onnx_session_asks_nobody(made: tuple[Path, Path], tmp_path: Path) ->
 
 
 @pytest.mark.e2e
-def test_decode_and_doctor_ask_nobody(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_decode_demo_and_doctor_ask_nobody(made: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     said = watched(COMMANDS, made, tmp_path)
-    assert "threshold:0.9" in said and "policy.onnx" in said and "exactness" in said
+    assert "threshold:0.9" in said and "policy.onnx" in said and "learned policy" in said and "exactness" in said

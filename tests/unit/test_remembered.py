@@ -12,7 +12,7 @@ from torch import Tensor
 from components.core.types import Canvas
 from components.denoisers import remembered
 from components.denoisers.remembered import RememberedDenoiser
-from components.evaluation.evaluate import Board, Candidate, table
+from components.evaluation.evaluate import Candidate, Scope, table
 from components.policies.rules import heuristic
 from tests.toy_domain import KeyFirst
 
@@ -78,5 +78,5 @@ def test_a_sweep_sends_no_canvas_twice(key_first: KeyFirst) -> None:
     inner: Any = Counting(key_first.denoiser())
     rules = [("threshold", 0.6), ("threshold", 0.9), ("confidence", 1), ("entropy_bound", 0.5)]
     candidates = [Candidate(name, str(value), heuristic(name, value), None) for name, value in rules]
-    table(inner, candidates, key_first.prompts(), [0], Board("key_first"))
+    table(inner, candidates, key_first.prompts(), [0], Scope("key_first"))
     assert len(inner.rows) == len(set(inner.rows))

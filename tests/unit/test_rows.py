@@ -15,7 +15,7 @@ from components.stages.prepare import prepare
 from components.tasks.example import Example, read_examples
 from components.tasks.hub import TextTask, _read_math, gsm8k, math
 from components.tasks.programs import _read_humaneval, _read_mbpp
-from components.tasks.splits import collect
+from components.tasks.splits import collect_all
 
 LINE = '{"question": "How many?", "answer": "#### 3"}'
 MBPP = {
@@ -243,7 +243,7 @@ def test_a_finite_data_set_is_drawn_by_the_seed(tmp_path: Path) -> None:
         drawn[seed] = workspace.domain("words").examples("test")
         task = settings(tmp_path, seed).tasks["words"].build()
         for split, count in (("train", 20), ("test", 10)):
-            assert workspace.domain("words").examples(split) == collect(task, split, count, seed)
+            assert workspace.domain("words").examples(split) == collect_all(task, {split: count}, seed)[split]
         assert workspace.task("words").examples("test") == drawn[seed]
     assert isinstance(task, TextTask)
     assert drawn[1] != drawn[2] and drawn[1] != task.examples("test")[:10]

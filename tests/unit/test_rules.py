@@ -23,13 +23,14 @@ from components.commands.resolve import rule
 from components.core.errors import SettingsError
 from components.core.rng import Noise
 from components.core.types import Needs, Observation
-from components.evaluation.evaluate import Board, Sweep, table
-from components.evaluation.results import read_table, write_table
+from components.evaluation.evaluate import Scope, Sweep, table
+from components.evaluation.results import write_table
 from components.policies.rules import RULES, Rule, check_number, decoders, heuristic, is_random
 from components.reports import fronts, pareto
 from components.settings import Settings
 from components.stages.rules import sweep_of
 from tests.messages import has_remedy
+from tests.outputs import read_table
 from tests.unit.test_contributing import example, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -195,8 +196,8 @@ def test_a_new_rule_is_a_reference_of_the_trainings(added: str) -> None:
 
 def test_a_new_rule_is_decoded_labelled_and_drawn(added: str, key_first: Any, tmp_path: Path) -> None:
     length, sweep = key_first.canvas_length, Sweep([None], {"confidence": [1], added: [0.3, 0.8]})
-    board = Board("keys", "toy", "test")
-    found = table(key_first.denoiser(), sweep.candidates(length), key_first.prompts(), [0, 1], board)
+    scope = Scope("keys", "toy", "test")
+    found = table(key_first.denoiser(), sweep.candidates(length), key_first.prompts(), [0, 1], scope)
     assert [result.seeds for result in found] == [1, 1, 1] and not is_random(added)
     write_table(tmp_path / "table.csv", found)
     results = read_table(tmp_path / "table.csv")

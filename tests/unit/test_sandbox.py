@@ -66,7 +66,7 @@ MBPP = {
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "kodcode"])
 def test_programs_are_not_run_unless_asked_for(name: str):
-    with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*pass execute=True"):
+    with pytest.raises(SettingsError, match=r"execute=False: its answers are programs.*Pass execute=True"):
         build(name)
 
 

@@ -146,6 +146,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"policy": SHORT, "distill.reference": "left_to_right", "distill.value": 1},
         "left_to_right .*shortlist=5",
     ),
+    "variants of no known policy": (
+        {"variants.offsets": {"learned": [], "demsk": [1.0]}},
+        r"demsk is no family \(did you mean demask\?\)\. Use one of learned",
+    ),
     "a share of a position": ({"distill.reference": "margin", "distill.value": 1.5}, "value=1.5: margin .* whole"),
     "a threshold above one": ({"distill.reference": "klass", "distill.value": 1.5}, "value=1.5: klass .*0 to 1"),
     "a rule without its number": ({"distill.value": None}, "value=None: entropy_bound"),

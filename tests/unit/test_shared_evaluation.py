@@ -13,7 +13,7 @@ import pytest
 
 from components.core import processes
 from components.decode.prompts import Prompts
-from components.evaluation.evaluate import Board, Candidate, table
+from components.evaluation.evaluate import Candidate, Scope, table
 from components.policies.rules import heuristic
 from tests.toy_domain import KeyFirst
 
@@ -29,7 +29,7 @@ def test_every_process_has_the_result_of_one(monkeypatch: pytest.MonkeyPatch, si
 
     def evaluated(_: int) -> list[dict[str, Any]]:
         own.rank = _
-        found = [asdict(result) for result in table(denoiser, candidates, drawn, [0, 1], Board("toy"))]
+        found = [asdict(result) for result in table(denoiser, candidates, drawn, [0, 1], Scope("toy"))]
         return [{name: value for name, value in one.items() if name not in OF_A_RUN} for one in found]
 
     own, meet, box = threading.local(), threading.Barrier(size, timeout=60), ["" for _ in range(size)]
@@ -59,5 +59,5 @@ def test_a_process_takes_its_own_prompts_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(processes, "gathered", lambda value: [value, value])
     monkeypatch.setattr(Prompts, "take", lambda self, index: taken.append(list(index)) or take(self, index))
     candidates = [Candidate("confidence", f"{k}", heuristic("confidence", k), None) for k in (1, 2)]
-    results = table(task.denoiser(), candidates, drawn, [0], Board("toy"))
+    results = table(task.denoiser(), candidates, drawn, [0], Scope("toy"))
     assert taken == [[0]] and [result.prompts for result in results] == [2, 2]

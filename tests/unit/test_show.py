@@ -80,7 +80,7 @@ def test_a_prompt_belongs_to_the_task_whose_marker_it_bears() -> None:
 def test_a_prompt_that_no_task_writes_is_refused(prompt: str) -> None:
     """A prompt of the task that it begins like is shown, else one of the gate task."""
     like = "M" if prompt.startswith("M") else SETTINGS.data.tasks[SETTINGS.evaluate.gate_task].marker
-    with pytest.raises(DataError, match=f"write one like {like}"):
+    with pytest.raises(DataError, match=f"Write one like {like}"):
         task_for(SETTINGS, prompt)
 
 

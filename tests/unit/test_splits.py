@@ -11,7 +11,7 @@ from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build
 from components.tasks.example import Example
 from components.tasks.hub import TextTask
-from components.tasks.splits import SHARES, SPLITS, answers_seen, collect, collect_all, split_of
+from components.tasks.splits import SHARES, SPLITS, answers_seen, collect_all, split_of
 
 TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
 PUZZLES = [name for name in TASKS if name not in TEXTS]
@@ -36,15 +36,15 @@ def test_a_split_depends_on_its_own_count_and_seed_only():
     task = build("sudoku_many")
     together = collect_all(task, COUNTS, 3)
     for split in SPLITS:
-        assert collect(task, split, COUNTS[split], 3) == together[split]
-        assert collect(task, split, 4, 3) == together[split][:4]
-    assert collect(task, "test", 0, 3) == []
+        assert collect_all(task, {split: COUNTS[split]}, 3) == {split: together[split]}
+        assert collect_all(task, {split: 4}, 3) == {split: together[split][:4]}
+    assert collect_all(task, {"test": 0}, 3) == {"test": []}
 
 
 def test_other_settings_leave_a_prompt_in_its_split():
     narrow, wide = build("sudoku_many", min_clues=2, max_clues=2), build("sudoku_many", min_clues=1, max_clues=3)
-    train = {e.prompt for e in collect(narrow, "pretrain", 300, 0)}
-    test = {e.prompt for e in collect(wide, "test", 60, 1)}
+    train = {e.prompt for e in collect_all(narrow, {"pretrain": 300}, 0)["pretrain"]}
+    test = {e.prompt for e in collect_all(wide, {"test": 60}, 1)["test"]}
     assert not train & test
 
 
@@ -59,14 +59,14 @@ def test_the_shares_are_kept():
 
 def test_a_task_with_too_few_prompts_says_so():
     task = build("number_sorting", numbers=2)  # 200 prompts
-    assert len(collect(task, "pretrain", 120, 0)) == 120
-    with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, asked were 60"):
-        collect(task, "test", 60, 0)
+    assert len(collect_all(task, {"pretrain": 120}, 0)["pretrain"]) == 120
+    with pytest.raises(DataError, match=r"gave 1?\d distinct prompts of split 'test' in \d+ draws, not the 60"):
+        collect_all(task, {"test": 60}, 0)
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(SettingsError, match="'valid' is no split"):
-        collect(build("sudoku_many"), "valid", 1, 0)
+        collect_all(build("sudoku_many"), {"valid": 1}, 0)
 
 
 def test_the_share_of_answers_seen():
@@ -105,9 +105,9 @@ def test_finite_tasks_are_drawn_in_an_order_of_the_seed(tmp_path: Path):
     train = rows(tmp_path / "train.jsonl", [f"How much is {i} plus 1?" for i in range(100)])
     test = rows(tmp_path / "test.jsonl", [f"And {i} minus 1?" for i in range(20)])
     task = gsm8k(train, test)
-    assert collect(task, "test", 5, 0) == collect(task, "test", 20, 0)[:5]
-    assert collect(task, "test", 20, 0) != collect(task, "test", 20, 1)
-    assert {e.uid for e in collect(task, "test", 20, 0)} == {e.uid for e in collect(task, "test", 20, 1)}
+    one, other = (collect_all(task, {"test": 20}, seed)["test"] for seed in (0, 1))
+    assert collect_all(task, {"test": 5}, 0)["test"] == one[:5]
+    assert one != other and {e.uid for e in one} == {e.uid for e in other}
     assert task.sample(3, 0) == task.sample(3, 0) and task.sample(3, 0) in task.examples("train")
     with pytest.raises(DataError, match="the data set has 20"):
-        collect(task, "test", 21, 0)
+        collect_all(task, {"test": 21}, 0)

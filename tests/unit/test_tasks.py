@@ -169,13 +169,13 @@ def test_an_answer_that_does_not_fit_its_canvas_is_refused():
     [
         ("sudoku", {}, ["'sudoku' is no task", "sudoku_many", "nearest: sudoku_"]),
         ("sudoku_many", {"max_clue": 3}, ["'max_clue' is no setting of task sudoku_many", "nearest: max_clues"]),
-        ("sudoku_many", {"min_clues": 6}, ["min_clues=6, max_clues=5", "use 0 <="]),
+        ("sudoku_many", {"min_clues": 6}, ["min_clues=6, max_clues=5", "Use 0 <="]),
         ("sudoku_many", {"box_rows": 4, "box_columns": 4}, ["16 digits", "at most 9"]),
         ("sudoku_unique", {"max_empty": 13}, ["max_empty=13", "unique"]),
         ("countdown_text", {"max_target": 0}, ["max_target=0", "Use at least 1"]),
         ("countdown_text", {"min_numbers": 5}, ["min_numbers=5, max_numbers=4", "Use 2 <= min_numbers"]),
-        ("number_sorting", {"numbers": 1}, ["numbers=1", "use 2 to 36"]),
-        ("n_queens", {"size": 3}, ["size=3", "use 4 <= size"]),
+        ("number_sorting", {"numbers": 1}, ["numbers=1", "Use 2 to 36"]),
+        ("n_queens", {"size": 3}, ["size=3", "Use 4 <= size"]),
     ],
 )
 def test_what_cannot_work_is_refused_when_built(task: str, knobs: dict[str, Any], words: list[str]):

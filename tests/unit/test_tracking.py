@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from components.commands.evidence import Pick, read_evidence
 from components.core.errors import CheckpointError, DataError, PromotionRefused, SettingsError
 from components.core.files import read_lines, write_text
+from components.evaluation.results import write_results
 from components.export.smoke import check_decides
 from components.settings import read
 from components.stages.common import runfile
@@ -192,16 +193,10 @@ def test_a_run_is_named_by_profile_alpha_and_seed():
 
 def test_pages_open_the_view_of_machine_learning():
     server = "http://127.0.0.1:5000/"
-    found = [
-        pages.experiments(server),
-        pages.runs(server, "1"),
-        pages.run(server, "1", "r"),
-        pages.version(server, "a b", "3"),
-    ]
-    for page in found:
+    runs = pages.runs(server, "1")
+    for page in (runs, pages.run(server, "1", "r")):
         assert page.startswith("http://127.0.0.1:5000/#/") and "?workflowType=machine_learning" in page
-    assert pages.VIEW.endswith(f".{found[1].rpartition('viewStateShareKey=')[2]}")
-    assert "/models/a%20b/versions/3?" in found[-1]
+    assert pages.VIEW.endswith(f".{runs.rpartition('viewStateShareKey=')[2]}")
 
 
 def test_the_default_store_is_absolute_and_the_usual_variable_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -254,7 +249,11 @@ def test_run_json_says_what_ran_and_a_missing_dependency_is_named(tmp_path: Path
     assert run_tags(replace(written, dirty=True).to_json())["dirty"] == "True"
     assert not set(written.dependencies.values()) & set(tags.values()), "hashes are in run.json"
     monkeypatch.setenv(runfile.FLOW_RUN, "flow-1")
-    assert run_tags(runfile.describe_run("train", "tiny", {}, [], tmp_path).to_json())["flow_run"] == "flow-1"
+    of_flow = runfile.describe_run("train", "tiny", {}, [], tmp_path).to_json()
+    for page, kept in (("http://h/runs/flow-run/flow-1", True), ("http://h/runs/flow-run/flow-2", False)):
+        monkeypatch.setenv(pages.FLOW_PAGE, page)  # the second reads outputs that another flow run has made
+        assert run_tags(of_flow)["flow_run"] == "flow-1"
+        assert run_tags(of_flow).get("flow_page") == (page if kept else None)
     with pytest.raises(DataError, match=r"nowhere is not there\. Run"):
         runfile.content_hash(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Run `dvc repro`"):
@@ -368,7 +367,7 @@ def test_the_example_is_the_state_that_was_decoded_and_the_signature_names_the_a
 @pytest.fixture
 def outputs(tmp_path: Path):
     write_prompts(tmp_path)
-    write_text(tmp_path / "train" / "run.json", "{}")
+    write_text(tmp_path / "train" / "run.json", '{"profile": "tiny", "settings": {"train": {"alpha": 2.0}}}')
     write_trained(tmp_path)
     write_gate(tmp_path, results())
     write_export(tmp_path)
@@ -380,7 +379,7 @@ def test_the_evidence_is_the_row_that_the_settings_serve_and_the_rules_without_t
     write_gate(outputs, [*results(), result("distilled", "mode", 0.5, 5), other])
     found = read_evidence(outputs, PICK)
     assert [cell.setting for cell in found.heuristics] == ["0.8", "0.9"]
-    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 1.0)
+    assert (found.policy.choose, found.policy.correct_P.mean(), found.canvas, found.alpha) == ("mode", 0.88, 16, 2.0)
     write_gate(outputs, [*results(), result("learned", "mode", 0.5, 5)])
     with pytest.raises(DataError, match="2 learned results"):
         read_evidence(outputs, PICK)
@@ -426,6 +425,18 @@ def retrain_and_gate(outputs: Path):
     write_gate(outputs, results(0.99))
 
 
+def train_at_another_alpha(outputs: Path):
+    """The gate would judge it by a speed that it was not trained for."""
+    path = outputs / "train" / "run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps(run | {"settings": {"train": {"alpha": [3.0, 2.0]}}}))
+
+
+def train_at_no_alpha(outputs: Path):
+    path = outputs / "train" / "run.json"
+    write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"settings": {}}))
+
+
 def other_file(outputs: Path):
     onnx.save(policy(7.0), outputs / "export" / "policy.onnx")
 
@@ -456,6 +467,11 @@ def gate_at_another_temperature(outputs: Path):
     write_gate(outputs, results(), temperature=2.0)
 
 
+def other_results(outputs: Path):
+    """Written, and then killed before run.json told of which settings they are."""
+    write_results(outputs / "evaluate" / "gate" / "results.jsonl", results(0.99))
+
+
 def export_at_another_alpha(outputs: Path):
     write_export(outputs, alpha=5.0)
 
@@ -482,12 +498,15 @@ def export_without_names(outputs: Path):
     [
         (retrain, "gate"),
         (retrain_and_gate, "export"),
+        (train_at_another_alpha, "train"),
+        (train_at_no_alpha, "train"),
         (other_file, "export"),
         (other_export, "export"),
         (relabelled, "export"),
         (edited_weights, "train"),
         (other_prompts, "gate"),
         (gate_at_another_temperature, "gate"),
+        (other_results, "gate"),
         (export_at_another_alpha, "export"),
         (torn_file, "export"),
         (file_that_is_none, "export"),
@@ -502,6 +521,12 @@ def test_what_was_trained_evaluated_and_exported_is_one_policy_or_the_stage_to_r
     change(outputs)
     with pytest.raises(PromotionRefused, match=rf"Run `dvc repro {stage}`"):
         read_evidence(outputs, PICK)
+
+
+def test_outputs_of_another_profile_are_refused(outputs: Path):
+    """A folder that was copied would move the champion of the profile that it was copied from."""
+    with pytest.raises(PromotionRefused, match=r"training of profile tiny, params\.yaml names mine\. .*--force train"):
+        read_evidence(outputs, replace(PICK, profile="mine"))
 
 
 # where the store is

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from components.core.errors import CheckpointError
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.stages import train as training
-from components.stages.common.alone import alone
+from components.stages.common.lock import stage_lock
 from components.stages.common.workspace import Workspace
 from components.tracking.tracker import JsonlTracker
 from components.trainers import checkpoints
@@ -139,23 +139,23 @@ def test_two_trainings_of_a_checkout_take_turns_and_a_killed_one_is_no_obstacle(
     code = f"""
 import time
 from pathlib import Path
-from components.stages.common.alone import alone
+from components.stages.common.lock import stage_lock
 from components.stages.common.workspace import Workspace
-with alone(Workspace(Path({str(tmp_path)!r}), "tiny"), "train"):
+with stage_lock(Workspace(Path({str(tmp_path)!r}), "tiny"), "train"):
     print("held", flush=True)
     time.sleep(60)
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert other.stdout and other.stdout.readline() == "held\n"
     with pytest.raises(CheckpointError, match=r"train\.lock is held by another `unmask train`") as refused:  # noqa: SIM117
-        with alone(Workspace(tmp_path, "tiny"), "train", patience=0.2):
+        with stage_lock(Workspace(tmp_path, "tiny"), "train", patience=0.2):
             pytest.fail("both hold it")
     assert has_remedy(str(refused.value))
-    with alone(Workspace(tmp_path, "gpu"), "train", patience=0.2):  # another profile writes elsewhere
+    with stage_lock(Workspace(tmp_path, "gpu"), "train", patience=0.2):  # another profile writes elsewhere
         pass
     other.kill()
     other.wait()
-    with alone(Workspace(tmp_path, "tiny"), "train", patience=5.0):
+    with stage_lock(Workspace(tmp_path, "tiny"), "train", patience=5.0):
         pass
 
 

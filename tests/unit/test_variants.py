@@ -19,14 +19,13 @@ from components.export.states import random_observation
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.dependence import pairs_of
 from components.policies.heuristics import EntropyBound
+from components.policies.rules import PAIR_ROWS
 from components.policies.variants import (
-    Demask,
-    MiBound,
     dependence,
-    distance,
+    distance_shifts,
+    graph_shifts,
     information,
-    joined,
-    shuffled,
+    shuffled_shifts,
     variant,
 )
 from components.tasks import build
@@ -35,7 +34,7 @@ from components.tasks.sudoku import peers_of
 from tests.unit.test_coupled_policy import PLAIN, policy_of
 
 torch.set_num_threads(1)
-NAMES = ("mi_bound", "demask", "shuffled", "distance", "graph")
+NAMES = tuple(PAIR_ROWS)
 GRAPH = ((1, 2), (0,), (0,), (4,), (3,))
 
 
@@ -67,15 +66,14 @@ def test_both_rules_are_a_plain_loop(gamma: float) -> None:
     for policy, obs in states():
         assert obs.log_odds_BL is not None and obs.entropy_BL is not None
         shift_BLL = policy(obs)[1].tolist()
-        for rule in (MiBound(policy, gamma), Demask(policy, gamma)):
-            found = rule.distribution(obs).mode().drawn_BL
+        for shared in (True, False):
+            found = made("mi_bound" if shared else "demask", policy, gamma).distribution(obs).mode().drawn_BL
             for row in range(4):
                 odds, h, w = obs.log_odds_BL[row].tolist(), obs.entropy_BL[row].tolist(), shift_BLL[row]
-                information = isinstance(rule, MiBound)
                 taken: list[int] = []
                 spent = 0.0
-                for i in sorted(some(obs.eligible_BL, row), key=lambda i: (h[i] if information else -odds[i], i)):
-                    if information:
+                for i in sorted(some(obs.eligible_BL, row), key=lambda i: (h[i] if shared else -odds[i], i)):
+                    if shared:
                         pairs = [
                             (told(odds[i], odds[i] + w[j][i]) + told(odds[j], odds[j] + w[i][j])) / 2 for j in taken
                         ]
@@ -83,7 +81,7 @@ def test_both_rules_are_a_plain_loop(gamma: float) -> None:
                         pairs = [abs(sigma(odds[i] + w[j][i]) - sigma(odds[i])) for j in taken]
                     if taken and spent + sum(pairs) > gamma:
                         break
-                    spent += sum(pairs) + (h[i] if information else 0.0)
+                    spent += sum(pairs) + (h[i] if shared else 0.0)
                     taken.append(i)
                 assert some(found, row) == set(taken)
                 sizes.add(len(taken))
@@ -109,16 +107,16 @@ def test_without_shifts_one_is_the_entropy_bound_and_the_other_takes_everything(
     for policy, obs in states(40, trained=False):
         assert bool((policy(obs)[1] == 0).all())
         plain = EntropyBound(gamma).distribution(obs).mode().drawn_BL
-        assert torch.equal(MiBound(policy, gamma).distribution(obs).mode().drawn_BL, plain)
-        assert torch.equal(Demask(policy, gamma).distribution(obs).mode().drawn_BL, obs.eligible_BL)
+        assert torch.equal(made("mi_bound", policy, gamma).distribution(obs).mode().drawn_BL, plain)
+        assert torch.equal(made("demask", policy, gamma).distribution(obs).mode().drawn_BL, obs.eligible_BL)
 
 
 def test_a_larger_budget_takes_more_and_shared_information_less() -> None:
     for policy, obs in states():
-        for rule in (MiBound, Demask):
-            less, more = (rule(policy, gamma).distribution(obs).mode().drawn_BL for gamma in (0.5, 2.0))
+        for rule in ("mi_bound", "demask"):
+            less, more = (made(rule, policy, gamma).distribution(obs).mode().drawn_BL for gamma in (0.5, 2.0))
             assert not (less & ~more).any() and torch.equal(less.any(-1), obs.eligible_BL.any(-1))
-        assert not (MiBound(policy, 2.0).distribution(obs).mode().drawn_BL & ~_bound(obs, 2.0)).any()
+        assert not (made("mi_bound", policy, 2.0).distribution(obs).mode().drawn_BL & ~_bound(obs, 2.0)).any()
 
 
 def _bound(obs: Observation, gamma: float) -> Tensor:
@@ -128,14 +126,14 @@ def _bound(obs: Observation, gamma: float) -> Tensor:
 def test_shuffled_rows_are_those_of_other_masked_positions_and_the_same_when_padded() -> None:
     for policy, obs in states():
         own_BLL = torch.arange(6.0).view(1, 6, 1).expand(4, 6, 6)  # every row holds its number
-        found = shuffled(obs, own_BLL)
+        found = shuffled_shifts(obs, own_BLL)
         for row in range(4):
             masked = sorted(some(obs.masked_BL, row))
             sources = [int(found[row, i, 0]) for i in masked]
             assert sorted(sources) == masked
             assert len(masked) < 2 or all(source != i for source, i in zip(sources, masked, strict=True))
         wide_BL = torch.cat([obs.masked_BL, torch.zeros(4, 3, dtype=torch.bool)], 1)
-        wide = shuffled(
+        wide = shuffled_shifts(
             replace(obs, masked_BL=wide_BL, eligible_BL=wide_BL), torch.arange(9.0).view(1, 9, 1).expand(4, 9, 9)
         )
         assert torch.equal(wide[:, :6, :6][obs.masked_BL], found[obs.masked_BL])
@@ -149,11 +147,11 @@ def test_controls_have_the_shifts_that_they_name_and_the_rest_of_the_policy() ->
     pairs = pairs_of(obs.masked_BL)
     place = torch.arange(6)
     apart = -4.0 / (place - place.unsqueeze(1)).abs().clamp(min=1)
-    assert torch.equal(distance(obs, shift_BLL)[0], apart)
+    assert torch.equal(distance_shifts(obs, shift_BLL)[0], apart)
     edges = torch.zeros(6, 6)
     for i, j in ((0, 1), (0, 2), (3, 4)):
         edges[i, j] = edges[j, i] = -4.0
-    assert torch.equal(joined(GRAPH)(obs, shift_BLL)[0], edges)
+    assert torch.equal(graph_shifts(GRAPH)(obs, shift_BLL)[0], edges)
     for name, wanted in (("distance", apart), ("graph", edges)):
         control = made(name, policy, 2.5).distribution(obs)
         assert torch.equal(control.shift_BLL, wanted.expand(4, 6, 6).masked_fill(~pairs, 0.0))

@@ -13,8 +13,8 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import embedded
 from components.evaluation import view
-from components.evaluation.view import first_views, is_seen
-from components.policies.coupled import CoupledPolicy
+from components.evaluation.view import first_views
+from components.policies.coupled import CoupledPolicy, draws_by_shifts
 from components.policies.rules import heuristic
 from tests.unit.test_coupled_policy import PLAIN, policy_of
 
@@ -63,7 +63,7 @@ def test_policies_without_pair_shifts_have_none_and_long_canvases_are_left_out(m
         CoupledPolicy(replace(PLAIN, pair_shifts=False)),
         CoupledPolicy(replace(PLAIN, action="categorical")),
     ):
-        assert not is_seen(policy) and first_views(policy, decoded(policy), [6, 6, 6]) == [None] * 3
+        assert not draws_by_shifts(policy) and first_views(policy, decoded(policy), [6, 6, 6]) == [None] * 3
     policy = policy_of(PLAIN)
     assert first_views(policy, decoded(policy, record=False), [6, 6, 6]) == [None] * 3
     monkeypatch.setattr(view, "LONGEST", 5)

@@ -18,7 +18,7 @@ from .workspace import Workspace
 
 
 def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoiser, Encoder]:
-    """The dLLM of ``open_denoiser`` with the cache that ``decode.cache`` names; rows stop as ``decode`` says."""
+    """The dLLM of ``open_denoiser`` with the cache ``decode.cache``; ``decode.end_of_text`` sets whether rows stop."""
     denoiser, encoder = open_denoiser(workspace, model)
     return with_cache(denoiser, decode.cache), encoder.stopping() if decode.end_of_text else encoder
 

@@ -14,7 +14,7 @@ from ...tasks import build
 from ...tasks.example import Example, Task, read_examples
 
 FOLDERS = {"prepare": "data"} | dict.fromkeys(("gate", "transfer", "ood"), "evaluate")
-"""Of stages whose results lie in a folder of another name."""
+"""Stage -> folder of its results, where the folder has another name."""
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_as_many_lanes_as_threads_and_as_there_is_work_for(threads: int):
+def test_as_many_workers_as_threads_and_as_there_is_work_for(threads: int):
     assert [workers.count(CPU, most) for most in (-1, 0, 1, 2, 9)] == [1, 1, 1, 2, 2]
     assert workers.count(torch.device("cuda"), 9) == 1
 
 
-def test_results_come_in_order_and_lanes_share_the_threads(threads: int):
+def test_results_come_in_order_and_workers_share_the_threads(threads: int):
     with workers.pool(2) as run:
         assert list(run(lambda n: (time.sleep(0.02 * (n == 0)), n)[1], range(6))) == list(range(6))
         assert list(run(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == threads
 
 
-def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(threads: int):
+def test_an_error_in_a_worker_is_raised_and_leaves_the_threads_as_they_were(threads: int):
     begun: list[int] = []
 
     def work(number: int) -> None:
@@ -54,18 +54,18 @@ def test_an_error_in_a_lane_is_raised_and_leaves_the_threads_as_they_were(thread
     assert torch.get_num_threads() == threads and len(begun) < 50
 
 
-def test_each_lane_does_its_own_work_in_order_in_one_thread(threads: int):
-    with workers.lanes(2) as (left, right):
+def test_each_queue_does_its_own_work_in_order_in_one_thread(threads: int):
+    with workers.queues(2) as (left, right):
         seen = [
             list(run(lambda n: (n, threading.get_ident(), torch.get_num_threads()), range(9))) for run in (left, right)
         ]
-    for lane in seen:
-        assert [n for n, _, _ in lane] == list(range(9)) and {count for _, _, count in lane} == {1}
-        assert len({thread for _, thread, _ in lane}) == 1
+    for queue in seen:
+        assert [n for n, _, _ in queue] == list(range(9)) and {count for _, _, count in queue} == {1}
+        assert len({thread for _, thread, _ in queue}) == 1
     assert seen[0][0][1] != seen[1][0][1] and torch.get_num_threads() == threads
 
 
-def test_an_error_in_one_lane_ends_the_work_of_all(threads: int):
+def test_an_error_in_one_queue_ends_the_work_of_all(threads: int):
     begun: list[int] = []
 
     def work(number: int) -> None:
@@ -74,13 +74,13 @@ def test_an_error_in_one_lane_ends_the_work_of_all(threads: int):
         if number == 0:
             raise ValueError("no 0")
 
-    with pytest.raises(ValueError, match="no 0"), workers.lanes(2) as (left, right):
+    with pytest.raises(ValueError, match="no 0"), workers.queues(2) as (left, right):
         right(work, range(1, 50))
         list(left(work, range(50)))
     assert torch.get_num_threads() == threads and len(begun) < 50
 
 
-def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads: int):
+def test_the_timer_gets_the_mean_of_workers_that_run_at_the_same_time(threads: int):
     def piece(seconds: float):
         def run(timer: Timer) -> str:
             timer.seconds["section"] += seconds
@@ -96,7 +96,7 @@ def test_the_watch_gets_the_mean_of_lanes_that_run_at_the_same_time(threads: int
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999))
-def test_gradients_are_those_of_the_sum_and_no_lane_changes_a_bit(sizes: list[int], seed: int):
+def test_gradients_are_those_of_the_sum_and_no_worker_changes_a_bit(sizes: list[int], seed: int):
     """One parameter is not in every loss, two have the very same gradient, one is in none; what was there stays."""
     source = generator("workers", seed)
     model = nn.ParameterDict(

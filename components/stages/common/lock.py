@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 30.0  # a process that is ending needs less
 
 
 @contextmanager
-def alone(workspace: Workspace, stage: str, patience: float = PATIENCE_SECONDS) -> Generator[None]:
+def stage_lock(workspace: Workspace, stage: str, patience: float = PATIENCE_SECONDS) -> Generator[None]:
     """Hold the stage's lock of this profile. CheckpointError if another process keeps it for ``patience`` seconds.
 
     The system frees the lock of a process that is killed.
