@@ -15,6 +15,7 @@ from components.core.timer import Timer
 from components.decode import refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
+from components.maths import distributions
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -27,7 +28,8 @@ STEP: Any = SimpleNamespace(nfe_R=torch.tensor([1]))  # what a decode of one ste
 @pytest.fixture
 def device_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop as it runs on an accelerator."""
-    monkeypatch.setattr(refresh, "_waits_cost", lambda device: True)
+    for module in (refresh, distributions):
+        monkeypatch.setattr(module, "_waits_cost", lambda device: True)
 
 
 def waits(policy: Any, length: int) -> tuple[float, int]:
