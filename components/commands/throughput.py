@@ -23,9 +23,10 @@ PASSES = 14  # of the readout over a position's logits (docs/performance.md)
 PAIR_PASSES = 10  # of the pair head over its activations
 LAUNCH = 5e-6  # seconds of a kernel's launch
 CANVAS, BLOCK, ROWS = 256, 32, (1, 64)
-# Kernels of a step beside the forward, as counted in docs/performance.md; the coupled policy's decision doubled, for
-# blocks of 32.
-KERNELS = {"threshold:0.9": 114, "paper A": 201, "coupled": 106 + 2 * 675}
+COMMITS = round(1 / PARALLEL)  # a step, of one row
+# Kernels of a step beside the forward, as counted in docs/performance.md; the coupled policy's without its candidates.
+KERNELS = {"threshold:0.9": 114, "paper A": 201, "coupled": 243}
+CANDIDATE = 53  # kernels of a candidate that the coupled policy looks at
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,25 @@ def on_paper(dllm: Shape = LLADA) -> list[Step]:
     return found
 
 
+def candidates(commits: int) -> int:
+    """How many of them a step of so many commits looks at: up to the first that is skipped. A GPU is asked at every
+    fourth whether a row goes on."""
+    return 4 * ((commits + 1) // 4) + 3
+
+
+def _kernels(name: str, rows: int) -> int:
+    """Of a full batch the row of most commits counts: a whole block is assumed."""
+    if name != "coupled":
+        return KERNELS[name]
+    return KERNELS[name] + CANDIDATE * (candidates(COMMITS) if rows == 1 else BLOCK)
+
+
 def _step(dllm: Shape, name: str, rows: int, operations: float, moved: float) -> Step:
     forward = dllm.operations(PROMPT + CANVAS)
     weights = 2 * dllm.parameters / (BANDWIDTH * UTILISATION)  # read once for all rows
     asked = max(rows * forward / (PEAK * UTILISATION), weights)
     decided = rows * (operations / (PEAK_FLOAT32 * UTILISATION) + moved / (BANDWIDTH * UTILISATION))
-    return Step(name, rows, forward, operations, moved, asked, asked + decided + KERNELS[name] * LAUNCH)
+    return Step(name, rows, forward, operations, moved, asked, asked + decided + _kernels(name, rows) * LAUNCH)
 
 
 HEADINGS = (
@@ -171,8 +185,9 @@ Assumed beside the above:
 - {PASSES} passes over the logits of each position that is read: the block's masks by the threshold rule, all positions
   by paper A's policy, all masks by the coupled one; {PAIR_PASSES} passes over the pair head's activations
 - {LAUNCH * 1e6:.0f} us for each kernel beside the forward, which all rows share:
-  {", ".join(f"{name} {count:,}" for name, count in KERNELS.items())}
-  (counts of docs/performance.md; the loop of picks is taken to be twice as long in blocks of 32)
+  {", ".join(f"{name} {count:,}" for name, count in KERNELS.items())} and {CANDIDATE} for each candidate
+  that it looks at: {candidates(COMMITS)} where one row commits {COMMITS} a step, a block's at {ROWS[1]} rows
+  (counts of docs/performance.md)
 
 Tokens per second are those at {CANVAS * PARALLEL:.0f} forwards a canvas for all three: what the policies save at 8B
 has not been measured. Last column: the share of forwards that a policy must save to be as fast as the threshold rule.
@@ -182,6 +197,25 @@ What it saves beyond that is gain.
 
 def section() -> str:
     """The section of docs/costs.md."""
-    lines = [" | ".join(cells(step)) for step in on_paper()]
+    steps = on_paper()
+    lines = [" | ".join(cells(step)) for step in steps]
     head = [" | ".join(HEADINGS), "|".join(["---", *["---:"] * (len(HEADINGS) - 1)])]
-    return SECTION + "\n" + "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in [*head, *lines])
+    table = "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in [*head, *lines])
+    return f"{SECTION}\n{table}\n\n{_launches_of(steps[2])}"
+
+
+def _launches_of(alone: Step) -> str:
+    """When the coupled policy's launches are within a tenth of a step. alone: its step with one row."""
+    of_row = alone.seconds - _kernels("coupled", 1) * LAUNCH  # what every row costs
+
+    def share(rows: int, commits: int) -> float:
+        launched = (KERNELS["coupled"] + CANDIDATE * candidates(commits)) * LAUNCH
+        return 1 - rows * alone.forward_seconds / (rows * of_row + launched)
+
+    shares = ", ".join(f"{share(1, 4 * i + 2):.0%} at {max(0, 4 * i - 1)} to {4 * i + 2}" for i in range(3))
+    enough = next(rows for rows in range(1, 99) if share(rows, COMMITS) <= 0.1)
+    return (
+        f"With one row the coupled policy's share beside the forward is above 10 % whatever a step commits:\n"
+        f"{shares} commits. Most of it are launches, as no CUDA graph is\n"
+        f"used. From {enough} rows in flight on it is below."
+    )

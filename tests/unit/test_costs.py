@@ -9,7 +9,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.commands.throughput import PARALLEL, PROMPT, confidence_operations, coupled_operations, on_paper
+from components.commands.throughput import (
+    PARALLEL,
+    PROMPT,
+    candidates,
+    confidence_operations,
+    coupled_operations,
+    on_paper,
+)
 from components.export import random_observation
 from components.policies.confidence import PAPER, ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -104,10 +111,17 @@ def test_a_step_on_paper_is_counted_by_hand() -> None:
         forward + 1000 * (256 * logits / 1.34e12 + paper.policy_operations / 26.8e12) + 1.005
     )
     assert 1000 * coupled.seconds == pytest.approx(
-        forward + 1000 * ((128 * logits + pairs) / 1.34e12 + coupled.policy_operations / 26.8e12) + 7.28
+        forward + 1000 * ((128 * logits + pairs) / 1.34e12 + coupled.policy_operations / 26.8e12) + 3.07
     )
     assert rule.tokens_per_second == pytest.approx(256 / (81.92 * rule.seconds))
     assert rule.saved == 0 and coupled.saved == pytest.approx(1 - rule.seconds / coupled.seconds)
-    # A full batch shares the launches alone: arithmetic bounds the forward already at one row.
+    # A full batch shares the launches alone (of 7 candidates, or 32): arithmetic bounds the forward already at one row.
     alone, full = on_paper()[2], on_paper()[5]
-    assert full.rows == 64 and full.seconds == pytest.approx(64 * (alone.seconds - 0.00728) + 0.00728)
+    assert full.rows == 64 and full.seconds == pytest.approx(64 * (alone.seconds - 0.00307) + 0.009695)
+
+
+def test_a_gpu_that_is_asked_at_every_fourth_candidate_looks_at_more_than_it_commits() -> None:
+    """As ``maths.coupling.over`` has it: after 3, 7, 11 ... of them, the first that is skipped included."""
+    for commits in range(12):
+        turn = next(t for t in range(99) if t % 4 == 3 and t > commits)
+        assert candidates(commits) == turn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,10 +15,11 @@ from components.core.timer import Timer
 from components.decode import refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
-from components.maths import distributions
+from components.maths import accept_or_skip, distributions
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
+from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Quota
 
 torch.set_num_threads(1)
@@ -32,9 +33,10 @@ def device_like(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_waits_cost", lambda device: True)
 
 
-def waits(policy: Any, length: int) -> tuple[float, int]:
+def waits(policy: Any, length: int, dtype: torch.dtype = torch.float32) -> tuple[float, int]:
     """All waits of a decode of three rows in one block, and its steps."""
     denoiser, encoder, task = random_model(length, width=32, layers=1, vocabulary=40)
+    denoiser.model.to(dtype)
     job = random_prompts(task, encoder, 3).job(None)
     options = DecodeOptions(choose="mode", workers=1)
     found = launches(lambda timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
@@ -56,6 +58,23 @@ def test_a_learned_policy_does_not_wait_either() -> None:
     policy = ConfidencePolicy(Shape(("log_odds", "margin"), width=8, heads=1, mlp_width=8, bias=-9.0)).eval()
     (few, short), (many, long) = waits(policy, 8), waits(policy, 16)
     assert long - short == 8 and (many - few) / (long - short) == 1
+
+
+@pytest.mark.usefixtures("device_like")
+def test_a_coupled_policy_waits_once_more_for_every_four_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One candidate is skipped, none taken, and one committed by force: one wait for the loop. In float64 no entropy
+    asks for its smallest terms, as a CPU alone does."""
+    real, gpu = accept_or_skip.over, SimpleNamespace(type="cuda")
+
+    def over(going_B: Any, turn: int) -> bool:
+        return real(cast("Any", SimpleNamespace(device=gpu, any=going_B.any)), turn)
+
+    monkeypatch.setattr(accept_or_skip, "over", over)
+    torch.manual_seed(0)
+    shape = CoupledShape(top_k=3, width=8, heads=1, mlp_width=8, pair_width=4, offsets=3, action="accept", tau=-99.0)
+    policy = CoupledPolicy(shape).double().eval()
+    (few, short), (many, long) = waits(policy, 8, torch.float64), waits(policy, 16, torch.float64)
+    assert long - short == 8 and (many - few) / (long - short) == 2
 
 
 def test_a_coupled_pick_computes_only_what_the_picks_before_it_changed() -> None:
