@@ -141,6 +141,11 @@ def _follow(command: Sequence[str], path: Path, checkout: Path) -> list[str]:
     return lines
 
 
+# A Dask worker sets the first for its own memory, which also fixes the second at 128 KiB: every tensor above that is
+# mapped anew, and a stage spends half of its time in page faults.
+MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+
 def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
     """What a stage in the worktree needs to know: the worktree's code, the checkout's tracking store, this Python."""
     from components.tracking.store import tracking_uri
@@ -150,6 +155,7 @@ def stage_environment(checkout: Path, path: Path) -> dict[str, str]:
     return {
         **{name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in joined.items()},
         "MLFLOW_TRACKING_URI": tracking_uri(checkout),
+        **MEMORY,
         # The training's MLflow run names the flow run that it is of, and links to its page where a server has one.
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
         **({FLOW_PAGE: page} if page else {}),

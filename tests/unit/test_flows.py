@@ -424,3 +424,22 @@ print('{"promote": true}')
     program = "print('nothing is written')"
     with pytest.raises(DataError, match=r"verdict\.json is not there\. Run `unmask promote`"):
         tasks.promote.fn(tmp_path, tmp_path)
+
+
+FAULTS = """
+import resource
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    b"x" * 2_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_a_stage_on_a_dask_worker_keeps_the_memory_that_it_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # what a worker's nanny sets
+    lines: list[str] = []
+    environment = tasks.stage_environment(tmp_path, tmp_path)
+    process_group.stream([sys.executable, "-c", FAULTS], tmp_path, environment, lines.append)
+    assert int(lines[-1]) < 100 * 2_000_000 / 4096 / 10  # a tenth of mapping all of them anew
