@@ -38,14 +38,9 @@ def commit(distribution: ActionDistribution, action: Action, eligible_BL: Tensor
     committed_BL = action.drawn_BL
     empty_B1 = ~committed_BL.any(-1, keepdim=True)
     # A CPU is asked at little cost whether there is such a row; an accelerator would have to be waited for.
-    if force and (_waits_cost(committed_BL.device) or bool(empty_B1.any())):
+    if force and (committed_BL.device.type != "cpu" or bool(empty_B1.any())):
         committed_BL = committed_BL | (empty_B1 & one_hot(distribution.fallback_B, eligible_BL))
     return Action(action.drawn_BL, action.rank_BL, committed_BL)
-
-
-def _waits_cost(device: torch.device) -> bool:
-    """Whether a value that Python asks for holds up the device."""
-    return device.type != "cpu"
 
 
 Kind = TypeVar("Kind", bound=Any)

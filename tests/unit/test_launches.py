@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ from components.bench.launches import launches
 from components.bench.models import random_model, random_prompts
 from components.core.errors import CheckpointError
 from components.core.timer import Timer
-from components.decode import refresh
+from components.core.types import Action
+from components.decode import act, refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.maths import accept_or_skip, distributions
@@ -26,11 +28,24 @@ torch.set_num_threads(1)
 STEP: Any = SimpleNamespace(nfe_R=torch.tensor([1]))  # what a decode of one step returns, as far as it is counted
 
 
+class _There(torch.Tensor):
+    """A tensor that names another device than its own."""
+
+    device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+
+
 @pytest.fixture
 def device_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop as it runs on an accelerator."""
-    for module in (refresh, distributions):
-        monkeypatch.setattr(module, "_waits_cost", lambda device: True)
+    monkeypatch.setattr(refresh, "_waits_cost", lambda device: True)
+
+    def commit(distribution: Any, action: Action, eligible_BL: torch.Tensor, force: bool) -> Action:
+        there = replace(action, drawn_BL=action.drawn_BL.as_subclass(_There))
+        done = distributions.commit(distribution, there, eligible_BL, force)
+        assert done.committed_BL is not None
+        return replace(action, committed_BL=done.committed_BL.as_subclass(torch.Tensor))
+
+    monkeypatch.setattr(act, "commit", commit)
 
 
 def waits(policy: Any, length: int, dtype: torch.dtype = torch.float32) -> tuple[float, int]:
