@@ -259,7 +259,13 @@ def test_an_a2d_checkpoint_is_its_native_model_made_bidirectional(native: str, t
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_sliding_window": True}, {"block_size": 32}, {"layer_types": ["sliding_attention"] * 2}]
+    "change",
+    [
+        {"use_sliding_window": True},
+        {"block_size": 32},
+        {"layer_types": ["sliding_attention"] * 2},
+        {"loophole_enabled": True},
+    ],
 )
 def test_an_a2d_checkpoint_of_another_attention_is_refused(change: dict[str, Any], tmp_path: Path):
     write_a2d(tmp_path, "Qwen3", **change)

@@ -382,7 +382,9 @@ def test_a_llada_of_another_architecture_is_refused(change: dict[str, Any], tmp_
     refused(tmp_path / "model", next(iter(change)))
 
 
-@pytest.mark.parametrize("change", [{"use_sliding_window": True}, {"hidden_act": "gelu"}, {"block_size": 32}])
+@pytest.mark.parametrize(
+    "change", [{"use_sliding_window": True}, {"hidden_act": "gelu"}, {"block_size": 32}, {"use_mrope": True}]
+)
 def test_a_dream_of_another_architecture_is_refused(change: dict[str, Any], tmp_path: Path):
     write_dream(tmp_path / "model", **change)
     refused(tmp_path / "model", next(iter(change)))
