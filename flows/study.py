@@ -4,8 +4,8 @@
 one git worktree with its own params.yaml. Cells share DVC's cache, so that a stage that two cells have in common runs
 once. A finished cell is kept under outputs/study/<cell>; it runs again only if its code or its settings changed. A
 killed study goes on where it was. `--cluster local:2` spreads the cells over workers, each in a worktree of its own
-(flows/study_cluster.py). `python -m flows.study --report` writes docs/results.md and docs/results.png. No
-server is needed.
+(flows/study_cluster.py). `python -m flows.study --report` writes docs/results.md and docs/results.png; as a DVC stage,
+`dvc repro infra/dvc.yaml` does so where a cell, the code or a setting has changed. No server is needed.
 
 Left out: what a stage does (components/stages/), what the document says (components/reports/study.py).
 """

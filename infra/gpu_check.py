@@ -194,7 +194,7 @@ def parts(check: Check) -> Iterator[tuple[str, float, Callable[[], Figures]]]:
     yield "same_texts", 40, lambda: same(check)
     for layout in checkpoints.LAYOUTS:
         yield f"make_{layout}", 40, lambda layout=layout: make(check, layout)
-        yield f"decode_{layout}", 90, lambda layout=layout: decode(check, layout, 8)
+        yield f"decode_{layout}", 110, lambda layout=layout: decode(check, layout, 8)
         yield f"decode_{layout}_one_row", 60, lambda layout=layout: decode(check, layout, 1)
         yield f"count_{layout}", 40, lambda layout=layout: count(check, layout)
         if layout == "llada":

@@ -30,11 +30,11 @@ def read_table(path: Path) -> list[EvalResult]:
     with path.open(encoding="utf-8", newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     read: dict[Any, Any] = {str: str, int: int}  # the others are floats, NaN where empty
-    heads = [
+    heads: list[dict[str, Any]] = [
         {name: read.get(kind, lambda text: float(text or "nan"))(row[name]) for name, kind in KINDS.items()}
         for row in rows
     ]
-    more = [{name: int(row.get(name) or 0) for name in OPTIONAL} for row in rows]
+    more: list[dict[str, Any]] = [{name: int(row.get(name) or 0) for name in OPTIONAL} for row in rows]
     return [EvalResult(**head, **optional) for head, optional in zip(heads, more, strict=True)]
 
 

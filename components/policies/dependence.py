@@ -181,14 +181,6 @@ def mean_attention(obs: Observation, layers: tuple[int, ...]) -> Tensor:
     return torch.stack([attention_BLLA[..., obs.attention_layers.index(layer)] for layer in layers]).mean(0)
 
 
-def _attention_needs(rule: Adas | Dapd) -> Needs:
-    return Needs(attention=rule.layers)
-
-
-def _confidence(rule: Adas | Dapd, obs: Observation) -> Tensor:
-    return field_of(obs, "confidence_BL")
-
-
 @dataclass(frozen=True)
 class Adas:
     """Greedy by u_i = c_i - ``weight`` x the attention from i to each position taken, times that one's uncertainty.
@@ -199,8 +191,13 @@ class Adas:
     threshold: float
     weight: float = 40.0
     layers: tuple[int, ...] = (-1,)
-    needs = property(_attention_needs)
-    score = _confidence
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(attention=self.layers)
+
+    def score(self, obs: Observation) -> Tensor:
+        return field_of(obs, "confidence_BL")
 
     @torch.no_grad()
     def distribution(self, obs: Observation) -> ActionDistribution:
@@ -230,8 +227,13 @@ class Dapd:
     edge: float
     sure: float = 0.9
     layers: tuple[int, ...] = (-1,)
-    needs = property(_attention_needs)
-    score = _confidence
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(attention=self.layers)
+
+    def score(self, obs: Observation) -> Tensor:
+        return field_of(obs, "confidence_BL")
 
     @torch.no_grad()
     def distribution(self, obs: Observation) -> ActionDistribution:

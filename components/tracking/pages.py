@@ -21,6 +21,11 @@ def server(uri: str) -> str:
     return os.environ.get(UI) or (uri if uri.startswith("http") else "")
 
 
+def experiments(server: str) -> str:
+    """The list of experiments. ``server``: where MLflow's user interface answers, such as http://127.0.0.1:5000."""
+    return f"{_root(server)}/experiments{_LEARNING}"
+
+
 def runs(server: str, experiment_id: str) -> str:
     """The runs of an experiment with their verdicts and results as columns."""
     return f"{_root(server)}/experiments/{experiment_id}/runs{_LEARNING}&viewStateShareKey={_VIEW}"

@@ -56,16 +56,30 @@ def test_a_name_that_went_counts() -> None:
 
 
 WANTED: dict[str, object] = {
-    "data/rows": "ab", "prepare/answers_seen": 0.5, "pretrain-llada/loss": 1.0, "bernoulli/export/equal_texts": 56.0,
-    "bernoulli/evaluate/test/0/accuracy": 0.25, "bernoulli/evaluate/test/0/setting": "mode", "bernoulli/nfe": 5.5,
-}  # fmt: skip
+    "data/rows": "ab",
+    "prepare/answers_seen": 0.5,
+    "pretrain-llada/loss": 1.0,
+    "bernoulli/export/equal_texts": 56.0,
+    "bernoulli/evaluate/test/0/accuracy": 0.25,
+    "bernoulli/evaluate/test/0/setting": "mode",
+    "bernoulli/nfe": 5.5,
+}
 
 
-@pytest.mark.parametrize("change", [
-    {"data/rows": "ac"}, {"prepare/answers_seen": 0.51}, {"pretrain-llada/loss": 1.5}, {"new": 1.0},
-    {"bernoulli/export/equal_texts": 55.0}, {"bernoulli/evaluate/test/0/accuracy": 0.76},
-    {"bernoulli/evaluate/test/0/setting": "sample"}, {"bernoulli/nfe": math.nan}, {"bernoulli/nfe": "5.5"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data/rows": "ac"},
+        {"prepare/answers_seen": 0.51},
+        {"pretrain-llada/loss": 1.5},
+        {"new": 1.0},
+        {"bernoulli/export/equal_texts": 55.0},
+        {"bernoulli/evaluate/test/0/accuracy": 0.76},
+        {"bernoulli/evaluate/test/0/setting": "sample"},
+        {"bernoulli/nfe": math.nan},
+        {"bernoulli/nfe": "5.5"},
+    ],
+)
 def test_elsewhere_too_a_figure_may_not_go_or_leave_its_bounds(change: dict[str, object]) -> None:
     assert len(compare.differences(WANTED, WANTED | change, exact=False)) == 1
 

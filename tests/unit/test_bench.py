@@ -80,7 +80,8 @@ def test_both_loops_decide_alike_and_their_shares_sum_to_one(found: dict[str, An
 
 def test_at_80_columns_no_name_and_no_number_is_cut(found: dict[str, Any]) -> None:
     def compared(row: dict[str, Any]) -> Comparison:
-        return Comparison(**row | {side: Side(**row[side]) for side in ("engine", "reference")})
+        sides: dict[str, Any] = {side: Side(**row[side]) for side in ("engine", "reference")}
+        return Comparison(**row | sides)
 
     name, *numbers = ("models:/unmasking-policy-tiny@champion", 128.25, 1000)
     row = found["decoding"][0] | dict(zip(("name", "nfe", "nfe_longest"), (name, *numbers), strict=True))

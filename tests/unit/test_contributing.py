@@ -51,9 +51,13 @@ def observation(rows: int = 2, length: int = 4) -> Observation:
     masked_BL = torch.ones(rows, length, dtype=torch.bool)
     masked_BL[:, -1] = False
     return Observation(
-        masked_BL, masked_BL, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), length),
-        log_odds_BL=torch.randn(rows, length, generator=source), margin_BL=torch.rand(rows, length, generator=source),
-    )  # fmt: skip
+        masked_BL,
+        masked_BL,
+        torch.zeros(rows, dtype=torch.int64),
+        torch.full((rows,), length),
+        log_odds_BL=torch.randn(rows, length, generator=source),
+        margin_BL=torch.rand(rows, length, generator=source),
+    )
 
 
 def test_the_example_policy_has_exact_likelihoods() -> None:

@@ -194,7 +194,7 @@ def test_a_run_is_named_by_profile_alpha_and_seed():
 def test_pages_open_the_view_of_machine_learning():
     server = "http://127.0.0.1:5000/"
     runs = pages.runs(server, "1")
-    for page in (runs, pages.run(server, "1", "r")):
+    for page in (pages.experiments(server), runs, pages.run(server, "1", "r")):
         assert page.startswith("http://127.0.0.1:5000/#/") and "?workflowType=machine_learning" in page
     assert pages.VIEW.endswith(f".{runs.rpartition('viewStateShareKey=')[2]}")
 
