@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import SettingsError
+from components.core.errors import OURS, SettingsError, masked
 from components.core.files import read_yaml
 
 POOLS = ("cpu", "gpu")
@@ -35,9 +35,10 @@ def deploy(checkout: Path, api: str, environment: Mapping[str, str]) -> None:
         settings = {**os.environ, **environment, "PREFECT_API_URL": api}
         done = subprocess.run(step, cwd=checkout, env=settings, capture_output=True, text=True)
         if done.returncode:
+            said = masked(f"{done.stdout}{done.stderr}")  # it names the server, which may have a password
             raise RuntimeError(
                 f"`{' '.join(step[2:])}` ended with code {done.returncode}: nothing can be run without it; it said\n"
-                f"{done.stdout}{done.stderr}"
+                f"{said}"
             )
 
 
@@ -61,7 +62,7 @@ def ask(api: str, method: str, path: str, body: Any = None) -> Any:
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.loads(answer.read() or "null")
-    except OSError:  # nobody there, too slow, or an error status: URLError and HTTPError are OSErrors
+    except (OSError, ValueError):  # nobody there, too slow, an error status (an OSError), no address, or no JSON
         return None
 
 
@@ -69,10 +70,11 @@ def main() -> None:
     """Command line; see the module's first lines."""
     api = os.environ.get("PREFECT_API_URL")
     if not api:
-        raise SettingsError(
-            "PREFECT_API_URL is not set: there is no server to give the deployments to; set it, or run `make up`"
-        )
-    deploy(Path.cwd(), api, {})
+        sys.exit("PREFECT_API_URL is not set: there is no server to give the deployments to; set it, or run `make up`")
+    try:
+        deploy(Path.cwd(), api, {})
+    except (RuntimeError, *OURS) as error:
+        sys.exit(masked(str(error)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import base64
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from prefect import get_client, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -20,10 +20,19 @@ from components.core.files import flatten, read_json, read_text
 from components.evaluation.gate import Verdict
 from components.settings import Settings
 from components.tracking import pages, store
-from components.tracking.publish import metrics_files
+from components.tracking.publish import Trained, metrics_files
 
 ON_A_CASE = ("evaluate-", "transfer-", "ood-")
 PAGES = ("report/card.md", "report/order.html", "report/table.md")
+
+
+class Figures(TypedDict):
+    """What is shown of a policy on a case."""
+
+    accuracy: float
+    nfe: float
+    front: NotRequired[float | None]
+    above_front: NotRequired[float | None]
 
 
 def name_run(settings: Settings, kind: str) -> None:
@@ -111,8 +120,12 @@ def table(outputs: Path) -> list[dict[str, Any]]:
         }
         for stage, file in metrics_files(outputs).items()
         if stage.startswith(ON_A_CASE)
-        for policy, figures in sorted(read_json(file).items(), key=lambda item: item[0] == "learned_mode", reverse=True)
+        for policy, figures in _learned_first(read_json(file, kind=dict[str, Figures]))
     ]
+
+
+def _learned_first(figures: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(figures.items(), key=lambda item: item[0] == "learned_mode", reverse=True)
 
 
 def _points(share: float | None, form: str) -> str:
@@ -157,7 +170,7 @@ def links_page(outputs: Path, verdict: Mapping[str, Any] | None, uri: str) -> st
 
 def _trained_run(outputs: Path) -> str | None:
     path = outputs / "train" / "run.json"
-    return read_json(path).get("mlflow_run_id") if path.exists() else None
+    return read_json(path, kind=Trained).get("mlflow_run_id") if path.exists() else None
 
 
 def _experiment(uri: str, run_id: str) -> str | None:

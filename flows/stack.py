@@ -18,19 +18,30 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psutil
 
-from components.core.errors import DataError, SettingsError
+from components.core.errors import DataError, SettingsError, masked
 from components.core.files import read_json, write_text
 from components.tracking.abandoned import started
 from components.tracking.pages import UI
+from components.tracking.store import connect, tracking_uri
 from flows import DEFAULTS, worktree
 from flows.deploy import POOLS, ask, deploy
 
 PATIENCE_SECONDS = 180  # a first start migrates two databases, on a loaded laptop
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
+
+
+class _Process(TypedDict):
+    pid: int
+    created: float
+
+
+class _State(TypedDict):
+    ports: dict[str, int]
+    processes: dict[str, _Process]
 
 
 class Stack:
@@ -56,6 +67,7 @@ class Stack:
     def private(self) -> dict[str, str]:
         """What only the services get. Without job execution off, MLflow starts 8 more processes for nobody's jobs."""
         return {
+            "MLFLOW_BACKEND_STORE_URI": tracking_uri(self.checkout),
             "PREFECT_HOME": str(self.folder / "prefect"),
             "UNMASK_REPOSITORY": str(self.checkout),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -64,27 +76,20 @@ class Stack:
         }
 
     def commands(self) -> dict[str, list[str]]:
-        """Service -> command line. No MLflow UI where the tracking store is a server that has its own."""
-        from components.tracking.store import tracking_uri
+        """Service -> command line. No MLflow UI where the tracking store is a server that has its own.
+
+        Every user of the machine can read command lines, so the store, which may have a password, is in `private`.
+        """
 
         def local(port: str) -> list[str]:
             return ["--host", "127.0.0.1", "--port", str(self.ports[port])]
 
-        python, uri = [sys.executable, "-m"], tracking_uri(self.checkout)
+        python = [sys.executable, "-m"]
         services = {"prefect": [*python, "prefect", "server", "start", *local("prefect")]}
         for pool in POOLS:
             services[f"worker-{pool}"] = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        if not uri.startswith("http"):
-            services["mlflow"] = [
-                *python,
-                "mlflow",
-                "ui",
-                "--workers",
-                "1",
-                "--backend-store-uri",
-                uri,
-                *local("mlflow"),
-            ]
+        if not tracking_uri(self.checkout).startswith("http"):
+            services["mlflow"] = [*python, "mlflow", "ui", "--workers", "1", *local("mlflow")]
         return services
 
     def alive(self, name: str) -> psutil.Process | None:
@@ -139,8 +144,6 @@ class Stack:
 
 def up(stack: Stack) -> None:
     """Bring up what is not up yet, and say how to use it. Twice is harmless; a failed start leaves nothing."""
-    from components.tracking.store import connect, tracking_uri
-
     stack.folder.mkdir(exist_ok=True)
     commands = stack.commands()
     was_up = any(map(stack.alive, stack.processes))
@@ -211,7 +214,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return read_json(path, needs=("ports", "processes"))
+        return read_json(path, kind=_State)
     except DataError as error:
         print(f"{error} It is taken for empty.", file=sys.stderr)
         return {}
@@ -267,19 +270,25 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port. Use a number from 1 to 65535.")
+    return int(text)
+
+
 def main() -> int:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser("python -m flows.stack", description=__doc__.split("\n\n")[0] if __doc__ else "")
     parser.add_argument("action", choices=["up", "down", "status"])
     for name, port in {"prefect": 4200, "mlflow": 5000}.items():
-        default = int(os.environ.get(f"UNMASK_{name.upper()}_PORT", port))
-        parser.add_argument(f"--{name}-port", type=int, default=default, help=f"default {default}")
+        default = os.environ.get(f"UNMASK_{name.upper()}_PORT", str(port))
+        parser.add_argument(f"--{name}-port", type=_port, default=default, help=f"default {default}")
     given = parser.parse_args()
     try:
         stack = Stack(worktree.root(Path()), {"prefect": given.prefect_port, "mlflow": given.mlflow_port})
         return {"up": up, "down": down, "status": status}[given.action](stack) or 0
     except (SettingsError, DataError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        print(masked(str(error)), file=sys.stderr)
         return 1
 
 

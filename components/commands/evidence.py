@@ -38,6 +38,7 @@ class Made(TypedDict, total=False):
 
     profile: str
     settings: Sections
+    dependencies: dict[str, str]
     policy_hash: str
     prompts_hash: str
     file_hash: str
@@ -88,6 +89,7 @@ def read_evidence(outputs: Path, pick: Pick) -> Evidence:
     """
     runs = {stage: read_json(outputs / folder / "run.json", kind=Made) for stage, folder in FOLDERS.items()}
     _refuse_others(outputs, runs["train"], pick)
+    _refuse_other_dllm(outputs, runs["train"])
     _refuse_mixture(outputs, runs, pick.decode)
     file = outputs / "export" / "policy.onnx"
     _refuse_other_file(file, runs["export"])
@@ -127,6 +129,14 @@ def _refuse_others(outputs: Path, trained: Mapping[str, Any], pick: Pick) -> Non
         raise PromotionRefused(
             f"stage train had train.alpha={alpha}, params.yaml asks for {pick.alpha:g}. Run `dvc repro train`."
         )
+
+
+def _refuse_other_dllm(outputs: Path, trained: Mapping[str, Any]) -> None:
+    """Unless the dLLM is the one that the policy was trained over: the champion would be decoded over another one."""
+    for name, digest in trained.get("dependencies", {}).items():
+        folder = outputs.parents[1] / name
+        if folder.parent == outputs / "pretrain" and content_hash(folder) != digest:
+            raise PromotionRefused(f"{folder} is another dLLM than stage train read. Run `dvc repro gate export`.")
 
 
 def _refuse_mixture(outputs: Path, runs: Mapping[str, Mapping[str, Any]], decode: Mapping[str, Any]) -> None:

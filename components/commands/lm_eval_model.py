@@ -6,6 +6,7 @@ finds it by the entry point ``lm_eval.models``. The results' "config" contains t
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections import Counter
@@ -77,12 +78,14 @@ class Arguments:
         for name in ("denoiser", "policy"):
             if not isinstance(given.get(name), str):
                 raise SettingsError(f"model_args has no {name}. Write --model_args denoiser=FOLDER,policy=NAME.")
-        for name in ("length", "block_length", "seed"):
-            value = given.get(name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < (name != "seed")
-            ):
-                raise SettingsError(f"model_args has {name}={value!r}. Give a whole number.")
+        size = given.get("batch_size")
+        given = given | {"batch_size": int(size) if isinstance(size, str) and size.isdecimal() else size}
+        for name in ("length", "block_length", "seed", "batch_size", "max_batch_size"):
+            if given.get(name) is not None and not (name == "batch_size" and str(size).startswith("auto")):
+                _whole("model_args", name, given[name], least=int(name != "seed"))
+        alpha = given.get("alpha")
+        if alpha is not None and (type(alpha) not in (int, float) or not 0 <= alpha < math.inf):
+            raise SettingsError(f"model_args has alpha={alpha!r}. Give a number of at least 0.")
         if given.get("choose", "mode") not in ("mode", "sample"):
             raise SettingsError(f"model_args has choose={given['choose']!r}. Use mode or sample.")
         if isinstance(given.get("revision"), (int, float)):  # the harness reads a hash of digits as a number
@@ -92,8 +95,6 @@ class Arguments:
     @property
     def rows(self) -> int | None:
         """Rows in flight, None for as many as are of use."""
-        if isinstance(self.batch_size, str) and self.batch_size.isdigit():
-            return int(self.batch_size)
         return self.max_batch_size if isinstance(self.batch_size, str) else self.batch_size
 
 
@@ -252,7 +253,15 @@ def _generation(how: dict[str, Any], length: int) -> tuple[int, list[str]]:
         )
     until = how.get("until") or []
     until = [until] if isinstance(until, str) else list(until)
-    return next((int(how[name]) for name in TOKENS if how.get(name) is not None), length), until
+    given = next((name for name in TOKENS if how.get(name) is not None), None)
+    return length if given is None else _whole("generation_kwargs", given, how[given]), until
+
+
+def _whole(place: str, name: str, value: Any, least: int = 1) -> int:
+    """The value. SettingsError where it is no whole number of at least ``least``: with no rows a decode never ends."""
+    if type(value) is not int or value < least:
+        raise SettingsError(f"{place} has {name}={value!r}. Give a whole number of at least {least}.")
+    return value
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from ..core.errors import DataError
+from ..core.errors import DataError, SettingsError
 from ..core.files import read_yaml, remove, replace_whole
 
 
@@ -80,10 +80,16 @@ def _is_no_yaml(path: Path) -> bool:
 
 
 def _cache(root: Path) -> Path:
-    """The cache folder that DVC's configuration names; worktrees share one."""
-    from dvc.config import Config
+    """The cache folder that DVC's configuration names; worktrees share one. SettingsError where DVC cannot read it."""
+    from dvc.config import Config, ConfigError
 
-    named = Config(str(root / ".dvc"))["cache"].get("dir") if (root / ".dvc").is_dir() else None
+    try:
+        named = Config(str(root / ".dvc"))["cache"].get("dir") if (root / ".dvc").is_dir() else None
+    except ConfigError as error:
+        why = " ".join(str(error).split())
+        raise SettingsError(
+            f"{root / '.dvc'}: DVC's configuration cannot be read ({why}). Write the file again, or remove it."
+        ) from error
     return Path(named) if named else root / ".dvc" / "cache"
 
 

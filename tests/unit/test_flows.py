@@ -365,6 +365,14 @@ def test_the_table_has_the_difference_in_view(tmp_path: Path) -> None:
     assert list(row.values()) == ["ood-far", "learned_mode", "+0.0", "90.0", "4.00", "90.0"]
 
 
+@pytest.mark.parametrize("spoilt", ['{"accuracy": 0.9}', '{"accuracy": "0.9", "nfe": 4}', "[]", "1"])
+def test_figures_of_another_type_are_refused_by_file(tmp_path: Path, spoilt: str) -> None:
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "ood-far.json").write_text(f'{{"learned_mode": {spoilt}}}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"ood-far\.json: learned_mode.* is of another type"):
+        results.table(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [

@@ -23,7 +23,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from components.core.errors import SettingsError
 from components.tracking.abandoned import started
 from flows import deploy
-from flows.stack import Stack, next_steps
+from flows.stack import Stack, main, next_steps
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -219,6 +219,32 @@ def test_a_stranger_with_a_services_old_number_is_not_the_service(tmp_path: Path
     assert stack.ports == {"prefect": 4200, "mlflow": 5000}  # nothing is up: the ports asked for now count
 
 
+@pytest.mark.parametrize("process", [[], {"pid": "7", "created": 1.0}, {"pid": 7}, {"pid": None, "created": "now"}])
+def test_a_state_of_another_type_is_taken_for_empty(tmp_path: Path, process: Any) -> None:
+    stack = _stack(tmp_path, prefect=process)
+    assert not stack.processes and stack.ports == {"prefect": 4200, "mlflow": 5000}
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "4200.5"])
+def test_a_port_that_is_none_is_refused(port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("UNMASK_PREFECT_PORT", port)
+    monkeypatch.setattr(sys, "argv", ["flows.stack", "status"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{port!r} is no port. Use a number" in capsys.readouterr().err
+
+
+def test_a_deployment_that_fails_is_told_without_the_server_s_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = subprocess.CompletedProcess([], 1, "no answer from http://me:hidden@host/api", "")
+    monkeypatch.setattr(deploy.subprocess, "run", lambda *args, **more: said)
+    monkeypatch.setattr(deploy, "ask", lambda *args: {"id": 1})
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:hidden@host/api")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="ended with code 1") as ended:
+        deploy.main()
+    assert "hidden" not in str(ended.value)
+
+
 def test_what_is_up_keeps_its_ports_whatever_is_asked_for(tmp_path: Path) -> None:
     import psutil
 
@@ -253,7 +279,10 @@ def test_the_mlflow_page_reads_the_store_that_the_stages_write_and_a_remote_stor
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     stack = Stack(tmp_path, {"prefect": 4200, "mlflow": 5000})
-    assert tracking_uri(tmp_path) in stack.commands()["mlflow"]
+    assert "mlflow" in stack.commands()
+    assert stack.private()["MLFLOW_BACKEND_STORE_URI"] == tracking_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hidden@host/mlflow")
+    assert "hidden" not in str(stack.commands())  # command lines are read by every user of the machine
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert "mlflow" not in stack.commands()
 

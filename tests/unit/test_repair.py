@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from components.commands.repair import repair
+from components.core.errors import SettingsError
 from components.core.files import beside
+from tests.messages import has_remedy
 
 STAGES = """
 stages:
@@ -131,3 +133,11 @@ with beside(Path("outputs/tiny/pretrain/model")) as part:
         assert repair(tmp_path) == [f"removed {left}, which a killed process did not finish"]
         assert not left.exists() and alive.exists()
     assert repair(tmp_path) == [] and (tmp_path / "outputs" / "mine.part").exists()
+
+
+def test_a_configuration_that_dvc_cannot_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core\n    half", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"\.dvc: DVC's configuration cannot be read") as refused:
+        repair(tmp_path)
+    assert has_remedy(str(refused.value))

@@ -437,6 +437,17 @@ def train_at_no_alpha(outputs: Path):
     write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"settings": {}}))
 
 
+def other_dllm(outputs: Path):
+    """Pretrained again by hand after the gate: the champion would be decoded over another dLLM than the challenger."""
+    folder, path = outputs / "pretrain" / "mini-llada", outputs / "train" / "run.json"
+    write_text(folder / "model.safetensors", "weights")
+    run = json.loads(path.read_text(encoding="utf-8"))
+    name = folder.relative_to(outputs.parents[1]).as_posix()
+    write_text(path, json.dumps(run | {"dependencies": {name: runfile.content_hash(folder)}}))
+    read_evidence(outputs, PICK)
+    write_text(folder / "model.safetensors", "other weights")
+
+
 def other_file(outputs: Path):
     onnx.save(policy(7.0), outputs / "export" / "policy.onnx")
 
@@ -500,6 +511,7 @@ def export_without_names(outputs: Path):
         (retrain_and_gate, "export"),
         (train_at_another_alpha, "train"),
         (train_at_no_alpha, "train"),
+        (other_dllm, "gate export"),
         (other_file, "export"),
         (other_export, "export"),
         (relabelled, "export"),
