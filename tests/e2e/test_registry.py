@@ -38,7 +38,7 @@ from tests.registry import (
 
 pytestmark = pytest.mark.e2e
 
-SPEED = (16 - 5.75 + 1) / 16  # what a policy that takes 5.75 of 16 passes keeps of each right answer
+SPEED = ((16 - 5.75 + 1) / 16) ** PICK.alpha  # what a policy that takes 5.75 of 16 passes keeps of each right answer
 
 
 # the run of a training

@@ -23,7 +23,8 @@ from tests.e2e.test_processes import LAUNCH, LIMIT, before_training
 from tests.e2e.test_stages import toy
 
 pytestmark = pytest.mark.e2e
-OF_A_RUN = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds"}
+# The hash is that of the results, which hold the others.
+OF_A_RUN = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds", "file_hash"}
 DIES = (
     "import os, signal\nfrom components.core import processes\n"
     "with processes.joined():\n    os.kill(os.getpid(), signal.SIGKILL)\n"

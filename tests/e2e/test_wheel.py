@@ -17,15 +17,20 @@ from tests.wheel import build_wheel, copy_source
 
 pytestmark = pytest.mark.e2e
 PROMPT = "W.1...4..4..1..3."
-# As if the extra were not installed.
+# As if the extra were not installed, for who imports it and for who only asks whether it is there.
 WITHOUT = """
-import sys
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+
+def is_absent(name):
+    return name.partition(".")[0] in {absent!r}
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
+        if is_absent(name):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
+importlib.util.find_spec = lambda name, package=None: None if is_absent(name) else find_spec(name, package)
 sys.meta_path.insert(0, Absent())
 sys.argv = ["unmask", *{words!r}]
 from unmask_policies.cli import main

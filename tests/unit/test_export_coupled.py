@@ -260,7 +260,7 @@ def test_a_file_without_its_pairs_is_refused(exported: Exported, tmp_path: Path)
     onnx.helper.set_model_props(whole, kept | {"unmask.action": '{"kind": "coupled", "tau": 0.0}'})
     onnx.save(whole, tmp_path / "told.onnx")
     for name in ("torn", "told"):
-        with pytest.raises(CheckpointError, match=r"action .*coupled.*export it\s+again"):
+        with pytest.raises(CheckpointError, match=r"action .*coupled.*Export it\s+again"):
             OnnxPolicy(tmp_path / f"{name}.onnx")
 
 
