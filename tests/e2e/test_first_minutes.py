@@ -137,4 +137,4 @@ def test_in_a_fresh_clone_every_command_works_or_says_what_to_run_first(fresh: C
 @pytest.mark.parametrize("number", range(len(fences("python"))))
 def test_every_python_fence_runs_as_printed(finished: Clone, number: int) -> None:
     said = finished.run(sys.executable, "-c", fences("python")[number])
-    assert re.search(r"\d+ forward passes", said), said
+    assert re.search((r"\d+ forward passes", r"\[.*\d.*\]")[number], said), said

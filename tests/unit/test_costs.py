@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_the_document_is_what_the_arithmetic_prints() -> None:
     assert written == document(PROFILES), "Run `python -m docs.costs > docs/costs.md`."
     for name in ("gpu", "gpu-coupled", "gpu-smoke", "paper-a-bl32", "paper-a-full-steered", "paper-b-topk"):
         assert f"\n## {name}\n" in written
+
+
+def test_the_readme_states_what_the_gpu_profile_costs() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    (stated,) = re.findall(r"(\S+) forwards of one row, (\S+) hours of one H100 and at least (\S+) GB", text)
+    document = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    section = document.partition("\n## gpu\n")[2].partition("\n## ")[0]
+    (total,) = re.findall(r"\| \*\*all\*\* \| (\S+) \| \*\*(\S+)\*\* \|", section)
+    (memory,) = re.findall(r"At least (\S+) GB", section)
+    assert stated == (*total, memory)
 
 
 def test_one_row_of_a_forward_is_counted_by_hand() -> None:
