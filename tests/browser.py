@@ -16,5 +16,6 @@ def dom(page: Path, folder: Path, milliseconds: int = 5000) -> str:
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1600,900"]
     options += [f"--virtual-time-budget={milliseconds}", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
     options += ["--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += ["--single-process"]  # a frame in a sandbox would have a process, and a clock, of its own
     done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     return done.stdout
