@@ -128,7 +128,12 @@ def _kernels(name: str, rows: int) -> int:
     """Of a full batch the row of most commits counts: a whole block is assumed."""
     if name != "coupled":
         return KERNELS[name]
-    return KERNELS[name] + CANDIDATE * (candidates(COMMITS) if rows == 1 else BLOCK)
+    return _coupled_kernels(candidates(COMMITS) if rows == 1 else BLOCK)
+
+
+def _coupled_kernels(looked_at: int) -> int:
+    """Of the coupled policy's step over so many candidates."""
+    return KERNELS["coupled"] + CANDIDATE * looked_at
 
 
 def _step(dllm: Shape, name: str, rows: int, operations: float, moved: float) -> Step:
@@ -201,7 +206,8 @@ def section() -> str:
     lines = [" | ".join(cells(step)) for step in steps]
     head = [" | ".join(HEADINGS), "|".join(["---", *["---:"] * (len(HEADINGS) - 1)])]
     table = "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in [*head, *lines])
-    return f"{SECTION}\n{table}\n\n{_launches_of(steps[2])}"
+    alone = next(step for step in steps if step.policy == "coupled" and step.rows == 1)
+    return f"{SECTION}\n{table}\n\n{_launches_of(alone)}"
 
 
 def _launches_of(alone: Step) -> str:
@@ -209,7 +215,7 @@ def _launches_of(alone: Step) -> str:
     of_row = alone.seconds - _kernels("coupled", 1) * LAUNCH  # what every row costs
 
     def share(rows: int, commits: int) -> float:
-        launched = (KERNELS["coupled"] + CANDIDATE * candidates(commits)) * LAUNCH
+        launched = _coupled_kernels(candidates(commits)) * LAUNCH
         return 1 - rows * alone.forward_seconds / (rows * of_row + launched)
 
     shares = ", ".join(f"{share(1, 4 * i + 2):.0%} at {max(0, 4 * i - 1)} to {4 * i + 2}" for i in range(3))
