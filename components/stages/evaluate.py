@@ -60,6 +60,7 @@ def _evaluate(
     begun = describe_run(case.group, workspace.profile, settings, used, workspace.root)
     processes.require_same(begun.identity, "settings, policy or prompts")
     hashes = {"policy_hash": store.content_hash(trained), "prompts_hash": content_hash(data.split(case.split))}
+    swept = rule_results(workspace, decode, sweep, case)
     prompts = Prompts.of(data.task(), data.examples(case.split), encoder)
     candidates = learned(workspace, decode, variants, denoiser, case, foreign=case.model != domain.model)
     with progress(f"evaluate {case.stem}", len(candidates), processes.rank() == 0) as tick:
@@ -67,7 +68,7 @@ def _evaluate(
         policies = table(denoiser, candidates, prompts, sweep.seeds, scope, lambda _: tick(""))
     if processes.rank() > 0:
         return {}
-    results = policies + rule_results(workspace, case)
+    results = policies + swept
     folder = workspace.outputs / "evaluate" / case.stem
     write_results(folder / "results.jsonl", results)
     write_table(workspace.outputs / "tables" / f"{case.stem}.csv", results)

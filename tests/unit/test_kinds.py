@@ -17,10 +17,15 @@ from components.core import files
 from components.core.errors import DataError
 from components.evaluation.evidence import Evidence
 from components.reports import boards, headroom
-from components.stages.common.runfile import RunRecord
+from components.settings import read
+from components.stages.common.cases import EvalCase
+from components.stages.common.runfile import RunRecord, content_hash
 from components.stages.common.workspace import Workspace
+from components.stages.rules import rule_results, sources
 from components.tracking import publish, registry
 from tests import outputs
+
+SETTINGS = read(Path(__file__).parents[2] / "params.yaml")
 
 RECORD: dict[str, Any] = {
     "profile": "tiny",
@@ -206,3 +211,30 @@ def test_each_place_of_a_stage_is_tried_before_its_work(stage: str, part: str, b
     (workspace.outputs / blocked).write_text("a file", encoding="utf-8")
     with pytest.raises(NotADirectoryError):
         workspace.check_writable(stage, part)
+
+
+@pytest.mark.parametrize("changed", ["dLLM", "prompts", "sweep", "results", "sources.json"])
+def test_rules_of_other_sources_are_not_compared_with(tmp_path: Path, changed: str) -> None:
+    """`unmask pretrain; unmask train; unmask gate` by hand, without the stage of the rules between."""
+    workspace, case = Workspace(tmp_path, "tiny"), EvalCase("gate", "", "mini-llada", "many", "gate", wide=False)
+    folder, sweep = workspace.outputs / "rules" / "gate", SETTINGS.sweep
+    made_of = {
+        "dLLM": workspace.outputs / "pretrain" / "mini-llada" / "model.safetensors",
+        "prompts": workspace.task("many").split("gate"),
+        "results": folder / "results.jsonl",
+        "sources.json": folder / "sources.json",
+    }
+    for path in made_of.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+    made = sources(workspace, SETTINGS.decode, sweep, case) | {"results": content_hash(made_of["results"])}
+    files.write_json(made_of["sources.json"], made)
+    assert rule_results(workspace, SETTINGS.decode, sweep, case) == []
+    if changed == "sweep":
+        sweep = sweep.model_copy(update={"seeds": (7,)})
+    elif changed == "sources.json":
+        made_of[changed].unlink()
+    else:
+        made_of[changed].write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{changed}.*\. Run `.*"):
+        rule_results(workspace, SETTINGS.decode, sweep, case)
