@@ -64,8 +64,8 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
     count = int(eligible_BL.sum(-1).max()) if rows else 0
     if count > EXACT_LIMIT:
         raise ValueError(
-            f"{owner}: {count} eligible positions; the exact sum over subsets would have 2^{count} terms; "
-            f"use -log_prob of sampled actions as an estimate beyond {EXACT_LIMIT}"
+            f"{owner}: the exact sum over subsets of {count} eligible positions has 2^{count} terms. "
+            f"Beyond {EXACT_LIMIT} use -log_prob of sampled actions as an estimate."
         )
     order_Bk = sort_eligible(eligible_BL.to(logits_BL.dtype), eligible_BL)[0][:, :count]
     always_B1 = torch.ones(rows, 1, dtype=torch.bool, device=logits_BL.device)

@@ -26,8 +26,7 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
     """A freshly initialized policy from ``describe``."""
     if described.get("kind") not in KINDS:
         raise CheckpointError(
-            f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
-            f"known are {sorted(KINDS)}"
+            f"policy kind {described.get('kind')!r} is unknown. Use a policy of one of {sorted(KINDS)}."
         )
     try:
         stored: dict[str, Any] = described["shape"]
