@@ -31,7 +31,7 @@ def ordered_log_prob(logits_BL: Tensor, eligible_BL: Tensor, action: Action, sto
     None: there is no STOP, the number of picks is given from outside.
     """
     if action.rank_BL is None:
-        raise ValueError("an ordered draw needs action.rank_BL: without the order its likelihood is not defined")
+        raise ValueError("An ordered draw needs action.rank_BL. Give the action that was drawn.")
     rank_BL = action.rank_BL
     count_B = action.drawn_BL.sum(-1)
     # Positions in drawing order; what was never drawn goes behind.

@@ -90,9 +90,7 @@ def load(folder: Path) -> LearnedPolicy:
         policy.load_state_dict(weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(
-            f"{folder}: no whole policy ({why}). Train one with `dvc repro train`."
-        ) from error
+        raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
     for name, value in weights.items():
         if not (value.is_floating_point() and bool(value.isfinite().all())):
             raise CheckpointError(
