@@ -76,6 +76,7 @@ class Model(Section):
     """A frozen dLLM.
 
     source: "embedded" (stage pretrain makes it), a hub name, a folder, or an import path (package.module:function).
+    layout: of an embedded dLLM. That of a folder or hub model is read from its config.json, whatever stands here.
     revision: of a hub model, null: the newest.
     dtype: of the weights in use. "auto" (embedded only): bfloat16 if the processor of stage pretrain has it, recorded.
     rows: of an embedded dLLM, rows of each task in one pretraining step.
