@@ -116,7 +116,13 @@ def load(
     if family is None:
         from .masked_lm import MaskedLMDenoiser
 
-        denoiser = MaskedLMDenoiser(model, mask_id, known, tokenizer.pad_token_id or 0)
+        try:
+            denoiser = MaskedLMDenoiser(model, mask_id, known, tokenizer.pad_token_id or 0)
+        except Exception as error:  # a class that is more than an encoder with a head: a decoder, windows, pictures
+            raise CheckpointError(
+                f"{path}: {type(model).__name__} is no encoder with a head ({_line(error)}). Use another masked "
+                f"language model."
+            ) from error
     else:
         denoiser = TransformerDenoiser(model, mask_id, known, bool(raw.get("logits_shifted", family.shifted)))
     encoder = Encoder(tokenizer, end_ids, denoiser.positions, mask_id)
