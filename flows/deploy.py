@@ -37,8 +37,7 @@ def deploy(checkout: Path, api: str, environment: Mapping[str, str]) -> None:
         if done.returncode:
             said = masked(f"{done.stdout}{done.stderr}")  # it names the server, which may have a password
             raise RuntimeError(
-                f"`{' '.join(step[2:])}` ended with code {done.returncode}: nothing can be run without it; it said\n"
-                f"{said}"
+                f"`{' '.join(step[2:])}` ended with code {done.returncode}. Mend what it names, and repeat.\n{said}"
             )
 
 
@@ -70,7 +69,7 @@ def main() -> None:
     """Command line; see the module's first lines."""
     api = os.environ.get("PREFECT_API_URL")
     if not api:
-        sys.exit("PREFECT_API_URL is not set: there is no server to give the deployments to; set it, or run `make up`")
+        sys.exit("PREFECT_API_URL is not set. Set it, or run `make up`.")
     try:
         deploy(Path.cwd(), api, {})
     except (RuntimeError, *OURS) as error:

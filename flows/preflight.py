@@ -37,9 +37,8 @@ def check_model(name: str, revision: str | None = None) -> None:
     folder = Path(name) if Path(name).is_dir() else _cached(name, revision)
     if folder is None or not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"model {name!r} is neither a folder with a checkpoint nor in this machine's Hugging Face cache: a policy "
-            f"is trained over a frozen dLLM, and a flow run downloads none by itself; fetch it once with "
-            f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
+            f"model {name!r} is neither a folder with a checkpoint nor in this machine's Hugging Face cache. "
+            f"Fetch it once with `hf download {name}{f' --revision {revision}' if revision else ''}`."
         )
 
 

@@ -133,8 +133,7 @@ class Stack:
             time.sleep(0.25)
         end_of_log = self.log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
         raise RuntimeError(
-            f"{name} did not come up: the stack is of no use without it; see {self.log(name)}, which ends\n  "
-            + "\n  ".join(end_of_log)
+            f"{name} did not come up. Mend what {self.log(name)} names at its end:\n  " + "\n  ".join(end_of_log)
         )
 
     def log(self, name: str) -> Path:
@@ -258,8 +257,8 @@ def _refuse_taken_port(name: str, port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise SettingsError(
-                f"port {port} is taken ({error.strerror}): {name} cannot listen there; stop what does, or choose "
-                f"another with --{name}-port or UNMASK_{name.upper()}_PORT"
+                f"port {port} is taken ({error.strerror}). Stop what listens there, or choose another with "
+                f"--{name}-port or UNMASK_{name.upper()}_PORT."
             ) from error
 
 

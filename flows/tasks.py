@@ -72,8 +72,7 @@ def open_worktree(checkout: Path, path: Path, params: str) -> dict[str, list[str
     log = get_run_logger()
     if left_behind := worktree.not_carried_over(checkout):
         log.warning(
-            "%d file(s) of the checkout differ from HEAD and are not part of this run, which works on HEAD: %s; "
-            "commit what should be trained with",
+            "%d file(s) of the checkout differ from HEAD, which is what runs: %s. Commit what to train with.",
             len(left_behind),
             ", ".join(left_behind[:20]),
         )

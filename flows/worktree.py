@@ -27,8 +27,8 @@ def root(repository: Path) -> Path:
         answer = subprocess.run(["git", "rev-parse", *question], cwd=repository, capture_output=True, text=True)
         if answer.returncode:
             raise DataError(
-                f"{repository.resolve()} is not a git repository with a commit: a flow run works in a git worktree "
-                "at HEAD; make a first commit, or run `dvc repro`, which needs none"
+                f"{repository.resolve()} is not a git repository with a commit. Make a first commit, or run "
+                f"`dvc repro`, which needs none."
             )
     return Path(_run(["git", "rev-parse", "--show-toplevel"], repository).strip())
 

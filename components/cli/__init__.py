@@ -90,12 +90,12 @@ def _is_checkout(folder: Path) -> bool:
 def main() -> None:
     """Run the command line. An error that a user can mend is one line on stderr."""
     from ..commands.extras import explain
-    from ..core import ending
+    from ..core import termination
     from ..core.errors import sentence
 
     _run_code_of_this_folder()
-    ending.unwind_on_signals()
-    ending.end_with_dvc()
+    termination.unwind_on_signals()
+    termination.end_with_dvc()
     try:
         app(prog_name="unmask")
     except Exception as error:

@@ -121,7 +121,7 @@ def rules(
 ) -> None:
     """Sweep the heuristics on one case; no policy is needed.
 
-    In: outputs of prepare, pretrain. Out: outputs/PROFILE/rules/GROUP-CASE/results.jsonl.
+    In: outputs of prepare, pretrain. Out: outputs/PROFILE/rules/GROUP-CASE (results.jsonl, sources.json).
     Example: unmask rules --group transfer --case longer
     """
     _stage("rules", group, case=case)

@@ -46,14 +46,11 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
         try:
             ok, text = check(root)
         except SettingsError:
-            ok, text = False, "settings are not readable; what is asked here depends on them; mend the line settings"
+            ok, text = False, "the settings cannot be read. Mend the line settings first."
         except Exception as error:  # a doctor that dies says nothing about the rest
             ok, text = (
                 False,
-                (
-                    f"{type(error).__name__}: {masked(str(error))}; what was to be looked at here is unknown; "
-                    f"mend this first, or report it"
-                ),
+                (f"{type(error).__name__}: {masked(str(error))}. Mend this first, or report it."),
             )
         yield name, ok, " ".join(text.split())
 
@@ -63,7 +60,7 @@ def python(root: Path) -> tuple[bool, str]:
 
     have, wanted = platform.python_version(), metadata.metadata(DISTRIBUTION)["Requires-Python"]
     if not SpecifierSet(wanted).contains(have):
-        return False, f"{have} is not {wanted}; the code uses what came with that; make the environment with another"
+        return False, f"{have} is not {wanted}. Make the environment with another Python."
     return True, f"{have} ({platform.system()} {platform.machine()})"
 
 
@@ -73,7 +70,7 @@ def installation(root: Path) -> tuple[bool, str]:
     text = ", ".join(["library", *(name for name, there in have.items() if there and name != "dev")])
     lack = [name for name, there in have.items() if not there and name != "dev"]
     if (root / "dvc.yaml").exists() and "pipeline" in lack:
-        return False, f"{text}; this repository's stages need more; run {extras.pip_command('pipeline')}"
+        return False, f"{text}: too little for this repository's stages. Run {extras.pip_command('pipeline')}"
     return True, text + (f"; more by {extras.pip_command(lack[-1])}" if lack else "")
 
 
@@ -101,8 +98,8 @@ def packages(root: Path) -> tuple[bool, str]:
             wrong.append(f"{need.name} {have} (wanted {need.specifier})")
     if wrong:
         return False, (
-            f"{', '.join(wrong)}; other versions were not seen to work; "
-            f"pip install --require-hashes --no-deps -r infra/requirements.lock"
+            f"{', '.join(wrong)}: versions that were not seen to work. "
+            f"Run pip install --require-hashes --no-deps -r infra/requirements.lock"
         )
     return True, f"{fine} within bounds" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
 
@@ -135,11 +132,11 @@ def threads(root: Path) -> tuple[bool, str]:
     count, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "unset")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count > cores:
-        return False, f"{count} threads on {cores} cores; they would wait for one another; set OMP_NUM_THREADS={cores}"
+        return False, f"{count} threads on {cores} cores wait for one another. Set OMP_NUM_THREADS={cores}."
     if policy.upper() != "PASSIVE":
         return False, (
-            f"OMP_WAIT_POLICY={policy}; waiting threads that spin cost a factor of 3 to 5 on busy cores; "
-            f"unset it, or set PASSIVE"
+            f"OMP_WAIT_POLICY={policy} costs a factor of 3 to 5 on busy cores, where waiting threads spin. "
+            f"Unset it, or set PASSIVE."
         )
     return True, f"{count} on {cores} cores, waiting passively"
 
@@ -176,8 +173,8 @@ def exactness(root: Path) -> tuple[bool, str]:
         if abs(float(drawn_R.mean()) - wanted) > ERRORS * error:
             return False, (
                 f"mean {name} of {SAMPLES} decodes is {float(drawn_R.mean()):.4f}, exactly it is "
-                f"{wanted:.4f} +- {error:.4f}; training would follow a wrong gradient; compare this torch "
-                f"({torch.__version__}) with infra/requirements.lock"
+                f"{wanted:.4f} +- {error:.4f}. Compare this torch ({torch.__version__}) with "
+                f"infra/requirements.lock."
             )
     return (
         True,
@@ -198,7 +195,7 @@ def shifts(root: Path) -> tuple[bool, str]:
         f"{found.unexplained:.2f} unexplained ({found.pairs} pairs in {found.states} states)"
     )
     if found.correlation < CORRELATION:
-        return False, f"{said}; at least {CORRELATION} is expected; install the package and its requirements again"
+        return False, f"{said}, and not {CORRELATION} or more. Install the package and its requirements again."
     return True, said
 
 
@@ -228,7 +225,9 @@ def graph(root: Path) -> tuple[bool, str]:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
     except ImportError:
-        return not _is_repository(root), f"dvc is not installed; stages need it; run {extras.pip_command('pipeline')}"
+        return not _is_repository(
+            root
+        ), f"dvc, which stages need, is not installed. Run {extras.pip_command('pipeline')}"
     if not _is_repository(root):
         return True, OUTSIDE
     try:
@@ -237,8 +236,7 @@ def graph(root: Path) -> tuple[bool, str]:
             return True, f"{count} stages in dvc.yaml"
     except (DvcException, OSError) as error:
         return False, (
-            f"{error}; the stages run by `dvc repro`; work in a Git clone, or run "
-            f"`dvc config --local core.no_scm true` in an unpacked archive"
+            f"{error}. Work in a Git clone, or run `dvc config --local core.no_scm true` in an unpacked archive."
         )
 
 
@@ -259,11 +257,13 @@ def tracker(root: Path) -> tuple[bool, str]:
             closed = abandoned.close(uri) if path is None or os.access(path, os.W_OK) else []
             return True, said + (f", {len(closed)} runs whose process is gone marked as KILLED" if closed else "")
     except ImportError:
-        return not _is_repository(root), f"mlflow is not installed; runs need it; run {extras.pip_command('pipeline')}"
+        return not _is_repository(
+            root
+        ), f"mlflow, which runs need, is not installed. Run {extras.pip_command('pipeline')}"
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
-        return False, f"{masked(uri)} cannot be made; every training would stop at its start; set MLFLOW_TRACKING_URI"
+        return False, f"{masked(uri)} cannot be made. Set MLFLOW_TRACKING_URI to another place."
     return True, f"{masked(uri)}, to be made by the first training"
 
 

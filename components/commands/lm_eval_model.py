@@ -22,7 +22,7 @@ from lm_eval.api.registry import register_model
 from torch import Tensor
 
 from ..core.errors import DataError, SettingsError
-from ..core.reach import offline_unless_hub_answers
+from ..core.online import offline_unless_hub_answers
 from ..core.rng import seed_of
 from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job

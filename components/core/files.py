@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, DataError, SettingsError
-from .kinds import misfit
+from .json_types import misfit
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """Pattern of a name in the settings that becomes a file name."""

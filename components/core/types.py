@@ -56,7 +56,8 @@ class Canvas:
 
     def __post_init__(self) -> None:
         if self.ids_BT.shape != self.attend_BT.shape:
-            raise ValueError(f"Canvas: ids {tuple(self.ids_BT.shape)} and attend {tuple(self.attend_BT.shape)} differ")
+            ids, attend = tuple(self.ids_BT.shape), tuple(self.attend_BT.shape)
+            raise ValueError(f"Canvas: ids_BT of shape {ids}, attend_BT of shape {attend}. Give both the same shape.")
 
     def rows(self, index: Tensor) -> Canvas:
         block_BT = None if self.block_BT is None else self.block_BT[index]
@@ -170,9 +171,8 @@ class Observation:
     def __post_init__(self) -> None:
         _same_rows("Observation", **self.tensors())
         if self.masked_BL.shape != self.eligible_BL.shape:
-            raise ValueError(
-                f"Observation: masked {tuple(self.masked_BL.shape)} and eligible {tuple(self.eligible_BL.shape)} differ"
-            )
+            masked, eligible = tuple(self.masked_BL.shape), tuple(self.eligible_BL.shape)
+            raise ValueError(f"Observation: masked_BL {masked}, eligible_BL {eligible}. Give both the same shape.")
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}

@@ -107,8 +107,7 @@ def _needs(policies: list[Policy], job: Job, options: DecodeOptions) -> Needs:
         )
     if needs.answer and job.answers is None:
         raise SettingsError(
-            "a policy needs the reference answers, and the job has none; there would be nothing to "
-            "compare with; make the job with answers=True"
+            "A policy needs the reference answers, and the job has none. Make the job with answers=True."
         )
     return needs | Needs(where="masked") if options.record and options.steer_all_masks else needs
 

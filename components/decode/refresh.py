@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.devices import reads_wait
 from ..core.errors import CheckpointError
 from ..core.timer import Timer
 from ..core.types import Canvas, Needs, RowState
@@ -40,7 +41,7 @@ class Facts:
         """every: all rows are to be looked at, stale or not."""
         where_BL, none_B = _where(batch, needs), torch.zeros_like(batch.stale_B)
         stale_B = ~none_B if every else batch.stale_B
-        broken_B = none_B if done_B is None or not _waits_cost(none_B.device) else _broken(batch.fields)
+        broken_B = none_B if done_B is None or not reads_wait(none_B.device) else _broken(batch.fields)
         done_B = none_B if done_B is None else done_B
         row_XB = torch.stack([done_B, stale_B, batch.prompt_B, where_BL.sum(-1), broken_B])
         return Facts(where_BL, *row_XB.tolist())
@@ -70,11 +71,6 @@ def refresh(
 def _numbers(rows: list[int], device: torch.device) -> Tensor:
     """On the device, without waiting for it."""
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
-
-
-def _waits_cost(device: torch.device) -> bool:
-    """Whether the host would idle the device by asking it for a value."""
-    return device.type != "cpu"
 
 
 def tokens_per_forward(device: torch.device) -> int:
@@ -115,7 +111,7 @@ def _forward(
             fields["features_BTD"] = hidden_bLD
         elif needs.features == "sequence":
             fields["features_BTD"] = F.pad(hidden_bTD, (0, 0, cut, 0))
-        if not _waits_cost(hidden_bLD.device):  # there ``Facts`` has it, a little later
+        if not reads_wait(hidden_bLD.device):  # there ``Facts`` has it, a little later
             require_finite(batch, fields)
     return fields, state
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import CheckpointError
-from ..core.reach import offline_unless_hub_answers
+from ..core.online import offline_unless_hub_answers
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -38,7 +38,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         try:
             return read_object(Path(str(cached_file(path, "config.json", revision=revision))))
         except OSError as error:
-            why = str(error).splitlines()[0]
+            why = str(error).splitlines()[0].rstrip(".")
     raise CheckpointError(f"no model at {path!r}: {why}. Give a folder that holds a dLLM, or a hub name while online.")
 
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.devices import reads_wait
 from ..core.types import Action
 from .distributions import ActionDistribution, p_log, same_kind, take
 from .masked import masked_argmax, one_hot, sort_eligible
@@ -169,7 +170,7 @@ class Path:
 
 def over(going_B: Tensor, pick: int) -> bool:
     """True once every row has stopped. An accelerator is read at every fourth pick only, to save synchronizations."""
-    return (going_B.device.type == "cpu" or pick % 4 == 3) and not bool(going_B.any())
+    return (not reads_wait(going_B.device) or pick % 4 == 3) and not bool(going_B.any())
 
 
 Kind = TypeVar("Kind", bound=Coupled)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.devices import reads_wait
 from ..core.rng import Noise
 from ..core.types import Action
 from .masked import masked_argmax, masked_log_softmax, one_hot, rank_of, sort_eligible
@@ -37,8 +38,7 @@ def commit(distribution: ActionDistribution, action: Action, eligible_BL: Tensor
     """The action with what the loop applies: the drawn bits; where a row drew nothing and ``force``, its fallback."""
     committed_BL = action.drawn_BL
     empty_B1 = ~committed_BL.any(-1, keepdim=True)
-    # A CPU is asked at little cost whether there is such a row; an accelerator would have to be waited for.
-    if force and (committed_BL.device.type != "cpu" or bool(empty_B1.any())):
+    if force and (reads_wait(committed_BL.device) or bool(empty_B1.any())):
         committed_BL = committed_BL | (empty_B1 & one_hot(distribution.fallback_B, eligible_BL))
     return Action(action.drawn_BL, action.rank_BL, committed_BL)
 
@@ -61,8 +61,8 @@ def cross_entropy(target: ActionDistribution, policy: ActionDistribution) -> Ten
 def same_kind(one: object, other: object) -> None:
     if type(one) is not type(other):
         raise TypeError(
-            f"kl of {type(one).__name__} to {type(other).__name__}: their outcomes are not the same set; compare two "
-            f"distributions of one kind, or use the cross-entropy to a deterministic rule, -log_prob(action)"
+            f"kl of {type(one).__name__} to {type(other).__name__}: they have other outcomes. Compare two "
+            f"distributions of one kind, or use the cross-entropy to a deterministic rule, -log_prob(action)."
         )
 
 

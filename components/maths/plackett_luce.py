@@ -31,7 +31,7 @@ def ordered_log_prob(logits_BL: Tensor, eligible_BL: Tensor, action: Action, sto
     None: there is no STOP, the number of picks is given from outside.
     """
     if action.rank_BL is None:
-        raise ValueError("an ordered draw needs action.rank_BL: without the order its likelihood is not defined")
+        raise ValueError("An ordered draw needs action.rank_BL. Give the action that was drawn.")
     rank_BL = action.rank_BL
     count_B = action.drawn_BL.sum(-1)
     # Positions in drawing order; what was never drawn goes behind.
@@ -64,8 +64,8 @@ def _exact(owner: str, logits_BL: Tensor, other_BL: Tensor | None, eligible_BL: 
     count = int(eligible_BL.sum(-1).max()) if rows else 0
     if count > EXACT_LIMIT:
         raise ValueError(
-            f"{owner}: {count} eligible positions; the exact sum over subsets would have 2^{count} terms; "
-            f"use -log_prob of sampled actions as an estimate beyond {EXACT_LIMIT}"
+            f"{owner}: the exact sum over subsets of {count} eligible positions has 2^{count} terms. "
+            f"Beyond {EXACT_LIMIT} use -log_prob of sampled actions as an estimate."
         )
     order_Bk = sort_eligible(eligible_BL.to(logits_BL.dtype), eligible_BL)[0][:, :count]
     always_B1 = torch.ones(rows, 1, dtype=torch.bool, device=logits_BL.device)

@@ -53,21 +53,18 @@ class Shape:
     def __post_init__(self) -> None:
         unknown = [name for name in self.inputs if name not in INPUTS]
         if unknown or not self.inputs:
-            raise SettingsError(
-                f"policy inputs {self.inputs}: {unknown or 'none'}; there would be nothing to decide "
-                f"on; choose from {INPUTS}"
-            )
+            raise SettingsError(f"policy inputs {self.inputs}: {unknown or 'none'} to decide on. Choose from {INPUTS}.")
         if self.action not in ACTIONS:
-            raise SettingsError(f"policy action {self.action!r} is unknown; choose from {sorted(ACTIONS)}")
+            raise SettingsError(f"policy action {self.action!r} is unknown. Choose from {sorted(ACTIONS)}.")
         if self.width % (2 * self.heads):
             raise SettingsError(
-                f"policy width {self.width} with {self.heads} heads: rotary positions need an even "
-                f"width per head; use a width divisible by {2 * self.heads}"
+                f"policy width {self.width} with {self.heads} heads leaves rotary positions no even width per head. "
+                f"Use a width divisible by {2 * self.heads}."
             )
         if ("top" in self.inputs) != (self.top_k > 0):
             raise SettingsError(
-                f"policy inputs {self.inputs} with top_k={self.top_k} do not agree; name the input "
-                f"top and give top_k >= 1, or neither"
+                f"policy inputs {self.inputs} do not agree with top_k={self.top_k}. Name the input top and give "
+                f"top_k of at least 1, or neither."
             )
 
 
@@ -189,7 +186,7 @@ class ConfidencePolicy(nn.Module):
             field = {"top": "top_BLK", "bound": "entropy_BL"}.get(name, f"{name}_BL")
             value = getattr(obs, field)
             if value is None:
-                raise ValueError(f"the observation has no {field}; the policy was trained on it; ask for it in Needs")
+                raise ValueError(f"The observation has no {field}, which the policy reads. Ask for it in Needs.")
             if name == "bound":
                 value = torch.log(entropy_before(value, obs.eligible_BL) + 0.01)
             # Beside a policy that needs more of the largest probabilities there are more than ours.

@@ -26,16 +26,9 @@ from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.greedy import greedy_set
 from ..maths.masked import masked_argmax, one_hot, sort_eligible
+from .heuristics import field_of
 
 _LN_2, _TINY = math.log(2), 1e-300
-
-
-def field_of(obs: Observation, name: str) -> Tensor:
-    """An optional field of the observation. ValueError where it is missing."""
-    value = getattr(obs, name)
-    if value is None:
-        raise ValueError(f"The observation has no {name}, which this rule reads. Ask for it in Needs.")
-    return value
 
 
 def best_of(score_BL: Tensor, eligible_BL: Tensor) -> Tensor:

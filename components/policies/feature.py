@@ -44,15 +44,13 @@ class FeatureShape:
     def __post_init__(self) -> None:
         if self.features < 1 or self.features % (2 * self.heads):
             raise SettingsError(
-                f"feature policy over hidden states of width {self.features} with {self.heads} heads; "
-                f"rotary positions need an even width per head; use heads of which twice the number "
-                f"divides the width"
+                f"hidden states of width {self.features} with {self.heads} heads leave rotary positions no even width "
+                f"per head. Use heads of which twice the number divides the width."
             )
         if self.hidden < 1 or self.top_k < 1 or self.shortlist < 0:
             raise SettingsError(
-                f"feature policy with hidden={self.hidden}, top_k={self.top_k} and "
-                f"shortlist={self.shortlist}; nothing could be scored or drawn; use at least 1, 1 "
-                f"and 0"
+                f"feature policy with hidden={self.hidden}, top_k={self.top_k} and shortlist={self.shortlist}. "
+                f"Use at least 1, 1 and 0."
             )
 
     @property
@@ -109,8 +107,8 @@ class FeaturePolicy(nn.Module):
     def score(self, obs: Observation) -> Tensor:
         if obs.features_BTD is None or obs.attend_BT is None or obs.top_BLK is None:
             raise ValueError(
-                "the observation has no features of the whole sequence, or no top-k probabilities; the "
-                "policy was trained on both; ask for them in Needs"
+                "The observation has no features of the whole sequence, or no top-k probabilities. Ask for both in "
+                "Needs."
             )
         weight = self.head.weight
         x_BTD = obs.features_BTD.to(weight.dtype)

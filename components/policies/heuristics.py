@@ -39,10 +39,11 @@ def _first(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Determinis
     return Deterministic(selected_BL, eligible_BL, score_BL)
 
 
-def _read(obs: Observation, name: str) -> Tensor:
+def field_of(obs: Observation, name: str) -> Tensor:
+    """An optional field of the observation. ValueError where it is missing."""
     value = getattr(obs, name)
     if value is None:
-        raise ValueError(f"the observation has no {name}; this rule cannot be applied; ask for it in Needs")
+        raise ValueError(f"The observation has no {name}, which this rule reads. Ask for it in Needs.")
     return value
 
 
@@ -60,8 +61,7 @@ class Quota:
     def __post_init__(self) -> None:
         if self.order not in ORDERS or self.per_step < 1:
             raise SettingsError(
-                f"Quota({self.order!r}, {self.per_step}): no such rule; nothing would be committed; "
-                f"use one of {ORDERS} and at least 1 per step"
+                f"Quota({self.order!r}, {self.per_step}) is no rule. Use one of {ORDERS} and at least 1 per step."
             )
 
     @property
@@ -73,7 +73,7 @@ class Quota:
             return torch.zeros(obs.masked_BL.shape, device=obs.masked_BL.device)
         if self.order == "left_to_right":
             return -torch.arange(obs.masked_BL.shape[1], device=obs.masked_BL.device).expand_as(obs.masked_BL).float()
-        value_BL = _read(obs, f"{self.order}_BL")
+        value_BL = field_of(obs, f"{self.order}_BL")
         return -value_BL if self.order == "entropy" else value_BL
 
     def distribution(self, obs: Observation) -> ActionDistribution:
@@ -96,7 +96,7 @@ class Threshold:
     needs: Needs = PLAIN
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "confidence_BL")
+        return field_of(obs, "confidence_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
@@ -114,7 +114,7 @@ class Factor:
 
     def score(self, obs: Observation) -> Tensor:
         # The log-odds order positions as the confidence does, and do not saturate at 1.
-        return _read(obs, "log_odds_BL")
+        return field_of(obs, "log_odds_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
@@ -135,7 +135,7 @@ class EntropyBound:
     needs: Needs = ENTROPY
 
     def score(self, obs: Observation) -> Tensor:
-        return -_read(obs, "entropy_BL")
+        return -field_of(obs, "entropy_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs)
@@ -162,10 +162,10 @@ class Klass:
         return Needs(drift=self.history)
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "confidence_BL")
+        return field_of(obs, "confidence_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
-        score_BL, drift_BLH = self.score(obs), _read(obs, "drift_BLH")
+        score_BL, drift_BLH = self.score(obs), field_of(obs, "drift_BLH")
         stable_BL = (drift_BLH[..., : self.history] < self.kl).all(-1)
         sure_BL = (score_BL > self.threshold) & stable_BL & obs.eligible_BL
         count_B = torch.full_like(obs.step_B, self.per_step)
@@ -182,7 +182,7 @@ class MaxConfidence:
     needs: Needs = ODDS
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "log_odds_BL")
+        return field_of(obs, "log_odds_BL")
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         score_BL = self.score(obs).masked_fill(~obs.eligible_BL, -torch.inf)
@@ -200,10 +200,10 @@ class SoftmaxConfidence:
 
     def __post_init__(self) -> None:
         if self.tau <= 0:
-            raise SettingsError(f"tau={self.tau}: the softmax would favour the least confident; use tau > 0")
+            raise SettingsError(f"tau={self.tau} would favor the least confident. Use a tau above 0.")
 
     def score(self, obs: Observation) -> Tensor:
-        return _read(obs, "confidence_BL") / self.tau
+        return field_of(obs, "confidence_BL") / self.tau
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         return Categorical(self.score(obs), obs.eligible_BL)
@@ -211,7 +211,7 @@ class SoftmaxConfidence:
 
 def shortlist(obs: Observation, k: int) -> Tensor:
     """bool (B, L): the ``k`` most confident eligible positions, or all where there are fewer."""
-    order_BL, _ = sort_eligible(_read(obs, "log_odds_BL"), obs.eligible_BL)
+    order_BL, _ = sort_eligible(field_of(obs, "log_odds_BL"), obs.eligible_BL)
     return (rank_of(order_BL) < k) & obs.eligible_BL
 
 
@@ -224,7 +224,7 @@ class TopKRandom:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise SettingsError(f"k={self.k}: nothing would be committed; draw from at least one position")
+            raise SettingsError(f"k={self.k} leaves nothing to draw from. Use at least 1.")
 
     def score(self, obs: Observation) -> Tensor:
         return torch.zeros(obs.masked_BL.shape, device=obs.masked_BL.device)
@@ -255,7 +255,7 @@ class SuppressTokens:
         return replace(self.policy.needs, late=self.ids) if self.renormalize else self.policy.needs
 
     def _seen(self, obs: Observation) -> Observation:
-        token_BL = _read(obs, "token_BL")
+        token_BL = field_of(obs, "token_BL")
         late_BL = torch.isin(token_BL, torch.tensor(self.ids, device=token_BL.device))
         low = -torch.inf
         worst = {"confidence_BL": low, "log_odds_BL": low, "margin_BL": low, "entropy_BL": -low}

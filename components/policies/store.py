@@ -26,8 +26,7 @@ def build(described: dict[str, Any]) -> LearnedPolicy:
     """A freshly initialized policy from ``describe``."""
     if described.get("kind") not in KINDS:
         raise CheckpointError(
-            f"policy kind {described.get('kind')!r} is not known; its weights cannot be placed; "
-            f"known are {sorted(KINDS)}"
+            f"policy kind {described.get('kind')!r} is unknown. Use a policy of one of {sorted(KINDS)}."
         )
     try:
         stored: dict[str, Any] = described["shape"]
@@ -90,7 +89,7 @@ def load(folder: Path) -> LearnedPolicy:
         weights = load_file(folder / "policy.safetensors")
         policy.load_state_dict(weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()).rstrip(".")
         raise CheckpointError(f"{folder}: no whole policy ({why}). Train one with `dvc repro train`.") from error
     for name, value in weights.items():
         if not (value.is_floating_point() and bool(value.isfinite().all())):

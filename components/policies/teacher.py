@@ -25,14 +25,14 @@ class Teacher:
 
     def score(self, obs: Observation) -> Tensor:
         if obs.log_odds_BL is None:
-            raise ValueError("the observation has no log_odds_BL; the teacher cannot rank; ask for it in Needs")
+            raise ValueError("The observation has no log_odds_BL. Ask for it in Needs.")
         return obs.log_odds_BL
 
     def distribution(self, obs: Observation) -> ActionDistribution:
         if obs.answer_BL is None or obs.token_BL is None:
             raise ValueError(
-                "the observation has no answer_BL or token_BL; the teacher has nothing to compare; make "
-                "the job with answers=True and ask for the answer in Needs"
+                "The observation has no answer_BL or no token_BL. Make the job with answers=True, and ask for the "
+                "answer in Needs."
             )
         score_BL = self.score(obs)
         right_BL = (obs.token_BL == obs.answer_BL) & obs.eligible_BL

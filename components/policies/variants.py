@@ -29,7 +29,8 @@ from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.masked import one_hot, rank_of, sort_eligible
 from .coupled import CoupledPolicy, draws_by_shifts
-from .dependence import apart, field_of, pairs_of
+from .dependence import apart, pairs_of
+from .heuristics import field_of
 from .protocol import Policy
 from .rules import PAIR_ROWS
 

@@ -68,9 +68,16 @@ def _panel(ax: Axes, study: Study, case: str) -> None:
     ax.set_xticks(ticks := [tick for tick in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if tick <= right], map(str, ticks))
     ax.minorticks_off()
     ax.set_xlim(0.9 * min([corners_nfe[0], *(one.curve()[0].min() for one in policies if one.curve()[0].size)]), right)
-    ax.set_ylim(max(-3.0, 100 * min(r.accuracy for r in rules) - 6), 103)
+    limit(ax, min(r.accuracy for r in rules))
     ax.grid(True)
     ax.set_axisbelow(True)
+
+
+def limit(ax: Axes, lowest: float) -> None:
+    """The axis of the accuracies, in percent: room for the marks at 100 %, and no tick above it."""
+    bottom = max(-3.0, 100 * lowest - 6)
+    ax.set_ylim(bottom, 103)
+    ax.set_yticks([tick for tick in ax.get_yticks() if bottom <= tick <= 100])
 
 
 def _curve(ax: Axes, one: Runs, name: str | None) -> None:

@@ -59,4 +59,4 @@ def build(task: str, /, **params: object) -> Task:
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"{name!r} is no {what}: nothing would be drawn from it; use one of {', '.join(known)} (nearest: {near[0]})"
+    return f"{name!r} is no {what} (nearest: {near[0]}). Use one of {', '.join(known)}."

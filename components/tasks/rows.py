@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.reach import offline_unless_hub_answers
+from ..core.online import offline_unless_hub_answers
 from .example import json_rows
 
 Row = dict[str, Any]

@@ -123,8 +123,8 @@ def way(allow_unconfined: bool = False) -> Way:
             return candidate
         reasons.append(outcome.reason)
     raise SettingsError(
-        f"programs cannot be confined on this machine ({'; '.join(reasons)}): model-written code could then read and "
-        "write our files and use the network. Run on a Linux with unprivileged user namespaces and util-linux, or pass "
+        f"programs cannot be confined on this machine ({'; '.join(reasons)}), and could read and write files and use "
+        "the network. Run on a Linux with unprivileged user namespaces and util-linux, or pass "
         "allow_unconfined=True inside a virtual machine that holds nothing of value."
     )
 

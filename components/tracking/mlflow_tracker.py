@@ -67,7 +67,7 @@ class MlflowTracker:
                 return cls(client, run_id, every, logged_points(client, run_id))
             if run_id is not None:
                 log.warning(
-                    "%s does not know the run %s that is resumed here; a new one is opened", masked(uri), run_id
+                    "%s does not know the run %s that is resumed here. A new one is opened.", masked(uri), run_id
                 )
             place = store.experiment(client, experiment)
             named = {clean(k): v for k, v in (tags or {}).items()} | abandoned.this_process()
@@ -111,7 +111,7 @@ class MlflowTracker:
             call()
         except Exception as error:  # whatever the tracking throws, hours of training are worth more than a curve
             why = store.first_line(error)
-            log.warning("MLflow did not take %s (%s); the run goes on, `unmask promote` adds it later", what, why)
+            log.warning("MLflow did not take %s (%s). The run goes on; `unmask promote` adds it later.", what, why)
             return False
         return True
 

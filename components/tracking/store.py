@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from ..core.errors import SettingsError, masked
-from ..core.reach import PATIENCE, answers
+from ..core.online import PATIENCE, answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

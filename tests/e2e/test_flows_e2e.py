@@ -300,7 +300,7 @@ def test_artifacts_belong_to_the_flow_run_and_to_no_task(finished: Finished) -> 
 
 
 def test_a_run_works_on_head_and_names_what_it_leaves_behind(finished: Finished) -> None:
-    (warning,) = [line for line in _log(finished.run) if "not part of this run" in line]
+    (warning,) = [line for line in _log(finished.run) if "differ from HEAD" in line]
     assert "2 file(s)" in warning and "stage.py" in warning and "new.py" in warning
 
 

@@ -37,7 +37,7 @@ class _There(torch.Tensor):
 @pytest.fixture
 def device_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop as it runs on an accelerator."""
-    monkeypatch.setattr(refresh, "_waits_cost", lambda device: True)
+    monkeypatch.setattr(refresh, "reads_wait", lambda device: True)
 
     def commit(distribution: Any, action: Action, eligible_BL: torch.Tensor, force: bool) -> Action:
         there = replace(action, drawn_BL=action.drawn_BL.as_subclass(_There))

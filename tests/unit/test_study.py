@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from components.core.errors import SettingsError
 from components.core.files import write_json
@@ -210,3 +211,10 @@ def test_the_document_has_every_part_and_the_figure_is_drawn(study: Study, tmp_p
     assert "cell small" in text and "nan" not in text
     assert all(bar.asked in text for bar in found) and len(found) > 5
     assert study_figure.draw(tmp_path / "results.png", study).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.5, 0.95, 0.97])
+def test_no_panel_of_the_figure_has_a_tick_above_100_percent(lowest: float) -> None:
+    ax = Figure().subplots()
+    study_figure.limit(ax, lowest)
+    assert len(ax.get_yticks()) > 2 and ax.get_yticks().max() <= 100 < ax.get_ylim()[1]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from components.core import reach
+from components.core import online
 from components.core.errors import CheckpointError, DataError, SettingsError
 from components.denoisers import load
 from components.settings.data import Model, Pretrain
@@ -42,14 +42,14 @@ def nowhere(silent: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(constants, "ENDPOINT", silent)
     if "datasets.config" in sys.modules:
         monkeypatch.setattr(sys.modules["datasets.config"], "HF_HUB_OFFLINE", False)
-    reach.offline_unless_hub_answers.cache_clear()
+    online.offline_unless_hub_answers.cache_clear()
     yield
-    reach.offline_unless_hub_answers.cache_clear()
+    online.offline_unless_hub_answers.cache_clear()
 
 
 def test_a_server_that_never_answers_is_given_up_within_the_time(silent: str) -> None:
     begin = time.perf_counter()
-    assert not reach.answers(silent, 0.3) and not reach.answers("http://127.0.0.1:9", 0.3)
+    assert not online.answers(silent, 0.3) and not online.answers("http://127.0.0.1:9", 0.3)
     assert time.perf_counter() - begin < 2
 
 
@@ -66,7 +66,7 @@ def test_a_server_that_answers_anything_is_there(monkeypatch: pytest.MonkeyPatch
 
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        assert reach.answers(f"http://user:secret@127.0.0.1:{server.server_address[1]}/path", 10)
+        assert online.answers(f"http://user:secret@127.0.0.1:{server.server_address[1]}/path", 10)
         server.shutdown()
 
 

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys, time
 from pathlib import Path
-from components.core import ending
+from components.core import termination
 
-ending.unwind_on_signals()
-ending.end_with_dvc()
+termination.unwind_on_signals()
+termination.end_with_dvc()
 try:
     print("ready", flush=True)
     time.sleep(60)
