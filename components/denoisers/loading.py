@@ -114,9 +114,7 @@ def load(
         raise CheckpointError(f"{path}: a masked language model is not split. Name one device.")
     model = model.to(device) if device != AUTO else split(_finite(model), limits)
     if family is None:
-        from .masked_lm import MaskedLMDenoiser
-
-        denoiser = MaskedLMDenoiser(model, mask_id, known, tokenizer.pad_token_id or 0)
+        denoiser = _masked_denoiser(path, model, mask_id, known, tokenizer.pad_token_id or 0)
     else:
         denoiser = TransformerDenoiser(model, mask_id, known, bool(raw.get("logits_shifted", family.shifted)))
     encoder = Encoder(tokenizer, end_ids, denoiser.positions, mask_id)
@@ -170,6 +168,19 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
     with _described(path):
         config = CONFIG_MAPPING[name].from_pretrained(path, revision=common["revision"])
     return _from_files(path, MODEL_FOR_MASKED_LM_MAPPING[type(config)], common | {"config": config}, {})
+
+
+def _masked_denoiser(path: str, model: Any, mask_id: int, known: frozenset[int], pad_id: int) -> MaskedLMDenoiser:
+    """The model as a denoiser. CheckpointError where its class is more than an encoder with a head (BART)."""
+    from .masked_lm import MaskedLMDenoiser
+
+    try:
+        return MaskedLMDenoiser(model, mask_id, known, pad_id)
+    except Exception as error:  # each class fails in its own way
+        raise CheckpointError(
+            f"{path}: {type(model).__name__} is no encoder with a head ({_line(error)}). Use another masked language "
+            f"model."
+        ) from error
 
 
 @contextmanager
