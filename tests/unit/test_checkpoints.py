@@ -353,9 +353,9 @@ def test_a_masked_language_model_is_its_own_class_bit_for_bit(name: str, tmp_pat
 
 
 def test_a_masked_language_model_with_a_decoder_is_refused(tmp_path: Path):
-    sizes = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16)
-    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=48)
-    config = transformers.BartConfig(vocab_size=VOCABULARY, pad_token_id=0, **sizes, **heads)
+    sides = [f"{side}_{size}" for side in ("encoder", "decoder") for size in ("layers", "ffn_dim", "attention_heads")]
+    shape: dict[str, Any] = dict.fromkeys(sides, 2) | {"d_model": 16, "max_position_embeddings": 48}
+    config = transformers.BartConfig(vocab_size=VOCABULARY, pad_token_id=0, **shape)
     fill(transformers.BartForConditionalGeneration(config)).save_pretrained(tmp_path)
     masked_tokenizer(0).save_pretrained(tmp_path)
     refused(tmp_path, str(tmp_path), "BartForConditionalGeneration is no encoder with a head")
