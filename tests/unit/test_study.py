@@ -218,3 +218,16 @@ def test_no_panel_of_the_figure_has_a_tick_above_100_percent(lowest: float) -> N
     ax = Figure().subplots()
     study_figure.limit(ax, lowest)
     assert len(ax.get_yticks()) > 2 and ax.get_yticks().max() <= 100 < ax.get_ylim()[1]
+
+
+def test_in_blocks_a_setting_faster_than_any_rule_is_counted_apart(study: Study) -> None:
+    (case, results), *_ = study.first[0].results.items()
+    own = next(r for r in results if r.setting == "block=4")
+    slow = replace(own, accuracy=0.5, accuracy_high=0.6, nfe=4.0)
+    results += [slow, replace(slow, nfe=3.0), replace(slow, nfe=3.0, accuracy=0.96, accuracy_high=0.99)]
+    (bar,) = [bar for bar in study_bars.bars(study) if bar.asked.startswith("semi-autoregressive")]
+    assert (
+        bar.seen == f"{case} blocks of 4 at NFE 4.00: −45.0; 1 of 6 are faster than any rule in their blocks, and "
+        "not compared"
+    )
+    assert bar.verdict == "missed at 1 of 6 settings"
