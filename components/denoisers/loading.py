@@ -167,6 +167,8 @@ def _masked_model(path: str, name: str, common: dict[str, Any]) -> Any:
         )
     with _described(path):
         config = CONFIG_MAPPING[name].from_pretrained(path, revision=common["revision"])
+    if not isinstance(getattr(config, "vocab_size", None), int):  # a model of images and text
+        raise CheckpointError(f"{path}: {type(config).__name__} has no vocab_size. Use another masked language model.")
     return _from_files(path, MODEL_FOR_MASKED_LM_MAPPING[type(config)], common | {"config": config}, {})
 
 

@@ -362,6 +362,11 @@ def test_a_masked_language_model_with_a_decoder_is_refused(tmp_path: Path):
     refused(tmp_path, str(tmp_path), "BartForConditionalGeneration is no encoder with a head")
 
 
+def test_a_masked_language_model_of_images_and_text_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "modernvbert"}), encoding="utf-8")
+    refused(tmp_path, str(tmp_path), "ModernVBertConfig has no vocab_size")
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_a_masked_language_model_decodes_a_row_alone_as_in_a_batch(name: str, tmp_path: Path):
     write_masked(tmp_path, name)
