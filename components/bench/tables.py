@@ -38,16 +38,18 @@ def decoding(found: Sequence[Comparison]) -> Table:
 
 
 def rows(found: Sequence[Comparison]) -> Table:
+    headings = ("policy", "prompts", "useful", "same rows", "peak MB")
     lines = [
         (
             row.name,
+            str(row.rows),
             f"{row.engine.useful:.3f} / {row.reference.useful:.3f}",
             f"{row.same:.1%}",
             f"{megabytes(row.engine.peak)} / {megabytes(row.reference.peak)}",
         )
         for row in found
     ]
-    return _table("rows and memory: engine / reference loop", ("policy", "useful", "same rows", "peak MB"), lines)
+    return _table("rows and memory: engine / reference loop", headings, lines)
 
 
 def shares(found: Sequence[Comparison]) -> Table:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..stages.common.workspace import Workspace
 
 RULES = ("threshold:0.9", "entropy_bound:0.3", "confidence:1")
+FEW, GROWTH = 8, 4  # prompts that a case begins with, and how many times more come next
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Request:
     ``vocabulary``) that stands in for model and data. dtype: of its weights or the model's, None for the profile's.
     count: prompts, and about as many rows in the training iteration. rows: in flight, and in the reference's batch.
     repeats: counted pairs of runs, at most. seconds: for all of it; what is left of them is shared by what is left to
-    measure, with one counted pair each at least."""
+    measure, with one counted pair each at least, of ``FEW`` prompts where there is no time for all."""
 
     policies: Sequence[str] = ()
     model: str | None = None
@@ -55,7 +56,6 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     SettingsError or DataError where the profile's model or prompts are not there (``random`` needs neither).
     """
     from ..bench import single, tables
-    from ..bench.decoding import compare
 
     workspace, settings = active_profile(anywhere=request.random is not None)
     denoiser, prompts, block = _subject(request, workspace, settings)
@@ -65,8 +65,8 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
     clock = _Clock(request.seconds, len(cases) + len(single.CASES) + len(fresh) + 1, show)
     decoded: list[Comparison] = []
     for case in cases:
-        share = clock.next(f"decoding {len(prompts)} prompts: {case.name}")
-        decoded.append(compare(denoiser, prompts.job(block), case, request.repeats, share))
+        share = clock.next(f"decoding: {case.name}")
+        decoded.append(_decoding(denoiser, prompts, block, case, request.repeats, share))
     show(tables.decoding(decoded))
     show(tables.rows(decoded))
     show(tables.shares(decoded))
@@ -87,6 +87,23 @@ def bench(request: Request, show: Callable[[Any], None]) -> dict[str, Any]:
         "policy_step": steps,
         "on_paper": [asdict(step) | {"tokens_per_second": step.tokens_per_second} for step in large],
     }
+
+
+def _decoding(
+    denoiser: LoadedDenoiser, prompts: Prompts, block: int | None, case: Case, repeats: int, seconds: float
+) -> Comparison:
+    """The comparison on all prompts; on fewer where the seconds do not reach, at the least on ``FEW``."""
+    from ..bench.decoding import compare
+
+    begin, count = time.monotonic(), FEW
+    while True:
+        some = prompts.take(range(min(count, len(prompts))))
+        whole, before = len(some) == len(prompts), time.monotonic()
+        found = compare(denoiser, some.job(block), case, repeats if whole else 1, seconds - (before - begin))
+        now = time.monotonic()
+        if whole or now - begin + GROWTH * (now - before) > seconds:
+            return found
+        count *= GROWTH
 
 
 def _policy_steps(request: Request, policies: Mapping[str, Any], clock: _Clock) -> list[dict[str, Any]]:

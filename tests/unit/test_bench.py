@@ -118,6 +118,28 @@ def test_what_is_left_of_the_time_is_shared_by_what_is_left_to_measure() -> None
         assert len(in_turn([work], 4, torch.device("cpu"), seconds)[0]) == counted
 
 
+@pytest.mark.parametrize(
+    ("seconds", "tried"), [(0.0, [(8, 1)]), (0.5, [(8, 1), (32, 1)]), (99.0, [(8, 1), (32, 1), (40, 3)])]
+)
+def test_a_case_takes_fewer_prompts_where_the_seconds_do_not_reach(
+    seconds: float, tried: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a pair on all prompts takes a minute, and there are ten cases."""
+    clock, runs = [0.0], []
+
+    def compare(denoiser: Any, job: Any, case: Any, repeats: int, share: float) -> int:
+        clock[0] += 0.01 * len(job)
+        runs.append((len(job), repeats))
+        return len(job)
+
+    monkeypatch.setattr("components.bench.decoding.compare", compare)
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
+    denoiser, encoder, task = random_model(6, vocabulary=40)
+    case: Any = None
+    assert bench._decoding(denoiser, random_prompts(task, encoder, 40), None, case, 3, seconds) == tried[-1][0]
+    assert runs == tried
+
+
 def test_a_training_iteration_is_told_in_its_parts(found: dict[str, Any]) -> None:
     cost = found["training"]
     assert tuple(cost["shares"]) == PARTS and sum(cost["shares"].values()) == pytest.approx(1)
