@@ -231,3 +231,21 @@ def test_in_blocks_a_setting_faster_than_any_rule_is_counted_apart(study: Study)
         "not compared"
     )
     assert bar.verdict == "missed at 1 of 6 settings"
+
+
+@pytest.mark.parametrize(
+    ("level", "seen", "verdict"),
+    [
+        (0.97, "forwards by seed 5.3, 7.1; no rule is ever as accurate, the best one is right on 95 %", "held, 2 of 2"),
+        (1.01, "forwards by seed never, never; no rule", "missed, 0 of 2"),
+        (0.8, "worst by seed +8; the lowest at accuracy 0.80", "missed by 22, 0 of 1"),
+    ],
+)
+def test_an_accuracy_that_no_rule_has_is_reached_by_the_policy_or_not(
+    level: float, seen: str, verdict: str, study: Study
+) -> None:
+    cells = [cell for cell in study.default[0] if cell.name.startswith("seed-")]
+    one = runs(cells, next(iter(cells[0].results)), "learned", "")
+    assert one is not None
+    bar = study_bars._fewer_forwards("asked", 0.3, one, level)
+    assert bar.seen.startswith(seen) and bar.verdict == verdict and bar.held == verdict.startswith("held")
