@@ -57,7 +57,7 @@ def _repair_dvc(root: Path) -> list[str]:
         said.append(f"removed {rwlock}, which a killed DVC left broken")
     if lock in found:
         replace_whole(lock, root / "dvc.lock.broken")
-        said.append(f"renamed {lock}, which is no YAML (half written, or in a merge), to dvc.lock.broken")
+        said.append(f"renamed {lock} to dvc.lock.broken, since it is no YAML: left by a killed DVC, or in a merge")
     return said
 
 

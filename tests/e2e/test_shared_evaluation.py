@@ -23,8 +23,9 @@ from tests.e2e.test_processes import LAUNCH, LIMIT, before_training
 from tests.e2e.test_stages import toy
 
 pytestmark = pytest.mark.e2e
-# The hash is that of the results, which hold the others.
-OF_A_RUN = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds", "file_hash"}
+# The two hashes, results and file_hash, are those of files which hold the others.
+OF_A_RUN = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds"}
+OF_A_RUN |= {"results", "file_hash"}
 DIES = (
     "import os, signal\nfrom components.core import processes\n"
     "with processes.joined():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -75,7 +76,7 @@ def contents(folder: Path) -> dict[str, Any]:
             found[str(path.relative_to(folder))] = [
                 json.dumps({k: v for k, v in line.items() if k not in OF_A_RUN}) for line in lines
             ]
-        elif path.name == "run.json":
+        elif path.name in ("run.json", "sources.json"):
             found[str(path.relative_to(folder))] = {k: v for k, v in json.loads(text).items() if k not in OF_A_RUN}
         elif path.suffix == ".csv":
             head, *rows = [line.split(",") for line in text.splitlines()]

@@ -142,7 +142,7 @@ def test_the_benchmark_of_a_random_dllm_and_the_doctor_need_no_repository(site: 
 def test_the_doctor_judges_an_installation_without_the_pipeline(site: Path, tmp_path: Path) -> None:
     done = run(site, tmp_path, "doctor", absent=("dvc", "mlflow", "prefect"))
     assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout
-    assert re.search(r"ok   dvc: dvc is not installed; .*pip install .*pipeline", done.stdout)
+    assert re.search(r"ok   dvc: dvc, which stages need, is not installed\. Run .*pip install .*pipeline", done.stdout)
 
 
 def test_a_missing_extra_is_one_line_with_its_pip_command(site: Path, tmp_path: Path) -> None:

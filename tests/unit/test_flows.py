@@ -264,7 +264,7 @@ def test_a_folder_without_git_or_without_a_commit_is_refused_and_dvc_repro_named
     with pytest.raises(DataError, match=r"not a git repository with a commit.*`dvc repro`"):
         worktree.root(tmp_path)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    with pytest.raises(DataError, match="make a first commit"):
+    with pytest.raises(DataError, match="Make a first commit"):
         worktree.root(tmp_path)
 
 
