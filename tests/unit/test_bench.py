@@ -32,6 +32,8 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from tests.registry import new_store
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 WORDS = ["--vocabulary=40", "--dtype=float64", "--count=4", "--rows=3", "--repeats=1", "--json"]
 

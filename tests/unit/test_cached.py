@@ -140,6 +140,7 @@ def test_one_layer_s_keys_and_values_are_never_stale(kind: str, layout: str):
         assert torch.equal(cached.canvas_RL, exact.canvas_RL) and torch.equal(cached.order_RL, exact.order_RL)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_a_cached_row_decodes_alone_as_in_company_and_as_in_the_plain_loop(kind: str, layout: str):
     denoiser, job = CachedDenoiser(transformer(layout), kind), job_of()

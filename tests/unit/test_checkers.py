@@ -194,6 +194,7 @@ def test_mathematical_answers_in_threads():
     assert verdicts == [[right for _, _, right in MATHEMATICS]] * 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("tower", ["9^{9^{9^{9}}}", "((((9!)!)!)!)!", "10^{10^{10}}"])
 def test_a_tower_hangs_no_thread_and_the_next_comparison_works(tower: str):
     verdicts = []

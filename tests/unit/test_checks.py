@@ -212,6 +212,7 @@ def test_the_probe_names_activations_that_overflow():
         probe(denoiser)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("layout", "offset"), [("dream", "before"), ("llada", "behind")])
 def test_logits_that_are_read_a_row_off_are_noticed_by_a_text_the_model_knows(layout: str, offset: str):
     text = "abcdefghij" * 3

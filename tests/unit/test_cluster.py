@@ -55,6 +55,7 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         check_cluster("local:2")
 
 
+@pytest.mark.e2e
 def test_dask_is_imported_only_where_a_cluster_is_asked_for() -> None:
     code = "import sys, flows.study, flows.sweep; print([m for m in sys.modules if 'dask' in m or m == 'distributed'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

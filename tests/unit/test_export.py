@@ -136,6 +136,7 @@ def test_numpy_noise_is_the_torch_noise() -> None:
         assert np.array_equal(actions.Noise(ours, step.numpy()).uniform(stream, 33), expected)
 
 
+@pytest.mark.e2e
 def test_the_file_is_the_policy(pair: tuple[LearnedPolicy, Path], decoding: Decoding) -> None:
     """On random states of sizes the export never saw, and on whole decodes with padding, blocks and refilling."""
     policy, path = pair

@@ -42,6 +42,8 @@ from tests.doubles import learner, snapshot
 from tests.messages import has_remedy
 from tests.toy_domain import KeyFirst
 
+pytestmark = pytest.mark.e2e
+
 torch.set_num_threads(1)
 
 BAD = {"NaN": math.nan, "infinite": math.inf}
@@ -246,7 +248,6 @@ def test_an_onnx_file_with_a_weight_that_is_not_finite_is_refused_wherever_it_is
         weight.CopyFrom(onnx.numpy_helper.from_array(whole, weight.name))
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("action", ["coupled", "accept"])
 def test_a_row_of_a_table_of_positions_or_distances_that_is_not_finite_is_refused(action: str, tmp_path: Path):
     """A short example would not reach it."""

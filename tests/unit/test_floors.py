@@ -23,6 +23,8 @@ from tests.graph import source_of
 from tests.messages import has_remedy
 from tests.wheel import NAME, PACKAGES, build_wheel
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 
 # Lowest first. What stands on one floor does not import its neighbours either.

@@ -18,6 +18,8 @@ from components.tasks.splits import SPLITS, collect_all, split_of
 from tests.doubles import json_lines
 from tests.unit.test_harness import unconfined
 
+pytestmark = pytest.mark.e2e
+
 QUESTION = "How many, case {}?"
 GSM8K = ["18", "1,234", "-3", "0", "2.50", "$7", "1/2", "1/3", "1 234", "90%", "1e3", "100.0"]
 MATH = [

@@ -53,6 +53,7 @@ def test_all_figures_are_in_one_file(script: Any, tmp_path: Path) -> None:
     assert found["training_iteration"]["live"] > 0 and found["seconds"] > 0
 
 
+@pytest.mark.e2e
 def test_a_part_that_fails_or_takes_too_long_ends_alone(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from components.core.errors import SettingsError
 from components.tasks import sandbox
 from components.tasks.sandbox import Checks, Outcome
 
+pytestmark = pytest.mark.e2e
+
 
 def cases(name: str) -> dict[str, tuple[str, str]]:
     """Programs and their tests, by title, from a file of this folder."""

@@ -144,6 +144,7 @@ def test_a_reward_counts_the_gaps_and_the_same_prompts_are_learned_from(tmp_path
     assert bool((found.reward_R > 0).any())
 
 
+@pytest.mark.e2e
 def test_an_exported_policy_fills_the_same_gaps(tmp_path: Path):
     denoiser, encoder = dllm("Esm", tmp_path)
     policy, path = learner(), tmp_path / "policy.onnx"

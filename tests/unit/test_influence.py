@@ -234,6 +234,7 @@ def test_every_chunk_is_told_when_it_is_probed_and_every_epoch_when_it_is_done(
     assert all(0 < states <= PLAN.states for kind, states in told if kind == "chunk")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stop", [0, 2, 4])
 def test_killed_and_started_again_it_ends_at_the_same_bits(denoiser: TransformerDenoiser, tmp_path: Path, stop: int):
     plan = replace(PLAN, on_policy_from=1)
@@ -266,6 +267,7 @@ DAMAGES: dict[str, Callable[[Path], bytes]] = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("file", ["labels-0001.safetensors", "fit-0.safetensors"])
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_file_is_put_aside_and_made_anew(

@@ -24,6 +24,8 @@ from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Quota
 
+pytestmark = pytest.mark.e2e
+
 torch.set_num_threads(1)
 STEP: Any = SimpleNamespace(nfe_R=torch.tensor([1]))  # what a decode of one step returns, as far as it is counted
 

@@ -32,6 +32,8 @@ from components.tasks.example import Example
 from tests.messages import has_remedy
 from tests.unit.test_lock import PROJECT
 
+pytestmark = pytest.mark.e2e
+
 torch.set_num_threads(1)
 
 TASK = build("sudoku_unique")

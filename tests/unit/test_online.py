@@ -21,6 +21,8 @@ from components.tasks.rows import load_rows
 from components.tracking import store
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
+
 SECONDS = 5.0
 
 

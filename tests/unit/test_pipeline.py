@@ -31,6 +31,8 @@ from components.stages.prepare import prepare
 from tests.graph import Cell, at, resolve, source_of, within
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES: dict[str, dict[str, Any]] = GRAPH["stages"]

@@ -25,6 +25,8 @@ from components.tracking import abandoned, store
 from components.tracking.mlflow_tracker import MlflowTracker
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["plain", "50%20off", "a?b#c", "a;b&c=d", "ä ö", "x@y", "%41", "%", "a:b", "a+b", "'q\"", "..."]
 

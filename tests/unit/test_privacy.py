@@ -87,6 +87,7 @@ def watched(code: str, made: tuple[Path, Path], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.e2e
 def test_an_onnx_session_asks_nobody(made: tuple[Path, Path], tmp_path: Path) -> None:
     watched(SESSION, made, tmp_path)
 

@@ -15,6 +15,8 @@ from components.core.errors import SettingsError
 from components.core.files import beside
 from tests.messages import has_remedy
 
+pytestmark = pytest.mark.e2e
+
 STAGES = """
 stages:
   one:

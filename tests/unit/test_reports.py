@@ -240,6 +240,7 @@ def test_every_cell_within_the_axes_is_a_mark_of_the_panel_and_every_policy_is_w
     assert {c.family for c in group if c.is_policy} == {c.family for c in inside if c.is_policy}
 
 
+@pytest.mark.e2e
 def test_pictures_are_pictures(tmp_path: Path):
     cells, decodes = synthetic(), synthetic_decodes()
     many = [cell for cell in cells if cell.task == "sudoku_many"]
@@ -524,6 +525,7 @@ def test_the_cards_example_is_python_on_names_that_exist():
 # ---- all of them
 
 
+@pytest.mark.e2e
 def test_same_input_same_bytes(tmp_path: Path):
     many = [cell for cell in synthetic() if cell.task == "sudoku_many"]
     for folder in (tmp_path / "a", tmp_path / "b"):

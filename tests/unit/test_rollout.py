@@ -418,6 +418,7 @@ SWITCHES = [
 MODES = [dict(force_commit=True), dict(force_commit=False), dict(choose="mode")]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", POLICIES)
 def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(name: str):
     denoiser, job = Table(), job_of(MIXED, group=2)
@@ -432,6 +433,7 @@ def test_engine_decides_what_the_reference_decides_for_every_policy_and_switch(n
             assert_blocks_in_order(found, job)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("which", ["llada", "dream"])
 @pytest.mark.parametrize(
     "name",
@@ -476,6 +478,7 @@ def situations(draw: st.DrawFn):
     return draw(st.sampled_from(["table", "remembering"])), names, job, options, draw(st.sampled_from([None, 1, 3]))
 
 
+@pytest.mark.e2e
 @settings(max_examples=100, deadline=None)
 @given(situations())
 def test_engine_decides_what_the_reference_decides_anywhere(situation: tuple[Any, ...]):

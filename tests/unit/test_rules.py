@@ -148,6 +148,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> str:
     return "margin_threshold"
 
 
+@pytest.mark.e2e
 def test_a_new_rule_is_one_block_in_one_file(tmp_path: Path) -> None:
     """Appended to the table's file, the example is known to settings, sweep and command line of a new process."""
     shutil.copytree(ROOT / "components", tmp_path / "components", ignore=shutil.ignore_patterns("__pycache__"))

@@ -20,6 +20,8 @@ from components.tasks.programs import assemble
 from components.tasks.sandbox import Checks, Outcome
 from tests.doubles import json_lines
 
+pytestmark = pytest.mark.e2e
+
 
 def confined() -> bool:
     """Whether this machine can confine programs: asked of the system, not of the library."""

@@ -22,6 +22,8 @@ from components.tasks.example import Score
 from components.tasks.programs import mbpp
 from components.tasks.sandbox import Checks, Outcome
 
+pytestmark = pytest.mark.e2e
+
 try:
     sandbox.way()
     UNCONFINED = False
