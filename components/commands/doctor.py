@@ -48,10 +48,7 @@ def checks(root: Path) -> Iterator[tuple[str, bool, str]]:
         except SettingsError:
             ok, text = False, "the settings cannot be read. Mend the line settings first."
         except Exception as error:  # a doctor that dies says nothing about the rest
-            ok, text = (
-                False,
-                (f"{type(error).__name__}: {masked(str(error))}. Mend this first, or report it."),
-            )
+            ok, text = False, f"{type(error).__name__}: {masked(str(error))}. Mend this first, or report it."
         yield name, ok, " ".join(text.split())
 
 
@@ -225,9 +222,8 @@ def graph(root: Path) -> tuple[bool, str]:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
     except ImportError:
-        return not _is_repository(
-            root
-        ), f"dvc, which stages need, is not installed. Run {extras.pip_command('pipeline')}"
+        why = f"dvc, which stages need, is not installed. Run {extras.pip_command('pipeline')}"
+        return not _is_repository(root), why
     if not _is_repository(root):
         return True, OUTSIDE
     try:
@@ -257,9 +253,8 @@ def tracker(root: Path) -> tuple[bool, str]:
             closed = abandoned.close(uri) if path is None or os.access(path, os.W_OK) else []
             return True, said + (f", {len(closed)} runs whose process is gone marked as KILLED" if closed else "")
     except ImportError:
-        return not _is_repository(
-            root
-        ), f"mlflow, which runs need, is not installed. Run {extras.pip_command('pipeline')}"
+        why = f"mlflow, which runs need, is not installed. Run {extras.pip_command('pipeline')}"
+        return not _is_repository(root), why
     except ValueError as error:
         return False, str(error)
     if not os.access(path.parent, os.W_OK):
