@@ -1,4 +1,4 @@
-"""What an error message must hold: the value at fault, and an instruction."""
+"""What an error message must hold: the value at fault, and an instruction, in sentences that end once."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ VERBS = (
 
 
 def has_remedy(message: str) -> bool:
-    """True where a sentence or clause begins with an instruction."""
-    return re.search(rf"(^|[.;:,)] |or )({VERBS})\b", message, re.IGNORECASE) is not None
+    """True where a sentence or clause begins with an instruction, and none ends in two full stops."""
+    found = re.search(rf"(^|[.;:,)] |or )({VERBS})\b", message, re.IGNORECASE) is not None
+    return found and not re.search(r"(?<!\.)\.\.(?!\S)", message)

@@ -23,9 +23,8 @@ from tests.e2e.test_processes import LAUNCH, LIMIT, before_training
 from tests.e2e.test_stages import toy
 
 pytestmark = pytest.mark.e2e
-# The two hashes, results and file_hash, are those of files which hold the others.
-OF_A_RUN = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds"}
-OF_A_RUN |= {"results", "file_hash"}
+FIGURES = {"tokens_per_second", "workers", "rows_in_flight", "tokens_per_forward", "started", "seconds"}
+OF_A_RUN = FIGURES | {"results", "file_hash"}  # hashes of files that hold such figures
 DIES = (
     "import os, signal\nfrom components.core import processes\n"
     "with processes.joined():\n    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -4,7 +4,6 @@ wrong is refused. Every checkpoint and tokenizer is made here; nothing is fetche
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,7 +332,7 @@ def refused(folder: Path, *words: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(folder)
     message = str(caught.value)
-    assert has_remedy(message) and not re.search(r"(?<!\.)\.\.(?!\S)", message), message
+    assert has_remedy(message), message
     for word in words:
         assert word in message
 
