@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from prefect import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import ParameterTypeError
 from prefect.flow_engine import run_flow
-from prefect.logging.handlers import APILogHandler
+from prefect.logging.handlers import APILogHandler, APILogWorker
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 from prefect.testing.utilities import prefect_test_harness
@@ -107,10 +109,17 @@ print('{"a library": "warns at its exit"}')
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect() -> Iterator[str]:
     with prefect_test_harness(server_startup_timeout=180):  # a busy machine needs more than the 30 s of Prefect
         yield PREFECT_API_URL.value()
+        # Their connection's keepalive draws from the global `random`, in the middle of other modules' tests.
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=30)
+        for thread in threading.enumerate():
+            if thread.name == "EventsWorkerThread":
+                thread.join(timeout=30)
+                assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")
