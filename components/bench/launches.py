@@ -28,11 +28,13 @@ VIEWS = frozenset(
     [
         "alias",
         "as_strided",
+        "as_strided_",
         "detach",
         "empty",
         "empty_like",
         "empty_strided",
         "expand",
+        "flatten",
         "lift_fresh",
         "resolve_conj",
         "resolve_neg",
@@ -40,6 +42,7 @@ VIEWS = frozenset(
         "select",
         "slice",
         "t",
+        "to",  # as it is already; else its child copies
         "transpose",
         "unsqueeze",
         "view",
@@ -51,7 +54,7 @@ VIEWS = frozenset(
         "item",
     ]
 )
-COPIES: tuple[Any, ...] = tuple(getattr(torch.Tensor, name) for name in ("tolist", "cpu", "numpy"))
+COPIES: tuple[Any, ...] = tuple(getattr(torch.Tensor, name) for name in ("tolist", "cpu"))
 
 
 class _Marked(Timer):

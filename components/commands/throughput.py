@@ -19,14 +19,17 @@ UTILISATION = 0.4  # share of each peak that is reached
 PROMPT = 200  # tokens before the canvas
 PARALLEL = 0.32  # forwards per canvas position of a rule or policy that commits several
 LOGIT_BYTES = 4  # the readout works in float32
-PASSES = 14  # of the readout over a position's logits (docs/performance.md)
+# Of the readout over a position's logits: what each asks for, counted in tests/unit/test_costs.py and rounded up.
+PASSES = {"threshold:0.9": 10, "paper A": 10, "coupled": 15}
 PAIR_PASSES = 10  # of the pair head over its activations
 LAUNCH = 5e-6  # seconds of a kernel's launch
 CANVAS, BLOCK, ROWS = 256, 32, (1, 64)
 COMMITS = round(1 / PARALLEL)  # a step, of one row
-# Kernels of a step beside the forward, as counted in docs/performance.md; the coupled policy's without its candidates.
-KERNELS = {"threshold:0.9": 114, "paper A": 201, "coupled": 243}
-CANDIDATE = 53  # kernels of a candidate that the coupled policy looks at
+# Kernels of a step beside the forward, as counted in docs/performance.md.
+KERNELS = {"threshold:0.9": 83, "paper A": 181, "coupled": 207}
+# Seconds of the host, in which the device waits: to read a coupled step's fields, and for each candidate of its walk,
+# the second one of that and per row in flight.
+READ, CANDIDATE = 30e-6, (32e-6, 0.2e-6)
 
 
 @dataclass(frozen=True)
@@ -111,29 +114,22 @@ def on_paper(dllm: Shape = LLADA) -> list[Step]:
     found: list[Step] = []
     for rows in ROWS:
         steps = [
-            _step(dllm, name, rows, operations, moved + read * PASSES * LOGIT_BYTES * dllm.vocabulary)
+            _step(dllm, name, rows, operations, moved + read * PASSES[name] * LOGIT_BYTES * dllm.vocabulary)
             for name, (read, operations, moved) in deciders.items()
         ]
         found += [replace(step, saved=1 - steps[0].seconds / step.seconds) for step in steps]
     return found
 
 
-def candidates(commits: int) -> int:
-    """How many of them a step of so many commits looks at: up to the first that is skipped. A GPU is asked at every
-    fourth whether a row goes on."""
-    return 4 * ((commits + 1) // 4) + 3
+def _host_seconds(name: str, rows: int, commits: int) -> float:
+    """In which the device waits: the coupled policy's walk, up to the first candidate that is skipped."""
+    looked_at = min(commits + 1, BLOCK)
+    return READ + (CANDIDATE[0] + CANDIDATE[1] * rows) * looked_at if name == "coupled" else 0.0
 
 
-def _kernels(name: str, rows: int) -> int:
-    """Of a full batch the row of most commits counts: a whole block is assumed."""
-    if name != "coupled":
-        return KERNELS[name]
-    return _coupled_kernels(candidates(COMMITS) if rows == 1 else BLOCK)
-
-
-def _coupled_kernels(looked_at: int) -> int:
-    """Of the coupled policy's step over so many candidates."""
-    return KERNELS["coupled"] + CANDIDATE * looked_at
+def _shared_seconds(name: str, rows: int, commits: int) -> float:
+    """Of a step, whatever its rows: launches, and what the host decides."""
+    return KERNELS[name] * LAUNCH + _host_seconds(name, rows, commits)
 
 
 def _step(dllm: Shape, name: str, rows: int, operations: float, moved: float) -> Step:
@@ -141,7 +137,9 @@ def _step(dllm: Shape, name: str, rows: int, operations: float, moved: float) ->
     weights = 2 * dllm.parameters / (BANDWIDTH * UTILISATION)  # read once for all rows
     asked = max(rows * forward / (PEAK * UTILISATION), weights)
     decided = rows * (operations / (PEAK_FLOAT32 * UTILISATION) + moved / (BANDWIDTH * UTILISATION))
-    return Step(name, rows, forward, operations, moved, asked, asked + decided + _kernels(name, rows) * LAUNCH)
+    # Of a full batch the row of most commits counts: a whole block is assumed.
+    shared = _shared_seconds(name, rows, COMMITS if rows == 1 else BLOCK)
+    return Step(name, rows, forward, operations, moved, asked, asked + decided + shared)
 
 
 HEADINGS = (
@@ -187,12 +185,15 @@ Assumed beside the above:
 
 - {UTILISATION:.0%} of {BANDWIDTH / 1e12} TB/s and, for the policy in float32, of {PEAK_FLOAT32 / 1e12:.0f} TFLOP/s;
   the weights are read once a step
-- {PASSES} passes over the logits of each position that is read: the block's masks by the threshold rule, all positions
-  by paper A's policy, all masks by the coupled one; {PAIR_PASSES} passes over the pair head's activations
+- passes over the logits of each position that is read: {PASSES["threshold:0.9"]} by the threshold rule, over the
+  block's masks; {PASSES["paper A"]} by paper A's policy, over all positions; {PASSES["coupled"]} by the coupled one,
+  over all masks; {PAIR_PASSES} passes over the pair head's activations
 - {LAUNCH * 1e6:.0f} us for each kernel beside the forward, which all rows share:
-  {", ".join(f"{name} {count:,}" for name, count in KERNELS.items())} and {CANDIDATE} for each candidate
-  that it looks at: {candidates(COMMITS)} where one row commits {COMMITS} a step, a block's at {ROWS[1]} rows
-  (counts of docs/performance.md)
+  {", ".join(f"{name} {count:,}" for name, count in KERNELS.items())}
+- of the coupled policy's walk, which the host decides while the device waits: {READ * 1e6:.0f} us, and
+  {CANDIDATE[0] * 1e6:.0f} + {CANDIDATE[1] * 1e6:.1f} x rows us for each candidate that it looks at:
+  {COMMITS + 1} where one row commits {COMMITS} a step, a block's at {ROWS[1]} rows
+  (counts and times of docs/performance.md)
 
 Tokens per second are those at {CANVAS * PARALLEL:.0f} forwards a canvas for all three: what the policies save at 8B
 has not been measured. Last column: the share of forwards that a policy must save to be as fast as the threshold rule.
@@ -207,21 +208,18 @@ def section() -> str:
     head = [" | ".join(HEADINGS), "|".join(["---", *["---:"] * (len(HEADINGS) - 1)])]
     table = "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in [*head, *lines])
     alone = next(step for step in steps if step.policy == "coupled" and step.rows == 1)
-    return f"{SECTION}\n{table}\n\n{_launches_of(alone)}"
+    return f"{SECTION}\n{table}\n\n{_commits_of(alone)}"
 
 
-def _launches_of(alone: Step) -> str:
-    """When the coupled policy's launches are within a tenth of a step. alone: its step with one row."""
-    of_row = alone.seconds - _kernels("coupled", 1) * LAUNCH  # what every row costs
+def _commits_of(alone: Step) -> str:
+    """Up to how many commits all but the forward is a tenth of a step. alone: the coupled policy's, with one row."""
+    of_row = alone.seconds - _shared_seconds("coupled", 1, COMMITS)
 
-    def share(rows: int, commits: int) -> float:
-        launched = _coupled_kernels(candidates(commits)) * LAUNCH
-        return 1 - rows * alone.forward_seconds / (rows * of_row + launched)
+    def share(commits: int) -> float:
+        return 1 - alone.forward_seconds / (of_row + _shared_seconds("coupled", 1, commits))
 
-    shares = ", ".join(f"{share(1, 4 * i + 2):.0%} at {max(0, 4 * i - 1)} to {4 * i + 2}" for i in range(3))
-    enough = next(rows for rows in range(1, 99) if share(rows, COMMITS) <= 0.1)
+    most = max(commits for commits in range(BLOCK) if share(commits) <= 0.1)
     return (
-        f"With one row the coupled policy's share beside the forward is above 10 % whatever a step commits:\n"
-        f"{shares} commits. Most of it are launches, as no CUDA graph is\n"
-        f"used. From {enough} rows in flight on it is below."
+        f"With one row the coupled policy's share beside the forward is {share(0):.1%} where nothing is committed,\n"
+        f"and at most 10 % up to {most} commits a step. Of a whole block it would be {share(BLOCK):.0%}."
     )

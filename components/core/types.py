@@ -196,11 +196,13 @@ class Action:
     rank_BL       int64, order of the draw from 0 on, -1 where not drawn (only ordered distributions read it).
     committed_BL  bool, what the loop applies: the drawn bits, plus a forced position where a draw was empty. A forced
                   commit is never credited as a drawn one.
+    best_B        int64, what a forced commit takes, of a draw that has found it on its way; only ``commit`` reads it.
     """
 
     drawn_BL: Tensor
     rank_BL: Tensor | None = None
     committed_BL: Tensor | None = None
+    best_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         _same_rows("Action", drawn_BL=self.drawn_BL, rank_BL=self.rank_BL, committed_BL=self.committed_BL)

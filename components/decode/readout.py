@@ -46,8 +46,12 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
         rest_NV[:, token] = NEVER
     ids_NK = _largest(rest_NV, token_N1, needs.top_k) if needs.top_ids else None
     gap_NV = rest_NV.sub_(top_N1)
-    second_N = gap_NV.amax(-1) if asked & {"margin", "entropy"} else None
-    following_Nk = gap_NV.topk(min(needs.top_k, vocabulary) - 1, -1).values.exp() if needs.top_k else None
+    next_Nk = None if ids_NK is None else gap_NV.gather(-1, ids_NK[:, 1:vocabulary])
+    if needs.top_k and next_Nk is None:
+        next_Nk = gap_NV.topk(min(needs.top_k, vocabulary) - 1, -1).values
+    second_N = None
+    if asked & {"margin", "entropy"}:
+        second_N = gap_NV.amax(-1) if next_Nk is None or not next_Nk.shape[-1] else next_Nk[:, 0]
     odds_NV = _odds(gap_NV, second_N if "entropy" in asked else None)
     s_N = odds_NV.sum(-1)
     usable_N = top_N1.squeeze(-1).abs() < -NEVER
@@ -58,8 +62,8 @@ def statistics(logits_NV: Tensor, needs: Needs) -> dict[str, Tensor]:
         found["log_odds"] = -s_N.clamp(min=limit, max=1 / limit).log()
     if second_N is not None and "margin" in asked:
         found["margin"] = -torch.expm1(second_N) * confidence_N
-    if following_Nk is not None:
-        top_Nk = torch.nn.functional.pad(following_Nk, (1, needs.top_k - 1 - following_Nk.shape[-1]))
+    if next_Nk is not None:
+        top_Nk = torch.nn.functional.pad(next_Nk.exp(), (1, needs.top_k - 1 - next_Nk.shape[-1]))
         top_Nk[:, 0] = 1
         found["top"] = top_Nk * confidence_N.unsqueeze(-1)
     if ids_NK is not None:
@@ -109,19 +113,43 @@ def _odds(gap_NV: Tensor, second_N: Tensor | None) -> Tensor:
 
 def _largest(rest_NV: Tensor, token_N1: Tensor, top_k: int) -> Tensor:
     """(N, top_k) the winner, then the ids of the largest values, equal ones by the lowest id; -1 behind the last."""
-    last = rest_NV.shape[-1] - 1
-    kept = min(top_k, last + 1)
+    kept = min(top_k, rest_NV.shape[-1])
     if rest_NV.dtype == torch.float32:
-        # Bits that order like the values (adding 0 turns -0 into 0), the id behind them: no two keys are equal, so that
-        # no device's way with ties matters.
-        bits_NV = (rest_NV + 0.0).view(torch.int32)
-        bits_NV = bits_NV ^ ((bits_NV >> 31) & (2**31 - 1))
-        id_V = torch.arange(last + 1, device=rest_NV.device)
-        key_NV = ((bits_NV.long() << 32) | (last - id_V)).scatter_(-1, token_N1, -(2**63))
-        ids_NK = last - (key_NV.topk(kept - 1, -1).values & (2**32 - 1))
+        value_NM, id_NM = _candidates(rest_NV, kept - 1)
+        key_NM = _keys(value_NM, id_NM).masked_fill_(id_NM == token_N1, -(2**63))
+        ids_NK = _ids_of(key_NM.topk(kept - 1, -1).values)
     else:
         ids_NK = rest_NV.scatter(-1, token_N1, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     return torch.nn.functional.pad(torch.cat([token_N1, ids_NK[:, : kept - 1]], -1), (0, top_k - kept), value=-1)
+
+
+def _candidates(values_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(N, M) values and ids, the ``count`` largest among them: of a large vocabulary the ids of those pieces whose own
+    largest come first, as each of these comes before whatever another piece has."""
+    vocabulary, device = values_NV.shape[-1], values_NV.device
+    whole = vocabulary - vocabulary % _PIECE
+    if whole < 8 * _PIECE or count >= whole // _PIECE:
+        return values_NV, torch.arange(vocabulary, device=device).expand_as(values_NV)
+    value_NCP = values_NV[:, :whole].unflatten(-1, (-1, _PIECE))
+    peak_NC = value_NCP.amax(-1)
+    first_Nk = _ids_of(_keys(peak_NC, torch.arange(whole // _PIECE, device=device)).topk(count, -1).values)
+    place_Nk1 = first_Nk.unsqueeze(-1)
+    found_NkP = value_NCP.gather(1, place_Nk1.expand(-1, -1, _PIECE))
+    id_NkP = place_Nk1 * _PIECE + torch.arange(_PIECE, device=device)
+    tail_Nt = torch.arange(whole, vocabulary, device=device).expand(len(values_NV), -1)
+    return torch.cat([found_NkP.flatten(1), values_NV[:, whole:]], -1), torch.cat([id_NkP.flatten(1), tail_Nt], -1)
+
+
+def _keys(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 that order like float32 values, equal ones by the lowest id: no two are equal, so that no device's way with
+    ties matters."""
+    bits = (values + 0.0).view(torch.int32)  # adding 0 turns -0 into 0
+    bits = bits ^ ((bits >> 31) & (2**31 - 1))
+    return (bits.long() << 32) | (2**32 - 1 - ids)
+
+
+def _ids_of(keys: Tensor) -> Tensor:
+    return 2**32 - 1 - (keys & (2**32 - 1))
 
 
 def log_odds_of(

@@ -178,7 +178,7 @@ def _masked_denoiser(path: str, model: Any, mask_id: int, known: frozenset[int],
 
     try:
         return MaskedLMDenoiser(model, mask_id, known, pad_id)
-    except Exception as error:  # each class fails in its own way
+    except (AttributeError, TypeError, ValueError) as error:  # each class fails in its own way
         raise CheckpointError(
             f"{path}: {type(model).__name__} is no encoder with a head ({_line(error)}). Use another masked language "
             f"model."

@@ -9,20 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import SettingsError
+from ..maths.walks import CoupledScores, accepted, ordered
 from ..tasks.example import address
-from .coupled_actions import (
-    CoupledScores,
-    accept_greedy,
-    accept_sample,
-    coupled_greedy,
-    coupled_sample,
-)
 from .onnx_file import OUTPUT, OnnxFile
 
 Uniform = Callable[[int, int], np.ndarray]
@@ -83,15 +78,25 @@ def _coupled(scores: Mapping[str, np.ndarray], action: Mapping[str, Any], unifor
     knobs = {name: value for name, value in action.items() if name != "kind"}
     given = CoupledScores(**fields, **knobs)
     if action["kind"] == "accept":
-        return accept_greedy(given) if uniform is None else accept_sample(given, uniform)
-    return coupled_greedy(given)[0] if uniform is None else coupled_sample(given, uniform)[0]
+        mode = uniform is None
+        below_BL = np.full_like(given.log_odds_BL, 0.5) if mode else uniform(0, given.eligible_BL.shape[1])
+        return accepted(given, below_BL, mode, _sigma)[0]
+    return ordered(given, None if uniform is None else partial(_gumbel, uniform)) >= 0
+
+
+def _log_sigma(z: np.ndarray) -> np.ndarray:
+    return np.minimum(z, 0) - np.log1p(np.exp(-np.abs(z)))
+
+
+def _sigma(z: np.ndarray) -> np.ndarray:
+    return np.exp(_log_sigma(z))
 
 
 def _bernoulli(
     utilities_BL: np.ndarray, eligible_BL: np.ndarray, action: Mapping[str, Any], uniform: Uniform | None
 ) -> np.ndarray:
     z_BL = utilities_BL / action["temperature"]
-    log_p_BL = np.minimum(z_BL, 0) - np.log1p(np.exp(-np.abs(z_BL)))
+    log_p_BL = _log_sigma(z_BL)
     if action["scale"] != 1.0:
         log_p_BL = np.minimum(log_p_BL + math.log(action["scale"]), 0)
     p_BL = np.exp(log_p_BL)

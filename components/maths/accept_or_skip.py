@@ -14,16 +14,19 @@ it sums to one on either side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, Path, exact_entropy, exact_kl, over, utilities_along
+from .coupling import Coupled, exact_entropy, exact_kl, on_host, utilities_along
 from .distributions import ActionDistribution
-from .masked import masked_argmax, one_hot
+from .walks import accepted
 
 EXACT_LIMIT = 10
 
@@ -32,41 +35,26 @@ EXACT_LIMIT = 10
 class AcceptOrSkip(Coupled):
     """The set distribution that this module describes; without shifts a Bernoulli of ``logits_BL``."""
 
-    @torch.no_grad()
-    def _walk(self, below_BL: Tensor, stops: bool = False) -> tuple[Action, Tensor]:
-        """The taken positions and the order (B, K) of the candidates, a row's own first.
-
-        A candidate of probability p is taken if ``below_BL`` < p at its position. stops: whether a row's first skip
-        ends it. Where all have one bound nothing behind it would be taken: a skip moves nothing.
-        """
-        path, left_BL = Path.start(self), self.eligible_BL
-        going_B, candidates = left_BL.any(-1), []
-        for turn in range(left_BL.shape[-1]):
-            if over(going_B, turn):
-                break
-            utility_BL = path.utilities()
-            best_B = masked_argmax(utility_BL, left_BL)
-            best_B1 = best_B.unsqueeze(1)
-            taken_B1 = below_BL.gather(1, best_B1) < F.logsigmoid(utility_BL.gather(1, best_B1)).exp()
-            taken_B = going_B & taken_B1.squeeze(1)
-            path.take(best_B, taken_B)
-            left_BL = left_BL & ~one_hot(best_B, left_BL)
-            going_B = (taken_B if stops else going_B) & left_BL.any(-1)
-            candidates.append(best_B)
-        order_BK = torch.stack(candidates, 1) if candidates else torch.zeros_like(left_BL[:, :0], dtype=torch.int64)
-        return Action(path.rank_BL >= 0), order_BK
-
     def sample(self, noise: Noise) -> Action:
-        return self._walk(noise.uniform(0, self.eligible_BL.shape[-1]))[0]
+        below_BL = noise.uniform(0, self.eligible_BL.shape[-1])
+        return self._action(below_BL.cpu().numpy(), stops=False)
 
     def mode(self) -> Action:
         """The more probable decision of each candidate on the path; at p = 1/2 it is skipped."""
-        return self._walk(torch.full_like(self.log_odds_BL, 0.5), stops=True)[0]
+        return self._action(np.full(self.eligible_BL.shape, 0.5), stops=True)
+
+    def _action(self, below_BL: NDArray[Any], stops: bool) -> Action:
+        """The positions that the walk takes. Its first candidate is the fallback."""
+        taken_BL, order_BK = accepted(on_host(self), below_BL, stops, _sigma)
+        there = self.eligible_BL.device
+        best_B = torch.from_numpy(order_BK[:, 0]).to(there) if order_BK.shape[1] else None
+        return Action(torch.from_numpy(taken_BL).to(there), best_B=best_B)
 
     def log_prob(self, action: Action) -> Tensor:
         drawn_BL = action.drawn_BL & self.eligible_BL
         # A candidate of any probability is taken where it was, and nowhere else.
-        order_BK = self._walk(torch.where(drawn_BL, -1.0, 2.0))[1]
+        below_BL = torch.where(drawn_BL, -1.0, 2.0).cpu().numpy()
+        order_BK = torch.from_numpy(accepted(on_host(self), below_BL, False, _sigma)[1]).to(drawn_BL.device)
         decided_BK = torch.arange(order_BK.shape[1], device=order_BK.device) < self.eligible_BL.sum(-1, keepdim=True)
         taken_BK = drawn_BL.gather(1, order_BK) & decided_BK
         z_BkL = utilities_along(self, order_BK, taken_BK)
@@ -81,6 +69,11 @@ class AcceptOrSkip(Coupled):
     def kl(self, other: ActionDistribution) -> Tensor:
         """KL(self || other), +inf where the other one gives a draw of this one no probability."""
         return exact_kl(self, other, EXACT_LIMIT, _draws)
+
+
+def _sigma(utility_B: NDArray[Any]) -> NDArray[Any]:
+    """As in ``log_prob`` and in ``Bernoulli``, to the bit."""
+    return F.logsigmoid(torch.from_numpy(utility_B)).exp().numpy()
 
 
 def _draws(length: int) -> Action:

@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, Path, exact_entropy, exact_kl, over, utilities_along
+from .coupling import Coupled, exact_entropy, exact_kl, on_host, utilities_along
 from .distributions import ActionDistribution
-from .masked import masked_argmax, masked_logsumexp, one_hot
+from .masked import masked_logsumexp
+from .walks import ordered
 
 EXACT_LIMIT = 6
-_PICK, _STOP = 0, 2  # noise streams of the first pick, the ones that DPLS has
-_NEXT = 2**32  # from one pick's streams to the next one's; a step's own are 64 apart
 
 
 @dataclass(frozen=True)
@@ -37,39 +38,22 @@ class CoupledPlackettLuce(Coupled):
     The temperature leaves STOP's utility at 0.
     """
 
-    @torch.no_grad()
-    def _walk(self, among_BL: Tensor, noise: Noise | None, stops: bool) -> Action:
-        """The best remaining position of ``among_BL``, pick by pick, while its utility is above STOP's.
-
-        stops: whether STOP competes. noise: Gumbel noise is added to each pick, which makes the picks a draw.
-        """
-        path, left_BL, length = Path.start(self), among_BL, among_BL.shape[-1]
-        going_B = among_BL.any(-1)
-        for pick in range(length):
-            if over(going_B, pick):
-                break
-            value_BL, stop_B1 = path.utilities(), 0.0
-            if noise is not None:
-                value_BL = value_BL + noise.gumbel(_PICK + pick * _NEXT, length)
-                stop_B1 = noise.gumbel(_STOP + pick * _NEXT, 1)
-            best_B = masked_argmax(value_BL, left_BL)
-            if stops and pick > 0:
-                going_B = going_B & (value_BL.gather(1, best_B.unsqueeze(1)) > stop_B1).squeeze(1)
-            path.take(best_B, going_B)
-            left_BL = left_BL & ~one_hot(best_B, left_BL)
-            going_B = going_B & left_BL.any(-1)
-        return path.action()
-
     def sample(self, noise: Noise) -> Action:
-        return self._walk(self.eligible_BL, noise, stops=True)
+        here = Noise(noise.key_B.cpu(), noise.step_B.cpu())  # noise is made where the picks are
+        return self._as_action(ordered(on_host(self), lambda stream, length: here.gumbel(stream, length).numpy()))
 
     def mode(self) -> Action:
         """The greedy draw: the best position, then the best of what is left while its utility is above STOP's 0."""
-        return self._walk(self.eligible_BL, None, stops=True)
+        return self._as_action(ordered(on_host(self)))
 
     def ordered(self, selected_BL: Tensor) -> Action:
         """A set as a draw: all of its eligible members, greedily by utility, without STOP."""
-        return self._walk(selected_BL & self.eligible_BL, None, stops=False)
+        among_BL = (selected_BL & self.eligible_BL).cpu().numpy()
+        return self._as_action(ordered(on_host(self), among_BL=among_BL, stops=False))
+
+    def _as_action(self, rank_BL: NDArray[Any]) -> Action:
+        rank = torch.from_numpy(rank_BL).to(self.eligible_BL.device)
+        return Action(rank >= 0, rank)
 
     def log_prob_of_set(self, selected_BL: Tensor) -> Tensor:
         """(B,) log-probability of a set's greedy order. A set has many orders, of which this is one: minus it is an

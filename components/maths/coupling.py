@@ -15,6 +15,7 @@ began. A rise is negative where the earlier ones support i, so that a risk may f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -26,7 +27,8 @@ from torch import Tensor
 from ..core.devices import reads_wait
 from ..core.types import Action
 from .distributions import ActionDistribution, p_log, same_kind, take
-from .masked import masked_argmax, one_hot, sort_eligible
+from .masked import masked_argmax, sort_eligible
+from .walks import CoupledScores
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def log_odds(coupled: Coupled) -> Tensor:
 
 
 def surprise(log_odds: Tensor) -> Tensor:
-    """-log sigma(log_odds), rounded once from float64, so that the path in numpy has the same bits."""
+    """-log sigma(log_odds), rounded once from float64, so that the walk in numpy has the same bits."""
     return -F.logsigmoid(log_odds.double()).to(log_odds.dtype)
 
 
@@ -124,53 +126,30 @@ def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Ten
     return utility(coupled, cond_BkL, risk_Bk.unsqueeze(-1))
 
 
-@dataclass
-class Path:
-    """State of rows while positions are taken one after the other, without a gradient.
-
-    bias_BL, start_BL: the bias and, when the step began, -log sigma of the log-odds. A pick computes what changes.
-    """
-
-    coupled: Coupled
-    bias_BL: Tensor
-    start_BL: Tensor
-    cond_BL: Tensor
-    risk_B1: Tensor
-    count_B: Tensor
-    rank_BL: Tensor
-
-    @staticmethod
-    def start(coupled: Coupled) -> Path:
-        cond_BL = log_odds(coupled)
-        count_B = torch.zeros(len(cond_BL), dtype=torch.int64, device=cond_BL.device)
-        rank_BL = torch.full_like(coupled.eligible_BL, -1, dtype=torch.int64)
-        bias_BL = _among(coupled.bias_BL, coupled.eligible_BL)
-        risk_B1 = torch.zeros_like(cond_BL[:, :1])
-        return Path(coupled, bias_BL, surprise(cond_BL), cond_BL, risk_B1, count_B, rank_BL)
-
-    def utilities(self) -> Tensor:
-        return _utility(self.coupled, self.bias_BL, self.cond_BL, self.risk_B1)
-
-    def take(self, index_B: Tensor, taken_B: Tensor) -> None:
-        """Take position ``index_B`` in the rows of ``taken_B``; it must be eligible there."""
-        own, index_B1, taken_B1 = self.coupled, index_B.unsqueeze(1), taken_B.unsqueeze(1)
-        mix_B1, cond_B1, start_B1 = (v.gather(1, index_B1) for v in (own.mix_BL, self.cond_BL, self.start_BL))
-        added_B1 = _mixed(mix_B1, surprise(cond_B1), start_B1)
-        self.risk_B1 = self.risk_B1 + _among(added_B1, taken_B1 & (self.count_B > 0).unsqueeze(1))
-        row_BL = own.shift_BLL[torch.arange(len(index_B), device=index_B.device), index_B]
-        open_BL = taken_B1 & own.eligible_BL
-        self.cond_BL = self.cond_BL + _among(row_BL, open_BL)
-        taken_BL = one_hot(index_B, open_BL)
-        self.rank_BL = torch.where(taken_BL, self.count_B.unsqueeze(1), self.rank_BL)
-        self.count_B = self.count_B + taken_B
-
-    def action(self) -> Action:
-        return Action(self.rank_BL >= 0, self.rank_BL)
+FIELDS = ("log_odds_BL", "bias_BL", "shift_BLL", "mix_BL", "eligible_BL", "kappa", "tau", "cost")
 
 
-def over(going_B: Tensor, pick: int) -> bool:
-    """True once every row has stopped. An accelerator is read at every fourth pick only, to save synchronizations."""
-    return (not reads_wait(going_B.device) or pick % 4 == 3) and not bool(going_B.any())
+def on_host(coupled: Coupled) -> CoupledScores:
+    """The fields as arrays for ``walks``. An accelerator is read once, all fields in one tensor."""
+    values: dict[str, Any] = {name: getattr(coupled, name) for name in FIELDS}
+    tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+    if reads_wait(coupled.eligible_BL.device):
+        arrays = _read_at_once(tensors)
+    else:
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+    return CoupledScores(**values | arrays, temperature=coupled.temperature)
+
+
+def _read_at_once(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A tensor of no axes comes back as one number per row."""
+    rows, dtype = len(tensors["eligible_BL"]), tensors["shift_BLL"].dtype
+    whole = {name: value if value.ndim else value.expand(rows) for name, value in tensors.items()}
+    packed = torch.cat([value.reshape(rows, math.prod(value.shape[1:])).to(dtype) for value in whole.values()], 1)
+    array, begin, found = packed.cpu().numpy(), 0, {}
+    for name, value in whole.items():
+        end = begin + math.prod(value.shape[1:])
+        found[name], begin = array[:, begin:end].reshape(value.shape), end
+    return found | {"eligible_BL": found["eligible_BL"].astype(bool)}
 
 
 Kind = TypeVar("Kind", bound=Coupled)

@@ -39,7 +39,8 @@ def commit(distribution: ActionDistribution, action: Action, eligible_BL: Tensor
     committed_BL = action.drawn_BL
     empty_B1 = ~committed_BL.any(-1, keepdim=True)
     if force and (reads_wait(committed_BL.device) or bool(empty_B1.any())):
-        committed_BL = committed_BL | (empty_B1 & one_hot(distribution.fallback_B, eligible_BL))
+        best_B = distribution.fallback_B if action.best_B is None else action.best_B
+        committed_BL = committed_BL | (empty_B1 & one_hot(best_B, eligible_BL))
     return Action(action.drawn_BL, action.rank_BL, committed_BL)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .coupling import Coupled, Path, added_risk, log_odds, over
-from .masked import masked_argmax, one_hot
+from .coupling import Coupled, on_host
+from .walks import within
 
 
-@torch.no_grad()
 def greedy_set(
     log_odds_BL: Tensor, shift_BLL: Tensor, eligible_BL: Tensor, gamma: float, share: float | Tensor
 ) -> Tensor:
@@ -24,16 +23,4 @@ def greedy_set(
     """
     mix_BL = torch.zeros_like(log_odds_BL) + share
     coupled = Coupled(log_odds_BL, torch.zeros_like(log_odds_BL), shift_BLL, mix_BL, eligible_BL)
-    path, before_BL, left_BL = Path.start(coupled), log_odds(coupled), eligible_BL
-    going_B = eligible_BL.any(-1)
-    for pick in range(eligible_BL.shape[-1]):
-        if over(going_B, pick):
-            break
-        best_B = masked_argmax(path.cond_BL, left_BL)
-        mix_B1, cond_B1, before_B1 = (v.gather(1, best_B.unsqueeze(1)) for v in (mix_BL, path.cond_BL, before_BL))
-        risk_B1 = path.risk_B1 + added_risk(mix_B1, cond_B1, before_B1)
-        fits_B = (path.count_B == 0) | (risk_B1 <= gamma).squeeze(1)
-        going_B = going_B & left_BL.any(-1) & fits_B
-        path.take(best_B, going_B)
-        left_BL = left_BL & ~one_hot(best_B, going_B.unsqueeze(1) & left_BL)
-    return path.rank_BL >= 0
+    return torch.from_numpy(within(on_host(coupled), gamma)).to(eligible_BL.device)

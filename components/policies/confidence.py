@@ -20,6 +20,7 @@ from ..core.errors import SettingsError
 from ..core.types import STATISTICS, Needs, Observation
 from ..maths.distributions import ActionDistribution, Bernoulli, Categorical
 from ..maths.plackett_luce import DPLS
+from .heuristics import field_of
 
 INPUTS = ("confidence", "log_odds", "entropy", "margin", "bound", "top")
 ACTIONS = {"bernoulli": Bernoulli, "dpls": DPLS, "categorical": Categorical}
@@ -183,10 +184,7 @@ class ConfidencePolicy(nn.Module):
         """(B, L, F) the inputs, zero outside the positions that this policy reads."""
         parts = []
         for name in self.shape.inputs:
-            field = {"top": "top_BLK", "bound": "entropy_BL"}.get(name, f"{name}_BL")
-            value = getattr(obs, field)
-            if value is None:
-                raise ValueError(f"The observation has no {field}, which the policy reads. Ask for it in Needs.")
+            value = field_of(obs, {"top": "top_BLK", "bound": "entropy_BL"}.get(name, f"{name}_BL"))
             if name == "bound":
                 value = torch.log(entropy_before(value, obs.eligible_BL) + 0.01)
             # Beside a policy that needs more of the largest probabilities there are more than ours.

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.devices import over
 from ..core.types import Needs, Observation
-from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.greedy import greedy_set
 from ..maths.masked import masked_argmax, one_hot, sort_eligible

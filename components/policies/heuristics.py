@@ -43,7 +43,7 @@ def field_of(obs: Observation, name: str) -> Tensor:
     """An optional field of the observation. ValueError where it is missing."""
     value = getattr(obs, name)
     if value is None:
-        raise ValueError(f"The observation has no {name}, which this rule reads. Ask for it in Needs.")
+        raise ValueError(f"The observation has no {name}, which the policy reads. Ask for it in Needs.")
     return value
 
 

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.devices import over
 from ..core.errors import SettingsError
 from ..core.rng import seed_of
 from ..core.types import Needs, Observation
-from ..maths.coupling import over
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.masked import one_hot, rank_of, sort_eligible
 from .coupled import CoupledPolicy, draws_by_shifts

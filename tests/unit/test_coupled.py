@@ -18,18 +18,13 @@ from torch import Tensor
 from components.core.rng import Noise, row_keys
 from components.core.types import Action
 from components.export import actions
-from components.export.coupled_actions import (
-    CoupledScores,
-    accept_greedy,
-    accept_sample,
-    coupled_greedy,
-    coupled_sample,
-)
+from components.export.onnx_file import OUTPUT
 from components.maths import accept_or_skip, coupled
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
 from components.maths.plackett_luce import DPLS
+from components.maths.walks import CoupledScores
 from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
@@ -349,27 +344,27 @@ def test_a_set_is_imitated_in_its_greedy_order() -> None:
 
 @every_kind
 def test_numpy_draws_what_torch_draws(kind: str) -> None:
-    greedy, sample = (coupled_greedy, coupled_sample) if kind == "ordered" else (accept_greedy, accept_sample)
     sizes = []
     for seed in range(12):
         source = torch.Generator().manual_seed(seed)
         eligible = torch.rand(64, 5 + seed, generator=source) < 0.7
         given = scores(seed, eligible, torch.float32)
         numpy: dict[str, Any] = {n: np.asarray(v) for n, v in given.items()}
-        one, theirs = KINDS[kind](**given), CoupledScores(**numpy)
-        keys = noise(64, seed)
+        fields_of = {n: numpy.pop(n) for n in tuple(numpy) if n.endswith(("_BL", "_BLL"))}
+        one, keys = KINDS[kind](**given), noise(64, seed)
         same = actions.Noise(keys.key_B.numpy(), keys.step_B.numpy()).uniform
-        for action, found in ((one.mode(), greedy(theirs)), (one.sample(keys), sample(theirs, same))):
-            drawn, rank = found if isinstance(found, tuple) else (found, None)
-            assert np.array_equal(drawn, action.drawn_BL.numpy())
-            assert action.rank_BL is None or np.array_equal(rank, action.rank_BL.numpy())  # type: ignore[arg-type]
+        action = {"kind": "accept" if kind == "accept" else "coupled", **numpy}
+        served = {**fields_of, OUTPUT: np.zeros(eligible.shape)}
+        for ours, uniform in ((one.mode(), None), (one.sample(keys), same)):
+            drawn = actions.commit(action, served, uniform, force=False)
+            assert np.array_equal(drawn, ours.drawn_BL.numpy())
             sizes.append(drawn.sum(-1))
     assert np.concatenate(sizes).max() > 8 and len(np.concatenate(sizes)) > 1000
     assert {field.name for field in fields(CoupledScores)} == {field.name for field in fields(KINDS[kind])}
 
 
 def test_numpy_draws_without_torch() -> None:
-    script = "import sys; sys.modules['torch'] = None; import components.export.coupled_actions"
+    script = "import sys; sys.modules['torch'] = None; import components.export.actions"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 

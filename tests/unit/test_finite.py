@@ -25,10 +25,10 @@ from components.denoisers import embedded
 from components.denoisers.formula import FormulaDenoiser
 from components.export import NumpyPolicy, OnnxPolicy, export_policy
 from components.export.actions import commit as commit_array
-from components.export.coupled_actions import CoupledScores, coupled_greedy
 from components.maths.distributions import Bernoulli, Categorical, commit
 from components.maths.objectives import REWARDS, group_advantages
 from components.maths.plackett_luce import DPLS
+from components.maths.walks import CoupledScores, ordered
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
@@ -340,7 +340,7 @@ def test_the_coupled_draw_takes_one_even_where_scores_are_not_numbers():
     bad_BL = np.full((1, 3), np.nan, np.float32)
     zeros = np.zeros((1, 3, 3), np.float32)
     eligible_BL = np.array([[False, True, True]])
-    taken_BL, _ = coupled_greedy(CoupledScores(bad_BL, bad_BL, zeros, bad_BL, eligible_BL))
+    taken_BL = ordered(CoupledScores(bad_BL, bad_BL, zeros, bad_BL, eligible_BL), None) >= 0
     assert (taken_BL & eligible_BL).any()
 
 

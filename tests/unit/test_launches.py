@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from components.core.types import Action
 from components.decode import act, refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
-from components.maths import accept_or_skip, distributions
+from components.maths import coupling, distributions
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -78,15 +78,9 @@ def test_a_learned_policy_does_not_wait_either() -> None:
 
 
 @pytest.mark.usefixtures("device_like")
-def test_a_coupled_policy_waits_once_more_for_every_four_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One candidate is skipped, none taken, and one committed by force: one wait for the loop. In float64 no entropy
-    asks for its smallest terms, as a CPU alone does."""
-    real, gpu = accept_or_skip.over, SimpleNamespace(type="cuda")
-
-    def over(going_B: Any, turn: int) -> bool:
-        return real(cast("Any", SimpleNamespace(device=gpu, any=going_B.any)), turn)
-
-    monkeypatch.setattr(accept_or_skip, "over", over)
+def test_a_coupled_policy_waits_once_more_for_its_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many candidates it looks at. In float64 no entropy asks for its smallest terms, as a CPU alone does."""
+    monkeypatch.setattr(coupling, "reads_wait", lambda device: True)
     torch.manual_seed(0)
     shape = CoupledShape(top_k=3, width=8, heads=1, mlp_width=8, pair_width=4, offsets=3, action="accept", tau=-99.0)
     policy = CoupledPolicy(shape).double().eval()
@@ -94,22 +88,29 @@ def test_a_coupled_policy_waits_once_more_for_every_four_candidates(monkeypatch:
     assert long - short == 8 and (many - few) / (long - short) == 2
 
 
-def test_a_coupled_pick_computes_only_what_the_picks_before_it_changed() -> None:
-    """Ten picks more cost ten times so many kernels; bias and surprise at the step's start are not among them."""
+def kernels_of_a_walk(draw: CoupledPlackettLuce | AcceptOrSkip, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(coupling, "reads_wait", lambda device: True)
+    found = launches(lambda _: (draw.mode(), STEP)[1], torch.device("cpu"))
+    assert found["waits_per_step"] == 2  # the walk's, and that for the number of steps
+    return found["kernels_per_step"]["elsewhere"]
+
+
+def test_a_coupled_walk_asks_an_accelerator_for_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fields are read in one tensor; of ten picks more no operator is seen."""
 
     def kernels(length: int) -> float:
         flat_1L = torch.full((1, length), 9.0)
         shift_1LL, open_1L = torch.zeros(1, length, length), flat_1L > 0
         draw = CoupledPlackettLuce(flat_1L, flat_1L, shift_1LL, flat_1L / 10, open_1L, tau=torch.tensor(1.0))
         assert int(draw.mode().drawn_BL.sum()) == length
+        return kernels_of_a_walk(draw, monkeypatch)
 
-        return launches(lambda _: (draw.mode(), STEP)[1], torch.device("cpu"))["kernels_per_step"]["elsewhere"]
-
-    assert (kernels(14) - kernels(4)) / 10 <= 52
+    assert kernels(14) == kernels(4) < 15
 
 
-def test_a_mode_of_accept_or_skip_ends_at_the_first_skip() -> None:
-    """Two of 14 are taken; the candidates behind the first that is not would be skipped one by one."""
+def test_a_mode_of_accept_or_skip_ends_at_the_first_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 14 are taken; the candidates behind the first that is not would be skipped one by one. The probability of
+    each is the host's own torch."""
 
     def kernels(length: int) -> float:
         flat_1L = torch.full((1, length), -9.0)
@@ -117,7 +118,7 @@ def test_a_mode_of_accept_or_skip_ends_at_the_first_skip() -> None:
         shift_1LL, open_1L = torch.zeros(1, length, length), torch.ones(1, length, dtype=torch.bool)
         draw = AcceptOrSkip(flat_1L, torch.zeros_like(flat_1L), shift_1LL, torch.full_like(flat_1L, 0.1), open_1L)
         assert draw.mode().drawn_BL.nonzero()[:, 1].tolist() == [0, 1]
-        return launches(lambda _: (draw.mode(), STEP)[1], torch.device("cpu"))["kernels_per_step"]["elsewhere"]
+        return kernels_of_a_walk(draw, monkeypatch)
 
     assert kernels(14) == kernels(5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,3 +205,22 @@ def test_the_winner_of_a_large_vocabulary_is_the_lowest_of_the_largest(vocabular
     logits_NV.scatter_(1, places, 9.0)
     assert torch.equal(read(logits_NV, [])["token"], places.amin(1))
     assert torch.equal(read(torch.zeros(1, vocabulary), [0, 1])["token"], torch.tensor([2]))
+
+
+@pytest.mark.parametrize("vocabulary", [300, 5_000, 8 * 512, 16 * 512, 16 * 512 + 1, 10_239])
+@pytest.mark.parametrize("top_k", [1, 2, 8, 15, 40])
+def test_the_largest_of_a_large_vocabulary_are_those_of_a_stable_sort(vocabulary: int, top_k: int):
+    """Few values, so that many are equal: within a piece of the vocabulary, between pieces and in the rest."""
+    logits_NV = torch.randint(-4, 5, (24, vocabulary), generator=generator("ties")).float()
+    logits_NV[:8] = torch.randn(8, vocabulary, generator=generator("none"))
+    logits_NV[8] = -torch.inf
+    logits_NV[8, -3:] = 0.0
+    logits_NV[9] *= -0.0
+    needs = Needs(top_k=top_k, top_ids=True, statistics=("margin", "entropy"))
+    found, plain = (read(logits_NV, [5], asked) for asked in (needs, replace(needs, top_ids=False)))
+    wanted_NV = logits_NV.clone() + 0.0
+    wanted_NV[:, 5] = -torch.inf
+    order_NV = wanted_NV.clamp(min=readout.NEVER).sort(dim=-1, descending=True, stable=True).indices
+    assert torch.equal(found["top_ids"], order_NV[:, :top_k])
+    for name in plain:
+        assert torch.equal(found[name], plain[name]), name
