@@ -160,11 +160,19 @@ class Study:
                 runs(cells, case, "distilled", f"its distilled start{where}"),
                 runs(cells, case, "influence", f"influence alone{where}"),
             ]
-        for cell in [*self.kind("domain"), *self.kind("paper")]:
-            found.append(runs([cell], case, "learned", cell.about["about"]))
-            if cell.about["kind"] == "domain":
-                found.append(runs([cell], case, "influence", f"{cell.about['about']}: influence alone"))
+        for cells in self.domains():
+            about = cells[0].about["about"]
+            found.append(runs(cells, case, "learned", about))
+            found.append(runs(cells, case, "influence", f"{about}: influence alone"))
+        found += [runs([cell], case, "learned", cell.about["about"]) for cell in self.kind("paper")]
         return [one for one in found if one is not None]
+
+    def domains(self) -> list[list[Kept]]:
+        """The cells that were trained on other tasks, those of one domain together: they differ in the seed alone."""
+        found: dict[str, list[Kept]] = {}
+        for cell in self.kind("domain"):
+            found.setdefault(repr(cell.settings["domain"]), []).append(cell)
+        return list(found.values())
 
 
 def best_accuracy(many: Iterable[Runs]) -> float:

@@ -199,10 +199,8 @@ def _in_blocks(study: Study) -> list[Bar | None]:
 def _worded(study: Study) -> list[Bar | None]:
     """Several right spellings, by position and by content, and order alone."""
     found: list[Bar | None] = []
-    content = study.kind("domain")
     groups = [("by position", "evaluate-worded_position", cells, 0.30, (3.3, 4.0)) for cells in study.default.values()]
-    if content:
-        groups.append(("by content", "evaluate-worded_content", content, 0.40, (3.0, 3.7)))
+    groups += [("by content", "evaluate-worded_content", cells, 0.40, (3.0, 3.7)) for cells in study.domains()]
     for name, case, cells, needed, (low, high) in groups:
         one = runs(cells, case, "learned", "")
         start = runs(cells, case, "influence", "")

@@ -100,7 +100,7 @@ def row_of(family: str, setting: str, accuracy: float, nfe: float, task: str) ->
     return replace(result(family, setting, accuracy, nfe), task=task, order_2P=order_2P)
 
 
-def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "default", dllm: int = 0) -> None:
+def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "default", domain: str = "many") -> None:
     """A finished cell: rules at .5 @ 2 and .9 @ 8, a policy ``gain`` above them, influence alone on them."""
     for task in TASKS if name != "elsewhere" else ("latin_square",):
         rules = [row_of("threshold", "0.5", 0.5, 2, task), row_of("confidence", "1", 0.9, 8, task)]
@@ -121,7 +121,7 @@ def keep(folder: Path, name: str, gain: float, seed: int = 0, kind: str = "defau
     write_json(folder / name / "run.json", {"commit": "abcdef123456"})
     write_json(folder / name / "metrics" / "distill.json", {"parameters": 15000.0})
     write_json(folder / name / "metrics" / "influence.json", {"held_unexplained": 0.4})
-    settings = {"pretrain": {"seed": dllm}, "train": {"seed": seed}}
+    settings = {"pretrain": {"seed": 0}, "train": {"seed": seed}, "domain": {"tasks": {domain: 1}}}
     (folder / name / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
@@ -146,6 +146,16 @@ def test_seeds_are_one_line_and_its_figures_are_theirs(study: Study) -> None:
     assert start is not None and [r.accuracy for r in start.by_setting["mode"]] == [0.7]
     assert runs(study.first, "ood-queens", "learned", "") is None
     assert figures["AR-ness@1"] == "0.25" and figures["tau"] == "−0.50"
+
+
+def test_seeds_of_another_domain_are_one_line_too(tmp_path: Path) -> None:
+    for name, gain, seed, domain in (("a", 0.3, 0, "one"), ("a-1", 0.2, 1, "one"), ("b", 0.1, 0, "other")):
+        keep(tmp_path, name, gain, seed, "domain", domain)
+    keep(tmp_path, "seed-0", 0.35)
+    study = Study([read_kept(tmp_path / name) for name in ("seed-0", "a", "a-1", "b")])
+    found = {one.label: len(one.by_setting["mode"]) for one in study.on("evaluate-sudoku_many")}
+    assert (found["cell a"], found["cell a: influence alone"], found["cell b"]) == (2, 2, 1)
+    assert "cell a-1" not in found
 
 
 def test_rows_over_pair_shifts_stand_beside_the_policy_and_move_no_front(tmp_path: Path) -> None:
