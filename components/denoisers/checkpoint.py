@@ -119,10 +119,10 @@ def check_readable(files: Sequence[Path]) -> None:
             ) from error
 
 
-def check_loaded(path: str, info: Mapping[str, Any], tied: bool) -> None:
+def check_loaded(path: str, info: Mapping[str, Any], config: Any) -> None:
     """CheckpointError if loading left weights out, found unknown ones, or ones of another shape."""
     wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
-    if tied and wrong.get("missing_keys") == ["lm_head.weight"]:
+    if _ties(config) and wrong.get("missing_keys") == ["lm_head.weight"]:
         del wrong["missing_keys"]
     if wrong:
         raise CheckpointError(
@@ -131,10 +131,15 @@ def check_loaded(path: str, info: Mapping[str, Any], tied: bool) -> None:
         )
 
 
+def _ties(config: Any) -> bool:
+    """Whether the head is the embedding. Perceiver's config does not say."""
+    return getattr(config, "tie_word_embeddings", False)
+
+
 def check_tied(path: str, model: Any) -> None:
     """CheckpointError if the config ties the head to the embedding and the file holds two different ones."""
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head is not None and not torch.equal(head.weight, words.weight):
+    if _ties(model.config) and head is not None and not torch.equal(head.weight, words.weight):
         raise CheckpointError(
             f"{path}: config.json ties the output head to the embedding, and the weights hold two different ones. Set "
             f"weight_tying (LLaDA) or tie_word_embeddings to false, or remove the head."

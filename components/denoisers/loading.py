@@ -178,7 +178,9 @@ def _masked_denoiser(path: str, model: Any, mask_id: int, known: frozenset[int],
 
     try:
         return MaskedLMDenoiser(model, mask_id, known, pad_id)
-    except (AttributeError, TypeError, ValueError) as error:  # each class fails in its own way
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each class fails in its own way
         raise CheckpointError(
             f"{path}: {type(model).__name__} is no encoder with a head ({_line(error)}). Use another masked language "
             f"model."
@@ -220,7 +222,7 @@ def _from_files(path: str, kind: Any, more: dict[str, Any], names: dict[str, str
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    checkpoint.check_loaded(path, info, model.config.tie_word_embeddings)
+    checkpoint.check_loaded(path, info, model.config)
     checkpoint.check_tied(path, model)
     checkpoint.check_equal(model, files, names)
     checkpoint.check_rotary(path, model)

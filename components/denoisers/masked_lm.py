@@ -74,6 +74,7 @@ def _head(model: Any) -> Any:
 def _positions(model: Any) -> int:
     """The longest row. RoBERTa's table also has rows for padding and what is before it."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        table, before = getattr(module, "weight", None), getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(table, Tensor) and table.ndim == 2:
+            return len(table) - (0 if before is None else before + 1)
     return model.config.max_position_embeddings

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from components.core.errors import CheckpointError, SettingsError
+from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.rng import generator
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
@@ -327,7 +327,7 @@ def masked_tokenizer(pad: int) -> PreTrainedTokenizerFast:
 
 
 def write_masked(folder: Path, name: str) -> Any:
-    config = getattr(transformers, f"{name}Config")(**MASKED[name])
+    config = getattr(transformers, f"{name}Config")(**MASKED["Roberta" if name == "IBert" else name])
     model = fill(getattr(transformers, f"{name}ForMaskedLM")(config))
     model.save_pretrained(folder)
     masked_tokenizer(model.config.pad_token_id or 0).save_pretrained(folder)
@@ -352,6 +352,17 @@ def test_a_masked_language_model_is_its_own_class_bit_for_bit(name: str, tmp_pat
         with_cache(denoiser, "dual")
 
 
+@pytest.mark.parametrize("name", ["Roberta", "IBert", "Bert"])
+def test_a_masked_language_model_decodes_rows_up_to_its_last_position(name: str, tmp_path: Path):
+    """RoBERTa's table holds rows for padding and what is before it; I-BERT's is no ``nn.Embedding``."""
+    write_masked(tmp_path, name)
+    denoiser, _ = load(tmp_path)
+    assert denoiser.positions == 48
+    assert bool(rollout(denoiser, Threshold(0.9), Job.of([torch.full((40,), 5)], 8, 4)).finished_R.all())
+    with pytest.raises(DataError, match="49"):
+        rollout(denoiser, Threshold(0.9), Job.of([torch.full((41,), 5)], 8, 4))
+
+
 def test_a_masked_language_model_with_a_decoder_is_refused(tmp_path: Path):
     sizes: dict[str, Any] = {"d_model": 16, "max_position_embeddings": 48}
     for side in ("encoder", "decoder"):
@@ -360,6 +371,16 @@ def test_a_masked_language_model_with_a_decoder_is_refused(tmp_path: Path):
     fill(transformers.BartForConditionalGeneration(config)).save_pretrained(tmp_path)
     masked_tokenizer(0).save_pretrained(tmp_path)
     refused(tmp_path, str(tmp_path), "BartForConditionalGeneration is no encoder with a head")
+
+
+def test_a_masked_language_model_that_attends_by_latents_is_refused(tmp_path: Path):
+    """Perceiver's config has neither of two names that every other class has."""
+    sizes: dict[str, Any] = {"d_model": 16, "d_latents": 16, "num_latents": 4, "num_self_attends_per_block": 1}
+    sizes |= {"num_self_attention_heads": 2, "num_cross_attention_heads": 2, "qk_channels": 16, "v_channels": 16}
+    config = transformers.PerceiverConfig(vocab_size=VOCABULARY, max_position_embeddings=48, **sizes)
+    fill(transformers.PerceiverForMaskedLM(config)).save_pretrained(tmp_path)
+    masked_tokenizer(0).save_pretrained(tmp_path)
+    refused(tmp_path, str(tmp_path), "PerceiverForMaskedLM")
 
 
 def test_a_masked_language_model_of_images_and_text_is_refused(tmp_path: Path):
