@@ -12,5 +12,5 @@ def reads_wait(device: torch.device) -> bool:
 
 
 def over(going_B: Tensor, pick: int) -> bool:
-    """True once every row has stopped. An accelerator is read at every fourth pick only, to save waits."""
+    """Whether every row has stopped. An accelerator is asked at every fourth pick only, to save waits."""
     return (not reads_wait(going_B.device) or pick % 4 == 3) and not bool(going_B.any())

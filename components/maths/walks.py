@@ -54,7 +54,7 @@ def ordered(
     """
     path = Path(scores, among_BL)
     length, row_B = scores.eligible_BL.shape[1], np.arange(len(scores.eligible_BL))
-    going_B, pick = path.open(), 0
+    going_B, pick = path.any_left(), 0
     while going_B.any():
         value_BL, stop_B = path.tempered(path.utilities()), np.zeros(len(row_B))
         if gumbel is not None:
@@ -64,7 +64,7 @@ def ordered(
         if stops and pick > 0:
             going_B = going_B & (value_BL[row_B, best_B] > stop_B)
         path.decide(best_B, going_B)
-        going_B, pick = going_B & path.open(), pick + 1
+        going_B, pick = going_B & path.any_left(), pick + 1
     return path.rank_BL
 
 
@@ -79,13 +79,13 @@ def accepted(
     the caller, whose likelihood takes the same one.
     """
     path, row_B, candidates = Path(scores), np.arange(len(below_BL)), []
-    going_B = path.open()
+    going_B = path.any_left()
     while going_B.any():
         utility_BL = path.utilities()
         best_B = path.best(utility_BL)
         taken_B = going_B & (below_BL[row_B, best_B] < sigma(path.tempered(utility_BL[row_B, best_B])))
         path.decide(best_B, taken_B)
-        going_B = (taken_B if stops else going_B) & path.open()
+        going_B = (taken_B if stops else going_B) & path.any_left()
         candidates.append(best_B)
     order_BK = np.stack(candidates, 1) if candidates else np.zeros((len(row_B), 0), np.int64)
     return path.rank_BL >= 0, order_BK
@@ -95,12 +95,12 @@ def accepted(
 def within(scores: CoupledScores, gamma: float) -> np.ndarray:
     """bool (B, L): by log-odds, the largest first, while the risk stays at most ``gamma``; the first one is free."""
     path = Path(scores)
-    going_B = path.open()
+    going_B = path.any_left()
     while going_B.any():
         best_B = path.best(path.cond_BL)
         going_B = going_B & ((path.count_B == 0) | (path.risk_B + path.added(best_B) <= gamma))
         path.decide(best_B, going_B)
-        going_B = going_B & path.open()
+        going_B = going_B & path.any_left()
     return path.rank_BL >= 0
 
 
@@ -120,7 +120,7 @@ class Path:
         self.cond_BL, self.risk_B = self._start_BL, np.zeros(len(eligible_BL), self._start_BL.dtype)
         self.count_B, self.rank_BL = np.zeros(len(eligible_BL), np.int64), np.full(eligible_BL.shape, -1)
 
-    def open(self) -> NDArray[np.bool_]:
+    def any_left(self) -> NDArray[np.bool_]:
         """(B,) whether anything is left."""
         return np.asarray(self.left_BL.any(-1))
 

@@ -169,7 +169,8 @@ def test_evidence_of_a_champion_with_values_of_another_type_is_none(
     version: Any = SimpleNamespace(tags={"identity": "i"})
     monkeypatch.setattr(registry, "_stored_evidence", lambda client, version: stored)
     client: Any = None
-    assert registry.load_evidence(client, version) == Evidence.of(stored)
+    loaded = registry.load_evidence(client, version)
+    assert loaded is not None and json.dumps(loaded.to_json()) == json.dumps(stored)  # a NaN equals no other one
     for name, value in change.items():
         if isinstance(value, dict):
             stored[name] |= value
