@@ -25,11 +25,11 @@ PAIR_PASSES = 10  # of the pair head over its activations
 LAUNCH = 5e-6  # seconds of a kernel's launch
 CANVAS, BLOCK, ROWS = 256, 32, (1, 64)
 COMMITS = round(1 / PARALLEL)  # a step, of one row
-# Kernels of a step beside the forward, as counted in docs/performance.md.
-KERNELS = {"threshold:0.9": 83, "paper A": 181, "coupled": 207}
-# Seconds of the host, in which the device waits: to read a coupled step's fields, and for each candidate of its walk,
-# the second one of that and per row in flight.
-READ, CANDIDATE = 30e-6, (32e-6, 0.2e-6)
+# Kernels of a step beside the forward, as counted in tests/unit/test_launches.py.
+KERNELS = {"threshold:0.9": 94, "paper A": 179, "coupled": 213}
+# Seconds in which the device waits for the host: to read a coupled step's fields, beside their way over a link of so
+# many bytes a second; and for each candidate of the walk, a fixed part and a part per row in flight.
+READ, LINK, CANDIDATE = 20e-6, 25e9, (32e-6, 0.8e-6)
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,10 @@ def on_paper(dllm: Shape = LLADA) -> list[Step]:
 
 def _host_seconds(name: str, rows: int, commits: int) -> float:
     """In which the device waits: the coupled policy's walk, up to the first candidate that is skipped."""
-    looked_at = min(commits + 1, BLOCK)
-    return READ + (CANDIDATE[0] + CANDIDATE[1] * rows) * looked_at if name == "coupled" else 0.0
+    if name != "coupled":
+        return 0.0
+    looked_at, fields = min(commits + 1, BLOCK), 4 * rows * CANVAS**2
+    return READ + fields / LINK + (CANDIDATE[0] + CANDIDATE[1] * rows) * looked_at
 
 
 def _shared_seconds(name: str, rows: int, commits: int) -> float:
@@ -190,8 +192,8 @@ Assumed beside the above:
   over all masks; {PAIR_PASSES} passes over the pair head's activations
 - {LAUNCH * 1e6:.0f} us for each kernel beside the forward, which all rows share:
   {", ".join(f"{name} {count:,}" for name, count in KERNELS.items())}
-- of the coupled policy's walk, which the host decides while the device waits: {READ * 1e6:.0f} us, and
-  {CANDIDATE[0] * 1e6:.0f} + {CANDIDATE[1] * 1e6:.1f} x rows us for each candidate that it looks at:
+- of the coupled policy's walk, which the host decides while the device waits: {READ * 1e6:.0f} us, its pair shifts over
+  a link of {LINK / 1e9:.0f} GB/s, and {CANDIDATE[0] * 1e6:.0f} + {CANDIDATE[1] * 1e6:.1f} x rows us for each candidate:
   {COMMITS + 1} where one row commits {COMMITS} a step, a block's at {ROWS[1]} rows
   (counts and times of docs/performance.md)
 

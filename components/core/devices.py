@@ -1,4 +1,4 @@
-"""What reading a tensor's value costs on a device."""
+"""What reading a tensor's value costs on a device, and how it refuses memory."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def reads_wait(device: torch.device) -> bool:
 def over(going_B: Tensor, pick: int) -> bool:
     """Whether every row has stopped. An accelerator is asked at every fourth pick only, to save waits."""
     return (not reads_wait(going_B.device) or pick % 4 == 3) and not bool(going_B.any())
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether the error is a refused allocation, an accelerator's or the host's."""
+    said = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)

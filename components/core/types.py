@@ -196,7 +196,7 @@ class Action:
     rank_BL       int64, order of the draw from 0 on, -1 where not drawn (only ordered distributions read it).
     committed_BL  bool, what the loop applies: the drawn bits, plus a forced position where a draw was empty. A forced
                   commit is never credited as a drawn one.
-    best_B        int64, what a forced commit takes, of a draw that has found it on its way; only ``commit`` reads it.
+    best_B        int64, the position that a forced commit takes, where the draw knows it; only ``commit`` reads it.
     """
 
     drawn_BL: Tensor

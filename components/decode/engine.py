@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..core import workers
+from ..core.devices import ran_out
 from ..core.errors import SettingsError
 from ..core.timer import Timer
 from ..core.types import Action, Needs, Rollout, Steps
@@ -203,7 +204,7 @@ class _Worker:
         try:
             return refresh(batch, self.denoiser, self.needs, self.timer, facts, self.room.tokens)
         except (RuntimeError, MemoryError) as error:
-            if len(batch) < 2 or not memory.ran_out(error):
+            if len(batch) < 2 or not ran_out(error):
                 raise
         return None
 
@@ -212,7 +213,7 @@ class _Worker:
         try:
             return decide(self.policies, batch, self.needs, self.options)
         except (RuntimeError, MemoryError) as error:
-            if len(batch) < 2 or not memory.ran_out(error):
+            if len(batch) < 2 or not ran_out(error):
                 raise
         self.room.halve(len(batch))
         row_B = torch.arange(len(batch), device=batch.row_B.device)

@@ -108,12 +108,6 @@ def fit(
     return min(fitting, most), min(asked, found)
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether the error is a refused allocation, an accelerator's or the host's."""
-    said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
-
-
 def free_bytes(device: torch.device) -> int:
     """What can still be allocated: of the accelerator, or of the host within its container's limit."""
     if device.type == "cuda":

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from ..core.devices import ran_out
 from ..core.errors import CheckpointError, DataError
 from . import checkpoint, llada, vocabulary
 from .check import check_denoiser
@@ -178,9 +179,9 @@ def _masked_denoiser(path: str, model: Any, mask_id: int, known: frozenset[int],
 
     try:
         return MaskedLMDenoiser(model, mask_id, known, pad_id)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # each class fails in its own way
+        if ran_out(error):
+            raise
         raise CheckpointError(
             f"{path}: {type(model).__name__} is no encoder with a head ({_line(error)}). Use another masked language "
             f"model."

@@ -72,9 +72,11 @@ def _head(model: Any) -> Any:
 
 
 def _positions(model: Any) -> int:
-    """The longest row. RoBERTa's table also has rows for padding and what is before it."""
+    """The longest row. RoBERTa's table also has rows for padding and what is before it; YOSO's has two that are never
+    read."""
+    stated = model.config.max_position_embeddings
     for name, module in model.named_modules():
         table, before = getattr(module, "weight", None), getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(table, Tensor) and table.ndim == 2:
-            return len(table) - (0 if before is None else before + 1)
-    return model.config.max_position_embeddings
+            return min(stated, len(table) - (0 if before is None else before + 1))
+    return stated

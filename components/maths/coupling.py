@@ -68,12 +68,8 @@ class Coupled:
 
 def utility(coupled: Coupled, cond: Tensor, risk: Tensor) -> Tensor:
     """u of every position, where ``cond`` (B, ..., L) are the log-odds and ``risk`` (B, ..., 1) the risk so far."""
-    bias = _among(coupled.bias_BL, coupled.eligible_BL)
-    return _utility(coupled, bias if cond.ndim == 2 else bias.unsqueeze(1), cond, risk)
-
-
-def _utility(coupled: Coupled, bias: Tensor, cond: Tensor, risk: Tensor) -> Tensor:
-    """``utility`` from the bias, 0 where nothing may be drawn."""
+    bias = _among(coupled.bias_BL, coupled.eligible_BL)  # 0 where nothing may be drawn
+    bias = bias if cond.ndim == 2 else bias.unsqueeze(1)
     kappa, tau, cost = (_per_row(value, cond.ndim) for value in (coupled.kappa, coupled.tau, coupled.cost))
     scaled = kappa * (cond + bias + tau - cost * risk)
     return scaled if coupled.temperature == 1 else scaled / coupled.temperature
@@ -101,10 +97,7 @@ def surprise(log_odds: Tensor) -> Tensor:
 
 def added_risk(mix: Tensor, cond: Tensor, before: Tensor) -> Tensor:
     """The risk of taking a position at log-odds ``cond``. before: its log-odds when the step began."""
-    return _mixed(mix, surprise(cond), surprise(before))
-
-
-def _mixed(mix: Tensor, now: Tensor, start: Tensor) -> Tensor:
+    now, start = surprise(cond), surprise(before)
     return mix * now + (1 - mix) * (now - start)
 
 
@@ -135,17 +128,20 @@ def on_host(coupled: Coupled) -> CoupledScores:
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     if reads_wait(coupled.eligible_BL.device):
         arrays = _read_at_once(tensors)
-    else:
-        arrays = {name: value.numpy() for name, value in tensors.items()}
+    else:  # numpy has no bfloat16
+        arrays = {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in tensors.items()}
     return CoupledScores(**values | arrays, temperature=coupled.temperature)
 
 
 def _read_at_once(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A tensor of no axes comes back as one number per row."""
-    rows, dtype = len(tensors["eligible_BL"]), tensors["shift_BLL"].dtype
-    whole = {name: value if value.ndim else value.expand(rows) for name, value in tensors.items()}
-    packed = torch.cat([value.reshape(rows, math.prod(value.shape[1:])).to(dtype) for value in whole.values()], 1)
-    array, begin, found = packed.cpu().numpy(), 0, {}
+    """In the widest type of any of them. A tensor of no axes comes back as one number per row."""
+    eligible_BL = tensors["eligible_BL"]
+    rows, dtype = len(eligible_BL), torch.float32
+    for value in tensors.values():
+        dtype = torch.promote_types(dtype, value.dtype)
+    whole = {name: value.expand(rows) if value.ndim < 2 else value for name, value in tensors.items()}
+    flat = [value.reshape(rows, math.prod(value.shape[1:])).to(eligible_BL.device, dtype) for value in whole.values()]
+    array, begin, found = torch.cat(flat, 1).cpu().numpy(), 0, {}
     for name, value in whole.items():
         end = begin + math.prod(value.shape[1:])
         found[name], begin = array[:, begin:end].reshape(value.shape), end

@@ -4,7 +4,8 @@ A walk is dozens of small operations, each of which waits for the one before. nu
 and an accelerator would be given one tiny kernel after the other. ``components.maths.coupling`` hands torch's
 distributions over. A server that decodes with an exported policy has no torch at all.
 
-The same operations in the same order as the likelihoods of ``components.maths``; ties go to the lowest position.
+The formulas are those of the likelihoods in ``components.maths``; sums of shifts may differ in the last bits. Ties go
+to the lowest position.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PICK, STOP, NEXT = 0, 2, 2**32
-"""Noise streams of a first pick and of its STOP, those of DPLS; and from one pick's streams to the next one's (a step's
-own are 64 apart)."""
+PICK, STOP = 0, 2
+"""Noise streams of a first pick and of its STOP: those of DPLS."""
+NEXT = 2**32
+"""From one pick's streams to the next one's. Those of two steps are 64 apart."""
 Number = float | np.ndarray
 """One for all rows, or one per row (B,)."""
 Gumbel = Callable[[int, int], np.ndarray]
@@ -72,11 +74,11 @@ def ordered(
 def accepted(
     scores: CoupledScores, below_BL: np.ndarray, stops: bool, sigma: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """bool (B, L) the positions that accept-or-skip takes, and int64 (B, K) its candidates, a row's own first.
+    """bool (B, L) the positions that accept-or-skip takes, and int64 (B, K) its candidates: a row's own, then padding.
 
     A candidate is taken if ``below_BL`` < sigma(utility) at its position: noise makes that a draw. stops: whether a
-    row's first skip ends it. Where all have one bound nothing behind it would be taken: a skip moves nothing. sigma: of
-    the caller, whose likelihood takes the same one.
+    row's first skip ends it. Where all have one bound nothing behind it would be taken: a skip moves nothing. sigma:
+    the caller's, so that torch's draws agree with torch's likelihood to the bit.
     """
     path, row_B, candidates = Path(scores), np.arange(len(below_BL)), []
     going_B = path.any_left()
@@ -146,8 +148,8 @@ class Path:
         return mix_B * now_B + (1 - mix_B) * (now_B - start_B)
 
     def decide(self, index_B: np.ndarray, taken_B: np.ndarray) -> None:
-        """Takes position ``index_B`` out of what is left, and for good in the rows of ``taken_B``; nothing in rows
-        where nothing is left."""
+        """Decides position ``index_B``: removes it from ``left_BL``, and commits it in the rows of ``taken_B``. Rows
+        where nothing is left stay as they are."""
         place, own = (self._row_B, index_B), self._scores
         taken_B = taken_B & self.left_BL[place]
         self.risk_B = self.risk_B + np.where(taken_B & (self.count_B > 0), self.added(index_B), 0)

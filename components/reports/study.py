@@ -5,6 +5,7 @@ A line of the document is one policy on one case, over all cells that differ in 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -168,11 +169,18 @@ class Study:
         return [one for one in found if one is not None]
 
     def domains(self) -> list[list[Kept]]:
-        """The cells that were trained on other tasks, those of one domain together: they differ in the seed alone."""
+        """The cells that were trained on other tasks. Those whose settings differ in the training seeds alone stand
+        together."""
         found: dict[str, list[Kept]] = {}
         for cell in self.kind("domain"):
-            found.setdefault(repr(cell.settings["domain"]), []).append(cell)
+            found.setdefault(json.dumps(_unseeded(cell.settings), sort_keys=True), []).append(cell)
         return list(found.values())
+
+
+def _unseeded(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the seeds of the stages that train a policy."""
+    trains = {name: section for name, section in settings.items() if name in ("influence", "distill", "train")}
+    return settings | {name: {k: v for k, v in one.items() if k != "seed"} for name, one in trains.items()}
 
 
 def best_accuracy(many: Iterable[Runs]) -> float:

@@ -19,7 +19,7 @@ from components.core.rng import Noise, row_keys
 from components.core.types import Action
 from components.export import actions
 from components.export.onnx_file import OUTPUT
-from components.maths import accept_or_skip, coupled
+from components.maths import accept_or_skip, coupled, coupling
 from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
@@ -343,7 +343,7 @@ def test_a_set_is_imitated_in_its_greedy_order() -> None:
 
 
 @every_kind
-def test_numpy_draws_what_torch_draws(kind: str) -> None:
+def test_what_serves_without_torch_draws_what_torch_draws(kind: str) -> None:
     sizes = []
     for seed in range(12):
         source = torch.Generator().manual_seed(seed)
@@ -361,6 +361,65 @@ def test_numpy_draws_what_torch_draws(kind: str) -> None:
             sizes.append(drawn.sum(-1))
     assert np.concatenate(sizes).max() > 8 and len(np.concatenate(sizes)) > 1000
     assert {field.name for field in fields(CoupledScores)} == {field.name for field in fields(KINDS[kind])}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@every_seed
+def test_what_is_read_from_an_accelerator_is_what_is_there(
+    seed: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one tensor of the widest type; a number for all rows comes back as one per row."""
+    given = scores(seed, ELIGIBLE[:rows]) | {"bias_BL": torch.ones(rows, L), "cost": 0.25}
+    one = AcceptOrSkip(**given)
+    plain = coupling.on_host(one)
+    monkeypatch.setattr(coupling, "reads_wait", lambda device: True)
+    read = coupling.on_host(one)
+    for field in fields(read):
+        known, found = getattr(plain, field.name), getattr(read, field.name)
+        np.testing.assert_array_equal(found, np.broadcast_to(known, np.shape(found)))
+    assert read.log_odds_BL.dtype == np.float64 and read.cost == 0.25 and read.eligible_BL.dtype == bool
+
+
+@every_kind
+def test_fields_in_bfloat16_are_drawn_from(kind: str) -> None:
+    given = scores(0, dtype=torch.bfloat16)
+    wide = {n: v.float() for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    known = KINDS[kind](**given | wide)
+    assert torch.equal(KINDS[kind](**given).mode().drawn_BL, known.mode().drawn_BL)
+
+
+@every_seed
+def test_a_forced_commit_is_the_fallback_also_where_the_draw_names_it(seed: int) -> None:
+    one = AcceptOrSkip(**scores(seed))
+    for action in (one.mode(), one.sample(noise(len(ELIGIBLE), seed))):
+        assert action.best_B is not None
+        assert torch.equal(action.best_B[ELIGIBLE.any(-1)], one.fallback_B[ELIGIBLE.any(-1)])
+
+
+def two(first: float, second: float) -> dict[str, Any]:
+    """One row of two positions without bias, shifts or risk."""
+    flat = torch.tensor([[first, second]])
+    return {
+        "log_odds_BL": flat,
+        "bias_BL": torch.zeros(1, 2),
+        "shift_BLL": torch.zeros(1, 2, 2),
+        "mix_BL": torch.ones(1, 2),
+        "eligible_BL": torch.ones(1, 2, dtype=torch.bool),
+    }
+
+
+def test_a_tie_takes_nothing() -> None:
+    """With STOP the second pick needs more than 0; a candidate of probability 1/2 is skipped; the first of equals."""
+    assert CoupledPlackettLuce(**two(1.0, 0.0)).mode().drawn_BL.tolist() == [[True, False]]
+    assert AcceptOrSkip(**two(1.0, 0.0)).mode().drawn_BL.tolist() == [[True, False]]
+    ranks = CoupledPlackettLuce(**two(1.0, 1.0)).mode().rank_BL
+    assert ranks is not None and ranks.tolist() == [[0, 1]]
+
+
+def test_what_is_no_number_is_the_smallest() -> None:
+    ranks = CoupledPlackettLuce(**two(float("nan"), -5.0)).mode().rank_BL
+    assert ranks is not None and ranks.tolist() == [[-1, 0]]
+    assert AcceptOrSkip(**two(float("nan"), 5.0)).mode().drawn_BL.tolist() == [[False, True]]
 
 
 def test_numpy_draws_without_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from components.bench.launches import launches
 from components.bench.models import random_model, random_prompts
+from components.commands.throughput import KERNELS
 from components.core.errors import CheckpointError
 from components.core.timer import Timer
 from components.core.types import Action
-from components.decode import act, refresh
+from components.decode import act, readout, refresh
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.maths import coupling, distributions
@@ -23,10 +25,14 @@ from components.maths.coupled import CoupledPlackettLuce
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.policies.heuristics import Quota
+from components.policies.rules import heuristic
+from components.settings import read
+from components.stages.influence import fresh_policy
 
 pytestmark = pytest.mark.e2e
 
 torch.set_num_threads(1)
+PROFILES = Path(__file__).parents[2] / "profiles"
 STEP: Any = SimpleNamespace(nfe_R=torch.tensor([1]))  # what a decode of one step returns, as far as it is counted
 
 
@@ -86,6 +92,29 @@ def test_a_coupled_policy_waits_once_more_for_its_walk(monkeypatch: pytest.Monke
     policy = CoupledPolicy(shape).double().eval()
     (few, short), (many, long) = waits(policy, 8, torch.float64), waits(policy, 16, torch.float64)
     assert long - short == 8 and (many - few) / (long - short) == 2
+
+
+@pytest.mark.usefixtures("device_like")
+def test_the_kernels_of_a_step_are_those_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one row, between the ends of rows. The vocabulary has 16 of the readout's pieces; one of 126,464 has 247."""
+    monkeypatch.setattr(coupling, "reads_wait", lambda device: True)
+    monkeypatch.setattr(readout, "chunk_bytes", lambda device: (2**29, 2**29))
+    paper, coupled = (fresh_policy(read(PROFILES / f"{name}.yaml").policy, 32, 0) for name in ("gpu", "gpu-coupled"))
+    assert isinstance(coupled, CoupledPolicy)
+    coupled.tau.data.fill_(-99.0)  # one commit a step, by force
+    options = DecodeOptions(choose="mode", workers=1)
+
+    def kernels(policy: Any, length: int) -> float:
+        denoiser, encoder, task = random_model(length, width=32, layers=1, vocabulary=8_192)
+        job = random_prompts(task, encoder, 1).job(None)
+        found = launches(lambda timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
+        assert found["steps"] == length
+        return sum(count for name, count in found["kernels_per_step"].items() if name != "denoiser") * length
+
+    policies = {"threshold:0.9": heuristic("threshold", 0.9), "paper A": paper, "coupled": coupled}
+    counted = {name: (kernels(policy, 16) - kernels(policy, 8)) / 8 for name, policy in policies.items()}
+    counted["coupled"] -= 2  # the host's: the probability of the one candidate that a step looks at
+    assert counted == KERNELS
 
 
 def kernels_of_a_walk(draw: CoupledPlackettLuce | AcceptOrSkip, monkeypatch: pytest.MonkeyPatch) -> float:

@@ -155,7 +155,9 @@ def test_seeds_of_another_domain_are_one_line_too(tmp_path: Path) -> None:
     study = Study([read_kept(tmp_path / name) for name in ("seed-0", "a", "a-1", "b")])
     found = {one.label: len(one.by_setting["mode"]) for one in study.on("evaluate-sudoku_many")}
     assert (found["cell a"], found["cell a: influence alone"], found["cell b"]) == (2, 2, 1)
-    assert "cell a-1" not in found
+    assert "cell a-1" not in found and len(study.domains()) == 2
+    changed = replace(study.cells[2], settings=study.cells[2].settings | {"train": {"seed": 1, "iterations": 9}})
+    assert len(Study([*study.cells[:2], changed]).domains()) == 2  # no seed of the first one
 
 
 def test_rows_over_pair_shifts_stand_beside_the_policy_and_move_no_front(tmp_path: Path) -> None:
