@@ -81,13 +81,19 @@ def _winner(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         top_N1, token_N1 = logits_NV.max(-1, keepdim=True)
         return top_N1, token_N1
     whole = vocabulary - vocabulary % _PIECE
-    peak_NC: Tensor = logits_NV[:, :whole].unflatten(-1, (-1, _PIECE)).amax(-1)
+    peak_NC = _pieces(logits_NV[:, :whole]).amax(-1)
     if whole < vocabulary:
         peak_NC = torch.cat([peak_NC, logits_NV[:, whole:].amax(-1, keepdim=True)], -1)
-    top_N1: Tensor = peak_NC.amax(-1, keepdim=True)
+    top_N1 = peak_NC.amax(-1, keepdim=True)
     id_NM = _first(peak_NC == top_N1) * _PIECE + torch.arange(_PIECE, device=logits_NV.device)
     id_NM = id_NM.clamp_(max=vocabulary - 1)
     return top_N1, id_NM.gather(-1, _first(logits_NV.gather(-1, id_NM) == top_N1))
+
+
+def _pieces(values_NV: Tensor) -> Tensor:
+    """(N, C, _PIECE) a view of as many ids as make whole pieces."""
+    pieces: Tensor = values_NV.unflatten(-1, (-1, _PIECE))
+    return pieces
 
 
 def _first(there_NV: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def _candidates(values_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     whole = vocabulary - vocabulary % _PIECE
     if whole < 8 * _PIECE or count >= whole // _PIECE:
         return values_NV, torch.arange(vocabulary, device=device).expand_as(values_NV)
-    value_NCP = values_NV[:, :whole].unflatten(-1, (-1, _PIECE))
+    value_NCP = _pieces(values_NV[:, :whole])
     peak_NC = value_NCP.amax(-1)
     first_Nk = _ids_of(_keys(peak_NC, torch.arange(whole // _PIECE, device=device)).topk(count, -1).values)
     place_Nk1 = first_Nk.unsqueeze(-1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, exact_entropy, exact_kl, on_host, utilities_along
+from .coupling import Coupled, exact_entropy, exact_kl, from_host, on_host, utilities_along
 from .distributions import ActionDistribution
 from .walks import accepted
 
@@ -47,14 +47,14 @@ class AcceptOrSkip(Coupled):
         """The positions that the walk takes. Its first candidate is the fallback."""
         taken_BL, order_BK = accepted(on_host(self), below_BL, stops, _sigma)
         there = self.eligible_BL.device
-        best_B = torch.from_numpy(order_BK[:, 0]).to(there) if order_BK.shape[1] else None
-        return Action(torch.from_numpy(taken_BL).to(there), best_B=best_B)
+        best_B = from_host(order_BK[:, 0], there) if order_BK.shape[1] else None
+        return Action(from_host(taken_BL, there), best_B=best_B)
 
     def log_prob(self, action: Action) -> Tensor:
         drawn_BL = action.drawn_BL & self.eligible_BL
         # A candidate of any probability is taken where it was, and nowhere else.
         below_BL = torch.where(drawn_BL, -1.0, 2.0).cpu().numpy()
-        order_BK = torch.from_numpy(accepted(on_host(self), below_BL, False, _sigma)[1]).to(drawn_BL.device)
+        order_BK = from_host(accepted(on_host(self), below_BL, False, _sigma)[1], drawn_BL.device)
         decided_BK = torch.arange(order_BK.shape[1], device=order_BK.device) < self.eligible_BL.sum(-1, keepdim=True)
         taken_BK = drawn_BL.gather(1, order_BK) & decided_BK
         z_BkL = utilities_along(self, order_BK, taken_BK)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..core.rng import Noise
 from ..core.types import Action
-from .coupling import Coupled, exact_entropy, exact_kl, on_host, utilities_along
+from .coupling import Coupled, exact_entropy, exact_kl, from_host, on_host, utilities_along
 from .distributions import ActionDistribution
 from .masked import masked_logsumexp
 from .walks import ordered
@@ -52,7 +52,7 @@ class CoupledPlackettLuce(Coupled):
         return self._as_action(ordered(on_host(self), among_BL=among_BL, stops=False))
 
     def _as_action(self, rank_BL: NDArray[Any]) -> Action:
-        rank = torch.from_numpy(rank_BL).to(self.eligible_BL.device)
+        rank = from_host(rank_BL, self.eligible_BL.device)
         return Action(rank >= 0, rank)
 
     def log_prob_of_set(self, selected_BL: Tensor) -> Tensor:

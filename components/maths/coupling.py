@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.devices import reads_wait
@@ -141,11 +142,17 @@ def _read_at_once(tensors: dict[str, Tensor]) -> dict[str, Any]:
         dtype = torch.promote_types(dtype, value.dtype)
     whole = {name: value.expand(rows) if value.ndim < 2 else value for name, value in tensors.items()}
     flat = [value.reshape(rows, math.prod(value.shape[1:])).to(eligible_BL.device, dtype) for value in whole.values()]
-    array, begin, found = torch.cat(flat, 1).cpu().numpy(), 0, {}
+    array, begin = torch.cat(flat, 1).cpu().numpy(), 0
+    found: dict[str, Any] = {}
     for name, value in whole.items():
         end = begin + math.prod(value.shape[1:])
         found[name], begin = array[:, begin:end].reshape(value.shape), end
     return found | {"eligible_BL": found["eligible_BL"].astype(bool)}
+
+
+def from_host(array: NDArray[Any], device: torch.device) -> Tensor:
+    """What a walk gives, on the device."""
+    return torch.from_numpy(array).to(device)
 
 
 Kind = TypeVar("Kind", bound=Coupled)

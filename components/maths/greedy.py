@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .coupling import Coupled, on_host
+from .coupling import Coupled, from_host, on_host
 from .walks import within
 
 
@@ -23,4 +23,4 @@ def greedy_set(
     """
     mix_BL = torch.zeros_like(log_odds_BL) + share
     coupled = Coupled(log_odds_BL, torch.zeros_like(log_odds_BL), shift_BLL, mix_BL, eligible_BL)
-    return torch.from_numpy(within(on_host(coupled), gamma)).to(eligible_BL.device)
+    return from_host(within(on_host(coupled), gamma), eligible_BL.device)

@@ -80,7 +80,8 @@ def accepted(
     row's first skip ends it. Where all have one bound nothing behind it would be taken: a skip moves nothing. sigma:
     the caller's, so that torch's draws agree with torch's likelihood to the bit.
     """
-    path, row_B, candidates = Path(scores), np.arange(len(below_BL)), []
+    path, row_B = Path(scores), np.arange(len(below_BL))
+    candidates: list[NDArray[np.int64]] = []
     going_B = path.any_left()
     while going_B.any():
         utility_BL = path.utilities()
