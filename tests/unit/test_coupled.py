@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from components.maths.accept_or_skip import AcceptOrSkip
 from components.maths.coupled import CoupledPlackettLuce
 from components.maths.distributions import Bernoulli, Deterministic, commit, cross_entropy, take
 from components.maths.plackett_luce import DPLS
-from components.maths.walks import CoupledScores
+from components.maths.walks import CoupledScores, ordered
 from tests.doubles import every_order, every_set, expectation
 
 torch.set_num_threads(1)
@@ -342,6 +343,10 @@ def test_a_set_is_imitated_in_its_greedy_order() -> None:
     assert bool((one.log_prob_of_set(torch.ones_like(e)) == -torch.inf).tolist() == [False, True, True, True, True])
 
 
+def gumbel_of(uniform: actions.Uniform, stream: int, length: int) -> Any:
+    return -np.log(-np.log(uniform(stream, length)))
+
+
 @every_kind
 def test_what_serves_without_torch_draws_what_torch_draws(kind: str) -> None:
     sizes = []
@@ -358,6 +363,10 @@ def test_what_serves_without_torch_draws_what_torch_draws(kind: str) -> None:
         for ours, uniform in ((one.mode(), None), (one.sample(keys), same)):
             drawn = actions.commit(action, served, uniform, force=False)
             assert np.array_equal(drawn, ours.drawn_BL.numpy())
+            if kind == "ordered":
+                gumbel = None if uniform is None else partial(gumbel_of, uniform)
+                rank = ordered(CoupledScores(**fields_of, **numpy), gumbel)
+                assert ours.rank_BL is not None and np.array_equal(rank, ours.rank_BL.numpy())
             sizes.append(drawn.sum(-1))
     assert np.concatenate(sizes).max() > 8 and len(np.concatenate(sizes)) > 1000
     assert {field.name for field in fields(CoupledScores)} == {field.name for field in fields(KINDS[kind])}
