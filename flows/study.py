@@ -50,7 +50,7 @@ STAGES = ("prepare", "pretrain", *POLICIES, "rules")
 class Cell:
     """An entry of infra/study.yaml.
 
-    kind: default (the policy of params.yaml, in some seeds), domain, paper, ablation or control. groups: the
+    kind: default (the policy of params.yaml, in some seeds), domain, blocks, paper, ablation or control. groups: the
     evaluations asked for. text: its whole params.yaml.
     """
 
