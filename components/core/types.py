@@ -23,7 +23,7 @@ F     input features per position of a policy
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ and concatenates it (key-value caches, a recurrent model's memory, last step's d
 
 
 def _same_rows(owner: str, **named: Tensor | None) -> None:
-    rows = {name: tuple(t.shape) for name, t in named.items() if t is not None}
-    if len({shape[:1] for shape in rows.values()}) > 1:
+    if len({t.shape[:1] for t in named.values() if t is not None}) > 1:
+        rows = {name: tuple(t.shape) for name, t in named.items() if t is not None}
         raise ValueError(
             f"{owner}: leading axes differ: {rows}. Index all tensors alike, so that row i is the same row everywhere."
         )
@@ -175,7 +175,7 @@ class Observation:
             raise ValueError(f"Observation: masked_BL {masked}, eligible_BL {eligible}. Give both the same shape.")
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
 
     def rows(self, index: Tensor) -> Observation:
         """The rows that a bool mask or an int index picks."""

@@ -26,7 +26,7 @@ class DecodeBatch:
     eligible_BL: masked positions of the current block; with a frontier, the first so many of them.
     stale_B: the row's canvas changed since the denoiser last saw it. prompt_B: prompt lengths. asked_B: masks that the
     row began with, and the most steps it gets. block_B: the current block's number; in_block_B: steps spent in it.
-    frontier, end_ids: the job's.
+    in_blocks, frontier, end_ids: the job's.
     """
 
     row_B: Tensor
@@ -46,6 +46,7 @@ class DecodeBatch:
     prompt_B: Tensor
     stale_B: Tensor
     start: int
+    in_blocks: bool
     fields: dict[str, Tensor] = field(default_factory=dict)
     state: RowState | None = None
     answer_BL: Tensor | None = None
@@ -116,13 +117,13 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
     ids_BT, attend_BT, masked_BL = _sequences(job, rows, denoiser.mask_id)
     zeros_B = torch.zeros(count, dtype=torch.int64, device=device)
     masked_BL, size_B = masked_BL.to(device), job.block_R[rows].to(device)
-    block_B = next_block(masked_BL, size_B, zeros_B)
+    block_B = next_block(masked_BL, size_B, zeros_B) if job.in_blocks else zeros_B
     batch = DecodeBatch(
         row_B=rows.to(device),
         ids_BT=ids_BT.to(device),
         attend_BT=attend_BT.to(device),
         masked_BL=masked_BL,
-        eligible_BL=eligible(masked_BL, block_B, size_B, job.frontier),
+        eligible_BL=eligible(masked_BL, block_B, size_B, job.in_blocks, job.frontier),
         order_BL=torch.full((count, longest), -1, device=device),
         step_B=zeros_B,
         length_B=length_B.to(device),
@@ -135,6 +136,7 @@ def admit(job: Job, rows: Tensor, denoiser: Denoiser, seed: int) -> DecodeBatch:
         prompt_B=attend_BT[:, :prompt].sum(1).to(device),
         stale_B=torch.ones(count, dtype=torch.bool, device=device),
         start=prompt,
+        in_blocks=job.in_blocks,
         answer_BL=None if job.answers is None else _answers(job.answers, job.prompt_R[rows], longest).to(device),
         alpha_B=None if job.alpha_R is None else job.alpha_R[rows].float().to(device),
         frontier=job.frontier,
@@ -169,9 +171,9 @@ def next_block(masked_BL: Tensor, size_B: Tensor, from_B: Tensor) -> Tensor:
     return torch.where(ahead_BL.any(-1), first_B, masked_BL.shape[1])
 
 
-def eligible(masked_BL: Tensor, block_B: Tensor, size_B: Tensor, frontier: int | None) -> Tensor:
+def eligible(masked_BL: Tensor, block_B: Tensor, size_B: Tensor, in_blocks: bool, frontier: int | None) -> Tensor:
     """Masked positions of each row's block: with a frontier, the first so many of them."""
-    open_BL = masked_BL & _block(masked_BL.shape[1], block_B, size_B)
+    open_BL = masked_BL & _block(masked_BL.shape[1], block_B, size_B) if in_blocks else masked_BL
     return open_BL if frontier is None else open_BL & (open_BL.cumsum(-1) <= frontier)
 
 
@@ -199,28 +201,33 @@ def advance(batch: DecodeBatch, action: Action, needs: Needs, options: DecodeOpt
     order_BL = torch.where(commit_BL, batch.step_B.unsqueeze(1), batch.order_BL)
     if batch.end_ids:
         canvas_BL, masked_BL = _ended(canvas_BL, masked_BL, order_BL >= 0, batch.end_ids)
-    changed_B = commit_BL.any(-1)
+    block_B, in_block_B, stale_B = batch.block_B, batch.in_block_B, batch.stale_B | commit_BL.any(-1)
+    if batch.in_blocks:
+        block_B, in_block_B = _next(batch, masked_BL, options)
+        if needs.where == "eligible":  # a new block without a changed canvas still needs its positions read
+            stale_B = stale_B | (block_B != batch.block_B)
+    return replace(
+        batch,
+        ids_BT=torch.cat([batch.ids_BT[:, : batch.start], canvas_BL], 1),
+        masked_BL=masked_BL,
+        eligible_BL=eligible(masked_BL, block_B, batch.size_B, batch.in_blocks, batch.frontier),
+        order_BL=order_BL,
+        step_B=batch.step_B + 1,
+        block_B=block_B,
+        in_block_B=in_block_B,
+        stale_B=stale_B,
+    )
+
+
+def _next(batch: DecodeBatch, masked_BL: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """Each row's block after this step, and the steps spent in it."""
     in_block_B, from_B = batch.in_block_B + 1, batch.block_B
     if options.step_limit == "block":
         # As many steps as there was something to commit in the block: all of it, but for what was given.
         exhausted_B = in_block_B >= (batch.block_BL & (batch.masked_BL | (batch.order_BL >= 0))).sum(-1)
         from_B = from_B + exhausted_B
     block_B = next_block(masked_BL, batch.size_B, from_B)
-    next_B = block_B != batch.block_B
-    # A new block without a changed canvas still needs its positions read.
-    stale_B = batch.stale_B | changed_B
-    stale_B = stale_B | next_B if needs.where == "eligible" else stale_B
-    return replace(
-        batch,
-        ids_BT=torch.cat([batch.ids_BT[:, : batch.start], canvas_BL], 1),
-        masked_BL=masked_BL,
-        eligible_BL=eligible(masked_BL, block_B, batch.size_B, batch.frontier),
-        order_BL=order_BL,
-        step_B=batch.step_B + 1,
-        block_B=block_B,
-        in_block_B=in_block_B.masked_fill(next_B, 0),
-        stale_B=stale_B,
-    )
+    return block_B, in_block_B.masked_fill(block_B != batch.block_B, 0)
 
 
 def _ended(canvas_BL: Tensor, masked_BL: Tensor, decoded_BL: Tensor, end_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -67,8 +67,10 @@ def rollout(
         return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
     waiting, whole = _queue(job)
     number, rows, tokens = _shares(denoiser, job, options, needs, len(waiting))
-    with torch.no_grad():
-        retired = [retire(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool))]
+    retired: list[dict[str, Tensor]] = []
+    if len(whole):
+        with torch.no_grad():
+            retired.append(retire(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool)))
 
     told = Event()
 

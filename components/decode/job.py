@@ -90,6 +90,11 @@ class Job:
         return ((self.canvas_RL.cpu() < 0) & valid_RL).sum(1)
 
     @cached_property
+    def in_blocks(self) -> bool:
+        """Whether any row has more than one block."""
+        return bool((self.block_R < self.length_R).any())
+
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Longest prompt and longest canvas."""
         return max((len(p) for p in self.prompts), default=0), int(self.length_R.max()) if len(self) else 0

@@ -19,6 +19,7 @@ from ..core.types import Needs
 
 LOG_ODDS_LIMIT = 30.0
 _PIECE = 512  # ids
+_LARGE = 8 * _PIECE  # a vocabulary that is read by pieces
 _SMALLEST = -87.32  # its exponential is a normal float32, a little above the smallest
 _SURE = -40.0
 NEVER = -1e30
@@ -77,7 +78,7 @@ def _winner(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 1) the largest logit and the lowest id that has it: of a large vocabulary in one pass, by pieces, as a CPU
     takes ten times as long for a place as for a value."""
     vocabulary = logits_NV.shape[-1]
-    if vocabulary < 8 * _PIECE:
+    if vocabulary < _LARGE:
         top_N1, token_N1 = logits_NV.max(-1, keepdim=True)
         return top_N1, token_N1
     whole = vocabulary - vocabulary % _PIECE
@@ -134,7 +135,7 @@ def _candidates(values_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     largest come first, as each of these comes before whatever another piece has."""
     vocabulary, device = values_NV.shape[-1], values_NV.device
     whole = vocabulary - vocabulary % _PIECE
-    if whole < 8 * _PIECE or count >= whole // _PIECE:
+    if whole < _LARGE or count >= whole // _PIECE:
         return values_NV, torch.arange(vocabulary, device=device).expand_as(values_NV)
     value_NCP = _pieces(values_NV[:, :whole])
     peak_NC = value_NCP.amax(-1)

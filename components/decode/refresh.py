@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -39,12 +40,15 @@ class Facts:
     @staticmethod
     def of(batch: DecodeBatch, needs: Needs, every: bool = False, done_B: Tensor | None = None) -> Facts:
         """every: all rows are to be looked at, stale or not."""
-        where_BL, none_B = _where(batch, needs), torch.zeros_like(batch.stale_B)
-        stale_B = ~none_B if every else batch.stale_B
-        broken_B = none_B if done_B is None or not reads_wait(none_B.device) else _broken(batch.fields)
-        done_B = none_B if done_B is None else done_B
-        row_XB = torch.stack([done_B, stale_B, batch.prompt_B, where_BL.sum(-1), broken_B])
-        return Facts(where_BL, *row_XB.tolist())
+        where_BL, waits, no = _where(batch, needs), reads_wait(batch.row_B.device), [0] * len(batch)
+        read = {"stale": batch.stale_B, "prompt": batch.prompt_B, "reads": where_BL.sum(-1)}
+        if done_B is not None:
+            read["done"] = done_B
+            if waits:
+                read["broken"] = _broken(batch.fields)
+        told = torch.stack(list(read.values())).tolist() if waits else [value.tolist() for value in read.values()]
+        lists = {"done": no, "broken": no} | dict(zip(read, told, strict=True))
+        return Facts(where_BL, **lists | {"stale": [1] * len(batch) if every else lists["stale"]})
 
 
 def refresh(
@@ -62,10 +66,12 @@ def refresh(
     with timer("readout"):
         fields = concatenate([fields for fields, _ in parts])
         state = None if parts[0][1] is None else concatenate([state or {} for _, state in parts])
-        whole, rows_b = len(rows) == len(batch), _numbers(rows, device)
-        fields = fields if whole else {n: _scatter(batch, n, rows_b, value) for n, value in fields.items()}
         fresh = replace(batch, fields=fields, state=state, stale_B=torch.zeros_like(batch.stale_B))
-    return fresh if whole else _unchanged(fresh, rows_b), len(rows)
+        if len(rows) < len(batch):
+            rows_b = _numbers(rows, device)
+            fields = {name: _scatter(batch, name, rows_b, value) for name, value in fields.items()}
+            fresh = _unchanged(replace(fresh, fields=fields), rows_b)
+    return fresh, len(rows)
 
 
 def _numbers(rows: list[int], device: torch.device) -> Tensor:
@@ -127,7 +133,8 @@ def require_finite(batch: DecodeBatch, fields: Mapping[str, Tensor], ago: int = 
     steps since they were read."""
     for name, what in (("confidence_BL", "logits"), ("features_BTD", "hidden states")):
         value = fields.get(name)
-        if value is None or bool(value.isfinite().all()):
+        # A sum that is finite has finite terms, and is read faster.
+        if value is None or math.isfinite(value.sum()) or bool(value.isfinite().all()):
             continue
         row, column = (~value.isfinite()).nonzero()[0, :2].tolist()
         at = column - (value.shape[1] - batch.masked_BL.shape[1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -120,18 +120,15 @@ def utilities_along(coupled: Coupled, order_BK: Tensor, taken_BK: Tensor) -> Ten
     return utility(coupled, cond_BkL, risk_Bk.unsqueeze(-1))
 
 
-FIELDS = ("log_odds_BL", "bias_BL", "shift_BLL", "mix_BL", "eligible_BL", "kappa", "tau", "cost")
-
-
 def on_host(coupled: Coupled) -> CoupledScores:
     """The fields as arrays for ``walks``. An accelerator is read once, all fields in one tensor."""
-    values: dict[str, Any] = {name: getattr(coupled, name) for name in FIELDS}
+    values: dict[str, Any] = {f.name: getattr(coupled, f.name) for f in fields(coupled)}
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     if reads_wait(coupled.eligible_BL.device):
         arrays = _read_at_once(tensors)
     else:  # numpy has no bfloat16
         arrays = {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in tensors.items()}
-    return CoupledScores(**values | arrays, temperature=coupled.temperature)
+    return CoupledScores(**values | arrays)
 
 
 def _read_at_once(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -39,11 +39,12 @@ def one_hot(index_B: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 def sort_eligible(values_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices that put the eligible positions first, by value, largest first, ties by lowest index; and how many."""
-    order_BL = values_BL.masked_fill(~mask_BL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    # An eligible value may itself be -inf: a second stable sort keeps those before the ineligible.
-    eligible_BL = mask_BL.gather(-1, order_BL)
-    order_BL = order_BL.gather(-1, (~eligible_BL).to(torch.uint8).argsort(dim=-1, stable=True))
+    """Indices that put the eligible positions first, by value, largest first, ties by lowest index; and how many.
+
+    An eligible -inf counts as the smallest finite number, so that it stays before what is not eligible.
+    """
+    finite_BL = values_BL.clamp(min=torch.finfo(values_BL.dtype).min)
+    order_BL = finite_BL.masked_fill(~mask_BL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return order_BL, mask_BL.sum(-1)
 
 

@@ -65,7 +65,7 @@ def ordered(
         best_B = path.best(value_BL)
         if stops and pick > 0:
             going_B = going_B & (value_BL[row_B, best_B] > stop_B)
-        path.decide(best_B, going_B)
+        path.decide(best_B, going_B, path.added(best_B))
         going_B, pick = going_B & path.any_left(), pick + 1
     return path.rank_BL
 
@@ -87,7 +87,7 @@ def accepted(
         utility_BL = path.utilities()
         best_B = path.best(utility_BL)
         taken_B = going_B & (below_BL[row_B, best_B] < sigma(path.tempered(utility_BL[row_B, best_B])))
-        path.decide(best_B, taken_B)
+        path.decide(best_B, taken_B, path.added(best_B))
         going_B = (taken_B if stops else going_B) & path.any_left()
         candidates.append(best_B)
     order_BK = np.stack(candidates, 1) if candidates else np.zeros((len(row_B), 0), np.int64)
@@ -101,8 +101,9 @@ def within(scores: CoupledScores, gamma: float) -> np.ndarray:
     going_B = path.any_left()
     while going_B.any():
         best_B = path.best(path.cond_BL)
-        going_B = going_B & ((path.count_B == 0) | (path.risk_B + path.added(best_B) <= gamma))
-        path.decide(best_B, going_B)
+        added_B = path.added(best_B)
+        going_B = going_B & ((path.count_B == 0) | (path.risk_B + added_B <= gamma))
+        path.decide(best_B, going_B, added_B)
         going_B = going_B & path.any_left()
     return path.rank_BL >= 0
 
@@ -121,6 +122,9 @@ class Path:
         self._start_BL = np.where(eligible_BL, scores.log_odds_BL, 0)
         self._bias_BL = np.where(eligible_BL, scores.bias_BL, 0)
         self.cond_BL, self.risk_B = self._start_BL, np.zeros(len(eligible_BL), self._start_BL.dtype)
+        self._kappa, self._tau, self._cost = (
+            _per_row(value, self._start_BL.dtype) for value in (scores.kappa, scores.tau, scores.cost)
+        )
         self.count_B, self.rank_BL = np.zeros(len(eligible_BL), np.int64), np.full(eligible_BL.shape, -1)
 
     def any_left(self) -> NDArray[np.bool_]:
@@ -129,9 +133,7 @@ class Path:
 
     def utilities(self) -> np.ndarray:
         """(B, L), before the temperature."""
-        own = self._scores
-        kappa, tau, cost = (_per_row(value, self.cond_BL.dtype) for value in (own.kappa, own.tau, own.cost))
-        return kappa * (self.cond_BL + self._bias_BL + tau - cost * self.risk_B[:, None])
+        return self._kappa * (self.cond_BL + self._bias_BL + self._tau - self._cost * self.risk_B[:, None])
 
     def tempered(self, utility: np.ndarray) -> np.ndarray:
         return utility if self._scores.temperature == 1 else utility / self._scores.temperature
@@ -148,12 +150,12 @@ class Path:
         mix_B = np.where(self._scores.eligible_BL[place], self._scores.mix_BL[place], 0)
         return mix_B * now_B + (1 - mix_B) * (now_B - start_B)
 
-    def decide(self, index_B: np.ndarray, taken_B: np.ndarray) -> None:
-        """Decides position ``index_B``: removes it from ``left_BL``, and commits it in the rows of ``taken_B``. Rows
-        where nothing is left stay as they are."""
+    def decide(self, index_B: np.ndarray, taken_B: np.ndarray, added_B: np.ndarray) -> None:
+        """Decides position ``index_B``: removes it from ``left_BL``, and commits it in the rows of ``taken_B``, at the
+        risk ``added_B``. Rows where nothing is left stay as they are."""
         place, own = (self._row_B, index_B), self._scores
         taken_B = taken_B & self.left_BL[place]
-        self.risk_B = self.risk_B + np.where(taken_B & (self.count_B > 0), self.added(index_B), 0)
+        self.risk_B = self.risk_B + np.where(taken_B & (self.count_B > 0), added_B, 0)
         self.cond_BL = self.cond_BL + np.where(taken_B[:, None] & own.eligible_BL, own.shift_BLL[place], 0)
         self.rank_BL[place] = np.where(taken_B, self.count_B, self.rank_BL[place])
         self.count_B = self.count_B + taken_B

@@ -15,8 +15,9 @@ def bound_to(policy: Policy) -> str:
 
 def require_same_denoiser(policy: Policy, denoiser: Denoiser) -> None:
     """SettingsError if the policy reads hidden states of another dLLM than this one."""
-    wanted, own = bound_to(policy), fingerprint_of(denoiser)
-    if wanted and wanted != own:
+    wanted = bound_to(policy)
+    # Of every tensor a few values: not to be read where nobody asks.
+    if wanted and wanted != (own := fingerprint_of(denoiser)):
         raise SettingsError(
             f"the policy reads hidden states of the dLLM {wanted}, this one is {own or 'of no known fingerprint'}. "
             f"Decode with the dLLM that the policy was trained over, or train a policy over this one."

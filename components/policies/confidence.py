@@ -20,7 +20,7 @@ from ..core.errors import SettingsError
 from ..core.types import STATISTICS, Needs, Observation
 from ..maths.distributions import ActionDistribution, Bernoulli, Categorical
 from ..maths.plackett_luce import DPLS
-from .heuristics import field_of
+from .protocol import field_of
 
 INPUTS = ("confidence", "log_odds", "entropy", "margin", "bound", "top")
 ACTIONS = {"bernoulli": Bernoulli, "dpls": DPLS, "categorical": Categorical}

@@ -26,7 +26,7 @@ from ..core.types import Needs, Observation
 from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.greedy import greedy_set
 from ..maths.masked import masked_argmax, one_hot, sort_eligible
-from .heuristics import field_of
+from .protocol import field_of
 
 _LN_2, _TINY = math.log(2), 1e-300
 

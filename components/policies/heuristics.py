@@ -25,7 +25,7 @@ from ..core.types import STATISTICS, Needs, Observation
 from ..maths.distributions import ActionDistribution, Categorical, Deterministic
 from ..maths.masked import masked_argmax, one_hot, rank_of, sort_eligible
 from ..maths.plackett_luce import PlackettLuce
-from .protocol import Policy
+from .protocol import Policy, field_of
 
 PLAIN = Needs()  # token and confidence at eligible positions, nothing else
 ODDS = Needs(statistics=("log_odds",))
@@ -37,14 +37,6 @@ def _first(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Determinis
     order_BL, _ = sort_eligible(score_BL, eligible_BL)
     selected_BL = (rank_of(order_BL) < count_B.clamp(min=1).unsqueeze(-1)) & eligible_BL
     return Deterministic(selected_BL, eligible_BL, score_BL)
-
-
-def field_of(obs: Observation, name: str) -> Tensor:
-    """An optional field of the observation. ValueError where it is missing."""
-    value = getattr(obs, name)
-    if value is None:
-        raise ValueError(f"The observation has no {name}, which the policy reads. Ask for it in Needs.")
-    return value
 
 
 @dataclass(frozen=True)

@@ -23,3 +23,11 @@ class Policy(Protocol):
     def distribution(self, obs: Observation) -> ActionDistribution:
         """The distribution of its draws over the observation's eligible positions."""
         ...
+
+
+def field_of(obs: Observation, name: str) -> Tensor:
+    """An optional field of the observation. ValueError where it is missing."""
+    value = getattr(obs, name)
+    if value is None:
+        raise ValueError(f"The observation has no {name}, which the policy reads. Ask for it in Needs.")
+    return value

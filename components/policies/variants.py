@@ -30,8 +30,7 @@ from ..maths.distributions import ActionDistribution, Deterministic
 from ..maths.masked import one_hot, rank_of, sort_eligible
 from .coupled import CoupledPolicy, draws_by_shifts
 from .dependence import apart, pairs_of
-from .heuristics import field_of
-from .protocol import Policy
+from .protocol import Policy, field_of
 from .rules import PAIR_ROWS
 
 WEIGHT = 4.0  # of the shifts that a control makes up, as in the rules overlap and spread

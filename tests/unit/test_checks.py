@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from components.core.errors import CheckpointError, SettingsError
 from components.core.rng import Noise
 from components.core.types import Action, Canvas, Needs, Observation
+from components.decode.batch import admit
 from components.decode.engine import rollout
 from components.decode.job import Job
+from components.decode.refresh import require_finite
 from components.denoisers import check_denoiser, embedded, with_cache
 from components.denoisers.loading import probe
 from components.maths.distributions import Bernoulli, Deterministic
@@ -386,6 +388,16 @@ def test_what_the_library_has_is_sound(name: str):
 
 
 # --- a policy and its dLLM -----------------------------------------------------------------------------------------
+
+
+def test_hidden_states_whose_sum_is_infinite_are_finite() -> None:
+    own, encoder = embedded.build("llada", "abcdef", embedded.Shape(16, 2, 2, 24, 64), seed=0)
+    batch = admit(Job.of([encoder.prompt("ab")], 4, 4), torch.tensor([0]), own, 0)
+    large_BTD = torch.full((1, 4, 16), 3e38)
+    require_finite(batch, {"features_BTD": large_BTD})
+    large_BTD[0, 2, 1] = torch.inf
+    with pytest.raises(CheckpointError, match=r"position 2, .* hidden states"):
+        require_finite(batch, {"features_BTD": large_BTD})
 
 
 @pytest.mark.e2e

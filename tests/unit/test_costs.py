@@ -124,9 +124,9 @@ def test_a_step_on_paper_is_counted_by_hand() -> None:
     rule, paper, coupled = on_paper()[:3]
     assert 1000 * rule.seconds == pytest.approx(forward + 1000 * 16 * 10 * logits / 1.34e12 + 0.470)
     assert 1000 * paper.seconds == pytest.approx(
-        forward + 1000 * (256 * 10 * logits / 1.34e12 + paper.policy_operations / 26.8e12) + 0.895
+        forward + 1000 * (256 * 10 * logits / 1.34e12 + paper.policy_operations / 26.8e12) + 0.890
     )
-    beside = 213 * 0.005 + 0.020 + 1000 * 4 * 256**2 / 25e9 + 4 * 0.0328
+    beside = 212 * 0.005 + 0.020 + 1000 * 4 * 256**2 / 25e9 + 4 * 0.0328
     assert 1000 * coupled.seconds == pytest.approx(
         forward + 1000 * ((128 * 15 * logits + pairs) / 1.34e12 + coupled.policy_operations / 26.8e12) + beside
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from components.core.rng import Noise
 from components.core.types import Action
 from components.maths.distributions import Bernoulli, Categorical, Deterministic, commit, cross_entropy, take
-from components.maths.masked import masked_log_softmax, masked_logsumexp, one_hot
+from components.maths.masked import masked_log_softmax, masked_logsumexp, one_hot, sort_eligible
 from components.maths.plackett_luce import DPLS, EXACT_LIMIT, PlackettLuce
 from tests.doubles import every_order, every_set, expectation
 
@@ -323,3 +323,10 @@ def test_ties_go_to_the_lowest_index():
         DPLS(torch.zeros(1, 4), e),
     ):
         assert torch.equal(one_hot(distribution.fallback_B, e), torch.tensor([[False, True, False, False]]))
+
+
+def test_an_eligible_value_of_minus_infinity_comes_before_what_is_not_eligible() -> None:
+    low, mask = -torch.inf, torch.tensor([[0, 1, 0, 1, 1]]) > 0
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        order, count = sort_eligible(torch.tensor([[9.0, low, low, -1e30, low]], dtype=dtype), mask)
+        assert order.tolist() == [[3, 1, 4, 0, 2]] and count.tolist() == [3]

@@ -96,7 +96,8 @@ def test_a_coupled_policy_waits_once_more_for_its_walk(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("device_like")
 def test_the_kernels_of_a_step_are_those_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one row, between the ends of rows. The vocabulary has 16 of the readout's pieces; one of 126,464 has 247."""
+    """Of one row in blocks, between the ends of rows. The vocabulary has 16 of the readout's pieces; one of 126,464
+    has 247."""
     monkeypatch.setattr(coupling, "reads_wait", lambda device: True)
     monkeypatch.setattr(readout, "chunk_bytes", lambda device: (2**29, 2**29))
     paper, coupled = (fresh_policy(read(PROFILES / f"{name}.yaml").policy, 32, 0) for name in ("gpu", "gpu-coupled"))
@@ -106,13 +107,13 @@ def test_the_kernels_of_a_step_are_those_of_the_arithmetic(monkeypatch: pytest.M
 
     def kernels(policy: Any, length: int) -> float:
         denoiser, encoder, task = random_model(length, width=32, layers=1, vocabulary=8_192)
-        job = random_prompts(task, encoder, 1).job(None)
+        job = random_prompts(task, encoder, 1).job(8)
         found = launches(lambda timer: rollout(denoiser, policy, job, options, timer), denoiser.device)
         assert found["steps"] == length
         return sum(count for name, count in found["kernels_per_step"].items() if name != "denoiser") * length
 
     policies = {"threshold:0.9": heuristic("threshold", 0.9), "paper A": paper, "coupled": coupled}
-    counted = {name: (kernels(policy, 16) - kernels(policy, 8)) / 8 for name, policy in policies.items()}
+    counted = {name: (kernels(policy, 32) - kernels(policy, 16)) / 16 for name, policy in policies.items()}
     counted["coupled"] -= 2  # the host's: the probability of the one candidate that a step looks at
     assert counted == KERNELS
 

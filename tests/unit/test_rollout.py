@@ -552,6 +552,17 @@ def test_a_stateful_denoiser_is_asked_at_every_step_of_every_row():
     assert done.forwards == done.useful == int(done.nfe_R.sum()) == len(denoiser.asked)
 
 
+def test_a_policy_without_hidden_states_asks_no_dllm_for_its_fingerprint():
+    """It takes a few values of every tensor."""
+
+    class Nameless(Table):
+        @property
+        def fingerprint(self) -> str:
+            raise AssertionError("the weights were read")
+
+    assert bool(rollout(Nameless(), Threshold(0.5), job_of([(3, 8, 4)], group=1)).finished_R.all())
+
+
 def test_the_head_runs_only_where_somebody_reads():
     class Counting(Table):
         read = 0
