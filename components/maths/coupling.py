@@ -125,10 +125,10 @@ def on_host(coupled: Coupled) -> CoupledScores:
     values: dict[str, Any] = {f.name: getattr(coupled, f.name) for f in fields(coupled)}
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     if reads_wait(coupled.eligible_BL.device):
-        arrays = _read_at_once(tensors)
+        values |= _read_at_once(tensors)
     else:  # numpy has no bfloat16
-        arrays = {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in tensors.items()}
-    return CoupledScores(**values | arrays)
+        values |= {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in tensors.items()}
+    return CoupledScores(**values)
 
 
 def _read_at_once(tensors: dict[str, Tensor]) -> dict[str, Any]:
