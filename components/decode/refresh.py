@@ -46,7 +46,9 @@ class Facts:
             read["done"] = done_B
             if waits:
                 read["broken"] = _broken(batch.fields)
-        told = torch.stack(list(read.values())).tolist() if waits else [value.tolist() for value in read.values()]
+        told: list[list[int]] = (
+            torch.stack(list(read.values())).tolist() if waits else [value.tolist() for value in read.values()]
+        )
         lists = {"done": no, "broken": no} | dict(zip(read, told, strict=True))
         return Facts(where_BL, **lists | {"stale": [1] * len(batch) if every else lists["stale"]})
 
