@@ -125,6 +125,19 @@ def runs(cells: Sequence[Kept], case: str, family: str, label: str) -> Runs | No
     return Runs(label, whole, [r for r in having[0][0] if not r.is_policy])
 
 
+def in_blocks(results: Sequence[EvalResult]) -> dict[int, tuple[list[EvalResult], list[EvalResult]]]:
+    """By block length, those shorter than the canvas: the trained policy's modes, as served first, and the rules."""
+    rules = [r for r in results if not r.is_policy]
+    modes = [r for r in results if r.family == "learned" and r.choose == "mode"]
+    canvas = max((r.block_length for r in rules), default=0)
+    found = {}
+    for block in sorted({r.block_length for r in modes if r.block_length < canvas}):
+        own, same = ([r for r in group if r.block_length == block] for group in (modes, rules))
+        if same:
+            found[block] = own, same
+    return found
+
+
 class Study:
     """The cells by kind, and every policy of them on a case."""
 
@@ -142,6 +155,10 @@ class Study:
     def first(self) -> list[Kept]:
         """The default policy over the first dLLM."""
         return self.default[min(self.default)]
+
+    def decoding_in_blocks(self) -> list[tuple[str, Kept]]:
+        """The default policy and those trained in blocks: a name and a cell each."""
+        return [("default", self.first[0]), *((cell.about["about"], cell) for cell in self.kind("blocks"))]
 
     def cases(self) -> list[str]:
         """Every case: those that have a name in their order, then the others."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..evaluation.results import EvalResult
 from ..maths.pareto import front_at, upper_hull
 from .curves import curve_at, error_cut, nfe_for
-from .study import Kept, Runs, Study, runs
+from .study import Kept, Runs, Study, in_blocks, runs
 from .table import MINUS, points
 
 STEP = 0.05  # forwards between two places of a range
@@ -138,14 +138,16 @@ def _seeds(one: Runs) -> range:
 
 
 def _trained_on(study: Study) -> list[Bar | None]:
-    """Errors cut and forwards saved on the plain tasks, over each dLLM."""
+    """Errors cut and forwards saved on the plain tasks: the default policy's over each dLLM, and other domains'."""
     found: list[Bar | None] = []
+    groups = [(f"dLLM seed {seed}", cells) for seed, cells in study.default.items()]
+    groups += [(cells[0].about["about"], cells) for cells in study.domains()]
     for task, cut, saved in (("sudoku_many", 0.60, 0.35), ("sudoku_unique", 0.50, 0.15)):
-        for seed, cells in study.default.items():
+        for name, cells in groups:
             one = runs(cells, f"evaluate-{task}", "learned", "")
             if one is None:
                 continue
-            where = f"{task}, dLLM seed {seed}, wherever the front lies between 20 and 95 %"
+            where = f"{task}, {name}, wherever the front lies between 20 and 95 %"
             found.append(
                 judged(
                     f"{where}: errors cut by {100 * cut:.0f} % at equal NFE",
@@ -165,35 +167,36 @@ def _trained_on(study: Study) -> list[Bar | None]:
 
 
 def _in_blocks(study: Study) -> list[Bar | None]:
-    """Semi-autoregressive: below the rules of the same blocks by more than the interval nowhere.
+    """Semi-autoregressive: the default policy, and those trained in blocks."""
+    return [_below_in_blocks(cell, name) for name, cell in study.decoding_in_blocks()]
+
+
+def _below_in_blocks(cell: Kept, name: str) -> Bar | None:
+    """Below the rules of the same blocks by more than the interval nowhere.
 
     A setting that is faster than any of those rules, and less accurate than the fastest of them, has no rule to be
     compared with; it is counted apart.
     """
     below: list[str] = []
     looked_at, apart = 0, 0
-    for case, results in study.first[0].results.items():
-        rules = [r for r in results if not r.is_policy]
-        canvas = max(r.block_length for r in rules)
-        for policy in results:
-            same = [r for r in rules if r.block_length == policy.block_length]
-            if policy.family != "learned" or policy.block_length == canvas or not same:
-                continue
-            looked_at += 1
-            front = front_at([r.nfe for r in same], [r.accuracy for r in same], policy.nfe)
-            if policy.accuracy_high >= front:
-                continue
-            if policy.nfe < min(r.nfe for r in same):
-                apart += 1
-            else:
-                gap = points(policy.accuracy - front)
-                below.append(f"{case} blocks of {policy.block_length} at NFE {policy.nfe:.2f}: {gap}")
+    for case, results in cell.results.items():
+        for block, (policies, rules) in in_blocks(results).items():
+            for policy in policies:
+                looked_at += 1
+                front = front_at([r.nfe for r in rules], [r.accuracy for r in rules], policy.nfe)
+                if policy.accuracy_high >= front:
+                    continue
+                if policy.nfe < min(r.nfe for r in rules):
+                    apart += 1
+                else:
+                    gap = points(policy.accuracy - front)
+                    below.append(f"{case} blocks of {block} at NFE {policy.nfe:.2f}: {gap}")
     if not looked_at:
-        return []
+        return None
     seen = "; ".join(below) or f"none of {looked_at} settings"
     seen += f"; {apart} of {looked_at} are faster than any rule in their blocks, and not compared" if apart else ""
-    asked = "semi-autoregressive: below the rules of the same blocks by more than the interval nowhere"
-    return [Bar(asked, seen, not below, "held" if not below else f"missed at {len(below)} of {looked_at} settings")]
+    asked = f"semi-autoregressive, {name}: below the rules of the same blocks by more than the interval nowhere"
+    return Bar(asked, seen, not below, "held" if not below else f"missed at {len(below)} of {looked_at} settings")
 
 
 def _worded(study: Study) -> list[Bar | None]:

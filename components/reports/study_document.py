@@ -13,7 +13,7 @@ from ..evaluation.results import EvalResult
 from ..maths.pareto import front_at
 from ..policies.rules import PAIR_ROWS, label_of
 from .curves import curve_at
-from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, row, runs
+from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, in_blocks, row, runs
 from .study_bars import Bar
 from .table import NONE, grid, points
 
@@ -114,28 +114,27 @@ def _at(one: Runs, at: float) -> str:
 def _blocks(study: Study) -> list[str]:
     """The policy in shorter blocks against the rules in the same blocks: as it is served, and over its offsets."""
     lines = []
-    for case in study.cases():
-        results = study.first[0].results.get(case, [])
-        rules = [r for r in results if not r.is_policy]
-        canvas = max((r.block_length for r in rules), default=0)
-        for block in sorted({r.block_length for r in results if r.is_policy and r.block_length < canvas}):
-            own = [r for r in results if r.is_policy and r.block_length == block]
-            same = [r for r in rules if r.block_length == block]
-            gaps = [_above_rules(r, same) for r in own]
-            served = own[0]
-            half = max(served.accuracy - served.accuracy_low, served.accuracy_high - served.accuracy)
-            lines.append(
-                [
-                    case.partition("-")[2],
-                    str(block),
-                    f"{100 * served.accuracy:.1f} ± {100 * half:.1f}",
-                    f"{served.nfe:.2f}",
-                    points(gaps[0]),
-                    f"{points(min(gaps))} to {points(max(gaps))}",
-                    points(_above_rules(served, rules)),
-                ]
-            )
+    for name, cell in study.decoding_in_blocks():
+        for case in study.cases():
+            results = cell.results.get(case, [])
+            for block, (own, same) in in_blocks(results).items():
+                gaps = [_above_rules(r, same) for r in own]
+                served = own[0]
+                half = max(served.accuracy - served.accuracy_low, served.accuracy_high - served.accuracy)
+                lines.append(
+                    [
+                        name,
+                        case.partition("-")[2],
+                        str(block),
+                        f"{100 * served.accuracy:.1f} ± {100 * half:.1f}",
+                        f"{served.nfe:.2f}",
+                        points(gaps[0]),
+                        f"{points(min(gaps))} to {points(max(gaps))}",
+                        points(_above_rules(served, [r for r in results if not r.is_policy])),
+                    ]
+                )
     headings = (
+        "policy",
         "task",
         "block",
         "accuracy, %",
@@ -148,7 +147,7 @@ def _blocks(study: Study) -> list[str]:
         "Semi-autoregressive: block after block from left to right. The first training seed. Differences are points to "
         "the front of the rules at the policy's own NFE."
     )
-    return ["## Blocks", note, grid(headings, lines, (0,))] if lines else []
+    return ["## Blocks", note, grid(headings, lines, (0, 1))] if lines else []
 
 
 def _above_rules(result: EvalResult, rules: Sequence[EvalResult]) -> float:

@@ -156,6 +156,8 @@ def test_seeds_of_another_domain_are_one_line_too(tmp_path: Path) -> None:
     found = {one.label: len(one.by_setting["mode"]) for one in study.on("evaluate-sudoku_many")}
     assert (found["cell a"], found["cell a: influence alone"], found["cell b"]) == (2, 2, 1)
     assert "cell a-1" not in found and len(study.domains()) == 2
+    judged = [bar for bar in study_bars.bars(study) if bar.asked.startswith("sudoku_many, cell a, ")]
+    assert len(judged) == 2 and all(bar.verdict.endswith(" of 2") for bar in judged)
     changed = replace(study.cells[2], settings=study.cells[2].settings | {"train": {"seed": 1, "iterations": 9}})
     assert len(Study([*study.cells[:2], changed]).domains()) == 2  # no seed of the first one
 
@@ -175,6 +177,28 @@ def test_rows_over_pair_shifts_stand_beside_the_policy_and_move_no_front(tmp_pat
     assert rules[1] == "rules' front" and learned[1] == "learned policy" and demask_row[1].startswith("bounded")
     assert demask_row[2] == "40.0" and demask_row[-1] == "99.0" and learned[-1] == "100.0"
     assert float(rules[-1]) == pytest.approx(95.0)  # blocks of 4, a rule; not the row's 99
+
+
+def test_a_policy_that_was_trained_in_blocks_is_judged_in_blocks(tmp_path: Path) -> None:
+    """By the trained policy's mode: its samples and its start are right on nothing here. The rule has .95 at 3.5."""
+    keep(tmp_path, "seed-0", 0.35)  # .95
+    keep(tmp_path, "in-blocks", 0.1, kind="blocks")  # .7
+    for task in TASKS:
+        path = tmp_path / "in-blocks" / "results" / f"evaluate-{task}.jsonl"
+        sample = replace(row_of("learned", "sample", 0.0, 3.5, task), block_length=4, choose="sample")
+        start = replace(row_of("distilled", "mode", 0.0, 3.5, task), block_length=4)
+        write_results(path, [*read_results(path), sample, start])
+    study = Study([read_kept(tmp_path / name) for name in ("seed-0", "in-blocks")])
+    default, blocks = [bar for bar in study_bars.bars(study) if bar.asked.startswith("semi-autoregressive")]
+    assert "default" in default.asked and default.verdict == "held"
+    assert "cell in-blocks" in blocks.asked and blocks.verdict == "missed at 3 of 3 settings"
+    assert blocks.seen.count("blocks of 4 at NFE 3.50: −25.0") == 3
+    text = study_document.write(tmp_path / "results.md", study, [], None, "Run here.").read_text(encoding="utf-8")
+    part = text.partition("## Blocks")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:] for line in part.splitlines() if "| 4 |" in line]
+    assert [(row[0].strip(), row[5].strip()) for row in rows] == 3 * [("default", "0.0")] + 3 * [
+        ("cell in-blocks", "−25.0")
+    ]
 
 
 def test_a_bar_is_held_by_every_seed_or_missed_by_so_much(study: Study) -> None:
