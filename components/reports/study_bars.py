@@ -256,9 +256,16 @@ def _saved_at(curve: tuple[NDArray[np.float64], NDArray[np.float64]], plain: Eva
 
 
 def _never_seen(study: Study) -> list[Bar | None]:
-    """Another dLLM and other tasks, nothing trained again."""
+    """Another dLLM and other tasks, nothing trained again: the default policy's, and other domains'."""
+    found = _elsewhere(study.first, "")
+    for cells in study.domains():
+        found += _elsewhere(cells, f", {cells[0].about['about']}")
+    return found
+
+
+def _elsewhere(cells: Sequence[Kept], name: str) -> list[Bar | None]:
     found: list[Bar | None] = []
-    for case, name in (
+    for case, where in (
         ("transfer-other_dllm", "another dLLM, sudoku_many"),
         ("transfer-longer", "another dLLM, canvas of 32"),
         ("ood-related", "latin squares"),
@@ -266,15 +273,15 @@ def _never_seen(study: Study) -> list[Bar | None]:
         ("ood-queens", "queens"),
         ("ood-unrelated", "sorting"),
     ):
-        one = runs(study.first, case, "learned", "")
+        one = runs(cells, case, "learned", "")
         if one is not None:
-            asked = f"never seen, {name}: 20 points above the front where it lies between 20 and 60 %"
+            asked = f"never seen, {where}{name}: 20 points above the front where it lies between 20 and 60 %"
             seen = [points_above(one, s, places_between(one, 0.2, 0.6)) for s in _seeds(one)]
             found.append(judged(asked, 0.20, seen))
-    queens = runs(study.first, "ood-queens", "learned", "")
+    queens = runs(cells, "ood-queens", "learned", "")
     if queens is not None:
         plain = next(r for r in queens.rules if (r.family, r.setting) == ("confidence", "1"))
         saved = [_saved_at(queens.curve(s), plain) for s in _seeds(queens)]
-        asked = "queens: max-confidence's accuracy at 40 % fewer forwards"
+        asked = f"queens{name}: max-confidence's accuracy at 40 % fewer forwards"
         found.append(judged(asked, 0.40, saved, "accuracy {:.2f}"))
     return found
