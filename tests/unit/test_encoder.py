@@ -22,8 +22,8 @@ from components.denoisers.encoder import Encoder
 from components.policies.heuristics import Threshold
 from components.tasks.example import Example, Score
 from tests.messages import has_remedy
-from tests.unit.test_checkpoints import write_masked
 from tests.unit.test_denoisers import WRITERS
+from tests.unit.test_masked_models import write_masked
 
 torch.set_num_threads(1)
 

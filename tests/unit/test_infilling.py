@@ -28,7 +28,7 @@ from components.tasks.example import MASK, Example, Score, matching, read_exampl
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, collect
 from tests.messages import has_remedy
-from tests.unit.test_checkpoints import write_masked
+from tests.unit.test_masked_models import write_masked
 
 torch.set_num_threads(1)
 

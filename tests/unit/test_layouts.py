@@ -21,8 +21,9 @@ from components.policies.feature import FeaturePolicy, FeatureShape
 from components.policies.store import LearnedPolicy
 from components.trainers.plan import Objective, Plan
 from components.trainers.reinforce import Method, optimizer_for, reinforce
-from tests.unit.test_checkpoints import MASKED, FreeText, shard, write_a2d, write_masked
+from tests.unit.test_checkpoints import shard, write_a2d
 from tests.unit.test_denoisers import WRITERS
+from tests.unit.test_masked_models import MASKED, FreeText, write_masked
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.e2e

@@ -12,8 +12,8 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import check_denoiser, load, with_cache
 from components.policies.heuristics import Threshold
-from tests.unit.test_checkpoints import write_masked
 from tests.unit.test_denoisers import WRITERS, logits_of
+from tests.unit.test_masked_models import write_masked
 
 torch.set_num_threads(1)
 ROOM: dict[int | str, int | str] = {
