@@ -50,8 +50,8 @@ STAGES = ("prepare", "pretrain", *POLICIES, "rules")
 class Cell:
     """An entry of infra/study.yaml.
 
-    kind: default (the policy of params.yaml, in some seeds), domain, blocks, paper, ablation or control. groups: the
-    evaluations asked for. text: its whole params.yaml.
+    kind: default (the policy of params.yaml, in some seeds), domain, profile, paper, blocks, order, ablation or
+    control. groups: the evaluations asked for. text: its whole params.yaml.
     """
 
     name: str

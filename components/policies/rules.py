@@ -145,6 +145,8 @@ PAIR_ROWS: dict[str, Rule] = {
     "shuffled": Rule(_lazy("variants.shuffled"), "control: shuffled shifts", "offset"),
     "distance": Rule(_lazy("variants.distance"), "control: distance", "offset"),
     "graph": Rule(_lazy("variants.graph"), "control: constraint graph", "offset"),
+    "negative": Rule(_lazy("variants.negative"), "control: negative shifts alone", "offset"),
+    "positive": Rule(_lazy("variants.positive"), "control: positive shifts alone", "offset"),
 }
 """Rules and controls over the pair shifts of the trained policy, built by ``variants.variant``."""
 

@@ -8,7 +8,8 @@ demask    by confidence, while what the set does to its own predictions is withi
 ========  ==============================================================================  ==================
 
 The controls keep all of the policy but its shifts: "shuffled" gives a position the row of another one, "distance" has
--4 / |i - j|, "graph" has -4 where the task's rules join i and j. The policy's offset sets a control's speed.
+-4 / |i - j|, "graph" has -4 where the task's rules join i and j. "negative" and "positive" keep the shifts of one sign,
+those that hold positions apart or those that take them together. The policy's offset sets a control's speed.
 """
 
 from __future__ import annotations
@@ -141,6 +142,14 @@ def distance(policy: CoupledPolicy, offset: float, _: GetGraph) -> Variant:
 
 def graph(policy: CoupledPolicy, offset: float, get_graph: GetGraph) -> Variant:
     return _control(policy, offset, graph_shifts(get_graph()))
+
+
+def negative(policy: CoupledPolicy, offset: float, _: GetGraph) -> Variant:
+    return _control(policy, offset, lambda obs, shift_BLL: shift_BLL.clamp(max=0))
+
+
+def positive(policy: CoupledPolicy, offset: float, _: GetGraph) -> Variant:
+    return _control(policy, offset, lambda obs, shift_BLL: shift_BLL.clamp(min=0))
 
 
 def _control(policy: CoupledPolicy, offset: float, shift: Shift) -> Variant:

@@ -41,7 +41,7 @@ POLICY_LOOKS: dict[str, dict[str, Any]] = {
     "learned": {"mfc": POLICY_COLOUR, "mec": "white", "color": POLICY_COLOUR, "marker": "*", "ms": 14, "mew": 0.7},
     **{
         family: {"color": POLICY_COLOUR, "mec": POLICY_COLOUR, "marker": marker, "ms": 6.5, "mew": 1.5}
-        for family, marker in zip(PAIR_ROWS, "x+134", strict=True)
+        for family, marker in zip(PAIR_ROWS, "x+134<>", strict=True)
     },
 }
 ENVELOPE_COLOUR, REGION_COLOUR = "#555555", "#F1F2F4"

@@ -51,8 +51,11 @@ def test_every_cell_of_the_study_works_and_all_that_is_asked_for_is_there() -> N
     assert len({c.settings.train.seed for c in others}) >= 2
     for one in cells.values():
         assert set(one.groups) <= set(GROUPS) and one.about and one.stems
-        # The rules are swept once: every cell of one dLLM asks for the same.
-        assert (one.settings.sweep, one.settings.data.counts) == (base.sweep, base.data.counts)
+        # The rules are swept once: every cell of one dLLM asks for the same, a control for more.
+        assert one.settings.data.counts == base.data.counts
+        rules = one.settings.sweep.rules if one.kind != "control" else base.sweep.rules
+        assert one.settings.sweep.model_copy(update={"rules": rules}) == base.sweep
+        assert base.sweep.rules.items() <= one.settings.sweep.rules.items()
     assert {one.settings.policy.kind for one in cells.values()} == {"coupled", "confidence", "feature"}
     assert next(iter(cells)) == "seed-0"
 

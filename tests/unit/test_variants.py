@@ -143,8 +143,10 @@ def test_shuffled_rows_are_those_of_other_masked_positions_and_the_same_when_pad
 
 def test_controls_have_the_shifts_that_they_name_and_the_rest_of_the_policy() -> None:
     policy, obs = states(1)[0]
-    bias_BL, shift_BLL, mix_BL = policy(obs)
     pairs = pairs_of(obs.masked_BL)
+    # Of both signs: this policy's are all negative.
+    policy.shifts.register_forward_hook(lambda _, __, shift_BLL: (shift_BLL + 3.7).masked_fill(~pairs, 0.0))
+    bias_BL, shift_BLL, mix_BL = policy(obs)
     place = torch.arange(6)
     apart = -4.0 / (place - place.unsqueeze(1)).abs().clamp(min=1)
     assert torch.equal(distance_shifts(obs, shift_BLL)[0], apart)
@@ -152,7 +154,9 @@ def test_controls_have_the_shifts_that_they_name_and_the_rest_of_the_policy() ->
     for i, j in ((0, 1), (0, 2), (3, 4)):
         edges[i, j] = edges[j, i] = -4.0
     assert torch.equal(graph_shifts(GRAPH)(obs, shift_BLL)[0], edges)
-    for name, wanted in (("distance", apart), ("graph", edges)):
+    low, high = shift_BLL.clamp(max=0), shift_BLL.clamp(min=0)
+    assert bool((low < 0).any()) and bool((high > 0).any()) and torch.equal(low + high, shift_BLL)
+    for name, wanted in (("distance", apart), ("graph", edges), ("negative", low), ("positive", high)):
         control = made(name, policy, 2.5).distribution(obs)
         assert torch.equal(control.shift_BLL, wanted.expand(4, 6, 6).masked_fill(~pairs, 0.0))
         assert torch.equal(control.bias_BL, bias_BL) and torch.equal(control.mix_BL, mix_BL)
