@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.rng import generator
 from ..core.types import Canvas, RowState
-from .protocol import Denoiser
+from .protocol import Denoiser, attended, attention_layers
 
 PROMPT, CANVAS = 3, 6
 LIMIT = 1e30  # of a logit; the readout takes what is beyond for a fault
@@ -23,6 +23,8 @@ FIELDS = ("mask_id", "forbidden_ids", "vocabulary", "width", "stateless", "devic
 
 def check_denoiser(denoiser: Denoiser, text: Tensor | None = None) -> list[str]:
     """What is wrong, a sentence each; an empty list where nothing is.
+
+    Where it shows attention (``attention_layers``), that of its first and last layer is held to ``Attending``.
 
     text: the ids of a few ordinary sentences, at least 16 tokens, that the model should have learned to complete. With
     them the alignment is checked too: that row i predicts position i, not its neighbor.
@@ -81,7 +83,7 @@ class _Probe:
         """The first few faults; later checks mean nothing after an earlier one's."""
         found = self._shapes()
         found = found or self._numbers()
-        return found or [*self._attention(), *self._rows()]
+        return found or [*self._attention(), *self._rows()] or self._shown()
 
     def hidden(self, canvas: Canvas) -> Tensor:
         return self.denoiser.hidden(canvas, self.denoiser.start(canvas))[0]
@@ -155,9 +157,35 @@ class _Probe:
         return found
 
     def _padded(self, token: int) -> Tensor:
+        return self.hidden(self._behind_padding(token))[:, 2:]
+
+    def _behind_padding(self, token: int) -> Canvas:
         ids_BT = F.pad(self.canvas.ids_BT, (2, 0), value=token)
-        attend_BT = F.pad(self.canvas.attend_BT, (2, 0), value=False)
-        return self.hidden(_canvas(ids_BT, attend_BT, PROMPT + 2))[:, 2:]
+        return _canvas(ids_BT, F.pad(self.canvas.attend_BT, (2, 0), value=False), PROMPT + 2)
+
+    def _shown(self) -> list[str]:
+        """Whether the attention that it shows is a softmax's, of this canvas, and the same behind padding."""
+        layers = attention_layers(self.denoiser)
+        if not layers:
+            return []
+        if not hasattr(self.denoiser, "attended"):
+            return [f"attention_layers={layers}, but there is no attended()"]
+        hidden_BTD, attention_BLLA, _ = attended(self.denoiser, self.canvas, None, (0, -1))
+        wanted = (len(hidden_BTD), CANVAS, CANVAS, 2)
+        if attention_BLLA is None or tuple(attention_BLLA.shape) != wanted:
+            shape = None if attention_BLLA is None else tuple(attention_BLLA.shape)
+            return [f"attended() gives attention {shape} where (rows, canvas, canvas, layers) is {wanted}"]
+        most = float(attention_BLLA.sum(2).max())
+        if not bool((attention_BLLA >= 0).all()) or not most <= 1.01:
+            return [f"attention is no softmax's: below 0, NaN, or a row's sum over the canvas of {most:.3g}"]
+        if torch.equal(attention_BLLA[0], attention_BLLA[1]):
+            return ["attention does not depend on the tokens: two different rows have the same"]
+        if not _close(hidden_BTD, self.hidden(self.canvas)):
+            return ["attended() gives other hidden states than hidden()"]
+        padded_BLLA = attended(self.denoiser, self._behind_padding(self.free[0]), None, (0, -1))[1]
+        if padded_BLLA is None or not _close(padded_BLLA, attention_BLLA):
+            return ["attention depends on the padding before the row"]
+        return []
 
 
 def _states(state: RowState | None, rows: int) -> list[str]:

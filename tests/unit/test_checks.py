@@ -158,7 +158,60 @@ class Raising(Own):
         raise ValueError("out of luck")
 
 
+class Showing(Own):
+    """It shows the attention of its one layer, which looks nearer where the first token is small."""
+
+    attention_layers = 1
+
+    def attention(self, canvas: Canvas) -> Tensor:
+        sharp_B11 = 1 + canvas.ids_BT.masked_fill(~canvas.attend_BT, 0).sum(-1).view(-1, 1, 1) / WORDS
+        return super().attention(canvas) ** sharp_B11
+
+    def attended(self, canvas: Canvas, state: Any, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+        hidden_BTD, state = self.hidden(canvas, state)
+        shown_BLL = self.attention(canvas)[:, canvas.start :, canvas.start :]
+        return hidden_BTD, torch.stack([shown_BLL for _ in layers], -1), state
+
+
+class ShowingNothing(Own):
+    attention_layers = 3
+
+
+class ShowingOneLayer(Showing):
+    def attended(self, canvas: Canvas, state: Any, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+        return super().attended(canvas, state, layers[:1])
+
+
+class ShowingScores(Showing):
+    def attended(self, canvas: Canvas, state: Any, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+        hidden_BTD, shown_BLLA, state = super().attended(canvas, state, layers)
+        return hidden_BTD, shown_BLLA + 7.0, state
+
+
+class ShowingPlaces(Showing):
+    def attention(self, canvas: Canvas) -> Tensor:
+        return Own.attention(self, canvas)
+
+
+class ShowingAnotherForward(Showing):
+    def attended(self, canvas: Canvas, state: Any, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+        hidden_BTD, shown_BLLA, state = super().attended(canvas, state, layers)
+        return hidden_BTD + 1.0, shown_BLLA, state
+
+
+class ShowingPadding(Showing):
+    def attended(self, canvas: Canvas, state: Any, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+        hidden_BTD, shown_BLLA, state = super().attended(canvas, state, layers)
+        return hidden_BTD, shown_BLLA / (1 + canvas.start), state
+
+
 DENOISERS = {
+    ShowingNothing: r"attention_layers=3, but there is no attended",
+    ShowingOneLayer: r"attended\(\) gives attention \(2, 6, 6, 1\)",
+    ShowingScores: "no softmax",
+    ShowingPlaces: "attention does not depend on the tokens",
+    ShowingAnotherForward: "other hidden states than hidden",
+    ShowingPadding: "attention depends on the padding",
     NoMask: "lack the mask",
     MaskOutside: "outside the vocabulary",
     NoHead: "no logits",
@@ -187,7 +240,7 @@ def test_each_fault_of_a_denoiser_has_its_sentence(kind: type[Own]):
 
 
 def test_a_user_s_own_denoiser_is_sound_and_decodes():
-    assert check_denoiser(Own()) == []
+    assert check_denoiser(Own()) == check_denoiser(Showing()) == []
     assert bool(rollout(Own(), Threshold(0.9), Job.of([torch.tensor([1, 2])], 4, 4)).finished_R.all())
 
 
