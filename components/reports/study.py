@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ NAMES = {
     "ood-related": "latin squares (never seen)",
     "ood-unrelated": "sorting (never seen)",
     "ood-queens": "other dLLM: queens (never seen)",
+    "evaluate-position": "profiles/wordings.yaml, spellings by position (trained on)",
+    "ood-content": "profiles/wordings.yaml, spellings by content (never seen)",
+    "ood-style": "profiles/wordings.yaml, spellings by a style mark (never seen)",
+    "ood-unique": "profiles/wordings.yaml, spellings of puzzles with one solution (never seen)",
+    "ood-sorting": "profiles/wordings.yaml, spellings of sorted numbers (never seen)",
 }
 """The cases in the order of the document."""
 
@@ -142,9 +147,9 @@ class Study:
     """The cells by kind, and every policy of them on a case."""
 
     def __init__(self, cells: Sequence[Kept]) -> None:
-        self.cells = list(cells)
+        self.cells = _with_all_rules(cells)
         self.default: dict[int, list[Kept]] = {}
-        for cell in cells:
+        for cell in self.cells:
             if cell.about["kind"] == "default":
                 self.default.setdefault(cell.dllm_seed, []).append(cell)
 
@@ -183,6 +188,12 @@ class Study:
             found.append(runs(cells, case, "learned", about))
             found.append(runs(cells, case, "influence", f"{about}: influence alone"))
         found += [runs([cell], case, "learned", cell.about["about"]) for cell in self.kind("paper")]
+        for cell in self.kind("profile"):
+            about = cell.about["about"]
+            found += [
+                runs([cell], case, "learned", about),
+                runs([cell], case, "influence", f"{about}: influence alone"),
+            ]
         return [one for one in found if one is not None]
 
     def domains(self) -> list[list[Kept]]:
@@ -192,6 +203,26 @@ class Study:
         for cell in self.kind("domain"):
             found.setdefault(json.dumps(_unseeded(cell.settings), sort_keys=True), []).append(cell)
         return list(found.values())
+
+
+def _with_all_rules(cells: Sequence[Kept]) -> list[Kept]:
+    """Every cell with the rules that a control swept over the same dLLM besides: their results are the dLLM's alone."""
+    found = []
+    for cell in cells:
+        more = {case: list(results) for case, results in cell.results.items()}
+        for other in cells:
+            if other.about["kind"] != "control" or _dllm(other) != _dllm(cell):
+                continue
+            for case, results in more.items():
+                known = {r.key for r in results}
+                results += [r for r in other.results.get(case, []) if not r.is_policy and r.key not in known]
+        found.append(replace(cell, results=more))
+    return found
+
+
+def _dllm(cell: Kept) -> tuple[Any, ...]:
+    """What a rule's result on a case depends on."""
+    return tuple(cell.settings.get(name) for name in ("pretrain", "models", "data"))
 
 
 def _unseeded(settings: dict[str, Any]) -> dict[str, Any]:

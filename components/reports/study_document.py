@@ -13,8 +13,8 @@ from ..evaluation.results import EvalResult
 from ..maths.pareto import front_at
 from ..policies.rules import PAIR_ROWS, label_of
 from .curves import curve_at
+from .judged import REPORTED, Bar
 from .study import HEADINGS, NAMES, Runs, Study, best_accuracy, front_row, in_blocks, row, runs
-from .study_bars import Bar
 from .table import NONE, grid, points
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -62,6 +62,7 @@ def _opening(study: Study, bars: Sequence[Bar]) -> str:
         for case, name in SHORT.items()
         if (other := study.learned(case)) is not None
     ]
+    bars = [bar for bar in bars if bar.verdict != REPORTED]
     held, above = sum(bar.held for bar in bars), float(np.mean([_above_rules(r, one.rules) for r in served]))
     return (
         f"On {NAMES.get(case, case).partition(' (')[0].partition(': ')[0]}, a coupled policy of "
@@ -113,7 +114,7 @@ def _at(one: Runs, at: float) -> str:
 
 def _blocks(study: Study) -> list[str]:
     """The policy in shorter blocks against the rules in the same blocks: as it is served, and over its offsets."""
-    lines = []
+    lines, wins = [], []
     for name, cell in study.decoding_in_blocks():
         for case in study.cases():
             results = cell.results.get(case, [])
@@ -121,6 +122,8 @@ def _blocks(study: Study) -> list[str]:
                 gaps = [_above_rules(r, same) for r in own]
                 served = own[0]
                 half = max(served.accuracy - served.accuracy_low, served.accuracy_high - served.accuracy)
+                above = _above_rules(served, [r for r in results if not r.is_policy])
+                wins += [f"{name}, {case.partition('-')[2]} in {block} ({points(above)})"] if above > 0 else []
                 lines.append(
                     [
                         name,
@@ -130,7 +133,7 @@ def _blocks(study: Study) -> list[str]:
                         f"{served.nfe:.2f}",
                         points(gaps[0]),
                         f"{points(min(gaps))} to {points(max(gaps))}",
-                        points(_above_rules(served, [r for r in results if not r.is_policy])),
+                        points(above),
                     ]
                 )
     headings = (
@@ -145,7 +148,8 @@ def _blocks(study: Study) -> list[str]:
     )
     note = (
         "Semi-autoregressive: block after block from left to right. The first training seed. Differences are points to "
-        "the front of the rules at the policy's own NFE."
+        f"the front of the rules at the policy's own NFE. As served it lies above all rules, whatever their blocks: "
+        f"{'; '.join(wins) or 'nowhere'}."
     )
     return ["## Blocks", note, grid(headings, lines, (0, 1))] if lines else []
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from components.core.errors import SettingsError
 from components.core.files import write_json
 from components.evaluation.results import EvalResult, read_results, write_results
-from components.reports import study_bars, study_document, study_figure
+from components.reports import judged, study_bars, study_document, study_figure
 from components.reports.study import HEADINGS, Study, read_kept, row, runs
 from flows.study import CELLS, GROUPS, KEPT, cells_of
 from tests.messages import has_remedy
@@ -182,6 +182,26 @@ def test_rows_over_pair_shifts_stand_beside_the_policy_and_move_no_front(tmp_pat
     assert float(rules[-1]) == pytest.approx(95.0)  # blocks of 4, a rule; not the row's 99
 
 
+def test_a_rule_that_a_control_swept_is_a_rule_for_every_cell_over_its_dllm(tmp_path: Path) -> None:
+    keep(tmp_path, "seed-0", 0.35)
+    keep(tmp_path, "pair-rows", 0.35, kind="control")
+    keep(tmp_path, "other", 0.35, kind="domain", domain="other")
+    path = tmp_path / "other" / "params.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(settings | {"pretrain": {"seed": 7}}), encoding="utf-8")
+    path = tmp_path / "pair-rows" / "results" / f"evaluate-{TASKS[1]}.jsonl"
+    more = [row_of("dapd", "0.1", 0.7, 2, TASKS[1]), row_of("demask", "1", 0.97, 3.5, TASKS[1])]
+    write_results(path, [*read_results(path), *more])
+    study = Study([read_kept(tmp_path / name) for name in ("seed-0", "pair-rows", "other")])
+    found = {cell.name: [r.family for r in cell.results[f"evaluate-{TASKS[1]}"]] for cell in study.cells}
+    assert found["seed-0"].count("dapd") == 1 and found["pair-rows"].count("dapd") == 1
+    assert found["seed-0"].count("demask") == 0  # no rule: it reads the policy's shifts
+    assert found["other"].count("dapd") == 0  # another dLLM
+    # Up to 95 % at 3.35 forwards: .7 @ 2 and .97 @ 3.5 make .943 there, .85 and .95 of the policy .94.
+    seen = {bar.asked.partition(",")[0]: bar.seen for bar in study_bars.bars(study) if "our own shifts" in bar.asked}
+    assert list(seen) == [TASKS[1]] and seen[TASKS[1]].startswith("worst by seed −5; the lowest at NFE 3.35")
+
+
 def test_a_policy_that_was_trained_in_blocks_is_judged_in_blocks(tmp_path: Path) -> None:
     """By the trained policy's mode: its samples and its start are right on nothing here. The rule has .95 at 3.5."""
     keep(tmp_path, "seed-0", 0.35)  # .95
@@ -205,11 +225,11 @@ def test_a_policy_that_was_trained_in_blocks_is_judged_in_blocks(tmp_path: Path)
 
 
 def test_a_bar_is_held_by_every_seed_or_missed_by_so_much(study: Study) -> None:
-    seen = [study_bars.Seen(0.7, 3.0, 0.8, 2.0, 4.0), study_bars.Seen(0.55, 2.5, 0.6, 2.0, 4.0)]
-    missed = study_bars.judged("cut", 0.6, seen)
+    seen = [judged.Seen(0.7, 3.0, 0.8, 2.0, 4.0), judged.Seen(0.55, 2.5, 0.6, 2.0, 4.0)]
+    missed = judged.judged("cut", 0.6, seen)
     assert not missed.held and missed.verdict == "missed by 5, 1 of 2" and "NFE 2.50" in missed.seen
-    assert study_bars.judged("cut", 0.5, seen).held
-    nothing = study_bars.judged("cut", 0.5, [study_bars.Seen(*[float("nan")] * 5)])
+    assert judged.judged("cut", 0.5, seen).held
+    nothing = judged.judged("cut", 0.5, [judged.Seen(*[float("nan")] * 5)])
     assert not nothing.held and nothing.verdict.startswith("not decided")
 
 
@@ -218,15 +238,15 @@ def test_the_bars_of_a_study_by_hand(study: Study) -> None:
     assert one is not None
     plain = replace(one, rules=[rule for rule in one.rules if rule.block_length == 16])
     # Seed 0: .85 @ 2, .95 @ 3.5, 1 @ 8; the front: .5 @ 2 to .9 @ 8.
-    cut = study_bars.errors_cut(plain, 0)
+    cut = judged.errors_cut(plain, 0)
     assert cut.worst == pytest.approx(0.7) and cut.low == pytest.approx(2.0) and cut.high == pytest.approx(8.0)
-    above = study_bars.points_above(plain, 1, [2.0, 3.5])
+    above = judged.points_above(plain, 1, [2.0, 3.5])
     assert above.worst == pytest.approx(0.25)
     # No rule takes 1.5 forwards: the front is level there. The policy has no curve left of its fastest setting.
     faster = replace(plain, rules=[replace(rule, nfe=rule.nfe + 1) for rule in plain.rules])
-    assert study_bars.points_above(faster, 0, [1.5, 2.0]).worst == pytest.approx(0.35)
-    assert study_bars.points_above(faster, 0, [1.5, 2.0]).low == 2.0
-    saved = study_bars.forwards_saved(plain, 0)  # from .85, its own fastest, to .9, where the rules end
+    assert judged.points_above(faster, 0, [1.5, 2.0]).worst == pytest.approx(0.35)
+    assert judged.points_above(faster, 0, [1.5, 2.0]).low == 2.0
+    saved = judged.forwards_saved(plain, 0)  # from .85, its own fastest, to .9, where the rules end
     assert saved.low == pytest.approx(0.85) and saved.high == pytest.approx(0.9)
     assert saved.worst == pytest.approx(1 - 2.75 / 8) and saved.where == pytest.approx(0.9)
     blocks = [bar for bar in study_bars.bars(study) if "blocks" in bar.asked]
