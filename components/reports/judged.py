@@ -44,11 +44,14 @@ class Seen:
     figures: tuple[float, ...] = ()
 
 
+NOTHING = Seen(math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
 def over(places: Sequence[float], figure: Callable[[float], float]) -> Seen:
     """The figure over places where it is a number."""
     found = [(value, place) for place in places if not math.isnan(value := figure(place))]
     if not found:
-        return Seen(*[float("nan")] * 5)
+        return NOTHING
     worst, where = min(found)
     covered = [place for _, place in found]
     values = tuple(value for value, _ in found)

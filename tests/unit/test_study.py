@@ -229,7 +229,7 @@ def test_a_bar_is_held_by_every_seed_or_missed_by_so_much(study: Study) -> None:
     missed = judged.judged("cut", 0.6, seen)
     assert not missed.held and missed.verdict == "missed by 5, 1 of 2" and "NFE 2.50" in missed.seen
     assert judged.judged("cut", 0.5, seen).held
-    nothing = judged.judged("cut", 0.5, [judged.Seen(*[float("nan")] * 5)])
+    nothing = judged.judged("cut", 0.5, [judged.NOTHING])
     assert not nothing.held and nothing.verdict.startswith("not decided")
 
 
