@@ -12,6 +12,7 @@ from torch import nn
 
 from components.commands import bench, compare, decode
 from components.commands.decode import Asked
+from components.core.devices import ran_out
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
 from components.policies.heuristics import Threshold
@@ -80,3 +81,20 @@ def test_bench_brings_its_policies_to_the_denoiser(names: list[str], tmp_path: P
     cases = bench._cases(bench.Request(names, random=4), Workspace(tmp_path, "tiny"), SETTINGS, FAR)
     found = {case.name: case.policy for case in cases}
     assert devices([found[name] for name in names]) == ["meta", "meta", None]
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+    ],
+)
+def test_a_refused_allocation_is_known_by_what_torch_says(error: BaseException, refused: bool) -> None:
+    assert ran_out(error) is refused
