@@ -23,7 +23,7 @@ from components.core.files import flatten, read_lines
 from components.decode.prompts import Prompts
 from components.export import Decoding, OnnxPolicy, check_parity
 from components.policies import store as policies
-from components.settings.load import read
+from components.settings import read
 from components.stages.common.models import open_denoiser
 from components.stages.common.workspace import Workspace
 from components.tracking import registry, store
