@@ -1,9 +1,10 @@
 """Spread a sweep's trainings or the study's cells over Dask workers: one Prefect task each, in a worktree of its own.
 
-Where: `local:2` makes two worker processes of this machine; `tcp://HOST:PORT` is a running scheduler. A worker that
-dies costs the task that it was at, which Dask gives to another one. Workers of other machines need the checkout at the
-same path, on a shared disk, and the Prefect server that PREFECT_API_URL names. One task at a time: start them with
-`dask worker ADDRESS --nthreads 1`, on a machine with several GPUs one for each, with CUDA_VISIBLE_DEVICES set.
+Where: `local:2` makes two worker processes of this machine, each on one of its GPUs, in turn; `tcp://HOST:PORT` is a
+running scheduler. A worker that dies costs the task that it was at, which Dask gives to another one. Workers of other
+machines need the checkout at the same path, on a shared disk, and the Prefect server that PREFECT_API_URL names. One
+task at a time: start them with `dask worker ADDRESS --nthreads 1`, on a machine with several GPUs one for each, with
+CUDA_VISIBLE_DEVICES set.
 Whoever reaches a scheduler's port can run code on its workers: keep it in a closed network, or use Dask's TLS (tls://).
 
 The dLLMs that tasks share are made once, before all else: their type is chosen by a measurement (`dtype: auto`), which
@@ -13,6 +14,7 @@ Left out: what a task does (sweep.py, study.py). Dask is imported only where a c
 """
 
 import importlib.util
+import os
 import re
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -76,7 +78,34 @@ def _options(cluster: str) -> dict[str, Any]:
         return {"address": cluster}
     pages = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     workers = {"n_workers": int(cluster.removeprefix("local:")), "threads_per_worker": 1}
-    return {"cluster_kwargs": workers | {"security": True, "scheduler_kwargs": pages}}
+    cards, more = _cards(os.environ), dict[str, Any]()
+    if len(cards) > 1:
+        more = {"processes": True, "worker_class": _on_cards(cards)}
+    return {"cluster_kwargs": workers | more | {"security": True, "scheduler_kwargs": pages}}
+
+
+def _cards(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that workers take in turn, as CUDA_VISIBLE_DEVICES names them.
+
+    None where UNMASK_DEVICE says that no GPU is used, or which: workers that hold one card each could not follow.
+    """
+    if environment.get("UNMASK_DEVICE") not in (None, "", "cuda"):
+        return []
+    import torch
+
+    named = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return [card.strip() for card in named[:count]] if any(named) else [str(card) for card in range(count)]
+
+
+def _on_cards(cards: Sequence[str]) -> Callable[..., Any]:
+    """What makes Dask's worker of a number: it and its stages see one card, also where it is started again."""
+    from distributed import Nanny
+
+    def made(*address: Any, name: int, **options: Any) -> Nanny:
+        return Nanny(*address, name=name, env={"CUDA_VISIBLE_DEVICES": cards[name % len(cards)]}, **options)
+
+    return made
 
 
 def _outcome(future: Any) -> Any:

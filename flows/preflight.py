@@ -19,15 +19,19 @@ def pretrained(settings: Settings) -> list[Model]:
 
 def check_device(settings: Settings, environment: Mapping[str, str]) -> None:
     """Raise SettingsError if a GPU is asked for, by UNMASK_DEVICE or by the dLLMs' size, and there is none."""
-    device = environment.get("UNMASK_DEVICE") or ("cuda" if pretrained(settings) else "cpu")
-    if not device.startswith("cuda"):
+    checkpoints, asked = pretrained(settings), environment.get("UNMASK_DEVICE")
+    if not (asked or checkpoints):
         return
     import torch
 
-    if not torch.cuda.is_available():
-        why = f"model {pretrained(settings)[0].source!r}" if pretrained(settings) else f"UNMASK_DEVICE={device}"
+    from components.core.devices import device_name
+
+    device = device_name(bool(checkpoints), environment)
+    needed = device.startswith("cuda") or not asked
+    if needed and not torch.cuda.is_available():
+        why = f"model {checkpoints[0].source!r}" if checkpoints else f"UNMASK_DEVICE={device}"
         raise SettingsError(
-            f"device={device!r} is needed for {why}, and torch {torch.__version__} sees no GPU on this machine. Start "
+            f"a GPU is needed for {why}, and torch {torch.__version__} sees no GPU on this machine. Start "
             "the run on a machine with a GPU, run the deployment train-policy/cpu, or set UNMASK_DEVICE=cpu."
         )
 

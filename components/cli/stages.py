@@ -57,6 +57,13 @@ def _check_launch(name: str) -> None:
     if not size.isdecimal() or int(size) < 1 or lacking:
         why = f"without {', '.join(lacking)}" if lacking else "is no number of processes"
         raise SettingsError(f"WORLD_SIZE={size} {why}. Start the processes by torchrun, or unset it for one process.")
+    device, here = os.environ.get("UNMASK_DEVICE", ""), os.environ.get("LOCAL_WORLD_SIZE", size)
+    if here != "1" and (device == "auto" or device.startswith("cuda:")):
+        where = "over all GPUs" if device == "auto" else "on one GPU"
+        raise SettingsError(
+            f"UNMASK_DEVICE={device} puts each of {here} processes {where}. Write UNMASK_DEVICE=cuda, with which each "
+            "takes a GPU of its own."
+        )
 
 
 def quiet() -> None:

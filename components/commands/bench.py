@@ -7,7 +7,6 @@ added by arithmetic. Left out: memory, caches and a large vocabulary, in tests/b
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -157,6 +156,7 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
             request.random, vocabulary=request.vocabulary, dtype=request.dtype or "float32"
         )
         return denoiser, random_prompts(task, encoder, request.count), None
+    from ..core.devices import device_to_load
     from ..decode.prompts import Prompts
     from ..denoisers import load
     from ..stages.common.models import open_denoiser
@@ -166,7 +166,8 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
         denoiser, encoder = open_denoiser(workspace, which)
     else:
         source = request.model or str(workspace.outputs / "pretrain" / which)
-        denoiser, encoder = load(source, os.environ.get("UNMASK_DEVICE", "cpu"), request.dtype or "float32")
+        device = device_to_load(checkpoint=request.model is not None)
+        denoiser, encoder = load(source, device, request.dtype or "float32")
     data = workspace.task(settings.evaluate.gate_task)
     prompts = Prompts.of(data.task(), data.examples("test")[: request.count], encoder)
     return denoiser, prompts, settings.decode.block_length

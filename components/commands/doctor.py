@@ -118,7 +118,10 @@ def device(root: Path) -> tuple[bool, str]:
 
     if fault := device_fault():
         return False, f"{fault} Every stage would fail."
-    name, gpus = os.environ.get("UNMASK_DEVICE") or "cpu", torch.cuda.device_count()
+    from ..core.devices import device_name
+
+    gpus, embedded, other = torch.cuda.device_count(), device_name(checkpoint=False), device_name(checkpoint=True)
+    name = embedded if embedded == other else f"{embedded}, checkpoints {other}"
     seen = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) or "no GPU"
     return True, f"{name} (torch {torch.__version__}, {seen})"
 

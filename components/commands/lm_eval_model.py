@@ -21,6 +21,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
+from ..core.devices import device_to_load
 from ..core.errors import DataError, SettingsError
 from ..core.online import offline_unless_hub_answers
 from ..core.rng import seed_of
@@ -115,7 +116,7 @@ class Unmask(LM):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.arguments = asked = Arguments.of(given)
-        device = asked.device or "cpu"
+        device = asked.device or device_to_load(checkpoint=True)
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # the harness names cuda:0 on every machine
         self.policy = loaded(asked.policy, Path.cwd()) or rule(asked.policy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,8 +193,9 @@ def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tu
         from ..stages.common.models import open_cached
 
         return open_cached(workspace, settings.domain.model, settings.decode)
+    from ..core.devices import device_to_load
     from ..denoisers import load
 
     dtype = settings.models[settings.domain.model].dtype
-    denoiser, encoder = load(model, os.environ.get("UNMASK_DEVICE", "cpu"), "float32" if dtype == "auto" else dtype)
+    denoiser, encoder = load(model, device_to_load(checkpoint=True), "float32" if dtype == "auto" else dtype)
     return denoiser, encoder.stopping() if settings.decode.end_of_text else encoder

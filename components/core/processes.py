@@ -66,7 +66,7 @@ def joined() -> Generator[None]:
     if launched() == 1:
         yield
         return
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # from here on "cuda" is this process's own GPU
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         dist.init_process_group("gloo", timeout=WORK)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
 
 import pytest
+import torch
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from components.core.errors import SettingsError
+from flows import cluster as clusters
 from flows.cluster import check_cluster
 from tests.messages import has_remedy
 
@@ -53,6 +56,38 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="'cluster'"):
         check_cluster("local:2")
+
+
+@pytest.mark.parametrize(
+    ("environment", "cards"),
+    [
+        ({}, ["0", "1", "2"]),
+        ({"UNMASK_DEVICE": "cuda"}, ["0", "1", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "4, 6,GPU-7"}, ["4", "6", "GPU-7"]),
+        ({"UNMASK_DEVICE": "cpu"}, []),
+        ({"UNMASK_DEVICE": "cuda:1"}, []),
+        ({"UNMASK_DEVICE": "auto"}, []),
+    ],
+)
+def test_local_workers_take_the_cards_that_this_process_sees(
+    environment: dict[str, str], cards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert clusters._cards(environment) == cards
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("count", "seen"), [(2, ["0", "0", "1"]), (1, [None] * 3), (0, [None] * 3)])
+def test_each_local_worker_sees_one_card(count: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers, in their own environment. Where there is nothing to choose, it is left alone."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    given = clusters._options("local:3")["cluster_kwargs"]
+    with distributed.LocalCluster(**given) as cluster, distributed.Client(cluster) as client:
+        client.wait_for_workers(3)
+        found = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+    assert sorted(found.values(), key=str) == seen
 
 
 @pytest.mark.e2e

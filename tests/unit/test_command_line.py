@@ -106,6 +106,22 @@ def test_processes_that_no_launcher_started_are_refused(
     refused(found)
 
 
+@pytest.mark.parametrize(("name", "fine"), [("auto", False), ("cuda:0", False), ("cuda", True), ("cpu", True)])
+def test_processes_that_would_meet_on_one_gpu_are_refused(
+    name: str, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1", "UNMASK_DEVICE": name}
+    for variable, value in group.items():
+        monkeypatch.setenv(variable, value)
+    if fine:
+        return stages._check_launch("train")
+    with pytest.raises(SettingsError, match=f"UNMASK_DEVICE={name} .*of 2 processes") as found:
+        stages._check_launch("train")
+    refused(found)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with a process each
+    stages._check_launch("train")
+
+
 @pytest.mark.parametrize("words", [["--random", "99999999"], ["--random", "16", "--vocabulary", "999999999999"]])
 def test_a_random_model_that_no_machine_holds_is_refused(words: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["bench", *words])

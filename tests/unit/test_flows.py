@@ -310,6 +310,13 @@ def test_a_cpu_is_always_there(name: str, source: str | None, environment: dict[
     preflight.check_device(profile(name, source), environment)
 
 
+def test_where_a_gpu_is_there_it_is_taken_without_being_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    preflight.check_device(profile("gpu"), {})
+
+
 def test_only_checkpoints_are_looked_for_on_this_machine() -> None:
     assert [model.source for model in preflight.pretrained(profile("gpu"))]
     assert not preflight.pretrained(profile("tiny")) and not preflight.pretrained(profile("tiny", "mine:small"))

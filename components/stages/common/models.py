@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from ...core.devices import device_to_load
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
 from ...core.imports import is_import_path, named
@@ -24,7 +24,7 @@ def open_cached(workspace: Workspace, model: str, decode: Decode) -> tuple[Denoi
 
 
 def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Encoder]:
-    """Denoiser and encoder that stage pretrain made or pinned, on the device of UNMASK_DEVICE (cpu by default)."""
+    """Denoiser and encoder that stage pretrain made or pinned, on the device of ``device_name``."""
     folder = workspace.outputs / "pretrain" / model
     pinned = read_json(folder / "source.json", needs=("source", "dtype", "revision"))
     if not all(value is None or isinstance(value, str) for value in pinned.values()):
@@ -32,7 +32,7 @@ def open_denoiser(workspace: Workspace, model: str) -> tuple[LoadedDenoiser, Enc
     source = pinned["source"] or str(folder)
     if is_import_path(source):
         return _own(source)
-    return load(source, os.environ.get("UNMASK_DEVICE", "cpu"), pinned["dtype"], pinned["revision"])
+    return load(source, device_to_load(bool(pinned["source"])), pinned["dtype"], pinned["revision"])
 
 
 def _own(source: str) -> tuple[Any, Any]:
