@@ -156,7 +156,7 @@ def saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", ["gpu", "gpu-coupled", "paper-a-bl32", "paper-b-topk"])
 def test_a_pair_s_activations_are_those_that_torch_saves(name: str) -> None:
-    """On no device, within a tenth; with a pair head within a fifth, as it saves what it works on where it is trained."""
+    """On no device, within a tenth; with a pair head, which saves what it works on where it is trained, a fifth."""
     settings = read(ROOT / "profiles" / f"{name}.yaml").policy
     with torch.device("meta"):
         policy = fresh_policy(settings, 4096, 0)
