@@ -32,7 +32,7 @@ from ..policies.rules import is_random
 from ..stages.common.progress import progress
 from ..tasks.example import Example
 from .lm_eval_arguments import Arguments, check_policy, generation
-from .resolve import loaded, rule
+from .resolve import loaded, place, rule
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class Unmask(LM):
                 f"lm_eval was started as {started} processes, each of which would answer every request. Start one; "
                 f"device=auto spreads a large dLLM over all GPUs."
             )
-        self.policy = learned = loaded(asked.policy, Path.cwd())
+        learned = loaded(asked.policy, Path.cwd())
         check_policy(learned, asked)
+        self.policy: Any = learned or rule(asked.policy)
         denoiser, encoder = load(asked.denoiser, asked.where, asked.weights, asked.revision)
+        if asked.suppress_eos:
+            late = tuple(sorted(encoder.end_ids))
+            self.policy = SuppressTokens(self.policy, late, asked.suppress_eos == "renormalize")
+        place([self.policy], denoiser)
         self.denoiser = with_cache(denoiser, asked.cache)
         self.encoder = encoder.stopping() if asked.end_of_text else encoder
-        if learned is None:
-            self.policy = rule(asked.policy)
-            if asked.suppress_eos:
-                late = tuple(sorted(encoder.end_ids))
-                self.policy = SuppressTokens(self.policy, late, asked.suppress_eos == "renormalize")
-        self._device = self.denoiser.device
+        self._device = denoiser.device  # of "auto": that of the first part
         self._chats = False  # whether contexts come out of ``apply_chat_template``
         self._passes: list[int] = []
 
