@@ -7,7 +7,6 @@ added by arithmetic. Left out: memory, caches and a large vocabulary, in tests/b
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
 from . import throughput
-from .resolve import active_profile, candidate, place
+from .resolve import active_profile, candidate, open_named, place
 
 if TYPE_CHECKING:
     from ..bench.decoding import Case, Comparison
@@ -158,7 +157,6 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
         )
         return denoiser, random_prompts(task, encoder, request.count), None
     from ..decode.prompts import Prompts
-    from ..denoisers import load
     from ..stages.common.models import open_denoiser
 
     which = settings.domain.model
@@ -166,7 +164,7 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
         denoiser, encoder = open_denoiser(workspace, which)
     else:
         source = request.model or str(workspace.outputs / "pretrain" / which)
-        denoiser, encoder = load(source, os.environ.get("UNMASK_DEVICE", "cpu"), request.dtype or "float32")
+        denoiser, encoder = open_named(source, request.dtype or settings.models[which].dtype)
     data = workspace.task(settings.evaluate.gate_task)
     prompts = Prompts.of(data.task(), data.examples("test")[: request.count], encoder)
     return denoiser, prompts, settings.decode.block_length
