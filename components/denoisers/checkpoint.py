@@ -111,7 +111,7 @@ def check_readable(files: Sequence[Path]) -> None:
     """CheckpointError if one is cut off or is no safetensors file."""
     for file in files:
         try:
-            with safe_open(file, framework="pt") as stored:
+            with _opened(file) as stored:
                 for name in stored.keys():  # noqa: SIM118
                     stored.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
@@ -171,7 +171,7 @@ def check_equal(model: Any, files: Sequence[Path], renamed: Mapping[str, str]) -
     own, places = _places(model, names, renamed)
     compared = set[int]()
     for file in files:
-        with safe_open(file, framework="pt") as stored:
+        with _opened(file) as stored:
             for name in [name for name in stored.keys() if name in places]:  # noqa: SIM118
                 loaded, kept = own[places[name]], stored.get_slice(name)
                 if loaded.is_floating_point() and kept.get_dtype() not in FLOATS:
@@ -192,8 +192,12 @@ def check_equal(model: Any, files: Sequence[Path], renamed: Mapping[str, str]) -
         )
 
 
+def _opened(file: Path) -> Any:
+    return safe_open(file, framework="pt")
+
+
 def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as stored:
+    with _opened(file) as stored:
         return list(stored.keys())
 
 
@@ -209,7 +213,7 @@ def _places(
     from transformers.core_model_loading import revert_weight_conversion
 
     # Some families keep q, k and v in one tensor: compared is what transformers would write back.
-    stored: dict[str, Tensor] = revert_weight_conversion(model, own)
+    stored: Any = revert_weight_conversion(model, own)
     again = _found(stored, prefix, {name: name for name in names})
     return (stored, again) if len(again) > len(found) else (own, found)
 
