@@ -13,7 +13,7 @@ from components.tasks.example import Example
 from components.tasks.hub import TextTask
 from components.tasks.splits import SHARES, SPLITS, answers_seen, collect_all, split_of
 
-TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
+TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "infill", "zebra", "countdown_text", "sudoku_text")
 PUZZLES = [name for name in TASKS if name not in TEXTS]
 COUNTS = {"pretrain": 60, "train": 15, "tune": 6, "gate": 6, "test": 6}
 
