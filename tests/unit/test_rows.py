@@ -239,7 +239,7 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted_if_asked(name: str,
     path = file(tmp_path / "x.jsonl", {**good, **broken}, good, {})
     more = {"execute": True, "allow_unconfined": True} if name in ("mbpp", "humaneval") else {}
     with pytest.raises(DataError, match=r"x.jsonl, line 1: .*leave_out=true\."):
-        build(name, test_path=path, **more).examples("test")
+        build(name, test_path=path, **more).examples("test")  # type: ignore[attr-defined]
     task = build(name, test_path=path, leave_out=True, **more)
     assert isinstance(task, TextTask)
     assert len(task.examples("test")) == 1 and [place[-6:] for place in task.left_out] == ["line 1", "line 3"]
