@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
 from . import throughput
-from .resolve import active_profile, candidate
+from .resolve import active_profile, candidate, place
 
 if TYPE_CHECKING:
     from ..bench.decoding import Case, Comparison
@@ -192,6 +192,7 @@ def _cases(request: Request, workspace: Workspace, settings: Settings, denoiser:
                 f"policy {name} reads hidden states of width {reads}, this dLLM has {denoiser.width}. "
                 f"Bench it over the dLLM it was trained on."
             )
+        place([found.policy], denoiser)
         cases.append(Case(found.setting, found.policy, DecodeOptions(rows=request.rows, choose=found.choose)))
     return cases
 

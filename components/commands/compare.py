@@ -10,7 +10,7 @@ from ..core.errors import DataError
 from ..evaluation.results import EvalResult, read_results
 from ..policies.rules import decoders
 from .decode import Asked, console_for, decode_one, display
-from .resolve import active_profile, candidate, example_for, named_task, open_dllm, rule, task_for
+from .resolve import active_profile, candidate, example_for, named_task, open_dllm, place, rule, task_for
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,6 +57,7 @@ def show_comparison(one: str, other: str, asked: Asked, count: int) -> None:
     workspace, settings = active_profile()
     pair = [candidate(name, workspace, settings, asked.choose, asked.block) for name in (one, other)]
     ground = _ground(workspace, settings, asked, count)
+    place([c.policy for c in pair], ground.opened[0])
     results = ground.decode(pair)
     _show_one(ground, pair, results, asked.prompt)
     console = console_for()

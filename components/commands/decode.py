@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
 from .puzzles import is_solvable, wrong_cells
-from .resolve import active_profile, candidate, example_for, named_task, open_dllm, task_for
+from .resolve import active_profile, candidate, example_for, named_task, open_dllm, place, task_for
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -88,6 +88,7 @@ def show_decode(policies: Sequence[str], asked: Asked) -> None:
         task, known = named_task(settings, name), False
         example = Example(name, asked.prompt or "", "", canvas=asked.canvas)
     opened = open_dllm(workspace, settings, asked.model)
+    place([c.policy for c in candidates], opened[0])
     display([decode_one(c, opened, task, example, asked.length, known) for c in candidates])
 
 

@@ -31,7 +31,7 @@ from ..policies.rules import is_random
 from ..settings import nearest
 from ..stages.common.progress import progress
 from ..tasks.example import Example
-from .resolve import loaded, rule
+from .resolve import loaded, place, rule
 
 TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one number
 OF_SAMPLING = ("temperature", "top_p", "top_k", "do_sample")
@@ -122,7 +122,8 @@ class Unmask(LM):
         _check_alpha(self.policy, asked)
         denoiser, self.encoder = load(asked.denoiser, device, asked.dtype, asked.revision)
         self.denoiser = with_cache(denoiser, asked.cache)
-        self._device = torch.device(device)
+        place([self.policy], denoiser)
+        self._device = denoiser.device  # of "auto": that of the first part
         self._chats = False  # whether contexts come out of ``apply_chat_template``
         self._passes: list[int] = []
 

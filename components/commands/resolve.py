@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,19 @@ def loaded(name: str, root: Path, decode: Decode | None = None) -> Any:
         policy = policies.load(Path(name))
         return policy if decode is None else with_decode_settings(policy, decode)
     return None
+
+
+def place(policies: Iterable[Any], denoiser: Any) -> None:
+    """Move the policies that are modules to the denoiser's device. A rule and an ONNX policy have no weights to move.
+
+    A command loads its policies first, so that a wrong name costs no loading of a dLLM.
+    """
+    from torch.nn import Module
+
+    # Not in ``rollout``: a module there may be a user's own, and its optimizer's state would stay behind.
+    for policy in policies:
+        if isinstance(policy, Module):
+            policy.to(denoiser.device)
 
 
 def _made(name: str) -> Any:

@@ -18,5 +18,6 @@ def over(going_B: Tensor, pick: int) -> bool:
 
 def ran_out(error: BaseException) -> bool:
     """Whether the error is a refused allocation, an accelerator's or the host's."""
-    said = ("can't allocate memory", "not enough memory")
+    # Not every refusal is an OutOfMemoryError: that of a context, a kernel's stack or a library's handle is none.
+    said = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)

@@ -20,6 +20,12 @@ import yaml
 from safetensors import safe_open
 
 from components.core.files import flatten, read_lines
+from components.decode.prompts import Prompts
+from components.export import Decoding, OnnxPolicy, check_parity
+from components.policies import store as policies
+from components.settings import read
+from components.stages.common.models import open_denoiser
+from components.stages.common.workspace import Workspace
 from components.tracking import registry, store
 from components.tracking.publish import metrics_files, results
 from tests.clone import ITERATIONS, SAVED, Clone, ran
@@ -301,6 +307,23 @@ def test_the_champion_decodes_and_is_compared_as_the_exported_and_the_trained_po
             assert before != after and all(b in ("_", a) for b, a in zip(before, after, strict=True))
     said = clone.run("unmask", "compare", "confidence:2", champion, "--count", "24")
     assert re.search(r"confidence:2 .* 8\.00 ", said) and re.search(r"forward passes [+-]\d", said)
+
+
+def test_the_exported_file_decodes_every_other_evaluation_prompt_as_the_policy_does(
+    pipeline: tuple[Clone, str],
+) -> None:
+    """Stage export compares the domain's own prompts; these are the prompts of transfer and out of domain, other dLLMs
+    and canvases among them."""
+    folder = pipeline[0].folder
+    settings, workspace = read(folder / "params.yaml"), Workspace(folder, "tiny")
+    policy = policies.load(folder / P / "train" / "policy").eval()
+    exported = OnnxPolicy(folder / P / "export" / "policy.onnx")
+    for case in (*settings.transfer.values(), *settings.ood.values()):
+        denoiser, encoder = open_denoiser(workspace, case.model)
+        data = workspace.task(case.task)
+        prompts = Prompts.of(data.task(), data.examples("test"), encoder)
+        report = check_parity(policy, exported, [], Decoding(denoiser, prompts, settings.decode.block_length))
+        assert report.texts == report.equal_texts == report.equal_orders == 2 * len(prompts) > 0
 
 
 def test_the_documented_ways_from_the_registry_work_as_printed(promoted: tuple[Clone, dict[str, Any]]) -> None:

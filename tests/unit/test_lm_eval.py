@@ -215,6 +215,17 @@ def test_alpha_reaches_a_policy_that_was_trained_for_several(dllm: Path, tmp_pat
         model(dllm, alpha=2.0)
 
 
+def test_a_policy_lies_where_the_dllm_lies(dllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's device meta stands for a GPU."""
+    store.save(ConfidencePolicy(Shape(("log_odds",), **SMALL)).eval(), tmp_path)
+    assert model(dllm, policy=str(tmp_path), device="auto").device == torch.device("cpu")
+    denoiser, encoder = load(dllm)
+    monkeypatch.setattr(denoiser, "device", torch.device("meta"))
+    monkeypatch.setattr(lm_eval_model, "load", lambda *_: (denoiser, encoder))
+    far = model(dllm, policy=str(tmp_path))
+    assert far.device.type == "meta" and all(weight.is_meta for weight in far.policy.parameters())
+
+
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("given", "word"),
