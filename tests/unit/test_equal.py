@@ -116,3 +116,18 @@ def test_a_weight_that_no_tensor_of_the_file_stands_for_is_refused_by_name(tmp_p
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     careless(transformers.BertForMaskedLM, lambda model, info: info["missing_keys"].clear())
     refused(tmp_path, "bert.encoder.layer.1.output.dense.bias", "no tensor of the files")
+
+
+def test_a_table_of_positions_that_the_class_makes_itself_may_stand_in_the_file(tmp_path: Path, careless: Careless):
+    """Files of 2020 hold one, beside layer norms of the old names."""
+    write_masked(tmp_path, "Bert")
+    rename(tmp_path, ("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    weights = load_file(tmp_path / "model.safetensors") | {"bert.embeddings.position_ids": torch.arange(48)[None]}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    load(tmp_path)
+
+    def change(model: Any, info: Any) -> None:
+        model.bert.embeddings.LayerNorm.weight.data[0] += 1
+
+    careless(transformers.BertForMaskedLM, change)
+    refused(tmp_path, "bert.embeddings.LayerNorm.gamma", "other values")
