@@ -53,7 +53,8 @@ def device_of(place: Workspace, way: str, settings: Settings) -> str:
         elif way == "--denoiser":
             resolve.open_dllm(place, settings, HUB)
         elif way == "lm_eval":
-            lm_eval_model.Unmask(denoiser=HUB, policy="threshold:0.9")
+            make: Any = lm_eval_model.Unmask
+            make(denoiser=HUB, policy="threshold:0.9")
         else:
             model = HUB if way == "bench --model" else None
             bench._subject(bench.Request(model=model, dtype="float32"), place, settings)
