@@ -10,10 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.commands.throughput import DREAM, LLADA, LOGIT_BYTES, PARALLEL, PEAK, PROMPT, UTILISATION, section
+import torch
+
+from components.commands.throughput import DREAM, LLADA, PARALLEL, PEAK, PROMPT, UTILISATION, section
+from components.core.types import Needs
+from components.decode.readout import chunk_bytes
 from components.evaluation.evaluate import Sweep
 from components.policies.rules import RULES
-from components.settings import Settings, load
+from components.settings import Confidence, Feature, Policy, Settings, load
+from components.stages.influence import fresh_policy
 
 SHAPES = {
     "GSAI-ML/LLaDA-8B-Instruct": LLADA,
@@ -22,6 +27,11 @@ SHAPES = {
     "data/smoke/llada": LLADA,
     "data/smoke/dream": DREAM,
 }
+
+FLOAT = 4  # bytes: policies are trained in float32
+STATE = 6  # of a policy: weights, the best so far, gradients, those of one micro batch, AdamW's two moments
+RECORDS = 3  # times an iteration's steps: the last one's, its own, and their copy as they are joined
+PAIR_WIDTHS = 3  # tensors of its width that the pair head works on
 
 
 @dataclass(frozen=True)
@@ -100,12 +110,81 @@ def _swept(settings: Settings, length: int, wide: bool) -> float:
     return total
 
 
-def memory(settings: Settings) -> float:
-    """Gigabytes at the most rows in flight: bfloat16 weights, and float32 logits of the positions of one block."""
+@dataclass(frozen=True)
+class Memory:
+    """Gigabytes on the card at the two peaks of an iteration of training."""
+
+    weights: float
+    training: float
+    readout: float
+    recorded: float
+    activations: float
+
+    @property
+    def rollout(self) -> float:
+        return self.weights + self.training + self.readout + RECORDS * self.recorded
+
+    @property
+    def update(self) -> float:
+        return self.weights + self.training + self.recorded + self.activations
+
+    @property
+    def peak(self) -> float:
+        return max(self.rollout, self.update)
+
+    def line(self) -> str:
+        """Of docs/costs.md."""
+        parts = (self.weights, self.training, self.readout, self.recorded, self.activations)
+        named = zip(("weights", "training", "readout", "recorded steps", "micro batch"), parts, strict=True)
+        sums = f"rollout {self.rollout:.0f}, update {self.update:.0f}"
+        return f"At least {self.peak:.0f} GB: {sums}. {', '.join(f'{n} {x:.2f}' for n, x in named).capitalize()}."
+
+
+def memory(settings: Settings) -> Memory:
+    """What training the policy takes of the card; ``HEAD`` states the assumptions."""
     shape = SHAPES[_source(settings, settings.domain.model)]
     canvas = max(settings.data.tasks[name].length for name in settings.domain.tasks)
-    eligible = min(settings.decode.block_length or canvas, canvas)
-    return (2 * shape.parameters + settings.train.rollout_rows * eligible * shape.vocabulary * LOGIT_BYTES) / 1e9
+    with torch.device("meta"):
+        policy = fresh_policy(settings.policy, shape.width, 0)
+    train = settings.train
+    pairs = train.prompts * (train.group + train.experts) * canvas * train.record_share
+    chunk = max(train.micro_batch, settings.distill.micro_batch)
+    whole, part = chunk_bytes(torch.device("cuda"))
+    sizes = (
+        2 * shape.parameters,
+        STATE * FLOAT * sum(p.numel() for p in policy.parameters()),
+        whole + 4 * part,
+        pairs * recorded(policy.needs, shape.width, canvas),
+        chunk * activations(settings.policy, shape.width, canvas),
+    )
+    return Memory(*(size / 1e9 for size in sizes))
+
+
+def recorded(needs: Needs, width: int, canvas: int) -> float:
+    """Bytes of a recorded step: statistics, ids, masks and order of each position, and bfloat16 hidden states."""
+    numbers = 1 + len(needs.statistics) + needs.top_k + canvas * len(needs.attention)
+    position = 8 + FLOAT * numbers + 8 * needs.top_k * needs.top_ids + 12
+    read = {"none": 0, "canvas": canvas, "sequence": PROMPT + canvas}[needs.features]
+    return canvas * position + PROMPT + canvas + 2 * width * read
+
+
+def activations(policy: Policy, width: int, canvas: int) -> float:
+    """Bytes that one (row, step) pair of the update holds until its gradient. width: of the dLLM's hidden states.
+
+    The factors are the tensors of a position that torch saves: of the block's width, and of its feed-forward's.
+    """
+    if isinstance(policy, Feature):
+        whole, layers = PROMPT + canvas, 3 * policy.hidden + 1
+        block = whole * (11 * width + 4 * policy.mlp_width) + policy.heads * whole**2
+        return FLOAT * (block + canvas * layers * (width + policy.top_k + 2))
+    read = canvas * width * policy.hidden_states
+    if isinstance(policy, Confidence):
+        block = canvas * (18 * policy.width + 2 * policy.mlp_width) + policy.heads * canvas**2
+        return FLOAT * (block + read)
+    block = canvas * (10 * policy.width + 2 * policy.mlp_width) + policy.heads * canvas**2
+    # The pair head is not trained here and saves nothing, but works on this much at a time.
+    pairs = PAIR_WIDTHS * policy.pair_width * policy.pair_shifts * canvas**2
+    return FLOAT * (policy.blocks * block + pairs + read)
 
 
 HEAD = """# What the profiles over large dLLMs cost
@@ -116,9 +195,25 @@ this page was run by us. Hours are those of **one H100**; rows are independent: 
 Assumed: {utilisation:.0%} of {peak:.0f} TFLOP/s (dense bfloat16); {prompt} prompt tokens; {parallel} forwards per
 canvas position for whatever commits several a step (a public grid of threshold 0.9 in blocks of 32 over a canvas of 256
 has 81.5), one per position for whatever commits one; every row runs to the end of its canvas. One forward of LLaDA-8B
-over 456 tokens then takes {milliseconds:.0f} ms of the card. Memory: weights, and float32 logits of the eligible
-positions of all rows in flight; activations and the update of the policy come on top. The policy's own arithmetic is
-below 1 % of it; its launches and the readout are counted in the last section.
+over 456 tokens then takes {milliseconds:.0f} ms of the card. The policy's own arithmetic is below 1 % of it; its
+launches and the readout are counted in the last section.
+
+Memory is that of stage train on one card, at the larger of two peaks, in GB of 1e9 bytes:
+
+- rollout: weights, training, readout, and {records} times the recorded steps: those of the iteration before, its own,
+  and their copy as they are joined
+- update: weights, training, the recorded steps, and one micro batch
+- weights: of the dLLM, in bfloat16
+- training: {state} times the policy in float32: weights, the best so far, gradients, those of one micro batch, AdamW's
+  two moments
+- readout: {readout:.1f} GB, whatever the rows: logits exist in chunks of {chunk:.0f} MiB, and four such are worked on
+- recorded steps: every row takes as many steps as its canvas has positions, `train.record_share` of them is kept;
+  hidden states, where the policy reads them, in bfloat16
+- micro batch: what torch saves for the gradient of `micro_batch` (row, step) pairs, in float32, attention's weights
+  included; of a coupled policy also what its pair head works on
+
+Not counted: rows in flight, which take up to half of what is free and fewer where memory runs out; the allocator's
+fragments; CUDA itself.
 
 To make it cheaper: fewer `sweep` numbers and block lengths (the sweep is decoded once per dLLM and task, whatever the
 policy), fewer `data.counts.test`, `decode.end_of_text: true`.
@@ -128,9 +223,18 @@ policy), fewer `data.counts.test`, `decode.end_of_text: true`.
 def document(files: Sequence[Path]) -> str:
     """docs/costs.md for those of ``files`` whose dLLMs are in ``SHAPES``."""
     milliseconds = 1000 * SHAPES["GSAI-ML/LLaDA-8B-Instruct"].seconds(PROMPT + 256)
+    whole, part = chunk_bytes(torch.device("cuda"))
     lines = [
         HEAD.format(
-            utilisation=UTILISATION, peak=PEAK / 1e12, prompt=PROMPT, parallel=PARALLEL, milliseconds=milliseconds
+            utilisation=UTILISATION,
+            peak=PEAK / 1e12,
+            prompt=PROMPT,
+            parallel=PARALLEL,
+            milliseconds=milliseconds,
+            records=RECORDS,
+            state=STATE,
+            readout=(whole + 4 * part) / 1e9,
+            chunk=whole / 2**20,
         )
     ]
     for path in files:
@@ -142,7 +246,7 @@ def document(files: Sequence[Path]) -> str:
         lines += [f"| {row.stage} | {row.forwards:,.0f} | {row.hours:,.1f} |" for row in rows]
         total = sum(row.hours for row in rows)
         lines += [f"| **all** | {sum(row.forwards for row in rows):,.0f} | **{total:,.0f}** |", ""]
-        lines += [f"At least {memory(settings):.0f} GB.", ""]
+        lines += [memory(settings).line(), ""]
     lines += [section(), ""]
     return "\n".join(lines)
 

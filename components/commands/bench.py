@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
 from . import throughput
-from .resolve import active_profile, candidate, place
+from .resolve import active_profile, candidate, open_named, place
 
 if TYPE_CHECKING:
     from ..bench.decoding import Case, Comparison
@@ -156,9 +156,7 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
             request.random, vocabulary=request.vocabulary, dtype=request.dtype or "float32"
         )
         return denoiser, random_prompts(task, encoder, request.count), None
-    from ..core.devices import device_to_load
     from ..decode.prompts import Prompts
-    from ..denoisers import load
     from ..stages.common.models import open_denoiser
 
     which = settings.domain.model
@@ -166,8 +164,8 @@ def _subject(request: Request, workspace: Workspace, settings: Settings) -> tupl
         denoiser, encoder = open_denoiser(workspace, which)
     else:
         source = request.model or str(workspace.outputs / "pretrain" / which)
-        device = device_to_load(checkpoint=request.model is not None)
-        denoiser, encoder = load(source, device, request.dtype or "float32")
+        dtype = request.dtype or settings.models[which].dtype
+        denoiser, encoder = open_named(source, dtype, checkpoint=request.model is not None)
     data = workspace.task(settings.evaluate.gate_task)
     prompts = Prompts.of(data.task(), data.examples("test")[: request.count], encoder)
     return denoiser, prompts, settings.decode.block_length

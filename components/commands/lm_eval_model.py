@@ -6,12 +6,11 @@ finds it by the entry point ``lm_eval.models``. The results' "config" contains t
 
 from __future__ import annotations
 
-import math
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,82 +20,19 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from ..core.devices import device_to_load
+from ..core import processes
 from ..core.errors import DataError, SettingsError
 from ..core.online import offline_unless_hub_answers
 from ..core.rng import seed_of
 from ..decode.engine import rollout
 from ..decode.job import DecodeOptions, Job
 from ..denoisers import load, with_cache
+from ..policies.heuristics import SuppressTokens
 from ..policies.rules import is_random
-from ..settings import nearest
 from ..stages.common.progress import progress
 from ..tasks.example import Example
+from .lm_eval_arguments import Arguments, check_policy, generation
 from .resolve import loaded, place, rule
-
-TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one number
-OF_SAMPLING = ("temperature", "top_p", "top_k", "do_sample")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What `--model_args` may contain.
-
-    denoiser      folder or hub name of the dLLM.
-    policy        a rule (entropy_bound:0.3), a policy folder, an .onnx file, or models:/NAME@ALIAS.
-    length        positions of the canvas where a task names no max_gen_toks.
-    block_length  None: the whole canvas.
-    alpha         speed exponent, of a policy that was trained for several.
-    choose        how the policy's draw is taken: mode or sample.
-    seed          of what is sampled.
-    cache         of keys and values in the dLLM: none, prefix or dual.
-    batch_size    rows in flight; None or "auto": as many as are of use. It changes no float32 text.
-    """
-
-    denoiser: str
-    policy: str
-    length: int = 256
-    block_length: int | None = None
-    alpha: float | None = None
-    choose: str = "mode"
-    seed: int = 0
-    dtype: str = "float32"
-    revision: str | None = None
-    cache: str = "none"
-    device: str | None = None
-    batch_size: int | str | None = None
-    max_batch_size: int | None = None
-
-    @staticmethod
-    def of(given: dict[str, Any]) -> Arguments:
-        """SettingsError for an unknown, missing or unusable argument."""
-        known = [field.name for field in fields(Arguments)]
-        for name in given:
-            if name not in known:
-                raise SettingsError(
-                    f"model_args has {name!r}{nearest(name, known)}. Use denoiser, policy and perhaps {known[2:]}."
-                )
-        for name in ("denoiser", "policy"):
-            if not isinstance(given.get(name), str):
-                raise SettingsError(f"model_args has no {name}. Write --model_args denoiser=FOLDER,policy=NAME.")
-        size = given.get("batch_size")
-        given = given | {"batch_size": int(size) if isinstance(size, str) and size.isdecimal() else size}
-        for name in ("length", "block_length", "seed", "batch_size", "max_batch_size"):
-            if given.get(name) is not None and not (name == "batch_size" and str(size).startswith("auto")):
-                _whole("model_args", name, given[name], least=int(name != "seed"))
-        alpha = given.get("alpha")
-        if alpha is not None and (type(alpha) not in (int, float) or not 0 <= alpha < math.inf):
-            raise SettingsError(f"model_args has alpha={alpha!r}. Give a number of at least 0.")
-        if given.get("choose", "mode") not in ("mode", "sample"):
-            raise SettingsError(f"model_args has choose={given['choose']!r}. Use mode or sample.")
-        if isinstance(given.get("revision"), (int, float)):  # the harness reads a hash of digits as a number
-            given = given | {"revision": str(given["revision"])}
-        return Arguments(**given)
-
-    @property
-    def rows(self) -> int | None:
-        """Rows in flight, None for as many as are of use."""
-        return self.max_batch_size if isinstance(self.batch_size, str) else self.batch_size
 
 
 @dataclass(frozen=True)
@@ -116,14 +52,21 @@ class Unmask(LM):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.arguments = asked = Arguments.of(given)
-        device = asked.device or device_to_load(checkpoint=True)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            device = "cpu"  # the harness names cuda:0 on every machine
-        self.policy = loaded(asked.policy, Path.cwd()) or rule(asked.policy)
-        _check_alpha(self.policy, asked)
-        denoiser, self.encoder = load(asked.denoiser, device, asked.dtype, asked.revision)
-        self.denoiser = with_cache(denoiser, asked.cache)
+        if (started := processes.launched()) > 1:
+            raise SettingsError(
+                f"lm_eval was started as {started} processes, each of which would answer every request. Start one; "
+                f"device=auto spreads a large dLLM over all GPUs."
+            )
+        learned = loaded(asked.policy, Path.cwd())
+        check_policy(learned, asked)
+        self.policy: Any = learned or rule(asked.policy)
+        denoiser, encoder = load(asked.denoiser, asked.where, asked.weights, asked.revision)
+        if asked.suppress_eos:
+            late = tuple(sorted(encoder.end_ids))
+            self.policy = SuppressTokens(self.policy, late, asked.suppress_eos == "renormalize")
         place([self.policy], denoiser)
+        self.denoiser = with_cache(denoiser, asked.cache)
+        self.encoder = encoder.stopping() if asked.end_of_text else encoder
         self._device = denoiser.device  # of "auto": that of the first part
         self._chats = False  # whether contexts come out of ``apply_chat_template``
         self._passes: list[int] = []
@@ -159,7 +102,7 @@ class Unmask(LM):
         return texts
 
     def _asked(self, context: str, how: dict[str, Any]) -> Asked:
-        length, until = _generation(how, self.arguments.length)
+        length, until = generation(how, self.arguments.length)
         ids = self._ids(context)
         self.encoder.check_length(context, len(ids), length)
         return Asked(ids, seed_of(Example("", context, "").uid), length, until)
@@ -188,6 +131,8 @@ class Unmask(LM):
             length_R,
             length_R if block is None else torch.full_like(length_R, block),
             torch.zeros_like(length_R),
+            frontier=self.arguments.frontier,
+            end_ids=self.encoder.stop_ids,
         )
         return job if alpha is None else replace(job, alpha_R=torch.full(length_R.shape, float(alpha)))
 
@@ -233,37 +178,6 @@ class Unmask(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
         self.loglikelihood(requests)
-
-
-def _check_alpha(policy: Any, asked: Arguments) -> None:
-    """SettingsError where an alpha is given to a policy that was not trained for several."""
-    file = getattr(policy, "_file", None)
-    takes = bool(getattr(getattr(policy, "shape", None), "alphas", ())) or "alpha_B" in getattr(file, "inputs", ())
-    if asked.alpha is not None and not takes:
-        raise SettingsError(f"alpha={asked.alpha}: {asked.policy} was trained for one speed or none. Leave alpha out.")
-
-
-def _generation(how: dict[str, Any], length: int) -> tuple[int, list[str]]:
-    """Canvas length and stop strings of a request. SettingsError for what this decoder does not do."""
-    unknown = sorted(set(how) - {"until", *TOKENS, *OF_SAMPLING})
-    if unknown:
-        raise SettingsError(f"generation_kwargs has {unknown}, which this decoder has not. Remove them from the task.")
-    sampled = how.get("do_sample")
-    if sampled or (sampled is None and float(how.get("temperature") or 0.0) > 0):
-        raise SettingsError(
-            "the task samples tokens, and this decoder commits the most likely one. Pass --gen_kwargs do_sample=false."
-        )
-    until = how.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    given = next((name for name in TOKENS if how.get(name) is not None), None)
-    return length if given is None else _whole("generation_kwargs", given, how[given]), until
-
-
-def _whole(place: str, name: str, value: Any, least: int = 1) -> int:
-    """The value. SettingsError where it is no whole number of at least ``least``: with no rows a decode never ends."""
-    if type(value) is not int or value < least:
-        raise SettingsError(f"{place} has {name}={value!r}. Give a whole number of at least {least}.")
-    return value
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from ..core.errors import DataError, SettingsError
 from ..core.imports import is_import_path, named
 
 if TYPE_CHECKING:
+    from ..denoisers import Encoder, LoadedDenoiser
     from ..evaluation.evaluate import Candidate
     from ..settings import Decode, Settings
     from ..stages.common.workspace import Workspace
@@ -188,14 +189,26 @@ def active_profile(anywhere: bool = False) -> tuple[Workspace, Settings]:
 
 
 def open_dllm(workspace: Workspace, settings: Settings, model: str | None) -> tuple[Any, Any]:
-    """Denoiser and encoder: of the profile, or of the folder or hub name ``model``."""
+    """Denoiser and encoder: of the profile, or of ``model``, see ``open_named``."""
     if model is None:
         from ..stages.common.models import open_cached
 
         return open_cached(workspace, settings.domain.model, settings.decode)
+    denoiser, encoder = open_named(model, settings.models[settings.domain.model].dtype)
+    return denoiser, encoder.stopping() if settings.decode.end_of_text else encoder
+
+
+def open_named(model: str, dtype: str, checkpoint: bool = True) -> tuple[LoadedDenoiser, Encoder]:
+    """Denoiser and encoder of a folder or a hub name, NAME@REVISION for one of its commits, tags or branches.
+
+    dtype: float32 for "auto". checkpoint: see ``device_name``. SettingsError for an empty revision.
+    """
     from ..core.devices import device_to_load
     from ..denoisers import load
 
-    dtype = settings.models[settings.domain.model].dtype
-    denoiser, encoder = load(model, device_to_load(checkpoint=True), "float32" if dtype == "auto" else dtype)
-    return denoiser, encoder.stopping() if settings.decode.end_of_text else encoder
+    name, revision = model, None
+    if not Path(model).exists() and "@" in model:
+        name, _, revision = model.rpartition("@")
+        if not revision:
+            raise SettingsError(f"{model} names no revision. Write NAME@REVISION, or the name alone.")
+    return load(name, device_to_load(checkpoint), "float32" if dtype == "auto" else dtype, revision)

@@ -1,4 +1,4 @@
-"""The device of a dLLM, what reading a tensor's value costs on it, and how it refuses memory."""
+"""The device of a dLLM, what reading a tensor's value costs on it, how it refuses memory, and what then helps."""
 
 from __future__ import annotations
 
@@ -47,3 +47,9 @@ def ran_out(error: BaseException) -> bool:
     # Not every refusal is an OutOfMemoryError: that of a context, a kernel's stack or a library's handle is none.
     said = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+
+
+def give_back() -> None:
+    """Return to the accelerator what torch keeps of its memory for later tensors."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -6,15 +6,20 @@ with the embedded dLLM, two torch threads on one stream of work were worth 1.1 t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .devices import give_back, ran_out
 from .timer import Timer
+
+log = logging.getLogger(__name__)
 
 
 def count(device: torch.device, most: int) -> int:
@@ -99,3 +104,33 @@ def add_gradients(losses: Sequence[Callable[[], tuple[Tensor, Any]]], parameters
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             results.append(also)
     return results
+
+
+@dataclass
+class Room:
+    """Rows in a piece of work: as many as were asked for, or fewer where memory has run out."""
+
+    rows: int
+
+
+def add_gradients_by_piece(
+    loss: Callable[[Tensor], tuple[Tensor, Any]], row_N: Tensor, parameters: Sequence[Tensor], room: Room
+) -> list[Any]:
+    """``add_gradients`` of the loss over these rows, which is a sum over rows, piece by piece.
+
+    Where memory runs out, begin again with pieces of half the size: the sum is the same up to rounding.
+    """
+    before = [parameter.grad for parameter in parameters]
+    while True:
+        pieces = row_N.split(room.rows) if len(row_N) else ()
+        try:
+            return add_gradients([lambda rows=rows: loss(rows) for rows in pieces], parameters)
+        except (RuntimeError, MemoryError) as error:
+            held = min(room.rows, len(row_N))
+            if held < 2 or not ran_out(error):
+                raise
+        room.rows = held // 2
+        log.warning("Out of memory with %d rows in a piece of the update: going on with %d.", held, room.rows)
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        give_back()

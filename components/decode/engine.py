@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..core import workers
-from ..core.devices import ran_out
+from ..core.devices import give_back, ran_out
 from ..core.errors import SettingsError
 from ..core.timer import Timer
 from ..core.types import Action, Needs, Rollout, Steps
@@ -140,8 +140,7 @@ class _Room:
         if not self.told.is_set():
             self.told.set()
             log.warning("Out of memory with %d rows in flight: going on with %d. Texts are the same.", held, self.rows)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         return torch.arange(self.rows)
 
 

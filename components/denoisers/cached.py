@@ -81,7 +81,7 @@ class CachedDenoiser:
         return self.inner.aligned(state["hidden"], canvas.attend_BT), state
 
     def _refreshed(self, canvas: Canvas, state: RowState, first_B: Tensor, last_B: Tensor) -> dict[str, Tensor]:
-        kept = _Kept([], [])
+        kept = _Kept([], [], self.device)
         hidden_BTD = self.inner.states(canvas.ids_BT, places(canvas.attend_BT), canvas.attend_BT, kept)
         return {"hidden": hidden_BTD, "keys": torch.stack(kept.keys, 1), "values": torch.stack(kept.values, 1)}
 
@@ -125,26 +125,29 @@ def with_cache(denoiser: Denoiser, kind: str) -> Denoiser:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A transformers cache that only notes every layer's keys and values (B, heads, T, d)."""
+    """A transformers cache that only notes every layer's keys and values (B, heads, T, d), all on one device."""
 
     keys: list[Tensor]
     values: list[Tensor]
+    device: torch.device
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        self.keys.append(keys.to(values.dtype))  # rotated in float32, maybe
-        self.values.append(values)
+        self.keys.append(keys.to(self.device, values.dtype))  # rotated in float32, maybe
+        self.values.append(values.to(self.device))
         return keys, values
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A transformers cache that puts the window's fresh keys and values in the place of the kept ones."""
+    """A transformers cache that puts the window's fresh keys and values in the place of the kept ones, on the layer's
+    device."""
 
     keys: Tensor
     values: Tensor
     column_BW: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        index = self.column_BW[:, None, :, None].expand_as(keys)
-        keys = keys.to(values.dtype)
-        return self.keys[:, layer].scatter(2, index, keys), self.values[:, layer].scatter(2, index, values)
+        device = values.device
+        index = self.column_BW.to(device)[:, None, :, None].expand(keys.shape)
+        kept, fresh = self.keys[:, layer].to(device), keys.to(values.dtype)
+        return kept.scatter(2, index, fresh), self.values[:, layer].to(device).scatter(2, index, values)

@@ -23,7 +23,8 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight is stored as
-ROWS = 16  # of each tensor that are compared with the file
+CHUNK = 1 << 24  # values of a tensor that are compared with the file at once
+LEGACY = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # what transformers renames
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def check_readable(files: Sequence[Path]) -> None:
     """CheckpointError if one is cut off or is no safetensors file."""
     for file in files:
         try:
-            with safe_open(file, framework="pt") as stored:
+            with _opened(file) as stored:
                 for name in stored.keys():  # noqa: SIM118
                     stored.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
@@ -160,26 +161,67 @@ def check_rotary(path: str, model: Any) -> None:
             )
 
 
-def check_equal(model: torch.nn.Module, files: Sequence[Path], renamed: Mapping[str, str]) -> None:
-    """CheckpointError if the first rows of a tensor differ from the file's: loaders have replaced weights silently; or
-    if the file holds whole numbers or 8-bit floats for weights.
+def check_equal(model: Any, files: Sequence[Path], renamed: Mapping[str, str]) -> None:
+    """CheckpointError if a tensor of the model differs from the file's, or has none there to compare it with: loaders
+    have replaced weights silently; or if the file holds whole numbers or 8-bit floats for weights.
 
     renamed: patterns of the file's names and what they become in the model.
     """
-    own = model.state_dict()
+    names = [name for file in files for name in _names(file)]
+    own, places = _places(model, names, renamed)
+    compared = set[int]()
     for file in files:
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                loaded, kept = own.get(_renamed(name, renamed)), stored.get_slice(name)
-                if loaded is not None and loaded.is_floating_point() and kept.get_dtype() not in FLOATS:
+        with _opened(file) as stored:
+            for name in [name for name in stored.keys() if name in places]:  # noqa: SIM118
+                loaded, kept = own[places[name]], stored.get_slice(name)
+                if loaded.is_floating_point() and kept.get_dtype() not in FLOATS:
                     raise CheckpointError(
                         f"{file}: {name} is stored as {kept.get_dtype()}, which is no weight without its scale. Use a "
                         f"checkpoint that is not quantized."
                     )
-                if loaded is not None and not _same(loaded, kept):
+                if not _same(loaded, kept):
                     raise CheckpointError(
                         f"{file}: {name} was loaded with other values than the file's. Use transformers >=5.13,<6."
                     )
+                compared.add(loaded.data_ptr())  # a tied tensor is compared with its other name
+    unseen = sorted(name for name, value in own.items() if value.numel() and value.data_ptr() not in compared)
+    if unseen:
+        raise CheckpointError(
+            f"{files[0].parent}: {unseen[:5]} could be compared with no tensor of the files (they hold "
+            f"{sorted(set(names) - places.keys())[:5]}). Save the checkpoint again by transformers >=5.13,<6."
+        )
+
+
+def _opened(file: Path) -> Any:
+    return safe_open(file, framework="pt")
+
+
+def _names(file: Path) -> list[str]:
+    with _opened(file) as stored:
+        return list(stored.keys())
+
+
+def _places(
+    model: Any, names: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """The model's tensors, and which of them each of the files' names means. Without a place are names that
+    transformers knows as no weights (tables of positions); ``check_loaded`` has refused any other."""
+    own, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    found = _found(own, prefix, {name: _renamed(name, {**renamed, **LEGACY}) for name in names})
+    if renamed or len(found) == len(names):
+        return own, found
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # Some families keep q, k and v in one tensor: compared is what transformers would write back.
+    stored: Any = revert_weight_conversion(model, own)
+    again = _found(stored, prefix, {name: name for name in names})
+    return (stored, again) if len(again) > len(found) else (own, found)
+
+
+def _found(own: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Of each wanted name the one that is there; a base model's file has no prefix, or the model has none."""
+    forms = {name: (key, key.removeprefix(prefix), prefix + key) for name, key in wanted.items()}
+    return {name: next(key for key in keys if key in own) for name, keys in forms.items() if own.keys() & set(keys)}
 
 
 def _renamed(name: str, patterns: Mapping[str, str]) -> str:
@@ -189,7 +231,18 @@ def _renamed(name: str, patterns: Mapping[str, str]) -> str:
 
 
 def _same(loaded: Tensor, stored: Any) -> bool:
-    wanted = stored[:ROWS] if stored.get_shape() else stored[:]
-    part = (loaded[:ROWS] if loaded.ndim else loaded).detach().cpu()
-    wanted = wanted.to(part.dtype)
-    return wanted.shape == part.shape and torch.equal(wanted.nan_to_num(), part.nan_to_num())
+    """Whether all values are the file's. Chunks of rows bound the memory. All are read: the file is in the page cache
+    since it was loaded, and a pass over 16 GB takes seconds, less than the checks of ``probe`` that follow."""
+    if list(loaded.shape) != list(stored.get_shape()):
+        return False
+    if not loaded.ndim:
+        return _equal(loaded, stored[:])
+    step = max(1, CHUNK * len(loaded) // max(1, loaded.numel()))
+    return all(_equal(loaded[i : i + step], stored[i : i + step]) for i in range(0, len(loaded), step))
+
+
+def _equal(loaded: Tensor, stored: Tensor) -> bool:
+    """NaN is equal to NaN: ``probe`` refuses it by its own name."""
+    part = loaded.detach().cpu()
+    wanted = stored.to(part.dtype)
+    return torch.equal(wanted, part) or bool(((wanted == part) | (wanted.isnan() & part.isnan())).all())

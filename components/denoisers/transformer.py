@@ -74,7 +74,9 @@ class TransformerDenoiser:
         finally:
             _ASKED.reset(token)
         valid_BL1 = canvas.attend_BT[:, canvas.start :, None]
-        attention_BLLA = torch.stack([asked.found[layer].where(valid_BL1, 0.0) for layer in wanted], -1)
+        # Where the model is split, each layer's is on the layer's card.
+        found = [asked.found[layer].to(self.device).where(valid_BL1, 0.0) for layer in wanted]
+        attention_BLLA = torch.stack(found, -1)
         return hidden_BTD, attention_BLLA, state
 
     def features(self, ids_BT: Tensor, attend_BT: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ..core.errors import SettingsError
 from .example import END, Example, Score, Task
 from .hub import gsm8k, math
+from .infill import infill
 from .programs import humaneval, kodcode, mbpp
 from .puzzle_text import countdown_text, sudoku_text, zebra
 from .queens import Queens
@@ -36,6 +37,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "humaneval": humaneval,
     "mbpp": mbpp,
     "kodcode": kodcode,
+    "infill": infill,
     "zebra": zebra,
     "countdown_text": countdown_text,
     "sudoku_text": sudoku_text,

@@ -8,6 +8,8 @@ and no data set is built per item. The package takes 1 to 2 s to import, hence t
 from __future__ import annotations
 
 import functools
+import random
+from importlib import import_module
 from typing import Any
 
 from ..core.errors import SettingsError
@@ -26,3 +28,27 @@ def dataset(name: str, **config: Any) -> Any:
         return reasoning_gym.create_dataset(name, seed=0, size=1, **config)
     except AssertionError as error:
         raise SettingsError(f"reasoning-gym refuses {config} for {name} ({error}). Change these settings.") from error
+
+
+ZEBRA_KINDS = (  # of values besides names, in reasoning-gym's order
+    "Color",
+    "Nationality",
+    "Animal",
+    "Drink",
+    "Cigar",
+    "Food",
+    "Flower",
+    "PhoneModel",
+    "Children",
+    "Smoothie",
+)
+
+
+def zebra_solution(item: int, people: int, characteristics: int) -> dict[str, int]:
+    """The house of each value ('Name.alice') in zebra puzzle ``item``. reasoning-gym draws it first; the clues, which
+    take it a thousand times as long, have no other solution."""
+    source: Any = import_module("reasoning_gym.logic.contrib.logic_puzzle.generate")
+    rng, kinds = random.Random(item), [getattr(source, kind) for kind in ZEBRA_KINDS]
+    rng.shuffle(kinds)
+    found = source.generate_solution_dict(rng, [source.Name, *kinds[: characteristics - 1]], people)
+    return {str(value): house for value, house in found.items()}

@@ -3,7 +3,7 @@
 They are finite: ``examples(split)`` gives all of a split. 'test' is the test file; 'tune' and 'gate' are cut out of
 the train file by hash, 'train' is its rest, without anything that stands in the test file; 'pretrain' is empty, as
 these tasks are for models that somebody else has trained. Prompts ask for d1's <reasoning>/<answer> form, in our own
-words. A row that cannot be scored is refused with its line, or left out where ``leave_out`` is set.
+words. A row that cannot be scored is refused with its line, or left out and counted where ``leave_out`` is set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class TextTask:
     same       whether two golds of one question agree.
     shots      worked examples that stand behind the instruction: the first rows of ``shots_path``, else of the hub's
                split 'prompt'. They are in no split.
-    leave_out  rows that cannot be scored are skipped, and their places kept in ``left_out``.
+    leave_out  rows that cannot be scored are skipped, and their places kept in ``left_out``; stage prepare counts them.
+               Of two answers to one question the first stays.
     """
 
     name: str
@@ -117,7 +118,7 @@ class TextTask:
                     )
             except DataError as error:
                 if not self.leave_out:
-                    raise DataError(f"{where}: {error}") from error
+                    raise DataError(f"{where}: {error} Or set leave_out=true.") from error
                 self.left_out.append(where)
                 continue
             if example.uid not in without:
@@ -141,7 +142,12 @@ class TextTask:
 
 
 def gsm8k(
-    *, name: str = "gsm8k", canvas_length: int = 256, train_path: str | None = None, test_path: str | None = None
+    *,
+    name: str = "gsm8k",
+    canvas_length: int = 256,
+    train_path: str | None = None,
+    test_path: str | None = None,
+    leave_out: bool = False,
 ) -> TextTask:
     """Grade-school word problems; the final answer must be the right number to within 1e-6."""
     hub = ("openai/gsm8k", "main")
@@ -151,6 +157,7 @@ def gsm8k(
         ask=ASK_NUMBER,
         train_path=train_path,
         test_path=test_path,
+        leave_out=leave_out,
         train_hub=hub,
         test_hub=hub,
         read=_read_gsm8k,
@@ -168,7 +175,12 @@ def _read_gsm8k(task: str, row: Row) -> Example:
 
 
 def math(
-    *, name: str = "math", canvas_length: int = 256, train_path: str | None = None, test_path: str | None = None
+    *,
+    name: str = "math",
+    canvas_length: int = 256,
+    train_path: str | None = None,
+    test_path: str | None = None,
+    leave_out: bool = False,
 ) -> TextTask:
     """Competition problems: MATH's train file (from paper A's source), MATH-500 as test; scored by math-verify."""
     return TextTask(
@@ -177,6 +189,7 @@ def math(
         ask=ASK_BOXED,
         train_path=train_path,
         test_path=test_path,
+        leave_out=leave_out,
         train_hub=("ankner/math-500",),
         test_hub=("HuggingFaceH4/MATH-500",),
         read=_read_math,

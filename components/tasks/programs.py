@@ -1,6 +1,7 @@
 """Data sets whose answers are programs: HumanEval and MBPP to be measured on, KodCode to learn from.
 
-A text is right if its program passes the data set's own tests, in a confined process (``sandbox``).
+A text is right if its program passes the data set's own tests, in a confined process (``sandbox``). leave_out: rows
+that cannot be scored are skipped and counted, instead of refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def humaneval(
     canvas_length: int = 256,
     test_path: str | None = None,
     execute: bool = False,
+    leave_out: bool = False,
     allow_unconfined: bool = False,
     seconds: float = 5.0,
 ) -> TextTask:
@@ -34,6 +36,7 @@ def humaneval(
         canvas_length=canvas_length,
         ask=ASK_BODY,
         test_path=test_path,
+        leave_out=leave_out,
         test_hub=("openai/openai_humaneval",),
         read=_read_humaneval,
         check=_runner(name, execute, allow_unconfined, seconds),
@@ -65,6 +68,7 @@ def mbpp(
     shots: int = 0,
     shots_path: str | None = None,
     execute: bool = False,
+    leave_out: bool = False,
     allow_unconfined: bool = False,
     seconds: float = 5.0,
 ) -> TextTask:
@@ -79,6 +83,7 @@ def mbpp(
         ask=ASK_FUNCTION,
         train_path=train_path,
         test_path=test_path,
+        leave_out=leave_out,
         train_hub=hub,
         test_hub=hub,
         shots=shots,
@@ -113,7 +118,7 @@ def kodcode(
 ) -> TextTask:
     """Functions to write, made for reinforcement learning (KodCode-Light-RL-10K); its train file is all there is.
 
-    leave_out: rows whose tests need pytest or other packages are skipped, instead of refused. See ``_runner``.
+    leave_out: also those whose tests need pytest or other packages. See ``_runner``.
     """
     return TextTask(
         name=name,

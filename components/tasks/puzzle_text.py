@@ -36,17 +36,24 @@ ZEBRA_END = re.compile(r"\?+ Provide only the name of the person as your final a
 
 @dataclass(frozen=True, kw_only=True)
 class PuzzleText:
-    """A generated task of free text. draw: the example at (index, seed). judge: the score of a final answer."""
+    """A generated task of free text. draw: the example at (index, seed). judge: the score of a final answer.
+
+    decide: what the split of that example is hashed from (its ``metadata["split_by"]``), without making it.
+    """
 
     name: str
     canvas_length: int
     draw: Callable[[int, int], Example]
     judge: Callable[[str, Example], Score]
+    decide: Callable[[int, int], str] | None = None
 
     alphabet = ""
 
     def sample(self, index: int, seed: int) -> Example:
         return self.draw(index, seed)
+
+    def split_by(self, index: int, seed: int) -> str | None:
+        return None if self.decide is None else self.decide(index, seed)
 
     def score(self, text: str, example: Example) -> Score:
         answer = final_answer(text)
@@ -54,25 +61,40 @@ class PuzzleText:
 
 
 def zebra(*, name: str = "zebra", canvas_length: int = 256, people: int = 4, characteristics: int = 4) -> PuzzleText:
-    """Who has what, from a list of clues; the answer is a name. 70 ms a puzzle."""
+    """Who has what, from a list of clues; the answer is a name. 70 ms a puzzle.
+
+    The split is that of the solution, which is drawn before the clues: puzzles of other splits are not made.
+    """
     for what, number in (("people", people), ("characteristics", characteristics)):
         if not 2 <= number <= 7:
             raise SettingsError(f"{what}={number}: a zebra puzzle has 2 to 7. Use a number between.")
     source = functools.partial(gym.dataset, "zebra_puzzles", num_people=people, num_characteristics=characteristics)
 
+    def solution(index: int, seed: int) -> dict[str, int]:
+        return gym.zebra_solution(address("zebra", seed, index), people, characteristics)
+
     def draw(index: int, seed: int) -> Example:
-        item = source()[address("zebra", seed, index)]
+        item, houses = source()[address("zebra", seed, index)], solution(index, seed)
         question = ZEBRA_END.sub("?", item["question"])
-        if question == item["question"]:
-            raise DataError("reasoning-gym words its zebra puzzles differently. Install reasoning-gym 0.1.")
-        metadata = {"question": question, "gold": item["answer"]}
+        values = [value.partition(".")[2].replace("_", " ") for value in houses]
+        first = next(value for value, house in zip(values, houses.values(), strict=True) if house == 1)  # names lead
+        if question == item["question"] or first != item["answer"] or not all(value in question for value in values):
+            raise DataError("reasoning-gym makes its zebra puzzles differently. Install reasoning-gym 0.1.")
+        metadata = {"question": question, "gold": item["answer"], "split_by": _houses(houses)}
         return Example(name, ASK_PERSON + question, f"<answer>{item['answer']}</answer>", metadata)
 
     def judge(answer: str, example: Example) -> Score:
         correct = source().score_answer(answer.strip(" \n.'\"*"), {"answer": example.metadata["gold"]}) == 1.0
         return Score(float(correct), float(correct))
 
-    return PuzzleText(name=name, canvas_length=canvas_length, draw=draw, judge=judge)
+    def decide(index: int, seed: int) -> str:
+        return _houses(solution(index, seed))
+
+    return PuzzleText(name=name, canvas_length=canvas_length, draw=draw, judge=judge, decide=decide)
+
+
+def _houses(solution: dict[str, int]) -> str:
+    return ", ".join(f"{value} {house}" for value, house in sorted(solution.items()))
 
 
 def countdown_text(

@@ -1,8 +1,9 @@
 """Which prompt belongs to which split, and drawing so many distinct prompts of one.
 
 The split is a function of the canonical prompt alone, by fixed shares of its hash: the same puzzle falls into the same
-split under every seed, knob and run, so splits drawn at different times stay disjoint. Answers may repeat across
-splits (there are only 288 full 4x4 grids): ``answers_seen`` says how much.
+split under every seed, knob and run, so splits drawn at different times stay disjoint. Where puzzles are slow to make,
+the hash is that of the prompt's one solution, which is known before. Answers may repeat across splits (there are only
+288 full 4x4 grids): ``answers_seen`` says how much.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ class Finite(Protocol):
     def examples(self, split: str) -> list[Example]: ...
 
 
+@runtime_checkable
+class Ahead(Protocol):
+    """A task that may know what decides the split of an example before it makes it; None if it does not."""
+
+    def split_by(self, index: int, seed: int) -> str | None: ...
+
+
 def pick(uid: str, shares: Mapping[str, float]) -> str:
     """The split of an example's uid, by shares that add up to 1."""
     place, total = int(uid, 16) / 16 ** len(uid), 0.0
@@ -36,8 +44,13 @@ def pick(uid: str, shares: Mapping[str, float]) -> str:
 
 
 def split_of(example: Example) -> str:
-    """The split of a generated example."""
-    return pick(example.uid, SHARES)
+    """The split of a generated example, by its uid, or by ``metadata["split_by"]`` where it brings that."""
+    decided = example.metadata.get("split_by")
+    return _hashed(decided) if decided is not None else pick(example.uid, SHARES)
+
+
+def _hashed(decided: str) -> str:
+    return pick(Example("", decided, "").uid, SHARES)
 
 
 def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, list[Example]]:
@@ -59,6 +72,7 @@ def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, l
     found: dict[str, dict[str, Example]] = {split: {} for split in counts}
     missing = {split for split, count in counts.items() if count > 0}
     budget = 1000 + 10 * int(max((count / SHARES[split] for split, count in counts.items()), default=0))
+    ahead = task if isinstance(task, Ahead) else None
     index = 0
     while missing:
         if index == budget:
@@ -67,8 +81,11 @@ def collect_all(task: Task, counts: Mapping[str, int], seed: int) -> dict[str, l
                 f"task {task.name} gave {len(found[split])} distinct prompts of split {split!r} in {budget} draws, "
                 f"not the {counts[split]} that were asked for. Ask for fewer, or widen the task's settings."
             )
-        example = task.sample(index, seed)
+        decided = ahead.split_by(index, seed) if ahead is not None else None
         index += 1
+        if decided is not None and _hashed(decided) not in missing:
+            continue
+        example = task.sample(index - 1, seed)
         split = split_of(example)
         if split in missing:
             found[split].setdefault(example.uid, example)

@@ -7,10 +7,9 @@ policy's action distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -140,21 +139,26 @@ def _options(method: Method, needs: Needs, number: int) -> DecodeOptions:
 
 
 def update(
-    policy: LearnedPolicy, optimizer: torch.optim.Optimizer, experience: Experience | None, method: Method
+    policy: LearnedPolicy,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience | None,
+    method: Method,
+    room: workers.Room | None = None,
 ) -> dict[str, float]:
     """Take ``num_epochs`` optimizer steps on the pairs of all processes; return the surrogate's figures.
 
-    experience: None in a process without prompts. SettingsError before a step on a loss or a gradient that is not
-    finite.
+    experience: None in a process without prompts. room: the pairs in a forward, where earlier updates had room for
+    fewer than the objective's. SettingsError before a step on a loss or a gradient that is not finite.
     """
-    works = [] if experience is None else _works(policy, experience, method)
+    room = room or workers.Room(method.objective.micro_batch)
+    pairs = None if experience is None else Pairs.of(experience, method)
     weights = [p for p in policy.parameters() if p.requires_grad]
     where = "this iteration" if experience is None else f"iteration {experience.number}"
     totals: dict[str, float] = {}
     for epoch in range(method.objective.num_epochs):
         optimizer.zero_grad(set_to_none=True)
         sums = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "clipped": 0.0, "pairs": 0.0}
-        for figures in workers.add_gradients(works, weights):
+        for figures in () if pairs is None else _add_gradients(policy, pairs, method, weights, room):
             for name, value in figures.items():
                 sums[name] += value
         processes.sum_gradients(weights)
@@ -169,24 +173,20 @@ def update(
     return totals
 
 
-def _works(
-    policy: LearnedPolicy, experience: Experience, method: Method
-) -> list[Callable[[], tuple[Tensor, dict[str, float]]]]:
-    """The surrogate of every chunk of the live pairs."""
-    pairs = Pairs.of(experience, method)
-    live_N = _live(pairs, method.objective)
-    chunks = live_N.split(method.objective.micro_batch) if len(live_N) else ()
-    return [partial(_chunk, policy, pairs, chosen, method) for chosen in chunks]
-
-
 def _live(pairs: Pairs, objective: Objective) -> Tensor:
     """The pairs of the update: those with an advantage or, where the divergence has a weight, all."""
     live_N = torch.arange(len(pairs.steps.row_N))
     return live_N if objective.kl_coef > 0 else live_N[pairs.advantage_N != 0]
 
 
-def _chunk(policy: LearnedPolicy, pairs: Pairs, chosen: Tensor, method: Method) -> tuple[Tensor, dict[str, float]]:
-    return surrogate(policy, pairs.take(chosen), method)
+def _add_gradients(
+    policy: LearnedPolicy, pairs: Pairs, method: Method, weights: list[torch.nn.Parameter], room: workers.Room
+) -> list[dict[str, float]]:
+    """Add the surrogate's gradient, over the live pairs, to the weights' own; return the figures of every piece."""
+    live_N = _live(pairs, method.objective)
+    return workers.add_gradients_by_piece(
+        lambda piece_n: surrogate(policy, pairs.take(piece_n), method), live_N, weights, room
+    )
 
 
 def surrogate(policy: LearnedPolicy, pairs: Pairs, method: Method) -> tuple[Tensor, dict[str, float]]:
@@ -243,7 +243,7 @@ def reinforce(
 
     state: of a training that is resumed; only the iterations after it run.
     """
-    plan, before = method.plan, state.before
+    plan, before, room = method.plan, state.before, workers.Room(method.objective.micro_batch)
     for number in range(state.iteration + 1, plan.iterations):
         timer = Timer()
         for group in optimizer.param_groups:
@@ -254,7 +254,7 @@ def reinforce(
             mine = has_prompts(prompts, plan)
             experience = collect(policy, denoiser, prompts, method, number, timer) if mine else None
             with timer("update"):
-                learned = update(policy, optimizer, experience, method)
+                learned = update(policy, optimizer, experience, method, room)
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
         metrics = _metrics(experience)
         before = temperature, metrics["decode/entropy"]

@@ -37,6 +37,8 @@ from components.stages.headroom import headroom
 from components.stages.influence import influence
 from components.stages.prepare import prepare
 from components.stages.rules import rules
+from components.tasks.example import MASK
+from components.tasks.sudoku import SudokuMany
 from tests.doubles import Unwatched
 from tests.graph import Cell, resolve, within
 
@@ -139,8 +141,9 @@ def through(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     run("train", training.train)
     # Stage rules depends on two of decode's settings alone.
     read = SimpleNamespace(cache=settings.decode.cache, end_of_text=settings.decode.end_of_text)
+    task = settings.evaluate.gate_task
     for group, name, suffix in (
-        ("evaluate", "sudoku_many", "@sudoku_many"),
+        ("evaluate", task, f"@{task}"),
         ("gate", "", ""),
         ("transfer", "same", "@same"),
         ("ood", "related", "@related"),
@@ -189,6 +192,30 @@ def test_paper_b_s_head_passes_every_stage(tmp_path: Path, monkeypatch: pytest.M
     assert set(found) == {"mode", "sample"} and {float(row["nfe"]) for row in found.values()} == {16.0}
     parity = json.loads((outputs / "metrics" / "export.json").read_text())
     assert parity["texts"] == parity["equal_texts"] == 24
+
+
+def test_texts_with_gaps_pass_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A domain whose rows bring their canvas, a sudoku with its clues: learned, evaluated, gated and exported."""
+    source, paths = SudokuMany(min_clues=6, max_clues=10), dict[str, str]()
+    for seed, (split, count) in enumerate({"train": 300, "test": 12}.items()):
+        examples = [source.sample(index, seed) for index in range(count)]
+        canvases = (example.prompt[1:].replace(".", MASK) for example in examples)
+        rows = ({"prompt": e.prompt, "canvas": c, "answer": e.answer} for e, c in zip(examples, canvases, strict=True))
+        paths[f"{split}_path"] = str(tmp_path / f"{split}.jsonl")
+        Path(paths[f"{split}_path"]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tasks = RAW["data"]["tasks"] | {"gaps": {"kind": "infill", "params": paths, "canvas": 16}}
+    counts = {"pretrain": 4, "train": 12, "tune": 4, "gate": 4, "test": 8}
+    settings = toy(
+        data={"tasks": tasks, "counts": counts},
+        domain={"tasks": {"gaps": 1}},
+        evaluate={"tasks": ["gaps"], "gate_task": "gaps"},
+    )
+    outputs = through(tmp_path, settings, monkeypatch)
+    for case in ("evaluate-gaps", "gate"):
+        found = table(outputs / "tables" / f"{case}.csv")
+        assert set(found) == {"mode", "sample"} and all(1 <= float(row["nfe"]) <= 10 for row in found.values())
+    parity = json.loads((outputs / "metrics" / "export.json").read_text())
+    assert parity["texts"] == parity["equal_texts"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.core.errors import CheckpointError
+from components.commands import bench, resolve
+from components.core.errors import CheckpointError, DataError, SettingsError
 from components.core.rng import generator
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.denoisers import check_denoiser, embedded, load, with_cache
 from components.denoisers.fingerprint import fingerprint
 from components.policies.heuristics import Threshold
+from components.settings import read
 from components.settings.data import Model, Pretrain
 from components.stages.common.workspace import Workspace
 from components.stages.pretrain import pretrain
@@ -434,6 +436,45 @@ def test_a_stage_writes_the_commit_down_also_without_a_network(revision: str | N
     pretrain(workspace, {"m": model}, shape, "m")
     written = json.loads((workspace.outputs / "pretrain" / "m" / "source.json").read_text(encoding="utf-8"))
     assert written == {"source": "own/tiny", "revision": commit, "dtype": "float32"}
+
+
+SETTINGS = read(Path(__file__).parents[2] / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "commit"),
+    [("own/tiny", "b" * 40), ("own/tiny@main", "b" * 40), (f"own/tiny@{'a' * 40}", "a" * 40)],
+)
+def test_a_command_opens_the_revision_behind_the_name(
+    name: str, commit: str, cached: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`decode --model` and `bench --model`, which stops here once its dLLM is open."""
+    workspace = Workspace(tmp_path / "work", "p")
+    denoiser, _ = resolve.open_dllm(workspace, SETTINGS, name)
+    assert denoiser.model.config.rms_norm_eps == cached[commit].config.rms_norm_eps
+    weights = load(tmp_path / "models--own--tiny" / "snapshots" / commit)[0]
+    assert torch.equal(logits_of(denoiser, ids()), logits_of(weights, ids()))
+    opened: list[Any] = []
+    monkeypatch.setattr(bench, "open_named", lambda *given: opened.append(resolve.open_named(*given)) or opened[0])
+    with pytest.raises(DataError):  # no prompts here
+        bench._subject(bench.Request(model=name), workspace, SETTINGS)
+    assert opened[0][0].model.config.rms_norm_eps == cached[commit].config.rms_norm_eps
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_revision_that_is_not_there_is_refused(tmp_path: Path):
+    for name, error in (("own/tiny@", SettingsError), (f"own/tiny@{'c' * 40}", CheckpointError)):
+        with pytest.raises(error, match="own/tiny") as found:
+            resolve.open_named(name, "auto")
+        assert has_remedy(str(found.value))
+
+
+def test_a_folder_may_have_an_at_in_its_name(tmp_path: Path):
+    folder = tmp_path / "tiny@a"
+    folder.mkdir()
+    write_llada(folder)
+    denoiser, _ = resolve.open_named(str(folder), "auto")
+    assert torch.equal(logits_of(denoiser, ids()), logits_of(load(folder)[0], ids()))
 
 
 # --- ids -----------------------------------------------------------------------------------------------------------

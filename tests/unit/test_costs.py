@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from components.commands.throughput import (
     coupled_operations,
     on_paper,
 )
+from components.core.timer import Timer
 from components.core.types import Needs
 from components.decode import readout
 from components.export import random_observation
@@ -28,7 +32,11 @@ from components.policies.confidence import PAPER, ConfidencePolicy
 from components.policies.coupled import CoupledPolicy, CoupledShape
 from components.settings import read
 from components.stages.influence import fresh_policy
-from docs.costs import SHAPES, costs, document
+from components.trainers.plan import Objective, Plan
+from components.trainers.reinforce import Method, collect
+from docs import costs as arithmetic
+from docs.costs import SHAPES, activations, costs, document, memory, recorded
+from tests.toy_domain import KeyFirst
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -100,6 +108,90 @@ def test_paper_profiles_differ_from_the_gpu_profile_in_the_papers_sections_alone
             own = read(path).model_dump()
             differing = {name for name in gpu if own[name] != gpu[name]}
             assert differing <= {"profile", "policy", "decode", "distill", "train"}, path.stem
+
+
+LARGE = [path for path in PROFILES if path.stem.startswith(("gpu", "paper-"))]
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_a_profile_over_a_large_dllm_fits_one_card(path: Path) -> None:
+    """Of 80 GB; and a profile that takes ten times the pairs at a time needs ten times the activations."""
+    settings = read(path)
+    found = memory(settings)
+    assert found.weights == pytest.approx(2 * 8.02) and found.weights < found.peak < 80
+    chunks = {
+        name: getattr(settings, name).model_copy(update={"micro_batch": 10 * getattr(settings, name).micro_batch})
+        for name in ("train", "distill")
+    }
+    assert memory(settings.model_copy(update=chunks)).activations == pytest.approx(10 * found.activations)
+
+
+def test_paper_b_s_memory_is_counted_by_hand() -> None:
+    """268.7e6 parameters, six times in float32; 24 x 6 rows of 256 steps, a tenth of them kept, each of 456 hidden
+    states of width 4096 in bfloat16; .24 GB a pair."""
+    settings = read(ROOT / "profiles" / "paper-b-topk.yaml")
+    found = memory(settings)
+    assert found.training == pytest.approx(6 * 4 * 268.7e6 / 1e9, rel=0.01)
+    assert found.recorded == pytest.approx(24 * 6 * 256 * 0.1 * 456 * 4096 * 2 / 1e9, rel=0.01)
+    assert found.activations == pytest.approx(64 * 0.241, rel=0.01)
+    whole = settings.model_copy(update={"train": settings.train.model_copy(update={"micro_batch": 1024})})
+    assert memory(whole).activations == pytest.approx(247, rel=0.01) and memory(whole).peak > 240
+
+
+@contextmanager
+def saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
+    """The tensors that torch saves for the gradient inside the block, one of each storage, without the parameters."""
+    found: dict[int, torch.Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in parameters}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            found.setdefault(storage, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-coupled", "paper-a-bl32", "paper-b-topk"])
+def test_a_pair_s_activations_are_those_that_torch_saves(name: str) -> None:
+    """On no device, within a tenth; with a pair head, which saves what it works on where it is trained, a fifth."""
+    settings = read(ROOT / "profiles" / f"{name}.yaml").policy
+    with torch.device("meta"):
+        policy = fresh_policy(settings, 4096, 0)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(True)
+    small = fresh_policy(settings, 64 if name == "paper-b-topk" else 4096, 0)
+    obs = random_observation(small, 1, 256, "costs")
+    fields = {field: value.to("meta") for field, value in obs.tensors().items()}
+    if policy.needs.features == "sequence":
+        whole = PROMPT + 256
+        fields["features_BTD"] = torch.empty(1, whole, 4096, dtype=torch.bfloat16, device="meta")
+        fields["attend_BT"] = torch.empty(1, whole, dtype=torch.bool, device="meta")
+        obs = replace(obs, canvas_start=PROMPT)
+    with saved(list(policy.parameters())) as found:
+        distribution = policy.distribution(replace(obs, **fields))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    assert distribution is not None  # its graph holds what was saved
+    assert activations(settings, 4096, 256) == pytest.approx(total, rel=0.2 if name == "gpu-coupled" else 0.1)
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-coupled", "paper-b-topk"])
+def test_a_recorded_step_s_bytes_are_those_of_a_rollout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states here are of width 16 in float32, two of which are one of bfloat16; a step's own numbers, some 50
+    bytes, are left out of the count."""
+    toy, settings = KeyFirst(canvas_length=8), read(ROOT / "profiles" / f"{name}.yaml").policy
+    monkeypatch.setattr(arithmetic, "PROMPT", 2)
+    if name == "paper-b-topk":
+        settings = settings.model_copy(update={"heads": 2, "mlp_width": 8})
+    policy = fresh_policy(settings, 16, 0)
+    plan = Plan(iterations=1, prompts=3, group=2, learning_rate=0.001, seed=0, block_length=None)
+    steps = collect(policy, toy.denoiser(), toy.prompts(1), Method(plan, Objective()), 0, Timer()).steps
+    action = (steps.action.drawn_BL, steps.action.rank_BL, steps.action.committed_BL)
+    tensors = [steps.row_N, steps.step_N, steps.log_prob_N, *action, *steps.observation.tensors().values()]
+    held = sum(tensor.nbytes for tensor in tensors if tensor is not None) / len(steps.row_N)
+    assert recorded(policy.needs, 2 * 16, 8) == pytest.approx(held, abs=80)
 
 
 @pytest.mark.parametrize("length", [48, 256])

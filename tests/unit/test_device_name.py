@@ -53,8 +53,7 @@ def device_of(place: Workspace, way: str, settings: Settings) -> str:
         elif way == "--denoiser":
             resolve.open_dllm(place, settings, HUB)
         elif way == "lm_eval":
-            make: Any = lm_eval_model.Unmask
-            make(denoiser=HUB, policy="threshold:0.9")
+            lm_eval_model.Unmask(**{"denoiser": HUB, "policy": "threshold:0.9", "dtype": "float32"})
         else:
             model = HUB if way == "bench --model" else None
             bench._subject(bench.Request(model=model, dtype="float32"), place, settings)

@@ -12,7 +12,7 @@ import pytest
 
 from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build
-from components.tasks.example import END, Example, Task
+from components.tasks.example import END, MASK, Example, Task
 from components.tasks.hub import TextTask
 from components.tasks.splits import SPLITS, collect_all, split_of
 from tests.doubles import json_lines
@@ -87,12 +87,17 @@ def kodcode() -> list[dict[str, Any]]:
     return rows
 
 
+def infill() -> list[dict[str, Any]]:
+    return [{"prompt": f"Say {w}.", "canvas": f"{w[0]}{MASK}{w[-1]}", "answer": w} for w in ("cat", "dogs", "a cow")]
+
+
 FILES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "gsm8k": gsm8k,
     "math": math,
     "humaneval": humaneval,
     "mbpp": mbpp,
     "kodcode": kodcode,
+    "infill": infill,
 }
 RUN = {"humaneval", "mbpp", "kodcode"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from components.decode.engine import rollout
 from components.decode.job import DecodeOptions, Job
 from components.decode.prompts import Prompts
 from components.denoisers import embedded, load
-from components.evaluation.evaluate import Candidate, evaluate
+from components.evaluation.evaluate import Candidate, Sweep, evaluate
 from components.evaluation.results import EvalResult
 from components.policies import store
 from components.policies.confidence import ConfidencePolicy, Shape
@@ -127,6 +128,107 @@ def test_the_harness_and_our_evaluation_agree_item_by_item(name: str, tmp_path: 
     config: dict[str, Any] = found["config"]
     assert config["forward_passes"] == pytest.approx(result.nfe)
     assert 0.0 < result.accuracy < (1.0 if ":" in name else 1.1)
+
+
+AS_PROFILES: dict[str, dict[str, Any]] = {
+    "ends": dict(end_of_text=True, block_length=8),
+    "ends whole": dict(end_of_text=True),
+    "frontier": dict(frontier=3),
+    "frontier in blocks": dict(frontier=3, block_length=8),
+    "late": dict(suppress_eos=True),
+    "late of what is left": dict(suppress_eos="renormalize", frontier=7),
+    "all": dict(suppress_eos="renormalize", frontier=7, end_of_text=True),
+}
+
+
+def decoded(dllm: Path, name: str, drawn: list[Example], given: dict[str, Any]) -> tuple[list[str], list[float]]:
+    """Texts and forward passes of the stages rules and evaluate, with the settings of a profile."""
+    denoiser, encoder = load(dllm)
+    encoder = encoder.stopping() if given.get("end_of_text") else encoder
+    suppress, block = given.get("suppress_eos", False), given.get("block_length")
+    policy = lm_eval_model.loaded(name, dllm)
+    if policy is None:
+        kind, _, number = name.partition(":")
+        late = encoder.end_ids if suppress else ()
+        policy = Sweep((), {}, late, renormalize=suppress == "renormalize").rule(kind, float(number), block)
+    candidate = Candidate(name.partition(":")[0], name, policy, block, frontier=given.get("frontier"))
+    prompts = Prompts.of(TASK, drawn, encoder)
+    job = prompts.job(candidate.block_length, candidate.frontier)
+    texts, _, _ = prompts.scores(job, rollout(denoiser, candidate.policy, job, DecodeOptions(choose="mode")))
+    return texts, evaluate(denoiser, candidate, prompts, [0]).nfe_P.tolist()
+
+
+@pytest.mark.parametrize("name", ["confidence:1", "entropy_bound:0.3", "folder"])
+@pytest.mark.parametrize("case", AS_PROFILES)
+def test_a_profile_s_settings_decode_as_in_its_stages(case: str, name: str, dllm: Path, tmp_path: Path) -> None:
+    """Texts and forward passes, item by item; and the settings are no others in disguise."""
+    given = dict(AS_PROFILES[case])
+    if name == "folder":
+        store.save(ConfidencePolicy(Shape(("log_odds", "entropy"), **SMALL)).eval(), tmp_path)
+        name = str(tmp_path)
+        if "suppress_eos" in given:
+            with pytest.raises(SettingsError, match=r"suppress_eos.* a rule over the whole canvas"):
+                model(dllm, policy=name, **given)
+            return
+    drawn = [TASK.sample(index, 5) for index in range(12)]
+    one = model(dllm, policy=name, **given)
+    chats = [one.apply_chat_template([{"role": "user", "content": example.prompt}]) for example in drawn]
+    texts = one.generate_until(asked(*chats, max_gen_toks=TASK.canvas_length))
+    assert (texts, one._passes) == decoded(dllm, name, drawn, given)
+    plain = {key: value for key, value in given.items() if key == "block_length"}
+    assert (texts, one._passes) != decoded(dllm, name, drawn, plain)
+
+
+def test_weights_have_the_type_of_the_checkpoint_unless_another_is_named(dllm: Path, tmp_path: Path) -> None:
+    assert model(dllm).denoiser.model.dtype == torch.float32
+    folder = tmp_path / "stored"
+    shutil.copytree(dllm, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for named, wanted in (("bfloat16", torch.bfloat16), ("float16", torch.float32), (None, torch.float32)):
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": named}), encoding="utf-8")
+        assert model(folder).denoiser.model.dtype == wanted
+    assert model(folder, dtype="bfloat16").denoiser.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "wanted"),
+    [
+        (None, None, "cpu"),
+        ("cuda:0", None, "cpu"),  # the harness's own, and there is no GPU
+        ("cuda:0", "auto", "auto"),
+        (None, "meta", "meta"),
+        ("cpu", "meta", "cpu"),
+    ],
+)
+def test_the_device_is_the_one_asked_for_else_that_of_the_variable(
+    given: str | None, named: str | None, wanted: str, dllm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if named is None:
+        monkeypatch.delenv("UNMASK_DEVICE", raising=False)
+    else:
+        monkeypatch.setenv("UNMASK_DEVICE", named)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        lm_eval_model, "load", lambda path, device, *more: opened.append(device) or load(path, "cpu", *more)
+    )
+    one = model(dllm, device=given)
+    assert opened == [wanted] and one.device == one.denoiser.device
+
+
+def test_layers_may_be_spread_over_whatever_is_there(dllm: Path) -> None:
+    one = model(dllm, device="auto")
+    assert one.device == one.denoiser.device
+    requests = asked("abc", max_gen_toks=8)
+    assert one.generate_until(requests) == model(dllm).generate_until(requests)
+
+
+def test_several_processes_are_refused(dllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would answer every request and write the results."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="as 2 processes") as refused:
+        model(dllm)
+    assert has_remedy(str(refused.value))
 
 
 def asked(*texts: str, **how: Any) -> list[Instance]:
@@ -245,6 +347,10 @@ def test_a_policy_lies_where_the_dllm_lies(dllm: Path, tmp_path: Path, monkeypat
         ({"alpha": "fast"}, "alpha='fast'"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"choose": "best"}, "choose='best'"),
+        ({"frontier": 0}, "frontier=0"),
+        ({"end_of_text": "yes"}, "end_of_text='yes'"),
+        ({"suppress_eos": "often"}, "suppress_eos='often'"),
+        ({"suppress_eos": True, "block_length": 8}, "suppress_eos=True"),
         ({"dtype": "int8"}, "int8"),
     ],
 )

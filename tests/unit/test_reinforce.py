@@ -14,7 +14,7 @@ import torch
 from components.core.errors import SettingsError
 from components.core.rng import Noise
 from components.core.timer import Timer
-from components.core.types import Needs
+from components.core.types import Needs, Observation
 from components.decode.engine import rollout
 from components.decode.job import DecodeOptions
 from components.export.states import Watched
@@ -126,6 +126,61 @@ def test_the_update_does_not_depend_on_how_it_is_cut(key_first: KeyFirst):
         )
         results.append(snapshot(policy))
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-5) for name in results[0])
+
+
+def limited(policy: LearnedPolicy, most: int, error: Exception) -> LearnedPolicy:
+    """The policy where no more pairs than ``most`` have room in an update."""
+    plain = policy.distribution
+
+    def distribution(obs: Observation):
+        if torch.is_grad_enabled() and len(obs.step_B) > most:
+            raise error
+        return plain(obs)
+
+    policy.distribution = distribution  # type: ignore[method-assign]
+    return policy
+
+
+def test_where_memory_runs_out_an_update_adds_up_smaller_pieces(key_first: KeyFirst, caplog: pytest.LogCaptureFixture):
+    objective = Objective(alpha=0.5, signal="dense", num_epochs=2)
+    experience = gathered(key_first, learner(), objective=objective)
+    live = int((experience.advantage_R[experience.steps.row_N] != 0).sum())
+    fits = live // 2 // 2
+    assert fits > 1
+    refused = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    weights, figures = [], []
+    for policy, pairs in ((learner(), live), (limited(learner(), fits, refused), 10_000), (learner(), fits)):
+        method = Method(PLAN, replace(objective, micro_batch=pairs))
+        figures.append(update(policy, optimizer_for(policy, PLAN), experience, method))
+        weights.append(snapshot(policy))
+    whole, halved, small = weights
+    assert all(torch.equal(halved[name], small[name]) for name in small) and figures[1] == figures[2]
+    assert all(torch.allclose(halved[name], whole[name], atol=1e-5) for name in whole)
+    told = [record.message for record in caplog.records if "Out of memory" in record.message]
+    assert len(told) == 2, "one message per halving, none in the second epoch"
+    assert f"{live} rows" in told[0] and f"going on with {fits}." in told[1]
+
+
+def test_a_training_remembers_what_had_room(key_first: KeyFirst, caplog: pytest.LogCaptureFixture):
+    plan = replace(PLAN, iterations=4)
+    refused = RuntimeError("CUDA error: out of memory")
+    policy = limited(learner(), 8, refused)
+    assert len(run(key_first, policy, plan, Objective(signal="dense", micro_batch=16))) == 4
+    assert [record.message for record in caplog.records if "Out of memory" in record.message] == [
+        "Out of memory with 16 rows in a piece of the update: going on with 8."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "error"),
+    [(0, torch.OutOfMemoryError("CUDA out of memory.")), (8, RuntimeError("sizes differ"))],
+    ids=["one pair that does not fit", "any other error"],
+)
+def test_what_no_smaller_piece_would_help_is_raised(key_first: KeyFirst, most: int, error: Exception):
+    experience = gathered(key_first, learner(), objective=Objective(signal="dense"))
+    policy = limited(learner(), most, error)
+    with pytest.raises(type(error), match=str(error)):
+        update(policy, optimizer_for(policy, PLAN), experience, Method(PLAN, Objective(signal="dense")))
 
 
 def test_training_is_a_function_of_its_seed(key_first: KeyFirst):

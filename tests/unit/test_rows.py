@@ -12,6 +12,7 @@ from components.core.errors import DataError
 from components.settings.data import Counts, Data, Domain, TaskSettings
 from components.stages.common.workspace import Workspace
 from components.stages.prepare import prepare
+from components.tasks import build
 from components.tasks.example import Example, read_examples
 from components.tasks.hub import TextTask, _read_math, gsm8k, math
 from components.tasks.programs import _read_humaneval, _read_mbpp
@@ -224,6 +225,26 @@ def test_mbpp_asks_one_sentence_of_two_functions() -> None:
     assert _read_mbpp("mbpp", MBPP).uid != _read_mbpp("mbpp", other).uid
 
 
+GOOD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # a row, and what makes it one that cannot be scored
+    "gsm8k": ({"question": "How many?", "answer": "#### 3"}, {"answer": "three"}),
+    "math": ({"problem": "Half?", "solution": r"\boxed{0.5}"}, {"solution": "0.5"}),
+    "mbpp": (MBPP, {"test_list": []}),
+    "humaneval": (HUMANEVAL, {"test": "pass"}),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_rows_that_cannot_be_scored_are_left_out_and_counted_if_asked(name: str, tmp_path: Path) -> None:
+    good, broken = GOOD[name]
+    path = file(tmp_path / "x.jsonl", {**good, **broken}, good, {})
+    more = {"execute": True, "allow_unconfined": True} if name in ("mbpp", "humaneval") else {}
+    with pytest.raises(DataError, match=r"x.jsonl, line 1: .*leave_out=true\."):
+        build(name, test_path=path, **more).examples("test")  # type: ignore[attr-defined]
+    task = build(name, test_path=path, leave_out=True, **more)
+    assert isinstance(task, TextTask)
+    assert len(task.examples("test")) == 1 and [place[-6:] for place in task.left_out] == ["line 1", "line 3"]
+
+
 # --- stage prepare --------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +268,17 @@ def test_a_finite_data_set_is_drawn_by_the_seed(tmp_path: Path) -> None:
         assert workspace.task("words").examples("test") == drawn[seed]
     assert isinstance(task, TextTask)
     assert drawn[1] != drawn[2] and drawn[1] != task.examples("test")[:10]
+
+
+def test_the_rows_left_out_are_a_metric_of_the_stage(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(300)]
+    twice = {"question": "1?", "answer": "#### 2"}
+    file(tmp_path / "train.jsonl", *rows[40:], {"question": "odd?", "answer": ""})
+    file(tmp_path / "test.jsonl", *rows[:40], twice)
+    data = settings(tmp_path, 1)
+    data.tasks["words"].params["leave_out"] = True
+    figures = prepare(Workspace(root=tmp_path, profile="p"), data, {}, Domain(model="none", tasks={"words": 1}))
+    assert figures["words.rows_left_out"] == 2
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 import itertools
 import json
+import random
 from collections.abc import Iterable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.core.errors import DataError, SettingsError
 from components.tasks import TASKS, build
 from components.tasks.example import Example
+from components.tasks.gym import zebra_solution
 from components.tasks.hub import TextTask
+from components.tasks.puzzle_text import PuzzleText
 from components.tasks.splits import SHARES, SPLITS, answers_seen, collect_all, split_of
 
-TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
+TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "infill", "zebra", "countdown_text", "sudoku_text")
 PUZZLES = [name for name in TASKS if name not in TEXTS]
 COUNTS = {"pretrain": 60, "train": 15, "tune": 6, "gate": 6, "test": 6}
 
@@ -111,3 +117,38 @@ def test_finite_tasks_are_drawn_in_an_order_of_the_seed(tmp_path: Path):
     assert task.sample(3, 0) == task.sample(3, 0) and task.sample(3, 0) in task.examples("train")
     with pytest.raises(DataError, match="the data set has 20"):
         collect_all(task, {"test": 21}, 0)
+
+
+# --- zebra: the split is known before the puzzle --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("people", "characteristics"), [(2, 2), (3, 2), (4, 4), (2, 7)])
+def test_a_zebra_puzzle_s_solution_is_known_before_it(people: int, characteristics: int) -> None:
+    """Held to what reasoning-gym says of the finished puzzle, whose clues have no other solution."""
+    generate: Any = import_module("reasoning_gym.logic.contrib.logic_puzzle.generate")
+    for item in range(4):
+        solution = generate.generate_puzzle(random.Random(item), people, characteristics)[0]["solution"]
+        kinds = solution["table_header"][1:]
+        rows = {(kind, row[0]): row[i] for row in solution["table_rows"] for i, kind in enumerate(kinds, start=1)}
+        found = zebra_solution(item, people, characteristics)
+        assert {(k.split(".")[0], house): k.split(".")[1].replace("_", " ") for k, house in found.items()} == rows
+
+
+def test_zebra_puzzles_of_other_splits_are_not_made() -> None:
+    """And those of a split are the ones that drawing and discarding gives."""
+    task, made = build("zebra", people=3, characteristics=2), list[int]()
+    assert isinstance(task, PuzzleText)
+
+    def draw(index: int, seed: int) -> Example:
+        made.append(index)
+        return task.draw(index, seed)
+
+    found = collect_all(replace(task, draw=draw), {"tune": 2, "test": 3}, 5)
+    every = [task.sample(index, 5) for index in range(made[-1] + 1)]
+    for split, count in (("tune", 2), ("test", 3)):
+        kept = {e.uid: e for e in every if split_of(e) == split}
+        assert found[split] == list(kept.values())[:count]
+    assert {split_of(every[index]) for index in made} <= {"tune", "test"}
+    assert len(made) < len(every) / 2
+    assert all(task.split_by(index, 5) == e.metadata["split_by"] for index, e in enumerate(every[:5]))
+    assert len({e.metadata["split_by"] for e in every}) > 10

@@ -18,7 +18,7 @@ from components.tasks.example import END, Example, Task, address, fill, read_exa
 from components.tasks.puzzle_text import evaluate
 from components.tasks.sudoku import peers_of
 
-TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "zebra", "countdown_text", "sudoku_text")
+TEXTS = ("gsm8k", "math", "humaneval", "mbpp", "kodcode", "infill", "zebra", "countdown_text", "sudoku_text")
 PUZZLES = [name for name in TASKS if name not in TEXTS]
 ONE_ANSWER = ["sudoku_unique", "number_sorting"]
 

@@ -156,3 +156,19 @@ def test_pretraining_gives_the_same_weights_with_one_lane_and_with_two(threads: 
     (one, first), (two, second) = found
     assert first == second
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_pieces_that_were_added_before_memory_ran_out_do_not_count_twice():
+    """The second of two pieces is refused; what was there before the first one stays."""
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    weight.grad = torch.ones_like(weight)
+
+    def loss(row_n: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        if 4 in row_n and len(row_n) > 1:
+            raise MemoryError
+        return weight.sum() * row_n.sum(), row_n.tolist()
+
+    room = workers.Room(3)
+    assert workers.add_gradients_by_piece(loss, torch.arange(5), [weight], room) == [[0], [1], [2], [3], [4]]
+    assert room.rows == 1 and weight.grad.tolist() == [11.0] * 3
+    assert workers.add_gradients_by_piece(loss, torch.arange(0), [weight], room) == []
