@@ -24,6 +24,8 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight is stored as
 CHUNK = 1 << 24  # values of a tensor that are compared with the file at once
+# Heads of pretraining that a masked language model has no use for (BERT's next sentence, ALBERT's order of sentences).
+OTHER_HEADS = re.compile(r"(^|\.)(pooler|seq_relationship|sop_classifier)\.")
 LEGACY = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # what transformers renames
 
 
@@ -122,13 +124,15 @@ def check_readable(files: Sequence[Path]) -> None:
 
 def check_loaded(path: str, info: Mapping[str, Any], config: Any) -> None:
     """CheckpointError if loading left weights out, found unknown ones, or ones of another shape."""
-    wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
+    unknown = [key for key in info["unexpected_keys"] if not OTHER_HEADS.search(key)]
+    keys = {"missing": info["missing_keys"], "unexpected": unknown, "mismatched": info["mismatched_keys"]}
+    wrong = {f"{kind}_keys": sorted(map(str, found)) for kind, found in keys.items() if found}
     if _ties(config) and wrong.get("missing_keys") == ["lm_head.weight"]:
         del wrong["missing_keys"]
     if wrong:
         raise CheckpointError(
-            f"{path}: {wrong}, so that weights would stay random. Check that the folder holds the whole checkpoint "
-            f"that its config.json describes."
+            f"{path}: {wrong}, so that the model would not be the one that was saved. Check that the folder holds the "
+            f"whole checkpoint that its config.json describes."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -105,6 +106,20 @@ def test_a_masked_language_model_is_its_own_class_bit_for_bit(name: str, tmp_pat
     assert bool(done.finished_R.all())
     with pytest.raises(SettingsError, match="cache"):
         with_cache(denoiser, "dual")
+
+
+def test_a_bert_with_the_heads_of_its_pretraining_loads_and_one_with_a_stranger_s_does_not(tmp_path: Path):
+    """The first BERT checkpoints hold the pooler and the head of next-sentence prediction too."""
+    model = write_masked(tmp_path, "Bert")
+    ids_BT = torch.randint(5, 25, (2, 7), generator=generator("ids"))
+    file = tmp_path / "model.safetensors"
+    more = {"bert.pooler.dense.weight": torch.ones(16, 16), "cls.seq_relationship.bias": torch.ones(2)}
+    save_file(load_file(file) | more, file, {"format": "pt"})
+    with torch.no_grad():
+        wanted = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
+    assert torch.equal(logits_of(load(tmp_path)[0], ids_BT), wanted)  # type: ignore[arg-type]
+    save_file(load_file(file) | {"bert.encoder.adapter.weight": torch.ones(2)}, file, {"format": "pt"})
+    refused(tmp_path, str(tmp_path), "unexpected_keys", "adapter")
 
 
 @pytest.mark.parametrize("name", ["Roberta", "IBert", "Bert"])
