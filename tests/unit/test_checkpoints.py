@@ -455,7 +455,9 @@ def test_a_command_opens_the_revision_behind_the_name(
     weights = load(tmp_path / "models--own--tiny" / "snapshots" / commit)[0]
     assert torch.equal(logits_of(denoiser, ids()), logits_of(weights, ids()))
     opened: list[Any] = []
-    monkeypatch.setattr(bench, "open_named", lambda *given: opened.append(resolve.open_named(*given)) or opened[0])
+    monkeypatch.setattr(
+        bench, "open_named", lambda *given, **more: opened.append(resolve.open_named(*given, **more)) or opened[0]
+    )
     with pytest.raises(DataError):  # no prompts here
         bench._subject(bench.Request(model=name), workspace, SETTINGS)
     assert opened[0][0].model.config.rms_norm_eps == cached[commit].config.rms_norm_eps
