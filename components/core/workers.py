@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,9 +123,9 @@ def add_gradients_by_piece(
     """
     before = [parameter.grad for parameter in parameters]
     while True:
-        pieces = row_N.split(room.rows) if len(row_N) else ()
+        pieces = torch.split(row_N, room.rows) if len(row_N) else ()
         try:
-            return add_gradients([lambda rows=rows: loss(rows) for rows in pieces], parameters)
+            return add_gradients([partial(loss, rows) for rows in pieces], parameters)
         except (RuntimeError, MemoryError) as error:
             held = min(room.rows, len(row_N))
             if held < 2 or not ran_out(error):
