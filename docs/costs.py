@@ -30,7 +30,7 @@ SHAPES = {
 
 FLOAT = 4  # bytes: policies are trained in float32
 STATE = 6  # of a policy: weights, the best so far, gradients, those of one micro batch, AdamW's two moments
-RECORDS = 3  # times an iteration's steps: the last one's, its own, and their copy as they are joined
+RECORDS = 2  # times an iteration's steps: its own, and their copy as they are joined
 PAIR_WIDTHS = 3  # tensors of its width that the pair head works on
 
 
@@ -200,8 +200,7 @@ launches and the readout are counted in the last section.
 
 Memory is that of stage train on one card, at the larger of two peaks, in GB of 1e9 bytes:
 
-- rollout: weights, training, readout, and {records} times the recorded steps: those of the iteration before, its own,
-  and their copy as they are joined
+- rollout: weights, training, readout, and {records} times the recorded steps: its own, and the copy as they are joined
 - update: weights, training, the recorded steps, and one micro batch
 - weights: of the dLLM, in bfloat16
 - training: {state} times the policy in float32: weights, the best so far, gradients, those of one micro batch, AdamW's

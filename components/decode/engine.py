@@ -67,12 +67,7 @@ def rollout(
         return Rollout(none.reshape(0, 0), none.reshape(0, 0), none, none.bool(), none, 0, 0)
     waiting, whole = _queue(job)
     number, rows, tokens = _shares(denoiser, job, options, needs, len(waiting))
-    retired: list[dict[str, Tensor]] = []
-    if len(whole):
-        with torch.no_grad():
-            retired.append(retire(admit(job, whole, denoiser, options.seed), torch.ones_like(whole, dtype=torch.bool)))
-
-    told = Event()
+    retired, told = _retired(job, whole, denoiser, options.seed), Event()
 
     def worker(mine: Tensor, timer: Timer) -> _Share:
         with torch.no_grad():
@@ -250,6 +245,12 @@ def _queue(job: Job) -> tuple[Tensor, Tensor]:
     order = (prompt_P[job.prompt_R] * (job.shape[1] + 1) + job.length_R).argsort(stable=True)
     open_R = (job.masks_R > 0)[order]
     return order[open_R], order[~open_R]
+
+
+@torch.no_grad()
+def _retired(job: Job, whole: Tensor, denoiser: Denoiser, seed: int) -> list[dict[str, Tensor]]:
+    """The results of rows that have nothing to decode."""
+    return [retire(admit(job, whole, denoiser, seed), torch.ones_like(whole, dtype=torch.bool))] if len(whole) else []
 
 
 def _collect(

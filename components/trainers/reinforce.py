@@ -257,6 +257,7 @@ def reinforce(
                 learned = update(policy, optimizer, experience, method, room)
         times = {f"seconds/{name}": value for name, value in timer.seconds.items()}
         metrics = _metrics(experience)
+        experience = None  # its steps need not lie beside the next ones'
         before = temperature, metrics["decode/entropy"]
         yield number, metrics | {"decode/temperature": temperature} | learned | times
 

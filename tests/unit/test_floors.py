@@ -58,7 +58,7 @@ LINES, LENGTH, PARAMETERS = 300, 40, 6  # of a file, of a function, and of a fun
 # A user fills these parameters in one by one; a dataclass would take the form apart. No others are allowed more.
 FORMS = {
     "components/cli/tools.py": {"decode", "compare", "bench"},  # the options of a command
-    "components/tasks/programs.py": {"mbpp", "kodcode"},  # `params` of a task in params.yaml
+    "components/tasks/programs.py": {"humaneval", "mbpp", "kodcode"},  # `params` of a task in params.yaml
     "components/stages/report.py": {"report"},  # a section of params.yaml each, as in dvc.yaml
     "flows/train_policy.py": {"train_policy"},  # Prefect's form
     "flows/sweep.py": {"sweep"},  # the same
