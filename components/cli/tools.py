@@ -27,6 +27,7 @@ class Weights(StrEnum):
 
 
 POLICY = "a rule and its number, a policy folder, an .onnx file, or models:/NAME@champion"
+MODEL = "dLLM folder or hub name, NAME@REVISION for one of its commits; by default the profile's own"
 BLOCK = "block length; by default the profile's own"
 DRAW = "how a learned policy is drawn from"
 _WIDTH = max(map(len, decoders())) + 3
@@ -123,7 +124,7 @@ def decode(
         str | None, typer.Option(help="of params.yaml data.tasks; by default found by the prompt's first letter")
     ] = None,
     length: Annotated[int | None, typer.Option(min=1, help="canvas length; by default the task's own")] = None,
-    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     choose: Annotated[Choice, typer.Option(help=DRAW)] = Choice.mode,
     block: Annotated[int | None, typer.Option(min=1, help=BLOCK)] = None,
     canvas: Annotated[str | None, typer.Option(help="a text to fill in, [MASK] for each missing token")] = None,
@@ -169,7 +170,7 @@ def compare(
 
 def bench(
     policy: Annotated[list[str] | None, typer.Option(help=f"{POLICY}; beside those that are always measured")] = None,
-    model: Annotated[str | None, typer.Option(help="dLLM folder or hub name; by default the profile's own")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     random: Annotated[
         int | None,
         typer.Option(min=1, max=16384, help="a random dLLM (4 layers, width 128), canvases this long, no data"),
