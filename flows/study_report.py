@@ -51,5 +51,6 @@ def _facts(there: Sequence[Kept], names: Sequence[str], stale: Sequence[str]) ->
     if open_cells:
         parts.append(f"Not run yet: {', '.join(open_cells)}.")
     if stale:
-        parts.append(f"Run by an older commit than this document's: {', '.join(stale)}.")
+        which = "all of them" if len(stale) == len(there) else ", ".join(stale)
+        parts.append(f"Run by an older commit than this document's: {which}.")
     return " ".join(parts)
