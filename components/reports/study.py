@@ -173,8 +173,9 @@ class Study:
     def learned(self, case: str) -> Runs | None:
         return runs(self.first, case, "learned", "coupled, reinforced")
 
-    def on(self, case: str) -> list[Runs]:
-        """Each policy on the case: the default ones of each dLLM with their starts, the papers', and other domains'."""
+    def on(self, case: str, elsewhere: bool = True) -> list[Runs]:
+        """Each policy on the case: the default ones of each dLLM with their starts, and the papers'. elsewhere: those
+        that were trained on other tasks too."""
         found: list[Runs | None] = []
         for seed, cells in self.default.items():
             where = "" if len(self.default) == 1 else f", dLLM seed {seed}"
@@ -183,17 +184,11 @@ class Study:
                 runs(cells, case, "distilled", f"its distilled start{where}"),
                 runs(cells, case, "influence", f"influence alone{where}"),
             ]
-        for cells in self.domains():
+        found += [runs([cell], case, "learned", cell.about["about"]) for cell in self.kind("paper")]
+        for cells in [*self.domains(), *([cell] for cell in self.kind("profile"))] if elsewhere else []:
             about = cells[0].about["about"]
             found.append(runs(cells, case, "learned", about))
             found.append(runs(cells, case, "influence", f"{about}: influence alone"))
-        found += [runs([cell], case, "learned", cell.about["about"]) for cell in self.kind("paper")]
-        for cell in self.kind("profile"):
-            about = cell.about["about"]
-            found += [
-                runs([cell], case, "learned", about),
-                runs([cell], case, "influence", f"{about}: influence alone"),
-            ]
         return [one for one in found if one is not None]
 
     def domains(self) -> list[list[Kept]]:

@@ -48,7 +48,9 @@ def draw(path: Path, study: Study, columns: int = 3) -> Path:
 
 
 def _panel(ax: Axes, study: Study, case: str) -> None:
-    policies = [one for one in study.on(case) if "dLLM seed" not in one.label or one.label.endswith("seed 0")]
+    policies = [
+        one for one in study.on(case, elsewhere=False) if "dLLM seed" not in one.label or one.label.endswith("seed 0")
+    ]
     rules = policies[0].rules
     right = min(max(r.nfe for r in rules), policies[0].canvas) * 1.05
     corners_nfe, corners = upper_hull(*policies[0].front)
