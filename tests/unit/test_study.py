@@ -159,6 +159,10 @@ def test_seeds_of_another_domain_are_one_line_too(tmp_path: Path) -> None:
     found = {one.label: len(one.by_setting["mode"]) for one in study.on("evaluate-sudoku_many")}
     assert (found["cell a"], found["cell a: influence alone"], found["cell b"]) == (2, 2, 1)
     assert "cell a-1" not in found and len(study.domains()) == 2
+    ax = Figure().subplots()
+    study_figure._panel(ax, study, "evaluate-sudoku_many")  # they are no policies of the papers
+    drawn = {str(line.get_label()) for line in ax.get_lines()}
+    assert {"reinforced", "influence alone"} < drawn and not any(label.startswith("cell") for label in drawn)
     judged = [bar for bar in study_bars.bars(study) if bar.asked.startswith("sudoku_many, cell a, ")]
     assert len(judged) == 2 and all(bar.verdict.endswith(" of 2") for bar in judged)
     changed = replace(study.cells[2], settings=study.cells[2].settings | {"train": {"seed": 1, "iterations": 9}})
