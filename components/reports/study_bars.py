@@ -28,6 +28,11 @@ from .judged import (
 from .study import Kept, Runs, Study, in_blocks, runs
 from .table import points
 
+PLAIN = {"sudoku_many": (0.60, 0.35), "sudoku_unique": (0.50, 0.15)}
+"""Errors cut at equal forwards and forwards saved at equal accuracy, of each plain task."""
+WORDED = {"position": (0.30, 3.3, 4.0), "content": (0.40, 3.0, 3.7)}
+"""Points above the front, and the forwards from and to which, of spellings by position and by content."""
+
 
 def bars(study: Study) -> list[Bar]:
     """Every bar whose cells are there, in the order in which they were asked."""
@@ -44,7 +49,7 @@ def _trained_on(study: Study) -> list[Bar | None]:
     found: list[Bar | None] = []
     groups = [(f"dLLM seed {seed}", cells) for seed, cells in study.default.items()]
     groups += [(cells[0].about["about"], cells) for cells in study.domains()]
-    for task, cut, saved in (("sudoku_many", 0.60, 0.35), ("sudoku_unique", 0.50, 0.15)):
+    for task, (cut, saved) in PLAIN.items():
         for name, cells in groups:
             one = runs(cells, f"evaluate-{task}", "learned", "")
             if one is None:
@@ -78,16 +83,22 @@ def _over_our_shifts(study: Study) -> list[Bar | None]:
             if one is None or not own:
                 continue
             wide = replace(one, rules=[*one.rules, *own])
-            asked = f"{case.partition('-')[2]}, one seed, mi_bound and demask over our own shifts among the rules"
-            if "worded" in case:
-                places = np.arange(3.3, 4.0 + STEP / 2, STEP).tolist()
-                seen = points_above(wide, 0, places)
-                found.append(judged(f"{asked}: 30 points above the front at 3.3 to 4 forwards", 0.30, [seen]))
+            task = case.partition("-")[2]
+            asked = f"{task}, one seed, mi_bound and demask over our own shifts among the rules"
+            if task not in PLAIN:
+                found.append(_above(asked, wide, [0], *WORDED[task.partition("_")[2]]))
             else:
-                cut = 0.60 if "many" in case else 0.50
+                cut, _ = PLAIN[task]
                 asked += f": errors cut by {100 * cut:.0f} % where the front lies between 20 and 95 %"
                 found.append(judged(asked, cut, [errors_cut(wide, 0)]))
     return found
+
+
+def _above(where: str, one: Runs, seeds: Sequence[int], needed: float, low: float, high: float) -> Bar:
+    """Points above the rules' front over a range of forwards."""
+    places = np.arange(low, high + STEP / 2, STEP).tolist()
+    asked = f"{where}: {100 * needed:.0f} points above the front at {low} to {high} forwards"
+    return judged(asked, needed, [points_above(one, s, places) for s in seeds])
 
 
 def _in_blocks(study: Study) -> list[Bar | None]:
@@ -126,18 +137,16 @@ def _below_in_blocks(cell: Kept, name: str) -> Bar | None:
 def _worded(study: Study) -> list[Bar | None]:
     """Several right spellings, by position and by content, and order alone."""
     found: list[Bar | None] = []
-    groups = [("by position", "evaluate-worded_position", cells, 0.30, (3.3, 4.0)) for cells in study.default.values()]
-    groups += [("by content", "evaluate-worded_content", cells, 0.40, (3.0, 3.7)) for cells in study.domains()]
-    for name, case, cells, needed, (low, high) in groups:
-        one = runs(cells, case, "learned", "")
-        start = runs(cells, case, "influence", "")
+    groups = [("position", cells) for cells in study.default.values()]
+    groups += [("content", cells) for cells in study.domains()]
+    for name, cells in groups:
+        one = runs(cells, f"evaluate-worded_{name}", "learned", "")
+        start = runs(cells, f"evaluate-worded_{name}", "influence", "")
         if one is None:
             continue
-        where, seeds = f"spellings {name}, dLLM seed {cells[0].dllm_seed}", _seeds(one)
-        places = np.arange(low, high + STEP / 2, STEP).tolist()
-        asked = f"{where}: {100 * needed:.0f} points above the front at {low} to {high} forwards"
-        found.append(judged(asked, needed, [points_above(one, s, places) for s in seeds]))
-        if name == "by position":
+        where, seeds = f"spellings by {name}, dLLM seed {cells[0].dllm_seed}", _seeds(one)
+        found.append(_above(where, one, seeds, *WORDED[name]))
+        if name == "position":
             found.append(_fewer_forwards(f"{where}: 30 % fewer forwards at accuracy .9", 0.30, one, 0.9))
         if start is not None:
             below = np.arange(1.0, 4.0, STEP).tolist()
